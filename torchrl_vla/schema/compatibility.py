@@ -1,0 +1,47 @@
+"""List what makes one robot's data wrong for another."""
+
+from __future__ import annotations
+
+from math import isclose
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torchrl_vla.schema.metadata import RobotDatasetMetadata
+
+#: Compared for equality; the text says what goes wrong when they differ.
+_EXACT = {
+    "embodiment_id": "another robot",
+    "action_dim": "actions of another size",
+    "action_names": "dimensions in another order",
+    "action_units": "numbers off by the ratio of the units",
+    "action_reference": "targets read as steps, or steps as targets",
+    "action_space": "joint values read as poses, or the reverse",
+    "rotations": "rotations in another layout",
+    "grippers": "a gripper that opens when told to close",
+    "state_dim": "states of another size",
+    "state_names": "dimensions in another order",
+    "state_units": "numbers off by the ratio of the units",
+    "cameras": "images in another place",
+}
+
+#: Two clocks within one percent are the same rate (30 Hz and 29.97 Hz are).
+_RATE_TOLERANCE = 0.01
+
+
+def differences(first: RobotDatasetMetadata, second: RobotDatasetMetadata) -> list[str]:
+    """Return one line per difference; undeclared fields are passed over."""
+    found = []
+    for name, consequence in _EXACT.items():
+        ours, theirs = getattr(first, name), getattr(second, name)
+        if _declared(ours) and _declared(theirs) and ours != theirs:
+            found.append(f"{name}: {ours!r} against {theirs!r} ({consequence})")
+    ours, theirs = first.control_frequency_hz, second.control_frequency_hz
+    if ours and theirs and not isclose(ours, theirs, rel_tol=_RATE_TOLERANCE):
+        found.append(
+            f"control_frequency_hz: {ours} against {theirs} (motions at another speed)"
+        )
+    return found
+
+
+def _declared(value: Any) -> bool:
+    return value is not None and value != ()

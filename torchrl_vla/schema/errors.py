@@ -1,0 +1,49 @@
+"""The library's exceptions.
+
+Each also derives from the builtin that a caller would expect, so that
+``except ValueError`` keeps working where a library error is refined later.
+"""
+
+from __future__ import annotations
+
+
+class VLAError(Exception):
+    """Base of every error that torchrl_vla raises on purpose."""
+
+
+class SchemaError(VLAError, ValueError):
+    """A tensordict does not follow the canonical schema."""
+
+
+class MetadataError(VLAError, ValueError):
+    """Robot metadata contradicts itself."""
+
+
+class IncompatibleMetadataError(MetadataError):
+    """Two metadata describe robots whose data must not be mixed."""
+
+
+class TokenError(VLAError, ValueError):
+    """An action cannot be encoded, or a token is none of ours."""
+
+
+class ExecutionError(VLAError, RuntimeError):
+    """A chunk executor cannot go on without risking a wrong action."""
+
+
+class MissingExtraError(VLAError, ImportError):
+    """An optional package is needed and not installed."""
+
+
+class _ReadableKeyError(VLAError, KeyError):
+    # KeyError prints repr(message), which turns a sentence into quoted text.
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
+
+
+class MissingKeyError(_ReadableKeyError):
+    """A tensordict lacks a key that a component needs."""
+
+
+class UnknownInstructionError(_ReadableKeyError):
+    """An instruction id or text is not in the table."""

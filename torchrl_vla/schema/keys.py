@@ -1,0 +1,69 @@
+"""The canonical tensordict keys: the only place where they are spelled out.
+
+Shape letters: ``*B`` batch (time, where there is one, is its last dimension),
+``H`` chunk, ``A`` action, ``S`` state, ``C h w`` image.
+
+============================== ========= ================ ========================
+key                            dtype     shape            meaning
+============================== ========= ================ ========================
+``("observation", "image")``   uint8,    ``[*B,C,h,w]``   RGB camera image; uint8 is
+                               float                      0..255, float is 0..1.
+                                                          Several cameras: a
+                                                          sub-tensordict
+                                                          ``{camera: image}``
+``("observation", "state")``   float     ``[*B, S]``      proprioception; names and
+                                                          units in the metadata
+``language_instruction``       text,     ``[*B]``         what the robot is told to
+                               int64                      do: text at the edges,
+                                                          ``InstructionTable`` ids on
+                                                          hot paths
+``action``                     float     ``[*B, A]``      one executed action
+``action_chunk``               float     ``[*B, H, A]``   the next ``H`` actions
+``action_is_pad``              bool      ``[*B, H]``      **True = padded**: past the
+                                                          episode's end, to be ignored
+``action_tokens``              int64     ``[*B, H, A]``   discrete actions
+``log_probs``                  float     ``[*B]``         log-probability of
+                                                          ``action_tokens``
+``success``                    bool      ``[*B, 1]``      True = task achieved
+``is_init``                    bool      ``[*B, 1]``      True = an episode's first
+                                                          step
+``episode_index``              int64     ``[*B]``         the episode of a frame
+``frame_index``                int64     ``[*B]``         0-based step within the
+                                                          episode
+``episode_seed``               int64     ``[*B]``         seed that made the episode's
+                                                          initial state
+``is_decision``                bool      ``[*B, 1]``      True = the policy was asked
+                                                          on this step
+``executed_steps``             int64     ``[*B, 1]``      base steps that an outer
+                                                          step ran
+``is_executed``                bool      ``[*B, H]``      True = this position of the
+                                                          chunk was executed
+============================== ========= ================ ========================
+
+Every component takes other keys as arguments; these are the shared defaults.
+"""
+
+from __future__ import annotations
+
+from tensordict import NestedKey
+
+OBSERVATION_KEY: NestedKey = "observation"
+IMAGE_KEY: NestedKey = ("observation", "image")
+STATE_KEY: NestedKey = ("observation", "state")
+INSTRUCTION_KEY: NestedKey = "language_instruction"
+
+ACTION_KEY: NestedKey = "action"
+ACTION_CHUNK_KEY: NestedKey = "action_chunk"
+ACTION_IS_PAD_KEY: NestedKey = "action_is_pad"
+ACTION_TOKENS_KEY: NestedKey = "action_tokens"
+LOG_PROBS_KEY: NestedKey = "log_probs"
+
+SUCCESS_KEY: NestedKey = "success"
+IS_INIT_KEY: NestedKey = "is_init"
+EPISODE_KEY: NestedKey = "episode_index"
+FRAME_KEY: NestedKey = "frame_index"
+EPISODE_SEED_KEY: NestedKey = "episode_seed"
+
+IS_DECISION_KEY: NestedKey = "is_decision"
+EXECUTED_STEPS_KEY: NestedKey = "executed_steps"
+IS_EXECUTED_KEY: NestedKey = "is_executed"
