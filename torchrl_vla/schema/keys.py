@@ -18,6 +18,8 @@ key                            dtype     shape            meaning
                                                           ``InstructionTable`` ids on
                                                           hot paths
 ``action``                     float     ``[*B, A]``      one executed action
+``expert_action``              float     ``[*B, A]``      what an expert meant to do,
+                                                          before noise; the target
 ``action_chunk``               float     ``[*B, H, A]``   the next ``H`` actions
 ``action_is_pad``              bool      ``[*B, H]``      **True = padded**: past the
                                                           episode's end, to be ignored
@@ -53,6 +55,7 @@ STATE_KEY: NestedKey = ("observation", "state")
 INSTRUCTION_KEY: NestedKey = "language_instruction"
 
 ACTION_KEY: NestedKey = "action"
+EXPERT_ACTION_KEY: NestedKey = "expert_action"
 ACTION_CHUNK_KEY: NestedKey = "action_chunk"
 ACTION_IS_PAD_KEY: NestedKey = "action_is_pad"
 ACTION_TOKENS_KEY: NestedKey = "action_tokens"

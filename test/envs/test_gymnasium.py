@@ -1,0 +1,382 @@
+from __future__ import annotations
+
+import functools
+import sys
+
+import cloudpickle
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium.spaces import Box, Discrete
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torchrl.envs.utils import check_env_specs
+
+from torchrl_vla.envs.gymnasium import GymnasiumEnv, ObservationKeys
+from torchrl_vla.envs.simulators import SimulationError
+from torchrl_vla.schema import (
+    MissingKeyError,
+    RobotDatasetMetadata,
+    SchemaError,
+    validate_vla_tensordict,
+)
+
+OBSERVE = ObservationKeys(state=("counters",), images="picture")
+
+
+class Counter(gymnasium.Env):
+    """State: the episode's seed, its steps, the sum of its actions."""
+
+    observation_space = gymnasium.spaces.Dict(
+        counters=Box(-np.inf, np.inf, (3,)), picture=Box(0, 255, (2, 4, 3), np.uint8)
+    )
+
+    def __init__(self, goal: int = 10**6, action_space=None, breaks_at=None):
+        self.action_space = action_space or Box(-1.0, 1.0, (2,))
+        self.goal, self.breaks_at = goal, breaks_at
+
+    def reset(self, *, seed=None, options=None):
+        self.counters = np.array([seed, 0.0, 0.0])
+        return self.observe(), {}
+
+    def step(self, action):
+        self.counters += (0.0, 1.0, action.sum())
+        steps = self.counters[1]
+        if self.breaks_at == steps:
+            raise OverflowError("the robot fell off the table")
+        reached = bool(steps >= self.goal)
+        return self.observe(), steps, reached, False, {"is_success": reached}
+
+    def observe(self):
+        picture = np.zeros((2, 4, 3), np.uint8)
+        picture[1, 3, 2] = self.counters[1]
+        return {"counters": self.counters.copy(), "picture": picture}
+
+
+# Workers cannot import a test module by its name.
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+
+def make(num_envs=3, make_env=Counter, **kwargs):
+    defaults = {
+        "observe": OBSERVE,
+        "instructions": "count",
+        "success_key": "is_success",
+        "num_envs": num_envs,
+        "seed": 0,
+    }
+    return GymnasiumEnv(make_env, **{**defaults, **kwargs})
+
+
+def act(env, td, value=0.5, mask=None):
+    td = td.clone().set("action", torch.full((*env.batch_size, 2), value))
+    if mask is not None:
+        td["_step"] = torch.tensor(mask)
+    return env.step(td)["next"]
+
+
+def state(td):
+    return td["observation", "state"].tolist()
+
+
+def test_specs_agree_with_data():
+    check_env_specs(make())
+    check_env_specs(make(1, max_steps=2), break_when_any_done="both")
+
+
+def test_output_is_valid_schema():
+    env = make(2)
+    assert validate_vla_tensordict(env.rollout(3)) == []
+
+
+def test_images_become_channels_first_and_keep_every_pixel():
+    env = make(1)
+    image = act(env, env.reset())["observation", "image"]
+    assert image.dtype == torch.uint8
+    assert image.shape == (1, 3, 2, 4)
+    assert image[0, 2, 1, 3] == 1
+    assert image.sum() == 1
+
+
+def test_cameras_have_an_entry_each():
+    cameras = ObservationKeys(images={"top": "picture", "wrist": "picture"})
+    env = make(1, observe=cameras)
+    assert set(env.reset()["observation", "image"].keys()) == {"top", "wrist"}
+    check_env_specs(env)
+
+
+def test_each_row_has_its_instruction():
+    env = make(2, instructions=["count up", "count down"])
+    ids = act(env, env.reset())["language_instruction"]
+    assert env.instructions.decode(ids) == ["count up", "count down"]
+
+
+def test_given_seeds_reach_the_simulator_and_the_tensordict():
+    env = make(2)
+    td = env.reset(episode_seeds=torch.tensor([7, 9]))
+    assert state(td) == [[7, 0, 0], [9, 0, 0]]
+    assert act(env, td)["episode_seed"].tolist() == [7, 9]
+
+
+def test_drawn_seeds_repeat_with_set_seed_and_go_on_otherwise():
+    env = make(2)
+    env.set_seed(3)
+    first, second = (env.reset()["episode_seed"].tolist() for _ in range(2))
+    env.set_seed(3)
+    assert env.reset()["episode_seed"].tolist() == first
+    assert first != second
+
+
+def test_partial_reset_leaves_the_other_rows_alone():
+    env = make(2)
+    td = act(env, env.reset(episode_seeds=torch.tensor([1, 2])))
+    td["_reset"] = torch.tensor([[False], [True]])
+    td = env.reset(td, episode_seeds=torch.tensor([5, 6]))
+    assert state(td) == [[1, 1, 1], [6, 0, 0]]
+    assert td["episode_seed"].tolist() == [1, 6]
+    assert state(act(env, td)) == [[1, 2, 2], [6, 1, 1]]
+
+
+def test_masked_rows_keep_their_outputs_and_earn_nothing():
+    env = make(2)
+    td = act(env, env.reset(episode_seeds=torch.tensor([1, 2])))
+    td = act(env, td, mask=[False, True])
+    assert state(td) == [[1, 1, 1], [2, 2, 2]]
+    assert td["reward"].tolist() == [[0.0], [2.0]]
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.lists(st.booleans(), min_size=3, max_size=3), max_size=8))
+def test_steps_of_a_row_are_the_times_it_was_not_masked(masks):
+    env = make(3, max_steps=4)
+    td = env.reset(episode_seeds=torch.tensor([0, 0, 0]))
+    for mask in masks:
+        td = act(env, td, mask=mask)
+    steps = [sum(mask[row] for mask in masks) for row in range(3)]
+    assert [row[1] for row in state(td)] == steps
+    assert td["truncated"].flatten().tolist() == [count >= 4 for count in steps]
+
+
+def test_time_limit_truncates_and_success_terminates():
+    env = make(None, [Counter, functools.partial(Counter, 2)], max_steps=2)
+    td = act(env, act(env, env.reset()))
+    assert td["truncated"].tolist() == [[True], [False]]
+    assert td["terminated"].tolist() == [[False], [True]]
+    assert td["success"].tolist() == [[False], [True]]
+    assert td["done"].all()
+
+
+def test_actions_are_clipped_for_the_simulator_and_kept_in_the_tensordict():
+    env = make(1)
+    td = env.reset(episode_seeds=torch.tensor([0])).set("action", torch.full((1, 2), 9))
+    td = env.step(td)
+    assert state(td["next"]) == [[0, 1, 2]]
+    assert td["action"].tolist() == [[9, 9]]
+
+
+def test_outputs_do_not_change_when_the_environment_moves_on():
+    env = make(1)
+    first = env.reset(episode_seeds=torch.tensor([0]))
+    kept = first.clone()
+    act(env, first)
+    assert (first == kept).all()
+
+
+def test_workers_return_what_one_process_returns():
+    makers = [functools.partial(Counter, goal) for goal in (2, 9, 9)]
+    # defined here: workers must take what cannot be imported
+    observe = lambda raw: {"state": raw["counters"]}  # noqa: E731
+    here = make(None, makers, observe=observe)
+    there = make(None, makers, observe=observe, num_workers=2)
+    seeds = torch.tensor([4, 5, 6])
+    outputs = []
+    for env in (here, there):
+        steps = [env.reset(episode_seeds=seeds)]
+        for mask in ([True] * 3, [False, False, True], [True, True, False]):
+            steps.append(act(env, steps[-1], mask=mask))
+        steps.append(env.reset(steps[-1].clone().set("_reset", torch.ones(3, 1) > 0)))
+        outputs.append(steps)
+    for one, other in zip(*outputs):
+        assert (one == other).all()
+    there.close()
+
+
+def test_error_in_a_worker_arrives_with_its_traceback():
+    makers = [Counter, functools.partial(Counter, breaks_at=1)]
+    env = make(None, makers, num_workers=2)
+    td = env.reset()
+    with pytest.raises(SimulationError, match="the robot fell off the table"):
+        act(env, td)
+    assert state(act(env, env.reset(episode_seeds=torch.tensor([1, 2])), mask=[1, 0]))
+    env.close()
+
+
+def test_worker_that_cannot_build_its_simulator_says_why():
+    def fail():
+        raise FileNotFoundError("no robot.xml")
+
+    with pytest.raises(SimulationError, match=r"no robot\.xml"):
+        make(1, fail, num_workers=1)
+
+
+def test_worker_that_died_is_named():
+    env = make(2, num_workers=2)
+    td = env.reset()
+    env._simulators._processes[1].terminate()
+    env._simulators._processes[1].join()
+    with pytest.raises(SimulationError, match="worker process 1"):
+        act(env, td)
+    env.close()
+
+
+def test_non_finite_observation_raises():
+    class Diverging(Counter):
+        def observe(self):
+            counters = np.where([0, self.counters[1] > 0, 0], np.nan, self.counters)
+            return {**super().observe(), "counters": counters}
+
+    env = make(None, [Counter, Diverging])
+    td = env.reset()
+    with pytest.raises(SchemaError, match=r"state.*environment 1.*\[nan\].*\[1\]"):
+        act(env, td)
+
+
+def test_non_finite_action_moves_no_row():
+    env = make(2)
+    td = env.reset(episode_seeds=torch.tensor([1, 2]))
+    td["action"] = torch.tensor([[0.0, 0.0], [0.0, torch.nan]])
+    with pytest.raises(SchemaError, match=r"'action'.*rows \[1\]"):
+        env.step(td)
+    assert state(act(env, td)) == [[1, 1, 1], [2, 1, 1]]
+
+
+def test_non_finite_action_of_a_masked_row_is_not_looked_at():
+    env = make(2)
+    td = env.reset(episode_seeds=torch.tensor([1, 2]))
+    td["action"] = torch.tensor([[0.0, 0.0], [0.0, torch.nan]])
+    td["_step"] = torch.tensor([True, False])
+    assert state(env.step(td)["next"]) == [[1, 1, 0], [2, 0, 0]]
+
+
+def test_missing_observation_entry_lists_what_there_is():
+    with pytest.raises(
+        MissingKeyError, match=r"'joints' in the observation.*\['counters', 'picture'\]"
+    ):
+        make(observe=ObservationKeys(state=("joints",)))
+
+
+def test_declared_keys_refuse_an_observation_without_entries():
+    with pytest.raises(MissingKeyError, match="got ndarray with None"):
+        ObservationKeys(state=("joints",))(np.zeros(3))
+
+
+def test_missing_success_lists_what_info_has():
+    env = make(1, success_key="solved")
+    with pytest.raises(
+        MissingKeyError, match=r"info\['solved'\] in environment 0.*\['is_success'\]"
+    ):
+        act(env, env.reset())
+
+
+@pytest.mark.parametrize(
+    ("observe", "message"),
+    [
+        (lambda raw: {"image": raw["picture"] / 255.0}, "uint8 image .* got float64"),
+        (
+            lambda raw: {"state": raw["counters"][None]},
+            r"a vector at 'state'.*\(1, 3\)",
+        ),
+        (lambda raw: {"pixels": raw["picture"]}, r"'state' and/or 'image'.*'pixels'"),
+        (lambda raw: {}, r"'state' and/or 'image'.*\[\]"),
+    ],
+)
+def test_observation_outside_the_schema_raises(observe, message):
+    with pytest.raises(SchemaError, match=message):
+        make(1, observe=observe)
+
+
+def test_observation_unlike_its_space_raises():
+    class Liar(Counter):
+        def observe(self):
+            return {**super().observe(), "counters": np.zeros(5)}
+
+    env = make(1, Liar)
+    with pytest.raises(SchemaError, match=r"\(3,\).*observation_space.*\(5,\)"):
+        env.reset()
+
+
+def test_rows_that_differ_are_refused():
+    other = functools.partial(Counter, action_space=Box(-1.0, 1.0, (4,)))
+    with pytest.raises(SchemaError, match=r"same actions and observations.*row 1"):
+        make(None, [Counter, other])
+
+
+def test_discrete_actions_are_refused():
+    with pytest.raises(SchemaError, match=r"Box of one dimension.*Discrete"):
+        make(1, functools.partial(Counter, action_space=Discrete(3)))
+
+
+def test_metadata_must_fit_the_simulator():
+    metadata = RobotDatasetMetadata("mine", action_dim=7, state_dim=3)
+    with pytest.raises(SchemaError, match=r"action_dim=2 and state_dim=3.*7 and 3"):
+        make(metadata=metadata)
+
+
+def test_metadata_declares_sizes_and_bounds():
+    metadata = make().metadata
+    assert (metadata.action_dim, metadata.state_dim) == (2, 3)
+    assert metadata.action_high == (1.0, 1.0)
+
+
+def test_unbounded_actions_stay_unbounded():
+    space = Box(np.float32([-np.inf, -1]), np.float32([np.inf, 1]))
+    env = make(1, functools.partial(Counter, action_space=space))
+    assert env.metadata.action_low is None
+    check_env_specs(env)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_workers": 4}, r"num_workers in 0 \.\. 3.*got 4"),
+        ({"max_steps": 0}, "max_steps >= 1, got 0"),
+        ({"instructions": ["count"]}, "3 at argument 'instructions', got 1"),
+        ({"make_env": [Counter]}, "3 at argument 'make_envs', got 1"),
+        ({"make_env": [], "num_envs": None}, "at least one at argument 'make_envs'"),
+    ],
+)
+def test_numbers_that_disagree_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        make(**{"num_envs": 3, **arguments})
+
+
+def test_negative_seeds_are_refused():
+    with pytest.raises(ValueError, match=r"episode_seeds >= 0, got \[-1, 2\]"):
+        make(2).reset(episode_seeds=torch.tensor([-1, 2]))
+
+
+def test_reset_of_no_row_changes_nothing():
+    env = make(2)
+    td = act(env, env.reset(episode_seeds=torch.tensor([1, 2])))
+    again = env.reset(td.clone().set("_reset", torch.zeros(2, 1) > 0))
+    assert state(again) == state(td)
+
+
+def test_a_plain_gymnasium_environment_runs():
+    env = make(
+        2,
+        lambda: Upright(gymnasium.make("Pendulum-v1")),
+        observe=lambda observation: {"state": observation},
+        success_key="upright",
+        max_steps=5,
+    )
+    rollout = env.rollout(20, break_when_any_done=False)
+    assert rollout.shape == (2, 20)
+    assert rollout["next", "truncated"].sum() == 8
+
+
+class Upright(gymnasium.Wrapper):
+    def step(self, action):
+        observation, *rest, info = self.env.step(action)
+        return observation, *rest, {**info, "upright": observation[0] > 0.95}

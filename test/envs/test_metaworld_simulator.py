@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+
+from torchrl_vla.envs.metaworld_simulator import SawyerTask
+from torchrl_vla.envs.mujoco_painter import RenderingError
+
+SIZE = 64
+
+
+@pytest.fixture
+def pictures():
+    """Return a function that draws a task, or skips where nothing can draw."""
+    tasks = []
+
+    def draw(*args, **kwargs):
+        tasks.append(SawyerTask(*args, **kwargs))
+        try:
+            return tasks[-1].reset(seed=0)[0]["image"]
+        except RenderingError as error:
+            if os.environ.get("TORCHRL_VLA_REQUIRE_GL"):
+                raise
+            pytest.skip(str(error))
+
+    yield draw
+    for task in tasks:
+        task.close()
+
+
+def trajectory(task, seed, actions):
+    states = [task.reset(seed=seed)[0]["state"]]
+    states += [task.step(action)[0]["state"] for action in actions]
+    return np.stack(states)
+
+
+@pytest.mark.parametrize("name", ["reach", "pick-place", "door-open", "drawer-close"])
+def test_an_episode_is_a_function_of_its_seed_whatever_came_before(name):
+    actions = np.random.default_rng(0).uniform(-1, 1, (15, 4)).astype(np.float32)
+    fresh, used = SawyerTask(name), SawyerTask(name)
+    for seed in (1, 2):
+        trajectory(used, seed, actions)
+        np.random.seed(seed)  # the package's default source of goals
+    expected = trajectory(fresh, 5, actions)
+    assert np.array_equal(trajectory(used, 5, actions), expected)
+    assert not np.array_equal(trajectory(used, 6, actions)[0], expected[0])
+
+
+def test_the_goal_is_visible_at_reset_and_after_every_step():
+    states = trajectory(SawyerTask("reach"), 3, np.zeros((2, 4), np.float32))
+    goal = states[0, -3:]
+    assert (goal >= (-0.1, 0.8, 0.05)).all()  # the box that goals are drawn from
+    assert (goal <= (0.1, 0.9, 0.3)).all()
+    assert (states[:, -3:] == goal).all()
+
+
+def test_the_previous_frame_follows_the_current_one():
+    states = trajectory(SawyerTask("push"), 3, np.ones((2, 4), np.float32))
+    assert np.array_equal(states[1:, 18:36], states[:-1, :18])
+
+
+def test_an_action_of_one_moves_the_commanded_position_by_a_centimetre():
+    task = SawyerTask("reach")  # the unit of the actions in the metadata
+    task.reset(seed=0)
+    command = task._simulator.data.mocap_pos[0]
+    before = command.copy()
+    for _ in range(10):
+        task.step(np.float32([0.0, 1.0, -0.5, 0.0]))
+    command = task._simulator.data.mocap_pos[0]
+    assert command - before == pytest.approx([0.0, 0.10, -0.05], abs=1e-6)
+
+
+def test_the_control_rate_is_the_one_that_the_metadata_says():
+    assert 1 / SawyerTask("reach")._simulator.dt == pytest.approx(80.0)
+
+
+def test_the_package_limit_of_500_steps_is_not_ours():
+    task = SawyerTask("reach", stop_on_success=False)
+    task.reset(seed=0)
+    flags = [task.step(np.zeros(4, np.float32))[2:4] for _ in range(502)]
+    assert not np.any(flags)
+
+
+def test_images_have_the_size_and_the_cameras_asked_for(pictures):
+    image = pictures("reach", "corner2", SIZE)
+    assert image.shape == (SIZE, SIZE, 3)
+    assert image.dtype == np.uint8
+    assert image.std() > 20  # a scene, not a blank
+    images = pictures("reach", ["topview", "gripperPOV"], 32)
+    assert {name: view.shape for name, view in images.items()} == {
+        "topview": (32, 32, 3),
+        "gripperPOV": (32, 32, 3),
+    }
+
+
+def test_the_goal_moves_in_the_image_with_the_seed(pictures):
+    first = pictures("reach", "topview", SIZE)
+    task = SawyerTask("reach", "topview", SIZE)
+    second = task.reset(seed=1)[0]["image"]
+    task.close()
+    assert (first != second).any()
+
+
+def test_without_cameras_there_are_no_images():
+    assert set(SawyerTask("reach").reset(seed=0)[0]) == {"state"}
+
+
+def test_unknown_cameras_are_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match=r"'topview', 'corner'.*got \['wrist'\]"):
+        SawyerTask("reach", ["topview", "wrist"])

@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+OPTIONAL = ("metaworld", "mujoco", "av", "lerobot", "transformers", "h5py", "PIL")
+SUBPACKAGES = sorted(
+    path.parent.name for path in (ROOT / "torchrl_vla").glob("*/__init__.py")
+)
+
+
+def test_every_subpackage_imports_without_the_optional_packages():
+    names = ", ".join(f"torchrl_vla.{name}" for name in SUBPACKAGES)
+    program = (
+        f"import sys, {names}\n"
+        f"found = sorted(set({OPTIONAL!r}) & set(sys.modules))\n"
+        "sys.exit(f'imported eagerly: {found}' if found else 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_no_source_file_outgrows_its_noun():
+    lengths = {
+        str(path.relative_to(ROOT)): len(path.read_text().splitlines())
+        for path in (ROOT / "torchrl_vla").rglob("*.py")
+    }
+    assert {name: n for name, n in lengths.items() if n > 420} == {}
+
+
+def test_no_file_is_a_drawer_for_odds_and_ends():
+    names = {path.name for path in (ROOT / "torchrl_vla").rglob("*.py")}
+    assert names.isdisjoint({"utils.py", "common.py", "helpers.py", "misc.py"})

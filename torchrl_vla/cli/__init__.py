@@ -1,0 +1,1 @@
+"""The command line; ``torchrl_vla.cli.main`` is its entry point."""

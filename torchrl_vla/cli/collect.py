@@ -1,0 +1,48 @@
+"""``torchrl-vla collect``: demonstrations from a scripted expert."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torchrl_vla.data import collect
+from torchrl_vla.recipes import ENVIRONMENTS, EnvironmentName, make_environment
+
+
+@dataclass(frozen=True)
+class Collect:
+    """Roll a scripted expert out and write its successful episodes to a folder."""
+
+    folder: Path
+    """Where the dataset is written; must not exist yet."""
+    env: EnvironmentName = "tabletop"
+    """Which environment."""
+    tasks: tuple[str, ...] = ()
+    """Its tasks; empty takes the environment's default."""
+    episodes: int = 600
+    """How many episodes to keep."""
+    noise: float | None = None
+    """Noise on the expert's executed action (its intended action is what is stored as
+    the target); None takes the environment's default."""
+    image_size: int | None = None
+    """Side of the images in pixels; None takes the environment's default."""
+    num_envs: int = 32
+    """How many environments run side by side."""
+    seed: int = 0
+    """Seed of the initial states and the noise."""
+
+    def run(self) -> None:
+        """Collect and print the dataset's table."""
+        env = make_environment(
+            self.env,
+            tasks=self.tasks,
+            num_envs=self.num_envs,
+            image_size=self.image_size,
+            seed=self.seed,
+        )
+        noise = ENVIRONMENTS[self.env].noise if self.noise is None else self.noise
+        expert = env.make_expert(noise=noise, seed=self.seed)
+        dataset = collect(
+            env, expert, self.episodes, folder=self.folder, seed=self.seed
+        )
+        print(dataset)

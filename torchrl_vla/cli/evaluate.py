@@ -1,0 +1,50 @@
+"""``torchrl-vla evaluate``: how good is a policy, and how sure are we."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torchrl_vla.evaluation import evaluate
+from torchrl_vla.recipes import EnvironmentName, load_actor, make_environment
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Evaluate a trained policy on episodes with recorded seeds."""
+
+    policy: Path
+    """Folder that ``train`` wrote."""
+    env: EnvironmentName = "tabletop"
+    """Which environment."""
+    tasks: tuple[str, ...] = ()
+    """Its tasks; empty takes the environment's default."""
+    episodes: int = 200
+    """How many episodes, exactly."""
+    replan_interval: int | None = None
+    """Actions to execute before the policy is asked again; None executes the chunk."""
+    image_size: int | None = None
+    """Side of the images in pixels; None takes the environment's default."""
+    num_envs: int = 32
+    """How many environments run side by side; the result does not depend on it."""
+    seed: int = 1
+    """Seed of the episodes; use another than the demonstrations'."""
+    json: Path | None = None
+    """Where to write every episode's record."""
+
+    def run(self) -> None:
+        """Evaluate, print the table, and write the JSON."""
+        env = make_environment(
+            self.env,
+            tasks=self.tasks,
+            num_envs=min(self.num_envs, self.episodes),
+            image_size=self.image_size,
+            seed=self.seed,
+        )
+        actor = load_actor(
+            self.policy, metadata=env.metadata, replan_interval=self.replan_interval
+        )
+        result = evaluate(env, actor, self.episodes, seed=self.seed)
+        print(result)
+        if self.json is not None:
+            self.json.write_text(result.to_json())

@@ -1,0 +1,222 @@
+"""MetaWorld's 50 manipulation tasks in the canonical schema."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModuleBase
+
+from torchrl_vla.envs.gymnasium import GymnasiumEnv
+from torchrl_vla.envs.metaworld_simulator import (
+    STATE_DIM,
+    SawyerTask,
+)
+from torchrl_vla.envs.metaworld_tasks import INSTRUCTIONS, find_task
+from torchrl_vla.schema import (
+    ACTION_KEY,
+    EXPERT_ACTION_KEY,
+    STATE_KEY,
+    GripperConvention,
+    RobotDatasetMetadata,
+    SchemaError,
+    import_extra,
+)
+
+_RATE_HZ = 80.0  # five physics steps of 2.5 ms an action
+
+
+class MetaWorldEnv(GymnasiumEnv):
+    """Run a batch of MetaWorld tasks, told apart by their instructions.
+
+    One batch may mix tasks: row ``i`` runs ``tasks[i % len(tasks)]`` for ever, and
+    says so in its instruction. The package draws goals and object positions from
+    global state and ignores the seed of ``reset``; here an episode is a pure function
+    of its task and seed. The goal is visible: the state is the package's 39 numbers
+    with the goal in the last three. An episode ends at success.
+
+    **Reads** ``action`` float32 ``[N, 4]`` in [-1, 1]: hand displacement x, y, z in cm
+    (from the previous command) and gripper effort, 1 = close.
+
+    **Writes** ``("observation", "state")`` float32 ``[N, 39]``; with ``cameras``
+    ``("observation", "image")`` uint8 ``[N, 3, image_size, image_size]``, or one entry
+    per camera below it; and what :class:`GymnasiumEnv` writes.
+
+    Args:
+        tasks: one name or several, of the 50 in
+            :data:`~torchrl_vla.envs.metaworld_tasks.INSTRUCTIONS`, with or without
+            the ending ``-v3``.
+
+    Keyword Args:
+        num_envs: rows; one per task if left out.
+        cameras: a camera's name for one image, several for an entry each, ``()`` for
+            none: ``"topview"``, ``"corner"``, ``"corner2"``, ``"corner3"``,
+            ``"corner4"``, ``"behindGripper"`` or ``"gripperPOV"``. Images are
+            upright (the package films upside down from its corners).
+        image_size: side of the images in pixels.
+        max_steps: time limit. The scripted experts need 40 to 130 steps; a third of
+            the episodes of stick-pull, peg-insert-side and bin-picking take up to 250
+            and push-back takes 350.
+        stop_on_success: ``terminated`` is True at success; False goes on to the limit.
+        num_workers: processes that share the rows; 0 steps them in this one.
+        seed: seed of the episode seeds; see ``set_seed``.
+
+    Raises:
+        MissingExtraError: the package ``metaworld`` is not installed.
+        ValueError: unknown task or camera; lists the known ones.
+        RenderingError: images were asked for and cannot be drawn here.
+
+    Examples:
+        >>> env = MetaWorldEnv(["reach", "drawer-close"], num_envs=4)
+        >>> env.instructions.decode(env.reset()["language_instruction"])[:2]
+        ['reach the goal', 'close the drawer']
+        >>> rollout = env.rollout(100, env.make_expert(), break_when_all_done=True)
+        >>> rollout["next", "success"].any(1).flatten()
+        tensor([True, True, True, True])
+
+    Source: McLean et al., "Meta-World+: An Improved, Standardized, RL Benchmark"
+    (2025), https://meta-world.github.io.
+    """
+
+    def __init__(
+        self,
+        tasks: str | Sequence[str],
+        *,
+        num_envs: int | None = None,
+        cameras: str | Sequence[str] = (),
+        image_size: int = 64,
+        max_steps: int = 200,
+        stop_on_success: bool = True,
+        num_workers: int = 0,
+        seed: int | None = None,
+    ) -> None:
+        names = [
+            find_task(name) for name in ([tasks] if isinstance(tasks, str) else tasks)
+        ]
+        if not names:
+            raise ValueError("MetaWorldEnv: expected at least one task, got none.")
+        rows = len(names) if num_envs is None else num_envs
+        row_tasks = [names[row % len(names)] for row in range(rows)]
+        import_extra("metaworld", "metaworld", "MetaWorldEnv")
+        super().__init__(
+            [
+                functools.partial(
+                    SawyerTask, task, cameras, image_size, stop_on_success
+                )
+                for task in row_tasks
+            ],
+            observe=_pass_on,
+            instructions=[INSTRUCTIONS[task] for task in row_tasks],
+            success_key="success",
+            max_steps=max_steps,
+            num_workers=num_workers,
+            metadata=_make_metadata(cameras),
+            seed=seed,
+        )
+        self.tasks = tuple(row_tasks)
+
+    def make_expert(self, *, noise: float = 0.0, seed: int = 0) -> MetaWorldExpert:
+        """Make the package's scripted policies of this environment's rows."""
+        return MetaWorldExpert(self.tasks, noise=noise, seed=seed)
+
+
+class MetaWorldExpert(TensorDictModuleBase):
+    """Act as MetaWorld's scripted policies do, one task per row.
+
+    With noise, the executed action differs from the intended one, so demonstrations
+    show how to come back from where a policy's errors lead. The intended action is
+    the training target.
+
+    **Reads** ``("observation", "state")`` float32 ``[N, 39]``.
+
+    **Writes** ``action`` (executed) and ``expert_action`` (intended), float32
+    ``[N, 4]`` in [-1, 1].
+
+    Args:
+        tasks: the task of each row.
+
+    Keyword Args:
+        noise: standard deviation of the normal noise on ``action``.
+        seed: seed of the noise.
+
+    Raises:
+        SchemaError: the state is not ``[N, 39]``.
+
+    Examples:
+        >>> import torch
+        >>> from tensordict import TensorDict
+        >>> td = TensorDict({"observation": {"state": torch.zeros(1, 39)}}, [1])
+        >>> MetaWorldExpert(["reach"])(td)["action"]
+        tensor([[0., 0., 0., 0.]])
+    """
+
+    def __init__(
+        self, tasks: Sequence[str], *, noise: float = 0.0, seed: int = 0
+    ) -> None:
+        super().__init__()
+        if not noise >= 0.0:
+            raise ValueError(f"MetaWorldExpert: expected noise >= 0, got {noise}.")
+        policies = import_extra("metaworld.policies", "metaworld", "MetaWorldExpert")
+        self.tasks, self.noise = tuple(find_task(task) for task in tasks), noise
+        self._policies = [policies.ENV_POLICY_MAP[f"{t}-v3"]() for t in self.tasks]
+        self._generator = torch.Generator().manual_seed(seed)
+        self.in_keys, self.out_keys = [STATE_KEY], [ACTION_KEY, EXPERT_ACTION_KEY]
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Write every row's action."""
+        state = tensordict.get(STATE_KEY)
+        if state.shape != (len(self.tasks), STATE_DIM):
+            raise SchemaError(
+                f"MetaWorldExpert: expected [{len(self.tasks)}, {STATE_DIM}] at "
+                f"{STATE_KEY}, one row for each of {self.tasks}, got "
+                f"{list(state.shape)}."
+            )
+        rows = state.cpu().double().numpy()
+        with warnings.catch_warnings():
+            # The policies warn of actions beyond [-1, 1], which are clipped below.
+            warnings.simplefilter("ignore", UserWarning)
+            actions = [policy.get_action(x) for policy, x in zip(self._policies, rows)]
+        intended = torch.from_numpy(np.stack(actions)).to(torch.float32).clamp(-1, 1)
+        executed = intended
+        if self.noise:
+            noise = torch.randn(intended.shape, generator=self._generator)
+            executed = (intended + self.noise * noise).clamp(-1, 1)
+        tensordict.set(EXPERT_ACTION_KEY, intended.to(state.device))
+        return tensordict.set(ACTION_KEY, executed.to(state.device))
+
+
+def _pass_on(observation: dict[str, Any]) -> dict[str, Any]:
+    return observation
+
+
+def _make_metadata(cameras: str | Sequence[str]) -> RobotDatasetMetadata:
+    frame = [f"hand_{axis}" for axis in "xyz"] + ["gripper_opening"]
+    units = ["m"] * 3 + ["1"]
+    for thing in ("object_1", "object_2"):
+        frame += [f"{thing}_{axis}" for axis in "xyz"]
+        frame += [f"{thing}_quaternion_{index}" for index in range(4)]
+        units += ["m"] * 3 + ["1"] * 4
+    return RobotDatasetMetadata(
+        "metaworld",
+        embodiment_id="sawyer",
+        action_names=("x", "y", "z", "gripper"),
+        action_units=("cm", "cm", "cm", "1"),
+        action_reference=("delta", "delta", "delta", "absolute"),
+        action_space=("end_effector", "end_effector", "end_effector", "gripper"),
+        action_low=(-1.0,) * 4,
+        action_high=(1.0,) * 4,
+        grippers=(GripperConvention(dim=3, open=-1.0, closed=1.0),),
+        state_names=(
+            *frame,
+            *(f"previous_{name}" for name in frame),
+            *(f"goal_{axis}" for axis in "xyz"),
+        ),
+        state_units=(*units, *units, "m", "m", "m"),
+        control_frequency_hz=_RATE_HZ,
+        cameras=(cameras,) if isinstance(cameras, str) else tuple(cameras),
+    )

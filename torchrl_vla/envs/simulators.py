@@ -1,0 +1,340 @@
+"""Step gymnasium environments side by side, in this process or in workers."""
+
+from __future__ import annotations
+
+import multiprocessing
+import traceback
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from multiprocessing.connection import Connection
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.vector.utils import CloudpickleWrapper
+
+from torchrl_vla.schema import (
+    IMAGE_KEY,
+    STATE_KEY,
+    SUCCESS_KEY,
+    MissingKeyError,
+    SchemaError,
+    VLAError,
+)
+
+Key = str | tuple[str, ...]
+Arrays = dict[Key, np.ndarray]
+Observe = Callable[[Any], Mapping[str, Any]]
+
+
+class SimulationError(VLAError, RuntimeError):
+    """A simulator failed, or the process that it lives in did."""
+
+
+@dataclass(frozen=True)
+class SimulatorLayout:
+    """What one simulator takes and returns: equal for all that share a batch."""
+
+    action_low: tuple[float, ...]
+    action_high: tuple[float, ...]
+    observation: tuple[tuple[Key, tuple[int, ...]], ...]
+
+
+class SimulatorGroup:
+    """Step several simulators one after another in this process.
+
+    Rows are numbered from ``first_row`` in error messages, so that a worker that
+    holds rows 4 to 7 names them as its owner does.
+
+    Args:
+        make_envs: one constructor per row.
+        observe: maps a raw observation to ``{"state": ..., "image": ...}``.
+        success_key: the entry of ``info`` that says whether the task is done.
+        first_row: number of the first row.
+    """
+
+    def __init__(
+        self,
+        make_envs: Sequence[Callable[[], gymnasium.Env]],
+        observe: Observe,
+        success_key: str,
+        first_row: int = 0,
+    ) -> None:
+        self._observe, self._success_key = observe, success_key
+        self._first_row = first_row
+        self._envs = [make_env() for make_env in make_envs]
+        self._layouts = [self._describe(row) for row in range(len(self._envs))]
+
+    def layouts(self) -> list[SimulatorLayout]:
+        """Return the layout of every row."""
+        return self._layouts
+
+    def reset(self, rows: Sequence[int], seeds: Sequence[int]) -> Arrays:
+        """Begin the episode of each seed; returns the observations ``[n, ...]``."""
+        return self._stack(
+            [
+                self._read(row, self._envs[row].reset(seed=seed)[0])
+                for row, seed in zip(rows, seeds)
+            ]
+        )
+
+    def step(self, rows: Sequence[int], actions: np.ndarray) -> Arrays:
+        """Execute ``actions[i]`` in ``rows[i]``; adds the reward and the flags."""
+        return self._stack(
+            [self._step(row, action) for row, action in zip(rows, actions)]
+        )
+
+    def close(self) -> None:
+        """Close every simulator."""
+        for env in self._envs:
+            env.close()
+
+    def _step(self, row: int, action: np.ndarray) -> Arrays:
+        env = self._envs[row]
+        space = env.action_space
+        action = np.clip(action, space.low, space.high).astype(space.dtype)
+        observation, reward, terminated, truncated, info = env.step(action)
+        out = self._read(row, observation)
+        out["reward"] = self._finite("reward", row, np.float32([reward]))
+        out["terminated"] = np.array([terminated], dtype=bool)
+        out["truncated"] = np.array([truncated], dtype=bool)
+        if self._success_key not in info:
+            raise MissingKeyError(
+                f"GymnasiumEnv: expected the success of the task at info["
+                f"{self._success_key!r}] in environment {row + self._first_row}, got "
+                f"info with {sorted(info)}. Give success_key= one of them, or wrap "
+                "the environment to write it."
+            )
+        out[SUCCESS_KEY] = np.array([info[self._success_key]], dtype=bool)
+        return out
+
+    def _read(self, row: int, observation: Any) -> Arrays:
+        out = self._map(row, observation)
+        found = _shapes(out)
+        if found != self._layouts[row].observation:
+            raise SchemaError(
+                "GymnasiumEnv: expected observations "
+                f"{dict(self._layouts[row].observation)} of environment "
+                f"{row + self._first_row}, as its observation_space says, got "
+                f"{dict(found)}. Correct the environment's space."
+            )
+        if STATE_KEY in out:
+            self._finite(str(STATE_KEY), row, out[STATE_KEY])
+        return out
+
+    def _map(self, row: int, observation: Any) -> Arrays:
+        mapped = self._observe(observation)
+        unknown = sorted(set(mapped) - {"state", "image"})
+        if unknown or not mapped:
+            raise SchemaError(
+                "GymnasiumEnv: expected 'state' and/or 'image' from the function at "
+                f"argument 'observe', got {sorted(mapped)}."
+            )
+        out: Arrays = {}
+        if "state" in mapped:
+            out[STATE_KEY] = np.asarray(mapped["state"], dtype=np.float32)
+            if out[STATE_KEY].ndim != 1:
+                raise SchemaError(
+                    f"GymnasiumEnv: expected a vector at 'state' of environment "
+                    f"{row + self._first_row}, got shape {out[STATE_KEY].shape}. "
+                    "Flatten it in observe."
+                )
+        images = mapped.get("image")
+        if isinstance(images, Mapping):
+            for camera, image in images.items():
+                out[(*IMAGE_KEY, camera)] = _to_chw(image, camera)
+        elif images is not None:
+            out[IMAGE_KEY] = _to_chw(images, "image")
+        return out
+
+    def _finite(self, name: str, row: int, values: np.ndarray) -> np.ndarray:
+        if not np.isfinite(values).all():
+            bad = np.flatnonzero(~np.isfinite(values)).tolist()
+            raise SchemaError(
+                f"GymnasiumEnv: expected finite numbers at {name} of environment "
+                f"{row + self._first_row}, got {values[bad].tolist()} in dimensions "
+                f"{bad}. The simulation diverged, or the observation is undefined."
+            )
+        return values
+
+    def _describe(self, row: int) -> SimulatorLayout:
+        env = self._envs[row]
+        space = env.action_space
+        if not isinstance(space, gymnasium.spaces.Box) or len(space.shape) != 1:
+            raise SchemaError(
+                "GymnasiumEnv: expected a Box of one dimension as the action space of "
+                f"environment {row + self._first_row}, got {space}. Wrap the "
+                "environment with gymnasium.wrappers.TransformAction."
+            )
+        sample = self._map(row, env.observation_space.sample())
+        return SimulatorLayout(
+            tuple(space.low.astype(float).tolist()),
+            tuple(space.high.astype(float).tolist()),
+            _shapes(sample),
+        )
+
+    @staticmethod
+    def _stack(rows: list[Arrays]) -> Arrays:
+        return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+
+
+class SimulatorProcesses:
+    """Step the rows of a batch in worker processes, each a :class:`SimulatorGroup`.
+
+    Physics scales with the cores while the main process waits. Workers are spawned,
+    never forked (threads and graphics contexts do not survive a fork), so a script
+    that uses them needs ``if __name__ == "__main__":``.
+
+    Args:
+        make_envs: one constructor per row; pickled by value, so lambdas are fine.
+        observe: see :class:`SimulatorGroup`.
+        success_key: see :class:`SimulatorGroup`.
+        num_workers: processes; each gets an equal run of rows.
+    """
+
+    def __init__(
+        self,
+        make_envs: Sequence[Callable[[], gymnasium.Env]],
+        observe: Observe,
+        success_key: str,
+        num_workers: int,
+    ) -> None:
+        count = len(make_envs)
+        bounds = [count * worker // num_workers for worker in range(num_workers + 1)]
+        self._starts = bounds[:-1]
+        self._owner = [
+            w for w, (a, b) in enumerate(pairwise(bounds)) for _ in range(a, b)
+        ]
+        context = multiprocessing.get_context("spawn")
+        self._pipes: list[Connection] = []
+        self._processes: list[Any] = []
+        for start, stop in pairwise(bounds):
+            here, there = context.Pipe()
+            process = context.Process(target=_serve, args=(there,), daemon=True)
+            process.start()
+            there.close()
+            self._pipes.append(here)
+            self._processes.append(process)
+            # Sent rather than passed: what the worker cannot unpickle is an error that
+            # it reports, and not the end of it.
+            job = (list(make_envs[start:stop]), observe, success_key, start)
+            self._send(len(self._pipes) - 1, CloudpickleWrapper(job))
+        self._close = weakref.finalize(self, _stop, self._pipes, self._processes)
+        answers = [self._receive(worker) for worker in range(num_workers)]
+        self._layouts = [
+            layout for answer in _all_or_raise(answers) for layout in answer
+        ]
+
+    def layouts(self) -> list[SimulatorLayout]:
+        """Return the layout of every row."""
+        return self._layouts
+
+    def reset(self, rows: Sequence[int], seeds: Sequence[int]) -> Arrays:
+        """Begin the episode of each seed; see :class:`SimulatorGroup`."""
+        return self._call("reset", rows, np.asarray(seeds, dtype=np.int64))
+
+    def step(self, rows: Sequence[int], actions: np.ndarray) -> Arrays:
+        """Execute ``actions[i]`` in ``rows[i]``; see :class:`SimulatorGroup`."""
+        return self._call("step", rows, actions)
+
+    def close(self) -> None:
+        """Stop the workers."""
+        self._close()
+
+    def _call(self, name: str, rows: Sequence[int], values: np.ndarray) -> Arrays:
+        share: dict[int, list[int]] = {}
+        for position, row in enumerate(rows):
+            share.setdefault(self._owner[row], []).append(position)
+        for worker, positions in share.items():
+            local = [rows[position] - self._starts[worker] for position in positions]
+            self._send(worker, (name, local, values[positions]))
+        # Rows come in rising order and workers own runs of them: parts line up.
+        parts = _all_or_raise([self._receive(worker) for worker in share])
+        return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+
+    def _send(self, worker: int, message: Any) -> None:
+        try:
+            self._pipes[worker].send(message)
+        except OSError as error:
+            raise _dead(worker) from error
+
+    def _receive(self, worker: int) -> Any:
+        try:
+            return self._pipes[worker].recv()
+        except (EOFError, OSError):
+            return _dead(worker)
+
+
+def _all_or_raise(answers: list[Any]) -> list[Any]:
+    for answer in answers:
+        if isinstance(answer, Exception):
+            raise answer
+    return answers
+
+
+def _dead(worker: int) -> SimulationError:
+    return SimulationError(
+        f"GymnasiumEnv: expected an answer of worker process {worker}, got none: it "
+        "has ended. See its output above; a script that uses num_workers needs "
+        "if __name__ == '__main__': around its code."
+    )
+
+
+def _serve(pipe: Connection) -> None:
+    """Answer requests until the owner closes the pipe."""
+    group = None
+    try:
+        group = SimulatorGroup(*pipe.recv().fn)
+        pipe.send(group.layouts())
+        while True:
+            name, rows, values = pipe.recv()
+            try:
+                pipe.send(
+                    getattr(group, name)(
+                        rows, values.tolist() if name == "reset" else values
+                    )
+                )
+            except Exception as error:
+                pipe.send(_portable(error))
+    except (EOFError, KeyboardInterrupt):
+        pass
+    except Exception as error:
+        pipe.send(_portable(error))
+    finally:
+        if group is not None:
+            group.close()
+
+
+def _portable(error: Exception) -> VLAError:
+    """Keep our errors as they are; turn others, which may not pickle, into text."""
+    if isinstance(error, VLAError):
+        return error
+    return SimulationError(
+        "GymnasiumEnv: expected the simulator to answer, got an error in its worker "
+        f"process:\n{''.join(traceback.format_exception(error))}"
+    )
+
+
+def _stop(pipes: list[Connection], processes: list[Any]) -> None:
+    for pipe in pipes:
+        pipe.close()
+    for process in processes:
+        process.join(timeout=5.0)
+        if process.is_alive():
+            process.terminate()
+
+
+def _shapes(arrays: Arrays) -> tuple[tuple[Key, tuple[int, ...]], ...]:
+    return tuple((key, array.shape) for key, array in arrays.items())
+
+
+def _to_chw(image: Any, name: str) -> np.ndarray:
+    image = np.asarray(image)
+    if image.dtype != np.uint8 or image.ndim != 3:
+        raise SchemaError(
+            f"GymnasiumEnv: expected a uint8 image [h, w, C] at {name!r}, got "
+            f"{image.dtype} of shape {image.shape}. Convert it in observe."
+        )
+    return np.ascontiguousarray(image.transpose(2, 0, 1))

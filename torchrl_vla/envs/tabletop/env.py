@@ -1,0 +1,256 @@
+"""The embedded default environment: coloured blocks on a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+from torchrl.data import Binary, Bounded, Composite, Unbounded
+from torchrl.envs import EnvBase
+
+from torchrl_vla.envs.tabletop.expert import TabletopExpert
+from torchrl_vla.envs.tabletop.rendering import draw_camera, draw_scene
+from torchrl_vla.envs.tabletop.scene import MAX_SPEED, PALETTE, PLACES, Scene
+from torchrl_vla.schema import (
+    ACTION_KEY,
+    EPISODE_SEED_KEY,
+    INSTRUCTION_KEY,
+    SUCCESS_KEY,
+    InstructionTable,
+    RobotDatasetMetadata,
+)
+
+_TASKS = ("reach", "push")
+_RATE_HZ = 10.0
+
+
+class TabletopEnv(EnvBase):
+    """Reach or push the block that the instruction names, on ``N`` tables at once.
+
+    The smallest task in which vision, language and action all matter. The image shows
+    the blocks and not the gripper, the state holds the gripper and not the blocks, and
+    only the instruction says which block: a policy that lacks one of the three falls
+    to chance. To reach, stop over the block (an action shorter than one half brings the
+    gripper down); coming down on a wrong block ends the episode, and so does pushing
+    against one, so trying them all does not pay.
+    Everything is torch, batched, and on one device.
+
+    **Reads** ``action`` float32 ``[N, 2]`` in ``[-1, 1]``: the gripper's displacement,
+    where 1 is a tenth of a table unit (the table is ``[-1, 1]`` by ``[-1, 1]``).
+
+    **Writes** ``observation.image`` uint8 ``[N, 3, size, size]``, ``observation.state``
+    float32 ``[N, 2]`` (the gripper's x and y, table units), ``language_instruction``
+    int64 ``[N]``, ``success`` bool ``[N, 1]``, ``episode_seed`` int64 ``[N]``, reward
+    (1 on the successful step, else 0), and ``terminated`` on success or at a
+    wrong block, ``truncated`` at ``max_steps``.
+
+    Args:
+        num_envs: ``N``, how many tables.
+
+    Keyword Args:
+        tasks: ``"reach"`` ("reach the red block"), ``"push"`` ("push the red block to
+            the left"), or both, drawn evenly.
+        num_blocks: blocks on a table, each of another colour, 2 to 6.
+        image_size: side of the camera image in pixels.
+        max_steps: time limit in steps; None is 40, or 100 with pushing.
+        seed: of the episode seeds that are drawn when a reset names none.
+        device: where everything lives.
+
+    Raises:
+        ValueError: an argument is out of its range.
+
+    Examples:
+        >>> env = TabletopEnv(4, seed=0)
+        >>> step = env.reset()
+        >>> step["observation", "image"].shape
+        torch.Size([4, 3, 48, 48])
+        >>> env.instructions.decode(step["language_instruction"])[0]
+        'reach the blue block'
+        >>> expert = env.make_expert()
+        >>> env.rollout(40, expert)["next", "reward"].sum().item()
+        1.0
+    """
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        *,
+        tasks: Sequence[str] = ("reach",),
+        num_blocks: int = 3,
+        image_size: int = 48,
+        max_steps: int | None = None,
+        seed: int | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        unknown = set(tasks) - set(_TASKS)
+        if not tasks or unknown or isinstance(tasks, str):
+            raise ValueError(
+                f"TabletopEnv: expected tasks from {_TASKS}, got {tasks!r}. Pass a "
+                "tuple of one or both."
+            )
+        for name, value, low, high in (
+            ("num_envs", num_envs, 1, 1 << 20),
+            ("num_blocks", num_blocks, 2, len(PALETTE)),
+            ("image_size", image_size, 8, 1024),
+        ):
+            if not low <= value <= high:
+                raise ValueError(
+                    f"TabletopEnv: expected {name} in {low}..{high}, got {value}."
+                )
+        super().__init__(device=torch.device(device), batch_size=[num_envs])
+        self.tasks = tuple(tasks)
+        self.num_blocks = num_blocks
+        self.image_size = image_size
+        self.max_steps = max_steps or (100 if "push" in tasks else 40)
+        self.instructions = InstructionTable(_texts(self.tasks))
+        self.metadata = RobotDatasetMetadata(
+            "tabletop",
+            embodiment_id="tabletop gripper",
+            action_names=("dx", "dy"),
+            action_units=f"{MAX_SPEED} table",
+            action_reference="delta",
+            action_space="end_effector",
+            action_low=(-1.0, -1.0),
+            action_high=(1.0, 1.0),
+            state_names=("x", "y"),
+            state_units="table",
+            control_frequency_hz=_RATE_HZ,
+            cameras=("image",),
+        )
+        self._ids = self.instructions.ids.to(self.device)
+        self._make_specs()
+        self._generator = torch.Generator(device=self.device)
+        self.set_seed(torch.seed() % (1 << 31) if seed is None else seed)
+        self.scene: Scene | None = None
+
+    def _make_specs(self) -> None:
+        shape, device = self.batch_size, self.device
+        image = Bounded(
+            0,
+            255,
+            shape=(*shape, 3, self.image_size, self.image_size),
+            dtype=torch.uint8,
+            device=device,
+        )
+        self.observation_spec = Composite(
+            observation=Composite(
+                image=image,
+                state=Bounded(-1.0, 1.0, shape=(*shape, 2), device=device),
+                shape=shape,
+            ),
+            language_instruction=Unbounded(shape, dtype=torch.int64, device=device),
+            success=Binary(shape=(*shape, 1), dtype=torch.bool, device=device),
+            episode_seed=Unbounded(shape, dtype=torch.int64, device=device),
+            shape=shape,
+        )
+        self.action_spec = self.metadata.make_action_spec(shape, device)
+        self.reward_spec = Bounded(0.0, 1.0, shape=(*shape, 1), device=device)
+        flag = Binary(shape=(*shape, 1), dtype=torch.bool, device=device)
+        self.done_spec = Composite(
+            done=flag, terminated=flag.clone(), truncated=flag.clone(), shape=shape
+        )
+
+    def make_expert(self, *, noise: float = 0.0, seed: int = 0) -> TabletopExpert:
+        """Make the scripted expert of this environment."""
+        return TabletopExpert(self, noise=noise, seed=seed)
+
+    def render(self, size: int = 160) -> Tensor:
+        """Draw a view for people, uint8 ``[N, 3, size, size]``, with the gripper."""
+        return draw_scene(self.scene, size)
+
+    def _set_seed(self, seed: int | None) -> None:
+        self._generator.manual_seed(seed)
+
+    def _reset(
+        self,
+        tensordict: TensorDictBase | None = None,
+        episode_seeds: Tensor | None = None,
+        **kwargs: object,
+    ) -> TensorDictBase:
+        rows = torch.ones(self.batch_size, dtype=torch.bool, device=self.device)
+        if tensordict is not None and "_reset" in tensordict.keys():
+            rows = tensordict.get("_reset").view(self.batch_size)
+        if episode_seeds is None:
+            episode_seeds = torch.randint(
+                1 << 31, self.batch_size, generator=self._generator, device=self.device
+            )
+        share = self.tasks.count("push") / len(self.tasks)
+        fresh = Scene.from_seeds(episode_seeds, self.num_blocks, share)
+        if self.scene is None or bool(rows.all()):
+            self.scene = fresh
+            self._seeds = episode_seeds.clone()
+            self._steps = torch.zeros_like(episode_seeds)
+            self._image = draw_camera(self.scene, self.image_size)
+        else:
+            self.scene.replace_rows(rows, fresh)
+            self._seeds = torch.where(rows, episode_seeds, self._seeds)
+            self._steps = self._steps.masked_fill(rows, 0)
+            self._draw(rows)
+        success = torch.zeros(
+            (*self.batch_size, 1), dtype=torch.bool, device=self.device
+        )
+        return self._observe(success)
+
+    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
+        before = Scene(**vars(self.scene))
+        self.scene.move(tensordict.get(ACTION_KEY))
+        running = tensordict.get("_step", None)
+        if running is not None:
+            running = running.view(self.batch_size)
+            self.scene.replace_rows(~running, before)
+        self._steps = self._steps + (1 if running is None else running.long())
+        if self.scene.blocks is not before.blocks:
+            self._draw((self.scene.blocks != before.blocks).flatten(1).any(1))
+        success, failure = (flag.unsqueeze(-1) for flag in self.scene.outcome())
+        terminated = success | failure
+        truncated = (self._steps >= self.max_steps).unsqueeze(-1) & ~terminated
+        out = self._observe(success)
+        out.set("reward", success.float())
+        out.set("terminated", terminated)
+        out.set("truncated", truncated)
+        return out.set("done", terminated | truncated)
+
+    def _draw(self, rows: Tensor) -> None:
+        """Redraw the tables on which something moved; the others look as before."""
+        index = rows.nonzero()[:, 0]
+        if len(index):
+            moved = Scene(**{name: v[index] for name, v in vars(self.scene).items()})
+            image = self._image.clone()  # the old one belongs to the rollout
+            image[index] = draw_camera(moved, self.image_size)
+            self._image = image
+
+    def _observe(self, success: Tensor) -> TensorDict:
+        scene = self.scene
+        n_colors = len(PALETTE)
+        reach_row = scene.target_color
+        push_row = scene.target_color * len(PLACES) + scene.place
+        if "reach" in self.tasks:
+            push_row = push_row + n_colors
+        return TensorDict(
+            {
+                "observation": {"image": self._image, "state": scene.gripper},
+                INSTRUCTION_KEY: self._ids[
+                    torch.where(scene.is_push, push_row, reach_row)
+                ],
+                SUCCESS_KEY: success,
+                EPISODE_SEED_KEY: self._seeds,
+            },
+            self.batch_size,
+            device=self.device,
+        )
+
+
+def _texts(tasks: Sequence[str]) -> list[str]:
+    """All instructions, in the order of the rows that ``_observe`` computes."""
+    texts = []
+    if "reach" in tasks:
+        texts += [f"reach the {color} block" for color in PALETTE]
+    if "push" in tasks:
+        texts += [
+            f"push the {color} block to the {place}"
+            for color in PALETTE
+            for place in PLACES
+        ]
+    return texts

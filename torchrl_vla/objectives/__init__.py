@@ -1,0 +1,6 @@
+"""What training minimizes."""
+
+from torchrl_vla.objectives.bc import BCLoss
+from torchrl_vla.objectives.token_bc import TokenBCLoss
+
+__all__ = ["BCLoss", "TokenBCLoss"]

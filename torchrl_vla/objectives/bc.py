@@ -1,0 +1,114 @@
+"""Behavior cloning of action chunks, with a padding mask that cannot be missed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from tensordict import NestedKey, TensorDictBase
+from tensordict.nn import TensorDictModuleBase, TensorDictParams, dispatch
+from torch import Tensor
+from torchrl.objectives import BCLoss as _TorchRLBCLoss
+
+from torchrl_vla.objectives.padding import read_pad_mask, read_target
+from torchrl_vla.schema import (
+    ACTION_CHUNK_KEY,
+    ACTION_IS_PAD_KEY,
+    MissingKeyError,
+    SchemaError,
+)
+
+
+class BCLoss(_TorchRLBCLoss):
+    """Compare a policy's chunk with the expert's wherever the episode goes on.
+
+    TorchRL's loss, made strict: a padding mask that is missing (a misspelt key),
+    inverted into another dtype, of another shape, or True everywhere raises instead of
+    training on something else. The mean is over valid elements, so an episode's short
+    end weighs as much as its frames, not as its padding; what lies under the padding
+    (NaN, too) has no influence on the loss or on any gradient.
+
+    **Reads** the policy's ``in_keys``; ``action_chunk`` float ``[*B, H, A]``, the
+    expert's; ``action_is_pad`` bool ``[*B, H]``, True = padded. **Writes**
+    ``loss_bc``, a scalar (one number per valid element with ``reduction="none"``).
+
+    Args:
+        actor_network: policy that writes its chunk at the ``action`` key.
+
+    Keyword Args:
+        loss_function: ``"l1"``, ``"l2"``, ``"smooth_l1"``, or a callable of prediction
+            and target without reduction. None is ``"l2"``.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``. None is ``"mean"``.
+
+    Raises:
+        MissingKeyError: the chunk or the mask is not there, or the policy does not
+            write the ``action`` key.
+        SchemaError: the mask is not a bool ``[*B, H]`` with a False in it, the chunk
+            holds tokens, or prediction and target have different shapes. (Inside
+            ``torch.compile`` an all-padded batch gives 0.)
+
+    Examples:
+        >>> import torch
+        >>> from tensordict import TensorDict
+        >>> from tensordict.nn import TensorDictModule
+        >>> zeros = TensorDictModule(
+        ...     lambda s: s.new_zeros(1, 2, 1), ["state"], ["action_chunk"]
+        ... )
+        >>> batch = TensorDict(
+        ...     state=torch.zeros(1, 3),
+        ...     action_chunk=torch.tensor([[[3.0], [500.0]]]),
+        ...     action_is_pad=torch.tensor([[False, True]]),
+        ... )
+        >>> BCLoss(zeros, loss_function="l1")(batch)["loss_bc"]
+        tensor(3.)
+    """
+
+    @dataclass
+    class _AcceptedKeys:
+        """The keys of the expert's chunk and of its padding mask (None: no padding)."""
+
+        action: NestedKey = ACTION_CHUNK_KEY
+        pad_mask: NestedKey | None = ACTION_IS_PAD_KEY
+
+    tensor_keys: _AcceptedKeys
+    default_keys = _AcceptedKeys
+
+    actor_network: TensorDictModuleBase
+    actor_network_params: TensorDictParams
+    target_actor_network_params: TensorDictParams
+
+    @dispatch
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Return the loss of a batch."""
+        key, pad_key = self.tensor_keys.action, self.tensor_keys.pad_mask
+        target = read_target(tensordict, key, "BCLoss")
+        if not target.is_floating_point():
+            raise SchemaError(
+                f"BCLoss: expected float actions at {key!r}, got {target.dtype}. Use "
+                "TokenBCLoss to clone action tokens."
+            )
+        if pad_key is not None:
+            pad = read_pad_mask(tensordict, pad_key, target, "BCLoss")
+            # 0 times the derivative at a NaN is NaN: keep it out of the graph.
+            target = torch.where(pad.unsqueeze(-1), 0.0, target)
+            tensordict = tensordict.copy().set(key, target)
+        return super().forward(tensordict)
+
+    def _get_prediction(
+        self, tensordict: TensorDictBase, action_expert: Tensor
+    ) -> Tensor:
+        key = self.tensor_keys.action
+        prediction = tensordict.get(key)
+        if prediction is action_expert:
+            raise MissingKeyError(
+                f"BCLoss: expected the policy to write {key!r}, got out_keys "
+                f"{list(self.actor_network.out_keys)}. Name the key that it writes "
+                "with set_keys(action=...), and put the expert's chunk there."
+            )
+        if prediction.shape != action_expert.shape:
+            raise SchemaError(
+                f"BCLoss: expected a prediction {list(action_expert.shape)} at "
+                f"{key!r}, the shape of the expert's chunk, got "
+                f"{list(prediction.shape)}. Build both with one chunk_size."
+            )
+        return prediction

@@ -1,0 +1,78 @@
+"""Read the padding mask of a batch of chunks, or say why it cannot be one."""
+
+from __future__ import annotations
+
+import torch
+from tensordict import NestedKey, TensorDictBase
+from torch import Tensor
+
+from torchrl_vla.schema import MissingKeyError, SchemaError
+
+
+def read_target(tensordict: TensorDictBase, key: NestedKey, owner: str) -> Tensor:
+    """Return the expert's chunk, or raise naming what the batch holds instead."""
+    target = tensordict.get(key, None)
+    if target is None:
+        raise MissingKeyError(
+            f"{owner}: expected the expert's chunk [*B, H, A] at {key!r}, got only "
+            f"{sorted(map(str, tensordict.keys(True, True)))}. Append the transform "
+            "that builds it (ActionChunkTransform, ActionTokenizerTransform), or name "
+            "another key with set_keys(action=...)."
+        )
+    return target
+
+
+def read_pad_mask(
+    tensordict: TensorDictBase, key: NestedKey, target: Tensor, owner: str
+) -> Tensor:
+    """Return the mask bool ``[*B, H]``, True = padded, that belongs to a target.
+
+    A mask that is missing, of another dtype or shape, or that leaves nothing to learn
+    from raises: each of them would otherwise train on something else than asked.
+    Inside ``torch.compile`` the last check is left out (it needs a value).
+
+    Args:
+        tensordict: the batch.
+        key: where the mask is.
+        target: the expert's chunk ``[*B, H, A]``.
+        owner: the component that asks; opens the error message.
+
+    Raises:
+        MissingKeyError: nothing is at ``key``; lists the bool keys that are there.
+        SchemaError: the mask is not bool, has another shape, or is True everywhere.
+    """
+    pad = tensordict.get(key, None)
+    if pad is None:
+        raise MissingKeyError(
+            f"{owner}: expected a bool mask [*B, H] at {key!r}, got none. Bool keys in "
+            f"the batch: {_bool_keys(tensordict)}. Name the right one with "
+            "set_keys(pad_mask=...); set_keys(pad_mask=None) says that nothing is "
+            "padded."
+        )
+    if pad.dtype != torch.bool:
+        raise SchemaError(
+            f"{owner}: expected dtype bool at {key!r}, got {pad.dtype}. True = padded "
+            "(past the episode's end, to be ignored); a mask of valid positions is "
+            "the opposite: pass valid == 0."
+        )
+    if pad.shape != target.shape[:-1]:
+        raise SchemaError(
+            f"{owner}: expected shape {list(target.shape[:-1])} at {key!r}, one flag "
+            f"per action of a chunk {list(target.shape)}, got {list(pad.shape)}."
+        )
+    if not torch.compiler.is_compiling() and pad.all():
+        raise SchemaError(
+            f"{owner}: expected at least one valid position at {key!r}, got a batch "
+            f"{list(pad.shape)} that is True (padded) everywhere. Nothing is left to "
+            "learn from: the polarity may be inverted, or the chunks lie past the end "
+            "of their episodes."
+        )
+    return pad
+
+
+def _bool_keys(tensordict: TensorDictBase) -> list[str]:
+    return sorted(
+        str(key)
+        for key, value in tensordict.items(True, True)
+        if isinstance(value, Tensor) and value.dtype == torch.bool
+    )

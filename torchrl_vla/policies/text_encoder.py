@@ -1,0 +1,68 @@
+"""A small trainable encoder of instructions, byte by byte."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+_PAD = 256  # after the 256 byte values
+
+
+class ByteTextEncoder(nn.Module):
+    """Encode text from its UTF-8 bytes: two convolutions and attention pooling.
+
+    Every text has its own byte sequence, so no two instructions look alike to the
+    policy (hashing words into buckets made that happen), there is no vocabulary to
+    build, and any language works.
+
+    Args:
+        dim: ``E``, size of the encoding.
+        max_bytes: ``L``, longest text in UTF-8 bytes.
+        width: channels of the convolutions.
+
+    Examples:
+        >>> encoder = ByteTextEncoder(8)
+        >>> encoder(encoder.to_bytes(["pick", "place"])).shape
+        torch.Size([2, 8])
+    """
+
+    def __init__(self, dim: int, *, max_bytes: int = 128, width: int = 64) -> None:
+        super().__init__()
+        self.max_bytes = max_bytes
+        self.embedding = nn.Embedding(_PAD + 1, width, padding_idx=_PAD)
+        self.position = nn.Parameter(torch.randn(max_bytes, width) * 0.1)
+        self.first = nn.Conv1d(width, width, 5, padding=2)
+        self.second = nn.Conv1d(width, width, 5, padding=2)
+        self.attention = nn.Linear(width, 4)
+        self.out = nn.Linear(4 * width, dim)
+
+    def to_bytes(self, texts: Sequence[str]) -> Tensor:
+        """Return the texts' bytes, int64 ``[N, L]``, padded with 256.
+
+        Raises:
+            ValueError: a text is longer than ``max_bytes``.
+        """
+        rows = torch.full((len(texts), self.max_bytes), _PAD, dtype=torch.int64)
+        for row, text in zip(rows, texts):
+            data = text.encode()
+            if len(data) > self.max_bytes:
+                raise ValueError(
+                    f"ByteTextEncoder: expected at most max_bytes={self.max_bytes} "
+                    f"bytes of text, got {len(data)} in {text!r}. Build the policy "
+                    f"with text_max_bytes={len(data)} or more."
+                )
+            row[: len(data)] = torch.tensor(list(data))
+        return rows
+
+    def forward(self, data: Tensor) -> Tensor:
+        """Encode bytes ``[N, L]`` as ``[N, E]``."""
+        real = (data != _PAD).unsqueeze(1)  # [N, 1, L]
+        x = (self.embedding(data) + self.position).transpose(1, 2) * real
+        x = x + torch.relu(self.first(x)) * real
+        x = x + torch.relu(self.second(x)) * real
+        x = x.transpose(1, 2)  # [N, L, width]
+        scores = self.attention(x).masked_fill(~real.transpose(1, 2), -torch.inf)
+        pooled = scores.softmax(1).transpose(1, 2) @ x  # [N, heads, width]
+        return self.out(pooled.flatten(1))

@@ -1,0 +1,112 @@
+"""One HTML page that shows what was learned, and how sure we are of it."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+
+from torchrl_vla.evaluation import EvaluationResult
+from torchrl_vla.recipes.charts import interval_chart, line_chart
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; color: #1c2733; background: #f6f8fa;
+       max-width: 760px; margin: 2rem auto; padding: 0 1rem; }
+section { background: #fff; border: 1px solid #d5dbe1; border-radius: 8px;
+          padding: 1rem 1.5rem; margin: 1rem 0; }
+h1 { font-size: 1.6rem; } h2 { font-size: 1.15rem; margin-top: 0; }
+table { border-collapse: collapse; width: 100%; font-size: .9rem; }
+td, th { text-align: left; padding: .3rem .6rem; border-bottom: 1px solid #e6eaee; }
+td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
+img, svg { max-width: 100%; height: auto; }
+.headline { font-size: 2.2rem; font-weight: 650; color: #0b6bcb; }
+.quiet { color: #5b6875; font-size: .9rem; }
+"""
+
+
+def write_report(
+    path: Path,
+    *,
+    title: str,
+    summary: str,
+    results: Mapping[str, EvaluationResult],
+    explanations: Mapping[str, str],
+    losses: Sequence[tuple[int, float]],
+    strips: Mapping[str, Path],
+    facts: Mapping[str, str],
+) -> Path:
+    """Write a self-contained page (images and charts are inside the file).
+
+    Args:
+        path: the HTML file to write.
+        title: the page's heading.
+        summary: one sentence under it.
+        results: name of each evaluation to its result; ``"after"`` is the headline.
+        explanations: name to one sentence on what that evaluation shows.
+        losses: ``(step, loss)`` of the training.
+        strips: caption to PNG film strip.
+        facts: what a reader needs to repeat it: seeds, sizes, times.
+
+    Returns:
+        ``path``.
+    """
+    after = results["after"]
+    low, high = after.interval
+    rows = {name: (r.success_rate, *r.interval) for name, r in results.items()}
+    sections = [
+        f"<h1>{escape(title)}</h1><p>{escape(summary)}</p>",
+        f"<section><h2>Success after training</h2><div class='headline'>"
+        f"{100 * after.success_rate:.1f} %</div><p class='quiet'>95 % Wilson interval "
+        f"{100 * low:.1f} to {100 * high:.1f} % over {len(after)} episodes that "
+        f"training never saw.</p>{interval_chart(rows)}"
+        + _definitions(explanations)
+        + "</section>",
+        f"<section><h2>Success by instruction</h2>{_task_table(results)}</section>",
+    ]
+    if len(losses) > 1:
+        chart = line_chart(losses, x_label="training step", y_label="loss")
+        sections.append(f"<section><h2>Learning curve</h2>{chart}</section>")
+    for caption, strip in strips.items():
+        data = base64.b64encode(strip.read_bytes()).decode()
+        sections.append(
+            f"<section><h2>{escape(caption)}</h2>"
+            f"<img alt='{escape(caption)}' src='data:image/png;base64,{data}'></section>"
+        )
+    fact_rows = "".join(
+        f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>"
+        for name, value in facts.items()
+    )
+    sections.append(
+        f"<section><h2>To repeat it</h2><table>{fact_rows}</table></section>"
+    )
+    path.write_text(
+        "<!doctype html><html lang='en'><meta charset='utf-8'>"
+        f"<title>{escape(title)}</title><style>{_STYLE}</style>"
+        + "".join(sections)
+        + "</html>\n"
+    )
+    return path
+
+
+def _definitions(explanations: Mapping[str, str]) -> str:
+    items = "".join(
+        f"<li><b>{escape(name)}</b>: {escape(text)}</li>"
+        for name, text in explanations.items()
+    )
+    return f"<ul class='quiet'>{items}</ul>"
+
+
+def _task_table(results: Mapping[str, EvaluationResult]) -> str:
+    """One row per instruction, one column per evaluation."""
+    per_task = {name: result.per_task() for name, result in results.items()}
+    tasks = sorted({task for table in per_task.values() for task in table})
+    head = "".join(f"<th class='n'>{escape(name)}</th>" for name in results)
+    body = ""
+    for task in tasks:
+        cells = ""
+        for table in per_task.values():
+            successes, episodes = table.get(task, (0, 0))
+            cells += f"<td class='n'>{successes}/{episodes}</td>"
+        body += f"<tr><td>{escape(task)}</td>{cells}</tr>"
+    return f"<table><tr><th>instruction</th>{head}</tr>{body}</table>"

@@ -1,0 +1,7 @@
+"""Continuous actions to discrete tokens and back."""
+
+from torchrl_vla.tokenizers.base import ActionTokenizerBase
+from torchrl_vla.tokenizers.uniform import UniformActionTokenizer
+from torchrl_vla.tokenizers.vocab_tail import VocabTailActionTokenizer
+
+__all__ = ["ActionTokenizerBase", "UniformActionTokenizer", "VocabTailActionTokenizer"]
