@@ -9,7 +9,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
-from tensordict import TensorDictBase
+from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 from torchrl.data import Binary, Bounded, Composite, Unbounded
 from torchrl.envs import EnvBase
@@ -181,8 +181,9 @@ class GymnasiumEnv(EnvBase):
         self.metadata = _checked_metadata(metadata, layout)
         self._make_specs(layout)
         self._elapsed = torch.zeros(rows, 1, dtype=torch.int64)
-        self._now = self.full_observation_spec.zero().update(self.full_done_spec.zero())
-        self._now.set(INSTRUCTION_KEY, self._instruction_ids)
+        blank = self.full_observation_spec.zero().update(self.full_done_spec.zero())
+        self._now: dict[Any, Tensor] = dict(blank.items(True, True))
+        self._now[INSTRUCTION_KEY] = self._instruction_ids
         self._generator = torch.Generator()
         self._set_seed(seed)
 
@@ -248,7 +249,7 @@ class GymnasiumEnv(EnvBase):
             arrays[EPISODE_SEED_KEY] = seeds.numpy()
             self._elapsed[rows] = 0
             self._update(rows, arrays)
-        return self._now.clone()
+        return self._output()
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         rows = self._rows(tensordict.get("_step", None))
@@ -260,7 +261,7 @@ class GymnasiumEnv(EnvBase):
         reward = torch.zeros(*self.batch_size, 1)
         reward[rows] = torch.from_numpy(arrays.pop("reward"))
         self._update(rows, arrays)
-        return self._now.clone().set("reward", reward)
+        return self._output().set("reward", reward)
 
     def _rows(self, mask: Tensor | None) -> list[int]:
         if mask is None:
@@ -281,13 +282,24 @@ class GymnasiumEnv(EnvBase):
     def _update(self, rows: list[int], arrays: Arrays) -> None:
         """Take in what the simulators of ``rows`` returned; others stay as they are."""
         for key, array in arrays.items():
-            value = torch.from_numpy(array).to(self.device)
+            value = torch.from_numpy(array)
             if len(rows) < self.batch_size[0]:
-                whole = self._now.get(key).clone()
+                whole = self._now[key].clone()
                 whole[rows] = value
                 value = whole
-            self._now.set(key, value)
-        self._now.set("done", self._now.get("terminated") | self._now.get("truncated"))
+            self._now[key] = value
+        self._now["done"] = self._now["terminated"] | self._now["truncated"]
+
+    def _output(self) -> TensorDict:
+        # Copies: what callers do to them must not change the rows that stay behind.
+        out: dict[str, Any] = {}
+        for key, value in self._now.items():
+            *path, name = (key,) if isinstance(key, str) else key
+            inner = out
+            for part in path:
+                inner = inner.setdefault(part, {})
+            inner[name] = value.clone()
+        return TensorDict(out, self.batch_size, device=self.device)
 
     def _set_seed(self, seed: int | None) -> None:
         if seed is None:

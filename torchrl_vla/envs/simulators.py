@@ -37,6 +37,7 @@ class SimulationError(VLAError, RuntimeError):
 class SimulatorLayout:
     """What one simulator takes and returns: equal for all that share a batch."""
 
+    action_dtype: str
     action_low: tuple[float, ...]
     action_high: tuple[float, ...]
     observation: tuple[tuple[Key, tuple[int, ...]], ...]
@@ -73,33 +74,40 @@ class SimulatorGroup:
 
     def reset(self, rows: Sequence[int], seeds: Sequence[int]) -> Arrays:
         """Begin the episode of each seed; returns the observations ``[n, ...]``."""
-        return self._stack(
-            [
-                self._read(row, self._envs[row].reset(seed=seed)[0])
-                for row, seed in zip(rows, seeds)
-            ]
-        )
+        observations = [
+            self._map(row, self._envs[row].reset(seed=seed)[0])
+            for row, seed in zip(rows, seeds)
+        ]
+        return self._stack(rows, observations)
 
     def step(self, rows: Sequence[int], actions: np.ndarray) -> Arrays:
         """Execute ``actions[i]`` in ``rows[i]``; adds the reward and the flags."""
-        return self._stack(
-            [self._step(row, action) for row, action in zip(rows, actions)]
-        )
+        space = self._envs[rows[0]].action_space
+        actions = np.clip(actions, space.low, space.high).astype(space.dtype)
+        reward = np.empty((len(rows), 1), np.float32)
+        terminated, truncated, success = np.empty((3, len(rows), 1), bool)
+        observations = []
+        for i, row in enumerate(rows):
+            raw, reward[i], terminated[i], truncated[i], info = self._envs[row].step(
+                actions[i]
+            )
+            observations.append(self._map(row, raw))
+            success[i] = self._success(row, info)
+        self._check_finite("reward", rows, reward)
+        return {
+            **self._stack(rows, observations),
+            "reward": reward,
+            "terminated": terminated,
+            "truncated": truncated,
+            SUCCESS_KEY: success,
+        }
 
     def close(self) -> None:
         """Close every simulator."""
         for env in self._envs:
             env.close()
 
-    def _step(self, row: int, action: np.ndarray) -> Arrays:
-        env = self._envs[row]
-        space = env.action_space
-        action = np.clip(action, space.low, space.high).astype(space.dtype)
-        observation, reward, terminated, truncated, info = env.step(action)
-        out = self._read(row, observation)
-        out["reward"] = self._finite("reward", row, np.float32([reward]))
-        out["terminated"] = np.array([terminated], dtype=bool)
-        out["truncated"] = np.array([truncated], dtype=bool)
+    def _success(self, row: int, info: Mapping[str, Any]) -> Any:
         if self._success_key not in info:
             raise MissingKeyError(
                 f"GymnasiumEnv: expected the success of the task at info["
@@ -107,21 +115,21 @@ class SimulatorGroup:
                 f"info with {sorted(info)}. Give success_key= one of them, or wrap "
                 "the environment to write it."
             )
-        out[SUCCESS_KEY] = np.array([info[self._success_key]], dtype=bool)
-        return out
+        return info[self._success_key]
 
-    def _read(self, row: int, observation: Any) -> Arrays:
-        out = self._map(row, observation)
-        found = _shapes(out)
-        if found != self._layouts[row].observation:
-            raise SchemaError(
-                "GymnasiumEnv: expected observations "
-                f"{dict(self._layouts[row].observation)} of environment "
-                f"{row + self._first_row}, as its observation_space says, got "
-                f"{dict(found)}. Correct the environment's space."
-            )
+    def _stack(self, rows: Sequence[int], observations: list[Arrays]) -> Arrays:
+        for row, observation in zip(rows, observations):
+            expected = self._layouts[row].observation
+            if _shapes(observation) != expected:
+                raise SchemaError(
+                    f"GymnasiumEnv: expected observations {dict(expected)} of "
+                    f"environment {row + self._first_row}, as its observation_space "
+                    f"says, got {dict(_shapes(observation))}. Correct the "
+                    "environment's space."
+                )
+        out = {key: np.stack([o[key] for o in observations]) for key in observations[0]}
         if STATE_KEY in out:
-            self._finite(str(STATE_KEY), row, out[STATE_KEY])
+            self._check_finite(str(STATE_KEY), rows, out[STATE_KEY])
         return out
 
     def _map(self, row: int, observation: Any) -> Arrays:
@@ -149,15 +157,14 @@ class SimulatorGroup:
             out[IMAGE_KEY] = _to_chw(images, "image")
         return out
 
-    def _finite(self, name: str, row: int, values: np.ndarray) -> np.ndarray:
+    def _check_finite(self, name: str, rows: Sequence[int], values: np.ndarray) -> None:
         if not np.isfinite(values).all():
-            bad = np.flatnonzero(~np.isfinite(values)).tolist()
+            i, *_ = bad = np.argwhere(~np.isfinite(values))[0]
             raise SchemaError(
                 f"GymnasiumEnv: expected finite numbers at {name} of environment "
-                f"{row + self._first_row}, got {values[bad].tolist()} in dimensions "
-                f"{bad}. The simulation diverged, or the observation is undefined."
+                f"{rows[i] + self._first_row}, got {values[tuple(bad)]} in dimension "
+                f"{bad[1]}. The simulation diverged, or the observation is undefined."
             )
-        return values
 
     def _describe(self, row: int) -> SimulatorLayout:
         env = self._envs[row]
@@ -170,14 +177,11 @@ class SimulatorGroup:
             )
         sample = self._map(row, env.observation_space.sample())
         return SimulatorLayout(
+            str(space.dtype),
             tuple(space.low.astype(float).tolist()),
             tuple(space.high.astype(float).tolist()),
             _shapes(sample),
         )
-
-    @staticmethod
-    def _stack(rows: list[Arrays]) -> Arrays:
-        return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
 
 
 class SimulatorProcesses:

@@ -77,6 +77,12 @@ class BCLoss(_TorchRLBCLoss):
     actor_network_params: TensorDictParams
     target_actor_network_params: TensorDictParams
 
+    def set_keys(self, **kwargs: NestedKey | None) -> None:
+        """Name other keys; ``pad_mask=None`` says that nothing is padded."""
+        super().set_keys(**kwargs)
+        if "pad_mask" in kwargs:  # TorchRL reads None as "back to the default"
+            self.tensor_keys.pad_mask = kwargs["pad_mask"]
+
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Return the loss of a batch."""

@@ -88,6 +88,12 @@ class TokenBCLoss(LossModule):
     def _forward_value_estimator_keys(self, **kwargs) -> None:
         """Ignore value keys: cloning estimates no value."""
 
+    def set_keys(self, **kwargs: NestedKey | None) -> None:
+        """Name other keys; ``pad_mask=None`` says that nothing is padded."""
+        super().set_keys(**kwargs)
+        if "pad_mask" in kwargs:  # TorchRL reads None as "back to the default"
+            self.tensor_keys.pad_mask = kwargs["pad_mask"]
+
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Return the loss of a batch."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -19,6 +20,11 @@ from torchrl_vla.schema import (
     is_text,
 )
 
+# Matrix products of one to three rows take another path on CPU than larger ones, and
+# round differently. Filled up to this many rows, every row is computed alike, so an
+# executor that asks for one environment gets the bits that the learner recomputes.
+_MIN_ROWS = 8
+
 
 class TinyBackbone(nn.Module):
     """Encode what a tiny policy sees, feels and is told, then think it over.
@@ -26,7 +32,8 @@ class TinyBackbone(nn.Module):
     Each camera has its own :class:`KeypointImageEncoder`, conditioned on the
     instruction; keypoints and state go through residual blocks that the instruction
     modulates again (FiLM). On the id path each text of the table is encoded once per
-    forward and gathered, so the cost of language does not grow with the batch.
+    forward and gathered, so the cost of language does not grow with the batch. A row's
+    result does not depend on the rows beside it, not in the last bit.
 
     Args:
         out_dim: size of the output.
@@ -65,17 +72,13 @@ class TinyBackbone(nn.Module):
         )
         self.entry = nn.Linear(sum(eye.out_dim for eye in self.eyes) + hidden, hidden)
         if state_key is not None:
-            self.state = (
-                nn.LazyLinear(hidden)
-                if state_dim is None
-                else nn.Linear(state_dim, hidden)
-            )
+            self.state = _linear(state_dim, hidden)
         self.blocks = nn.ModuleList(_FilmBlock(hidden, text_dim) for _ in range(depth))
         self.norm = nn.LayerNorm(hidden)
         self.out = nn.Linear(hidden, out_dim)
         self._hidden = hidden
         self._instructions: InstructionTable | None = None
-        self.register_buffer("_table_bytes", None, persistent=False)
+        self._table_bytes: Tensor | None = None  # a cache, not a buffer
 
     @property
     def instructions(self) -> InstructionTable | None:
@@ -89,17 +92,12 @@ class TinyBackbone(nn.Module):
         if table is not None and len(table):
             self._read_table()
 
-    def _read_table(self) -> Tensor:
-        device = self.out.weight.device
-        self._table_bytes = self.text.to_bytes(self._instructions.texts).to(device)
-        return self._table_bytes
-
     def forward(self, tensordict: TensorDictBase) -> Tensor:
         """Return ``[*B, out_dim]``."""
         batch = tensordict.batch_size
         text = self._encode_instruction(tensordict)  # [N, E]
         parts = [
-            eye(image.flatten(0, image.ndim - 4) if batch else image[None], text)
+            eye(_rows(image, len(batch)), text)
             for eye, image in zip(self.eyes, self._images(tensordict))
         ]
         parts.append(self._encode_state(tensordict, len(text)))
@@ -107,29 +105,61 @@ class TinyBackbone(nn.Module):
         for block in self.blocks:
             x = block(x, text)
         out = self.out(self.norm(x))
-        return out.unflatten(0, batch) if batch else out[0]
+        return out[: batch.numel()].reshape(*batch, out.shape[-1])
 
     def _encode_instruction(self, tensordict: TensorDictBase) -> Tensor:
         value = _require(tensordict, self.instruction_key, "an instruction")
         if is_text(value):
-            texts = instruction_texts(value)
-            unique = list(dict.fromkeys(texts))
-            rows = torch.tensor([unique.index(text) for text in texts])
-            data = self.text.to_bytes(unique).to(self.out.weight.device)
-            return self.text(data)[rows.to(data.device)]
+            data, rows = self._read_texts(instruction_texts(value), tensordict)
+        else:
+            data, rows = self._read_ids(value, tensordict)
+        rows = _fill(rows)
+        if len(data) <= len(rows):
+            return self.text(_fill(data))[rows]
+        return self.text(data[rows])
+
+    def _read_texts(
+        self, texts: list[str], tensordict: TensorDictBase
+    ) -> tuple[Tensor, Tensor]:
+        n = tensordict.batch_size.numel()
+        if len(texts) != n:
+            raise SchemaError(
+                f"TinyBackbone: expected one text per row at {self.instruction_key!r}, "
+                f"got {len(texts)} for a batch {list(tensordict.batch_size)}."
+            )
+        row_of = {text: row for row, text in enumerate(dict.fromkeys(texts))}
+        device = self.out.weight.device
+        rows = torch.tensor([row_of[text] for text in texts], dtype=torch.int64)
+        return self.text.to_bytes(list(row_of)).to(device), rows.to(device)
+
+    def _read_ids(
+        self, ids: Tensor, tensordict: TensorDictBase
+    ) -> tuple[Tensor, Tensor]:
         if self._instructions is None:
             raise UnknownInstructionError(
                 "TinyBackbone: expected a table for the instruction ids at "
                 f"{self.instruction_key!r}, got none. Set policy.instructions = "
                 "env.instructions (or the dataset's)."
             )
-        rows = self._instructions.rows(value).flatten()
+        if ids.shape != tensordict.batch_size:
+            raise SchemaError(
+                f"TinyBackbone: expected one id per row at {self.instruction_key!r}, "
+                f"shape {list(tensordict.batch_size)}, got {list(ids.shape)}."
+            )
+        rows = self._instructions.rows(ids).flatten()
         data = self._table_bytes
-        if data is None or len(data) != len(self._instructions):
+        if (
+            data is None
+            or len(data) != len(self._instructions)
+            or data.device != self.out.weight.device
+        ):
             data = self._read_table()
-        if len(data) <= len(rows):
-            return self.text(data)[rows]
-        return self.text(data[rows])
+        return data, rows
+
+    def _read_table(self) -> Tensor:
+        device = self.out.weight.device
+        self._table_bytes = self.text.to_bytes(self._instructions.texts).to(device)
+        return self._table_bytes
 
     def _images(self, tensordict: TensorDictBase) -> list[Tensor]:
         if not len(self.eyes):
@@ -142,25 +172,44 @@ class TinyBackbone(nn.Module):
                     f"cameras {sorted(value.keys())}. Build the policy with "
                     f"cameras={tuple(sorted(value.keys()))}."
                 )
-            return [value]
-        if not is_tensor_collection(value) or set(value.keys()) != set(self.cameras):
+            images = [value]
+        elif not is_tensor_collection(value) or set(value.keys()) != set(self.cameras):
             got = (
                 sorted(value.keys())
                 if is_tensor_collection(value)
-                else f"a single image {tuple(value.shape)}"
+                else f"a single image {list(value.shape)}"
             )
             raise SchemaError(
                 f"TinyBackbone: expected cameras {self.cameras} at "
                 f"{self.image_key!r}, got {got}. None is dropped or made up: rename "
                 "them, or build the policy for these."
             )
-        return [value.get(camera) for camera in self.cameras]
+        else:
+            images = [value.get(camera) for camera in self.cameras]
+        batch = tensordict.batch_size
+        for image in images:
+            if image.ndim != len(batch) + 3 or image.shape[:-3] != batch:
+                raise SchemaError(
+                    f"TinyBackbone: expected images [*B, C, h, w] with *B = "
+                    f"{list(batch)} at {self.image_key!r}, got {list(image.shape)}. "
+                    "*B is the tensordict's batch_size."
+                )
+        return images
 
     def _encode_state(self, tensordict: TensorDictBase, n: int) -> Tensor:
         if self.state_key is None:
             return self.out.weight.new_zeros(n, self._hidden)
         state = _require(tensordict, self.state_key, "a state")
-        return self.state(state.reshape(n, -1).to(self.out.weight.dtype))
+        batch, size = tensordict.batch_size, self.state.in_features
+        size = size or state.shape[-1]  # 0 until a lazy layer has seen one
+        if state.shape != (*batch, size) or not state.is_floating_point():
+            raise SchemaError(
+                f"TinyBackbone: expected a float state {[*batch, size]} at "
+                f"{self.state_key!r}, got {state.dtype} {list(state.shape)}. Build the "
+                "policy with state_dim equal to the last dimension, and check the "
+                "tensordict's batch_size."
+            )
+        return self.state(_rows(state.to(self.out.weight.dtype), len(batch)))
 
 
 class _FilmBlock(nn.Module):
@@ -177,6 +226,26 @@ class _FilmBlock(nn.Module):
         scale, shift = self.film(text).chunk(2, -1)
         hidden = torch.relu(self.up(self.norm(x)) * (1 + scale) + shift)
         return x + self.down(hidden)
+
+
+def _linear(in_features: int | None, out_features: int) -> nn.Linear:
+    if in_features is not None:
+        return nn.Linear(in_features, out_features)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Lazy modules are a new feature")
+        return nn.LazyLinear(out_features)
+
+
+def _rows(value: Tensor, batch_dims: int) -> Tensor:
+    """Turn ``[*B, ...]`` into ``[N, ...]`` with the least number of rows."""
+    return _fill(value.reshape(-1, *value.shape[batch_dims:]))
+
+
+def _fill(rows: Tensor) -> Tensor:
+    missing = _MIN_ROWS - len(rows)
+    if missing <= 0 or not len(rows):
+        return rows
+    return torch.cat([rows, rows[-1:].expand(missing, *rows.shape[1:])])
 
 
 def _require(tensordict: TensorDictBase, key: NestedKey, what: str) -> Any:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 import torch
-from tensordict import NestedKey, TensorDictBase
+from tensordict import NestedKey, TensorDictBase, unravel_key
 from tensordict.nn import InteractionType, TensorDictModuleBase
 from tensordict.nn.probabilistic import interaction_type
 from torch import Tensor
-from torch.distributions import Categorical, Independent
 
+from torchrl_vla.policies.token_distribution import TokenDistribution
 from torchrl_vla.schema import (
     ACTION_CHUNK_KEY,
     ACTION_TOKENS_KEY,
@@ -18,6 +18,7 @@ from torchrl_vla.schema import (
     INSTRUCTION_KEY,
     LOG_PROBS_KEY,
     STATE_KEY,
+    MissingKeyError,
     SchemaError,
 )
 from torchrl_vla.tokenizers import ActionTokenizerBase
@@ -28,9 +29,10 @@ class VLAWrapperBase(TensorDictModuleBase, ABC):
 
     Abstract: a policy is a :class:`ContinuousVLAWrapper` or a
     :class:`TokenVLAWrapper`, by what its head emits. Any number of leading batch
-    dimensions is allowed everywhere.
+    dimensions is allowed everywhere, and the output is in the space that the policy
+    was trained in: transforms bring it to the robot.
 
-    Args:
+    Keyword Args:
         action_dim: ``A``, size of one action.
         chunk_size: ``H``, actions per chunk.
         image_key: camera image, or sub-tensordict of cameras; None = does not look.
@@ -59,21 +61,26 @@ class VLAWrapperBase(TensorDictModuleBase, ABC):
                 )
         self.action_dim = action_dim
         self.chunk_size = chunk_size
-        self.image_key = image_key
-        self.state_key = state_key
-        self.instruction_key = instruction_key
-        keys = (image_key, state_key, instruction_key)
+        self.image_key = None if image_key is None else unravel_key(image_key)
+        self.state_key = None if state_key is None else unravel_key(state_key)
+        self.instruction_key = unravel_key(instruction_key)
+        keys = (self.image_key, self.state_key, self.instruction_key)
         self.in_keys = [key for key in keys if key is not None]
 
     @abstractmethod
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write what the head emits into the tensordict and return it."""
 
-    def _check_shape(self, value: Tensor, name: str, expected: tuple) -> Tensor:
-        if tuple(value.shape) != tuple(expected):
+    def _check_shape(
+        self, value: Tensor, method: str, batch: torch.Size, *vocab: int
+    ) -> Tensor:
+        expected = (*batch, self.chunk_size, self.action_dim, *vocab)
+        if value.shape != expected:
+            letters = "[*B, H, A, V]" if vocab else "[*B, H, A]"
             raise SchemaError(
-                f"{type(self).__name__}: expected {name} to return shape "
-                f"{tuple(expected)}, got {tuple(value.shape)}."
+                f"{type(self).__name__}: expected {letters} = {list(expected)} from "
+                f"{method}, got {list(value.shape)}. The policy was built with "
+                f"chunk_size={self.chunk_size} and action_dim={self.action_dim}."
             )
         return value
 
@@ -81,18 +88,48 @@ class VLAWrapperBase(TensorDictModuleBase, ABC):
 class ContinuousVLAWrapper(VLAWrapperBase):
     """Emit a chunk of continuous actions.
 
-    **Reads** image, state and instruction; **writes** ``action_chunk`` float
-    ``[*B, H, A]``, in the space that the policy was trained in.
+    Abstract: a subclass implements :meth:`predict_chunk`.
 
-    Args:
+    **Reads** image, state and instruction. **Writes** ``action_chunk`` float
+    ``[*B, H, A]``.
+
+    Keyword Args:
+        action_dim: see :class:`VLAWrapperBase`, as for the other inputs.
+        chunk_size: see there.
         chunk_key: where the chunk is written.
-        **keys: see :class:`VLAWrapperBase`.
+        image_key: see there.
+        state_key: see there.
+        instruction_key: see there.
+
+    Examples:
+        >>> from tensordict import TensorDict
+        >>> class Still(ContinuousVLAWrapper):
+        ...     def predict_chunk(self, tensordict):
+        ...         return torch.zeros(*tensordict.batch_size, 4, 2)
+        >>> policy = Still(action_dim=2, chunk_size=4)
+        >>> policy(TensorDict(batch_size=[3]))["action_chunk"].shape
+        torch.Size([3, 4, 2])
     """
 
-    def __init__(self, *, chunk_key: NestedKey = ACTION_CHUNK_KEY, **keys) -> None:
-        super().__init__(**keys)
-        self.chunk_key = chunk_key
-        self.out_keys = [chunk_key]
+    def __init__(
+        self,
+        *,
+        action_dim: int,
+        chunk_size: int,
+        chunk_key: NestedKey = ACTION_CHUNK_KEY,
+        image_key: NestedKey | None = IMAGE_KEY,
+        state_key: NestedKey | None = STATE_KEY,
+        instruction_key: NestedKey = INSTRUCTION_KEY,
+    ) -> None:
+        super().__init__(
+            action_dim=action_dim,
+            chunk_size=chunk_size,
+            image_key=image_key,
+            state_key=state_key,
+            instruction_key=instruction_key,
+        )
+        self.chunk_key = unravel_key(chunk_key)
+        self.out_keys = [self.chunk_key]
 
     @abstractmethod
     def predict_chunk(self, tensordict: TensorDictBase) -> Tensor:
@@ -100,49 +137,67 @@ class ContinuousVLAWrapper(VLAWrapperBase):
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write the chunk."""
-        shape = (*tensordict.batch_size, self.chunk_size, self.action_dim)
-        chunk = self._check_shape(
-            self.predict_chunk(tensordict), "predict_chunk", shape
-        )
+        chunk = self.predict_chunk(tensordict)
+        chunk = self._check_shape(chunk, "predict_chunk", tensordict.batch_size)
         return tensordict.set(self.chunk_key, chunk)
 
 
 class TokenVLAWrapper(VLAWrapperBase):
     """Emit a chunk of discrete action tokens with their log-probability.
 
-    The log-probability is that of the whole chunk (the sum over ``H`` and ``A``), so
-    ``ClipPPOLoss`` takes the policy as it is. ``get_dist`` and ``log_prob`` always
-    run the network with its current weights; logits or log-probs that lie in the
-    tensordict are never taken for them. Tokens are the most likely ones unless the
-    interaction type is ``RANDOM`` (``set_exploration_type``), as in collectors.
+    Abstract: a subclass implements :meth:`predict_logits`. The log-probability is that
+    of the whole chunk (the sum over ``H`` and ``A``), so ``ClipPPOLoss`` takes the
+    policy as it is. ``get_dist`` and ``log_prob`` always run the network with its
+    current weights; logits or log-probs that lie in the tensordict are never taken for
+    them. Tokens are the most likely ones unless the interaction type is ``RANDOM``
+    (``set_interaction_type``, or the collector's ``exploration_type``).
 
-    **Reads** image, state and instruction; **writes** ``action_tokens`` int64
+    **Reads** image, state and instruction. **Writes** ``action_tokens`` int64
     ``[*B, H, A]``, ``log_probs`` float ``[*B]``, ``action_chunk`` float
     ``[*B, H, A]`` (decoded by the tokenizer).
 
-    Args:
+    Keyword Args:
+        action_dim: see :class:`VLAWrapperBase`, as for the other inputs.
+        chunk_size: see there.
         action_tokenizer: tokens to actions and back.
         chunk_key: where the decoded chunk is written.
         tokens_key: where the tokens are written.
         log_probs_key: where their log-probability is written.
-        **keys: see :class:`VLAWrapperBase`.
+        image_key: see there.
+        state_key: see there.
+        instruction_key: see there.
+
+    Raises:
+        SchemaError: tokens or logits have an unexpected shape.
+        TokenError: a token in the tensordict is none of the tokenizer's.
+        ValueError: the interaction type asks for a mean or median of tokens.
     """
 
     def __init__(
         self,
         *,
+        action_dim: int,
+        chunk_size: int,
         action_tokenizer: ActionTokenizerBase,
         chunk_key: NestedKey = ACTION_CHUNK_KEY,
         tokens_key: NestedKey = ACTION_TOKENS_KEY,
         log_probs_key: NestedKey = LOG_PROBS_KEY,
-        **keys,
+        image_key: NestedKey | None = IMAGE_KEY,
+        state_key: NestedKey | None = STATE_KEY,
+        instruction_key: NestedKey = INSTRUCTION_KEY,
     ) -> None:
-        super().__init__(**keys)
+        super().__init__(
+            action_dim=action_dim,
+            chunk_size=chunk_size,
+            image_key=image_key,
+            state_key=state_key,
+            instruction_key=instruction_key,
+        )
         self.action_tokenizer = action_tokenizer
-        self.chunk_key = chunk_key
-        self.tokens_key = tokens_key
-        self.log_probs_key = log_probs_key
-        self.out_keys = [chunk_key, tokens_key, log_probs_key]
+        self.chunk_key = unravel_key(chunk_key)
+        self.tokens_key = unravel_key(tokens_key)
+        self.log_probs_key = unravel_key(log_probs_key)
+        self.out_keys = [self.chunk_key, self.tokens_key, self.log_probs_key]
 
     @property
     def vocab_size(self) -> int:
@@ -153,33 +208,46 @@ class TokenVLAWrapper(VLAWrapperBase):
     def predict_logits(self, tensordict: TensorDictBase) -> Tensor:
         """Return unnormalized log-probabilities, ``[*B, H, A, V]``."""
 
-    def get_dist(self, tensordict: TensorDictBase) -> Independent:
+    def get_dist(self, tensordict: TensorDictBase) -> TokenDistribution:
         """Return the distribution of a chunk's tokens under the current weights."""
+        logits = self.predict_logits(tensordict)
         batch = tensordict.batch_size
-        shape = (*batch, self.chunk_size, self.action_dim, self.vocab_size)
-        logits = self._check_shape(
-            self.predict_logits(tensordict), "predict_logits", shape
-        )
-        return Independent(Categorical(logits=logits, validate_args=False), 2, False)
+        self._check_shape(logits, "predict_logits", batch, self.vocab_size)
+        return TokenDistribution(logits)
 
     def log_prob(self, tensordict: TensorDictBase) -> Tensor:
         """Return the log-probability ``[*B]`` of the tokens in the tensordict."""
-        return self.get_dist(tensordict).log_prob(tensordict.get(self.tokens_key))
+        return self.token_log_probs(tensordict).sum((-2, -1))
 
     def token_log_probs(self, tensordict: TensorDictBase) -> Tensor:
         """Return the log-probability of each token, ``[*B, H, A]``."""
-        dist = self.get_dist(tensordict).base_dist
-        return dist.log_prob(tensordict.get(self.tokens_key))
+        tokens = tensordict.get(self.tokens_key, None)
+        if tokens is None:
+            raise MissingKeyError(
+                f"{type(self).__name__}: expected tokens [*B, H, A] at "
+                f"{self.tokens_key!r}, got only "
+                f"{sorted(map(str, tensordict.keys(True, True)))}. Call the policy to "
+                "choose some, or name their key with tokens_key."
+            )
+        return self.get_dist(tensordict).token_log_probs(tokens)
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Choose tokens; write them, their log-probability and the actions."""
         dist = self.get_dist(tensordict)
-        if interaction_type() == InteractionType.RANDOM:
-            tokens = dist.sample()
-        else:
-            tokens = dist.base_dist.logits.argmax(-1)
+        tokens = self._choose(dist)
         tensordict.set(self.tokens_key, tokens)
         tensordict.set(self.log_probs_key, dist.log_prob(tokens))
         with torch.no_grad():
             chunk = self.action_tokenizer.decode(tokens)
         return tensordict.set(self.chunk_key, chunk)
+
+    def _choose(self, dist: TokenDistribution) -> Tensor:
+        kind = interaction_type()
+        if kind == InteractionType.RANDOM:
+            return dist.sample()
+        if kind in (InteractionType.MEAN, InteractionType.MEDIAN):
+            raise ValueError(
+                f"{type(self).__name__}: expected interaction type RANDOM, MODE or "
+                f"DETERMINISTIC, got {kind.name}. Tokens have no mean: use MODE."
+            )
+        return dist.mode

@@ -19,6 +19,8 @@ class ByteTextEncoder(nn.Module):
 
     Args:
         dim: ``E``, size of the encoding.
+
+    Keyword Args:
         max_bytes: ``L``, longest text in UTF-8 bytes.
         width: channels of the convolutions.
 
@@ -42,16 +44,16 @@ class ByteTextEncoder(nn.Module):
         """Return the texts' bytes, int64 ``[N, L]``, padded with 256.
 
         Raises:
-            ValueError: a text is longer than ``max_bytes``.
+            ValueError: a text is empty, or longer than ``max_bytes``.
         """
         rows = torch.full((len(texts), self.max_bytes), _PAD, dtype=torch.int64)
         for row, text in zip(rows, texts):
-            data = text.encode()
-            if len(data) > self.max_bytes:
+            data = text.encode("utf-8", "surrogatepass")  # any str has bytes
+            if not 0 < len(data) <= self.max_bytes:
                 raise ValueError(
-                    f"ByteTextEncoder: expected at most max_bytes={self.max_bytes} "
-                    f"bytes of text, got {len(data)} in {text!r}. Build the policy "
-                    f"with text_max_bytes={len(data)} or more."
+                    f"ByteTextEncoder: expected 1 to max_bytes={self.max_bytes} bytes "
+                    f"of text, got {len(data)} in {text!r}. Build the policy with "
+                    f"text_max_bytes={len(data)} or more, or shorten the text."
                 )
             row[: len(data)] = torch.tensor(list(data))
         return rows

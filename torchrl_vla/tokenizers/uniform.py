@@ -101,7 +101,10 @@ class UniformActionTokenizer(ActionTokenizerBase):
                 f"action_high in {metadata.dataset_id!r}, got none. Declare the "
                 "bounds, or pass low= and high=."
             )
-        low, high = torch.tensor(metadata.action_low), torch.tensor(metadata.action_high)
+        low, high = (
+            torch.tensor(metadata.action_low),
+            torch.tensor(metadata.action_high),
+        )
         return cls(num_bins, low=low, high=high)
 
     @property

@@ -1,0 +1,162 @@
+"""Record demonstrations of an expert."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from tensordict import NestedKey, TensorDict
+from tensordict.nn import TensorDictModuleBase
+from torch import Tensor
+from torchrl.envs import EnvBase
+from tqdm import tqdm
+
+from torchrl_vla.data.dataset import DemonstrationDataset
+from torchrl_vla.data.episodes import EpisodeStep, episode_seeds, run_episodes
+from torchrl_vla.schema import (
+    ACTION_KEY,
+    EPISODE_KEY,
+    EPISODE_SEED_KEY,
+    EXPERT_ACTION_KEY,
+    FRAME_KEY,
+    INSTRUCTION_KEY,
+    OBSERVATION_KEY,
+    STATE_KEY,
+    SUCCESS_KEY,
+    ExecutionError,
+    FeatureStatistics,
+)
+
+_OUTCOMES = ("reward", "done", "terminated", "truncated", SUCCESS_KEY)
+
+
+def collect(
+    env: EnvBase,
+    policy: TensorDictModuleBase,
+    episodes: int,
+    *,
+    folder: Path | str,
+    seed: int = 0,
+    successes_only: bool = True,
+    max_attempts: int | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> DemonstrationDataset:
+    """Roll an expert out and write whole episodes to a folder.
+
+    The target that is stored as ``action`` is ``expert_action`` where the expert
+    writes one (it meant that, and noise was added to what was executed), else
+    ``action``. Statistics are computed from what is stored. Frames are held in memory
+    until the end, then written at once.
+
+    Args:
+        env: with ``instructions``, ``metadata`` and episode seeds.
+        policy: the expert.
+        episodes: how many to keep, exactly.
+        folder: where the dataset goes.
+        seed: attempt ``i`` starts from ``episode_seeds(seed, ...)[i]``.
+        successes_only: True = episodes without success are dropped and made up for.
+        max_attempts: give up after so many; four times ``episodes`` by default.
+        overwrite: True = an old dataset in the folder is replaced.
+        progress: True = show a progress bar.
+
+    Returns:
+        The dataset, opened from the folder.
+
+    Raises:
+        ExecutionError: ``max_attempts`` gave too few successes.
+        FileExistsError: the folder has contents and ``overwrite`` is False.
+    """
+    if episodes < 1:
+        raise ValueError(f"collect: expected episodes >= 1, got {episodes}.")
+    folder = Path(folder)
+    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
+        raise FileExistsError(
+            f"collect: expected no dataset at {str(folder)!r}, got "
+            f"{sorted(path.name for path in folder.iterdir())}. Choose another folder, "
+            "or pass overwrite=True."
+        )
+    limit = 4 * episodes if max_attempts is None else max_attempts
+    kept: list[TensorDict] = []
+    attempts = 0
+    with tqdm(total=episodes, desc="collect", unit="ep", disable=not progress) as bar:
+        while len(kept) < episodes and attempts < limit:
+            # As many attempts as are missing: which episodes are kept does not
+            # depend on how many environments run side by side.
+            count = min(episodes - len(kept), limit - attempts)
+            seeds = episode_seeds(seed, count, attempts)
+            attempts += count
+            finished: dict[int, TensorDict] = {}
+            for index, episode in _record(env, policy, seeds):
+                if not successes_only or bool(episode["next", SUCCESS_KEY].any()):
+                    finished[index] = episode
+                    bar.update()
+            kept += [finished[index] for index in sorted(finished)]
+    if len(kept) < episodes:
+        raise ExecutionError(
+            f"collect: expected {episodes} successful episodes, got {len(kept)} in "
+            f"{attempts} attempts. Improve the expert, lower its noise, or raise "
+            "max_attempts."
+        )
+    for index, episode in enumerate(kept):
+        episode.set(EPISODE_KEY, torch.full_like(episode[FRAME_KEY], index))
+    frames = torch.cat(kept)
+    return _write(env, frames, folder, overwrite)
+
+
+def _write(
+    env: EnvBase, frames: TensorDict, folder: Path, overwrite: bool
+) -> DemonstrationDataset:
+    statistics = {"action_statistics": FeatureStatistics.from_samples(frames["action"])}
+    if STATE_KEY in frames.keys(True):
+        statistics["state_statistics"] = FeatureStatistics.from_samples(
+            frames[STATE_KEY]
+        )
+    metadata = replace(env.metadata, **statistics)
+    dataset = DemonstrationDataset(frames, metadata, env.instructions)
+    return DemonstrationDataset.from_folder(
+        dataset.to_folder(folder, overwrite=overwrite)
+    )
+
+
+def _record(
+    env: EnvBase, policy: TensorDictModuleBase, seeds: list[int]
+) -> Iterator[tuple[int, TensorDict]]:
+    """Yield ``(index of the seed, frames)`` as episodes finish."""
+    frames: dict[int, list[dict[NestedKey, Tensor]]] = {}
+    with torch.no_grad():
+        for step in run_episodes(env, policy, seeds):
+            columns = _columns(step, seeds)
+            for row, index in enumerate(step.episode.tolist()):
+                if index < 0:
+                    continue
+                frame = {key: value[row] for key, value in columns.items()}
+                frames.setdefault(index, []).append(frame)
+                if step.done[row]:
+                    yield index, _stack(frames.pop(index))
+
+
+def _columns(step: EpisodeStep, seeds: list[int]) -> dict[NestedKey, Tensor]:
+    """Return what is stored of a step, each ``[N, ...]``."""
+    data = step.data.reshape(-1) if step.data.ndim else step.data.unsqueeze(0)
+    action = data.get(EXPERT_ACTION_KEY, None)
+    columns: dict[NestedKey, Tensor] = {
+        (OBSERVATION_KEY, *(key if isinstance(key, tuple) else (key,))): value
+        for key, value in data.get(OBSERVATION_KEY).items(True, True)
+    }
+    columns[INSTRUCTION_KEY] = data.get(INSTRUCTION_KEY)
+    columns[ACTION_KEY] = data.get(ACTION_KEY) if action is None else action
+    columns[FRAME_KEY] = step.frame
+    columns[EPISODE_SEED_KEY] = torch.tensor(seeds)[step.episode.clamp_min(0)]
+    for key in _OUTCOMES:
+        columns["next", key] = data.get(("next", key))
+    return {key: value.cpu() for key, value in columns.items()}
+
+
+def _stack(frames: list[dict[NestedKey, Tensor]]) -> TensorDict:
+    out = TensorDict({}, [len(frames)])
+    for key in frames[0]:
+        out.set(key, torch.stack([frame[key] for frame in frames]))
+    return out

@@ -1,0 +1,181 @@
+"""Demonstrations on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from tensordict import TensorDict
+from torchrl.data import RandomSampler, TensorDictReplayBuffer, TensorStorage
+from torchrl.data.replay_buffers.samplers import Sampler
+from torchrl.envs import Transform
+
+from torchrl_vla.schema import (
+    EPISODE_KEY,
+    INSTRUCTION_KEY,
+    InstructionTable,
+    RobotDatasetMetadata,
+    SchemaError,
+)
+
+_METADATA, _INSTRUCTIONS, _FRAMES = "metadata.json", "instructions.json", "frames"
+
+
+class DemonstrationDataset:
+    """Frames of demonstrations, memory-mapped, with what their numbers mean.
+
+    A folder of three: ``metadata.json`` (with statistics), ``instructions.json`` and
+    ``frames/``, a memory-mapped TensorDict of single steps. The metadata is written
+    last, so a folder without it is one that was not finished, and is refused.
+
+    Args:
+        frames: ``[F]`` steps in the canonical schema, with ``episode_index`` and
+            ``frame_index``.
+        metadata: what the numbers mean, and their statistics.
+        instructions: the texts of the ids in ``frames``.
+
+    Examples:
+        >>> import tempfile
+        >>> from torchrl_vla.data import collect
+        >>> from torchrl_vla.envs import TabletopEnv
+        >>> env = TabletopEnv(4, image_size=16)
+        >>> folder = tempfile.mkdtemp() + "/reach"
+        >>> dataset = collect(env, env.make_expert(), 5, folder=folder, progress=False)
+        >>> DemonstrationDataset.from_folder(folder).num_episodes
+        5
+        >>> dataset.replay_buffer(8).sample()["observation", "image"].shape
+        torch.Size([8, 3, 16, 16])
+    """
+
+    def __init__(
+        self,
+        frames: TensorDict,
+        metadata: RobotDatasetMetadata,
+        instructions: InstructionTable,
+    ) -> None:
+        self.frames = frames
+        self.metadata = metadata
+        self.instructions = instructions
+        #: The frames as a TorchRL storage, for ``ActionChunkTransform(storage=...)``.
+        self.storage = TensorStorage(frames)
+
+    @classmethod
+    def from_folder(cls, folder: Path | str) -> DemonstrationDataset:
+        """Open a folder that :func:`collect` or :meth:`to_folder` wrote.
+
+        Raises:
+            FileNotFoundError: there is no such folder.
+            SchemaError: it was not finished.
+        """
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise FileNotFoundError(
+                f"DemonstrationDataset: expected a folder at {str(folder)!r}, got "
+                "nothing. Write one with collect(...) or `torchrl-vla collect`."
+            )
+        if not (folder / _METADATA).is_file():
+            raise SchemaError(
+                f"DemonstrationDataset: expected {_METADATA!r} in {str(folder)!r}, got "
+                f"{sorted(path.name for path in folder.iterdir())}. It is written "
+                "last: the recording was not finished. Collect it again."
+            )
+        return cls(
+            TensorDict.load_memmap(folder / _FRAMES),
+            RobotDatasetMetadata.from_json(folder / _METADATA),
+            InstructionTable.from_json((folder / _INSTRUCTIONS).read_text()),
+        )
+
+    def to_folder(self, folder: Path | str, *, overwrite: bool = False) -> Path:
+        """Write the dataset, the metadata last.
+
+        Raises:
+            FileExistsError: the folder has contents and ``overwrite`` is False.
+        """
+        folder = Path(folder)
+        if folder.is_dir() and any(folder.iterdir()) and not overwrite:
+            raise FileExistsError(
+                f"DemonstrationDataset: expected no dataset at {str(folder)!r}, got "
+                f"{sorted(path.name for path in folder.iterdir())}. Choose another "
+                "folder, or pass overwrite=True."
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / _METADATA).unlink(missing_ok=True)
+        self.frames.memmap(str(folder / _FRAMES), copy_existing=True)
+        (folder / _INSTRUCTIONS).write_text(self.instructions.to_json())
+        (folder / _METADATA).write_text(self.metadata.to_json())
+        return folder
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    @property
+    def num_episodes(self) -> int:
+        """How many episodes there are."""
+        return len(self.frames.get(EPISODE_KEY).unique())
+
+    def replay_buffer(
+        self,
+        batch_size: int,
+        *,
+        transform: Transform | None = None,
+        sampler: Sampler | None = None,
+        seed: int | None = None,
+    ) -> TensorDictReplayBuffer:
+        """Make a buffer over the frames; i.i.d. frames unless a sampler is given."""
+        buffer = TensorDictReplayBuffer(
+            storage=self.storage,
+            sampler=RandomSampler() if sampler is None else sampler,
+            batch_size=batch_size,
+            transform=transform,
+        )
+        if seed is not None:
+            buffer.set_rng(torch.Generator().manual_seed(seed))
+        return buffer
+
+    def select_episodes(self, episodes: torch.Tensor) -> DemonstrationDataset:
+        """Return the dataset of some episodes, in memory, with the same metadata.
+
+        Statistics stay those of the whole: a policy trained on a part must act with
+        the statistics that it was trained with.
+        """
+        keep = torch.isin(self.frames.get(EPISODE_KEY), episodes)
+        return DemonstrationDataset(
+            self.frames[keep], self.metadata, self.instructions
+        )
+
+    def split(
+        self, fraction: float, seed: int = 0
+    ) -> tuple[DemonstrationDataset, DemonstrationDataset]:
+        """Split by episode into a part of ``fraction`` and the rest.
+
+        Raises:
+            ValueError: one part would be empty.
+        """
+        episodes = self.frames.get(EPISODE_KEY).unique()
+        cut = round(fraction * len(episodes))
+        if not 0 < cut < len(episodes):
+            raise ValueError(
+                "DemonstrationDataset.split: expected a fraction that leaves episodes "
+                f"on both sides, got {fraction} of {len(episodes)} episodes."
+            )
+        order = torch.randperm(
+            len(episodes), generator=torch.Generator().manual_seed(seed)
+        )
+        shuffled = episodes[order]
+        return self.select_episodes(shuffled[:cut]), self.select_episodes(
+            shuffled[cut:]
+        )
+
+    def __repr__(self) -> str:
+        rows = self.instructions.rows(self.frames.get(INSTRUCTION_KEY))
+        episodes = self.frames.get(EPISODE_KEY)
+        lines = [
+            f"{type(self).__name__} {self.metadata.dataset_id!r}: "
+            f"{self.num_episodes} episodes, {len(self)} frames",
+            f"{'episodes':>9} {'frames':>9}  instruction",
+        ]
+        for row, text in enumerate(self.instructions.texts):
+            mine = episodes[rows == row]
+            if len(mine):
+                lines.append(f"{len(mine.unique()):>9} {len(mine):>9}  {text}")
+        return "\n".join(lines)

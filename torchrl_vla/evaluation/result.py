@@ -1,0 +1,133 @@
+"""What an evaluation found, episode by episode."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torchrl_vla.evaluation.statistics import wilson_interval
+
+
+@dataclass(frozen=True)
+class EpisodeRecord:
+    """One episode of an evaluation.
+
+    Args:
+        seed: made its initial state.
+        instruction: what the robot was told.
+        success: True = the task was achieved at some step.
+        episode_return: sum of the rewards.
+        length: steps.
+    """
+
+    seed: int
+    instruction: str
+    success: bool
+    episode_return: float
+    length: int
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """Every episode of an evaluation, and what follows from them.
+
+    Args:
+        episodes: in the order of their seeds.
+        provenance: what is needed to repeat it (seed, versions).
+
+    Examples:
+        >>> records = [EpisodeRecord(i, "pick", i < 9, 1.0, 5) for i in range(10)]
+        >>> result = EvaluationResult(records)
+        >>> print(result)
+        success 90.0 % [59.6, 98.2] over 10 episodes
+         success  episodes  95 % interval  mean length  instruction
+          90.0 %        10   59.6 to 98.2          5.0  pick
+        >>> EvaluationResult.from_json(result.to_json()) == result
+        True
+    """
+
+    episodes: Sequence[EpisodeRecord]
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "episodes", tuple(self.episodes))
+        if not self.episodes:
+            raise ValueError("EvaluationResult: expected at least one episode, got 0.")
+
+    def __len__(self) -> int:
+        return len(self.episodes)
+
+    @property
+    def successes(self) -> int:
+        """How many episodes succeeded."""
+        return sum(episode.success for episode in self.episodes)
+
+    @property
+    def success_rate(self) -> float:
+        """Successes per episode, in ``[0, 1]``."""
+        return self.successes / len(self)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's 95 percent interval of :attr:`success_rate`."""
+        return wilson_interval(self.successes, len(self))
+
+    @property
+    def mean_length(self) -> float:
+        """Mean steps per episode."""
+        return sum(episode.length for episode in self.episodes) / len(self)
+
+    def by_instruction(self) -> dict[str, EvaluationResult]:
+        """Return the results of each instruction, in alphabetical order."""
+        groups: dict[str, list[EpisodeRecord]] = {}
+        for episode in self.episodes:
+            groups.setdefault(episode.instruction, []).append(episode)
+        return {
+            text: EvaluationResult(groups[text], self.provenance)
+            for text in sorted(groups)
+        }
+
+    def to_json(self) -> str:
+        """Write every episode and the provenance; the summary is for readers only."""
+        low, high = self.interval
+        summary = {
+            "success_rate": self.success_rate,
+            "interval_95": [low, high],
+            "episodes": len(self),
+        }
+        return json.dumps(
+            {
+                "summary": summary,
+                "provenance": dict(self.provenance),
+                "episodes": [asdict(episode) for episode in self.episodes],
+            },
+            indent=2,
+        )
+
+    @classmethod
+    def from_json(cls, source: str | Path) -> EvaluationResult:
+        """Read a JSON text, or the file at a :class:`~pathlib.Path`."""
+        payload = source.read_text() if isinstance(source, Path) else source
+        values = json.loads(payload)
+        episodes = [EpisodeRecord(**episode) for episode in values["episodes"]]
+        return cls(episodes, values["provenance"])
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        lines = [
+            f"success {100 * self.success_rate:.1f} % "
+            f"[{100 * low:.1f}, {100 * high:.1f}] over {len(self)} episodes",
+            f"{'success':>8}  {'episodes':>8}  {'95 % interval':>13}  "
+            f"{'mean length':>11}  instruction",
+        ]
+        for text, part in self.by_instruction().items():
+            low, high = part.interval
+            interval = f"{100 * low:.1f} to {100 * high:.1f}"
+            lines.append(
+                f"{100 * part.success_rate:>6.1f} %  {len(part):>8}  {interval:>13}  "
+                f"{part.mean_length:>11.1f}  {text}"
+            )
+        return "\n".join(lines)

@@ -1,0 +1,268 @@
+"""Training targets of chunk policies."""
+
+from __future__ import annotations
+
+import torch
+from tensordict import NestedKey, TensorDictBase, unravel_key
+from torch import Tensor
+from torchrl.data.replay_buffers import Storage
+from torchrl.envs import Transform
+
+from torchrl_vla.schema import (
+    ACTION_CHUNK_KEY,
+    ACTION_IS_PAD_KEY,
+    ACTION_KEY,
+    EPISODE_KEY,
+    FRAME_KEY,
+    MissingKeyError,
+    SchemaError,
+)
+from torchrl_vla.transforms.action_windows import window_chunks
+from torchrl_vla.transforms.storage_actions import StorageActions
+
+
+class ActionChunkTransform(Transform):
+    """Give every frame the next ``H`` actions of its episode as target.
+
+    With the ``storage`` of a replay buffer, the actions are gathered from it by
+    episode and frame when a batch is sampled. The target of a frame is then the same
+    under every sampler and every order of the rows, and only slots past the episode's
+    end are padded. Without a storage, each row of the data has to be one window of
+    consecutive frames ``[*B, T]``; it is cut at the ends that it carries and padded at
+    its own. A flat sample without a storage raises: the next row of a sample is not
+    the next frame.
+
+    Padded slots repeat the episode's last action; mask them by ``action_is_pad``. An
+    episode that is still being written ends, for now, at its last stored frame. Put
+    this transform before those that change the action (``ActionScaling``); since the
+    first action of a chunk must be the frame's own, a wrong order raises. It writes
+    nothing on ``extend``, and in an environment, which has no future, it does nothing.
+
+    **Reads** ``action`` float ``[*B, A]``; with a storage also ``episode_index`` and
+    ``frame_index`` int64 ``[*B]``; without one, where present, those two and
+    ``("next", done)`` bool ``[*B, 1]``. Any space.
+
+    **Writes** ``action_chunk`` ``[*B, H, A]`` and ``action_is_pad`` bool ``[*B, H]``.
+
+    Args:
+        chunk_size: ``H``.
+
+    Keyword Args:
+        storage: the storage of the buffer that this transform samples from.
+        action_key: one action per frame.
+        chunk_key: the target.
+        pad_key: the mask, True = padded.
+        episode_key: the episode of a frame.
+        frame_key: the step of a frame within its episode.
+        done_key: its entry under ``next`` ends an episode. With a storage it only has
+            to agree with the indices. None = ignore it.
+
+    Raises:
+        ValueError: ``chunk_size < 1``.
+        MissingKeyError: a key is missing, or a flat sample comes without a storage.
+        SchemaError: the frames of an episode have holes or repeat, shapes disagree,
+            or the sampled action is not the stored one.
+
+    Examples:
+        >>> import torch
+        >>> from tensordict import TensorDict
+        >>> from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
+        >>> storage = LazyTensorStorage(4)
+        >>> chunks = ActionChunkTransform(3, storage=storage)
+        >>> buffer = TensorDictReplayBuffer(storage=storage, transform=chunks)
+        >>> frames = TensorDict(
+        ...     {
+        ...         "action": torch.tensor([[0.0], [10.0], [1.0], [11.0]]),
+        ...         "episode_index": torch.tensor([0, 1, 0, 1]),
+        ...         "frame_index": torch.tensor([0, 0, 1, 1]),
+        ...     },
+        ...     [4],
+        ... )
+        >>> _ = buffer.extend(frames)
+        >>> buffer[:]["action_chunk"][:2, :, 0]
+        tensor([[ 0.,  1.,  1.],
+                [10., 11., 11.]])
+        >>> window = TensorDict({"action": torch.arange(3.0).view(1, 3, 1)}, [1, 3])
+        >>> ActionChunkTransform(2)(window)["action_is_pad"]
+        tensor([[[False, False],
+                 [False, False],
+                 [False,  True]]])
+    """
+
+    def __init__(
+        self,
+        chunk_size: int,
+        *,
+        storage: Storage | None = None,
+        action_key: NestedKey = ACTION_KEY,
+        chunk_key: NestedKey = ACTION_CHUNK_KEY,
+        pad_key: NestedKey = ACTION_IS_PAD_KEY,
+        episode_key: NestedKey = EPISODE_KEY,
+        frame_key: NestedKey = FRAME_KEY,
+        done_key: NestedKey | None = "done",
+    ) -> None:
+        super().__init__(in_keys=[action_key], out_keys=[chunk_key, pad_key])
+        if not isinstance(chunk_size, int) or chunk_size < 1:
+            raise ValueError(
+                "ActionChunkTransform: expected a positive int at argument "
+                f"'chunk_size', got {chunk_size!r}."
+            )
+        self.chunk_size = chunk_size
+        self.episode_key = unravel_key(episode_key)
+        self.frame_key = unravel_key(frame_key)
+        self.done_key = None if done_key is None else unravel_key(("next", done_key))
+        self.storage = storage
+
+    @property
+    def storage(self) -> Storage | None:
+        """The storage that chunks are gathered from; None = data are windows."""
+        return None if self._stored is None else self._stored.storage
+
+    @storage.setter
+    def storage(self, storage: Storage | None) -> None:
+        self._stored = None
+        if storage is not None:
+            self._stored = StorageActions(
+                storage,
+                action_key=self.action_key,
+                episode_key=self.episode_key,
+                frame_key=self.frame_key,
+                done_key=self.done_key,
+            )
+
+    @property
+    def action_key(self) -> NestedKey:
+        """Key of one action per frame."""
+        return self.in_keys[0]
+
+    @property
+    def chunk_key(self) -> NestedKey:
+        """Key of the target."""
+        return self.out_keys[0]
+
+    @property
+    def pad_key(self) -> NestedKey:
+        """Key of the mask."""
+        return self.out_keys[1]
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Write the chunk and its mask into sampled data."""
+        (action,) = self._get(tensordict, [self.action_key])
+        build = self._from_windows if self._stored is None else self._from_storage
+        chunk, is_pad = build(tensordict, action)
+        tensordict.set(self.chunk_key, chunk)
+        tensordict.set(self.pad_key, is_pad)
+        return tensordict
+
+    def _from_storage(
+        self, tensordict: TensorDictBase, action: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        episode, frame = self._get(tensordict, [self.episode_key, self.frame_key])
+        chunk, is_pad = self._stored.gather(
+            episode.to(self.storage.device),
+            frame.to(self.storage.device),
+            self.chunk_size,
+        )
+        chunk, is_pad = chunk.to(action.device), is_pad.to(action.device)
+        same = chunk[..., 0, :] == action
+        if not same.all() and not (same | action.isnan()).all():
+            raise SchemaError(
+                f"ActionChunkTransform: expected the stored action at "
+                f"{self.action_key!r}, got another one in the sample. Put this "
+                "transform before those that change the action, and pass the storage "
+                "that is sampled."
+            )
+        return chunk, is_pad
+
+    def _from_windows(
+        self, tensordict: TensorDictBase, action: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        if action.ndim < 3 and not _is_named_window(tensordict, action):
+            keys = [self.episode_key, self.frame_key]
+            missing = [key for key in keys if tensordict.get(key, None) is None]
+            raise MissingKeyError(
+                "ActionChunkTransform: expected windows [*B, T, A] at "
+                f"{self.action_key!r}, got shape {tuple(action.shape)}, which is a "
+                "flat sample. Pass storage=buffer.storage to gather by "
+                f"{keys} (missing from this sample: {missing}), or unsqueeze a single "
+                "window to [1, T, A]."
+            )
+        shape = action.shape[:-1]
+        ends = self._ends(tensordict, shape)
+        chunk, is_pad = window_chunks(
+            action.reshape(-1, *action.shape[-2:]),
+            self.chunk_size,
+            ends=None if ends is None else ends.reshape(-1, shape[-1]),
+        )
+        return (
+            chunk.view(*shape, self.chunk_size, action.shape[-1]),
+            is_pad.view(*shape, self.chunk_size),
+        )
+
+    def _ends(self, tensordict: TensorDictBase, shape: torch.Size) -> Tensor | None:
+        """Return bool ``[*B, T]``, True = the episode ends with this frame."""
+        ends = None
+        done = None if self.done_key is None else tensordict.get(self.done_key, None)
+        if done is not None:
+            ends = self._lined_up(done, self.done_key, shape).bool()
+        episode = tensordict.get(self.episode_key, None)
+        if episode is not None:
+            episode = self._lined_up(episode, self.episode_key, shape)
+            changes = torch.zeros(shape, dtype=torch.bool, device=episode.device)
+            changes[..., :-1] = episode[..., 1:] != episode[..., :-1]
+            ends = changes if ends is None else ends | changes
+        frame = tensordict.get(self.frame_key, None)
+        if frame is not None:
+            self._check_consecutive(frame, ends, shape)
+        return ends
+
+    def _lined_up(self, leaf: Tensor, key: NestedKey, shape: torch.Size) -> Tensor:
+        if leaf.shape not in (shape, torch.Size([*shape, 1])):
+            raise SchemaError(
+                f"ActionChunkTransform: expected {tuple(shape)}, with or without a "
+                f"last 1, at {key!r}, got {tuple(leaf.shape)}. It has to line up with "
+                f"{self.action_key!r}."
+            )
+        return leaf.reshape(shape)
+
+    def _check_consecutive(
+        self, frame: Tensor, ends: Tensor | None, shape: torch.Size
+    ) -> None:
+        frame = self._lined_up(frame, self.frame_key, shape)
+        jumps = frame[..., 1:] != frame[..., :-1] + 1
+        if ends is not None:
+            jumps &= ~ends[..., :-1]
+        if jumps.any():
+            where = jumps.nonzero()[0].tolist()
+            raise SchemaError(
+                "ActionChunkTransform: expected windows of consecutive frames at "
+                f"{self.frame_key!r}, got a jump after index {where}. Pass "
+                "storage=buffer.storage to gather by index instead."
+            )
+
+    def _get(self, tensordict: TensorDictBase, keys: list[NestedKey]) -> list[Tensor]:
+        missing = [key for key in keys if tensordict.get(key, None) is None]
+        if missing:
+            raise MissingKeyError(
+                f"ActionChunkTransform: expected {keys} in the data, got no {missing}. "
+                f"Available: {sorted(map(str, tensordict.keys(True, True)))}."
+            )
+        return [tensordict.get(key) for key in keys]
+
+    # In an environment there is no future to build a target from.
+
+    def _call(self, next_tensordict: TensorDictBase) -> TensorDictBase:
+        return next_tensordict
+
+    def transform_output_spec(self, output_spec: TensorDictBase) -> TensorDictBase:
+        """Leave the environment's specs as they are."""
+        return output_spec
+
+    def __repr__(self) -> str:
+        source = "windows" if self._stored is None else type(self.storage).__name__
+        return f"ActionChunkTransform(chunk_size={self.chunk_size}, from={source})"
+
+
+def _is_named_window(tensordict: TensorDictBase, action: Tensor) -> bool:
+    """Tell a single rollout ``[T]``, whose dimension is named, from a flat sample."""
+    return action.ndim == 2 and tensordict.names[-1:] == ["time"]

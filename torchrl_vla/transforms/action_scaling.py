@@ -1,0 +1,130 @@
+"""Actions between robot space and model space."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from tensordict import NestedKey, TensorDictBase
+from torch import Tensor
+from torchrl.data import Composite
+
+from torchrl_vla.schema import (
+    ACTION_CHUNK_KEY,
+    ACTION_KEY,
+    FeatureStatistics,
+    MissingKeyError,
+    RobotDatasetMetadata,
+)
+from torchrl_vla.transforms.affine_scaling import AffineScaling
+
+
+class ActionScaling(AffineScaling):
+    """Normalize actions on their way to the loss, denormalize them to the robot.
+
+    On a replay buffer, sampled actions and chunks (padded slots too) are normalized,
+    and what is written stays as it is. In an environment, the action that the policy
+    gives is denormalized before the step, and the action spec is that of model space.
+    The surprise: the inverse acts in an environment only; call :meth:`denormalize` for
+    a tensor. A rollout of a scaled environment holds model space, so it must not go
+    into a buffer that normalizes again.
+
+    **Reads** robot space and **writes** model space, at ``action`` float ``[*B, A]``
+    and ``action_chunk`` float ``[*B, H, A]``, whichever are there. In an environment
+    it reads model space and writes robot space at ``action``.
+
+    Args:
+        loc: a number or ``[A]``, in the action's unit; see :meth:`from_stats` and
+            :meth:`from_metadata` for the usual ways to get it.
+        scale: a number or ``[A]``, positive, in the action's unit.
+
+    Keyword Args:
+        mask: bool ``[A]``, True = scale this dimension. None = all.
+        in_keys: keys to normalize in data; those that are missing are passed over, but
+            not all.
+        in_keys_inv: keys to denormalize in an environment.
+
+    Raises:
+        ValueError: see :meth:`from_stats`.
+        MissingKeyError: the data have none of ``in_keys``, or an environment's step
+            lacks one of ``in_keys_inv``.
+        SchemaError: the last dimension is not ``A``, or the dtype is not floating.
+
+    Examples:
+        >>> import torch
+        >>> from tensordict import TensorDict
+        >>> scaling = ActionScaling.from_stats(
+        ...     mean=torch.tensor([1.0, 2.0]), std=torch.tensor([2.0, 4.0])
+        ... )
+        >>> data = TensorDict({"action": torch.tensor([[3.0, 6.0]])}, [1])
+        >>> scaling(data)["action"]
+        tensor([[1., 1.]])
+        >>> scaling.denormalize(torch.tensor([[1.0, 1.0]]))
+        tensor([[3., 6.]])
+    """
+
+    def __init__(
+        self,
+        loc: Tensor | float,
+        scale: Tensor | float,
+        *,
+        mask: Tensor | Sequence[bool] | None = None,
+        in_keys: Sequence[NestedKey] = (ACTION_KEY, ACTION_CHUNK_KEY),
+        in_keys_inv: Sequence[NestedKey] = (ACTION_KEY,),
+    ) -> None:
+        super().__init__(
+            loc,
+            scale,
+            mask,
+            in_keys=list(in_keys),
+            out_keys=list(in_keys),
+            in_keys_inv=list(in_keys_inv),
+            out_keys_inv=list(in_keys_inv),
+        )
+
+    @staticmethod
+    def _from(
+        metadata: RobotDatasetMetadata,
+    ) -> tuple[FeatureStatistics | None, Tensor | None]:
+        stats = metadata.action_statistics
+        if stats is None:
+            return None, None
+        moving = torch.ones(stats.dim, dtype=torch.bool)
+        moving[list(metadata.gripper_dims)] = False
+        return stats, moving
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Normalize the actions of sampled data."""
+        found = False
+        for key in self.in_keys:
+            value = tensordict.get(key, None)
+            if value is not None:
+                tensordict.set(key, self.normalize(value))
+                found = True
+        if not found:
+            raise MissingKeyError(
+                f"ActionScaling: expected one of {list(self.in_keys)} in the data, got "
+                f"none. Available: {sorted(map(str, tensordict.keys(True, True)))}."
+            )
+        return tensordict
+
+    def _inv_call(self, tensordict: TensorDictBase) -> TensorDictBase:
+        if self.container is None:
+            return tensordict  # written to a buffer: robot space stays
+        for key in self.in_keys_inv:
+            value = tensordict.get(key, None)
+            if value is None:
+                raise MissingKeyError(
+                    f"ActionScaling: expected an action in model space at {key!r}, got "
+                    "nothing. Available: "
+                    f"{sorted(map(str, tensordict.keys(True, True)))}."
+                )
+            tensordict.set(key, self.denormalize(value))
+        return tensordict
+
+    def _call(self, next_tensordict: TensorDictBase) -> TensorDictBase:
+        return next_tensordict  # an environment's output has no action
+
+    def transform_action_spec(self, action_spec: Composite) -> Composite:
+        """Describe the action in model space."""
+        return self._normalized_spec(action_spec, self.in_keys_inv)

@@ -1,0 +1,266 @@
+"""The affine map that both scalings share."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from tensordict import NestedKey, unravel_key
+from torch import Tensor
+from torchrl.data import Bounded, Composite, TensorSpec, Unbounded
+from torchrl.data.tensor_specs import ContinuousBox
+from torchrl.envs import Transform
+
+from torchrl_vla.schema import (
+    FeatureStatistics,
+    MetadataError,
+    RobotDatasetMetadata,
+    SchemaError,
+)
+
+#: Below this share of its own size (or of 1) a spread is rounding, not motion.
+CONSTANT = 1e-6
+
+ScalingMode = Literal["mean_std", "min_max", "quantile"]
+
+
+class AffineScaling(Transform, ABC):
+    """Map robot space to model space by ``(x - loc) / scale``, and back.
+
+    ``loc`` and ``scale`` may be numbers or ``[D]``. A dimension that the mask leaves
+    out passes through with its bits unchanged. Subclasses say which keys are mapped.
+
+    Args:
+        loc: subtracted, in the feature's unit.
+        scale: divided by, in the feature's unit, positive.
+        mask: bool ``[D]``, True = scale this dimension.
+
+    Raises:
+        ValueError: ``loc`` or ``scale`` is not finite, ``scale <= 0``, or the shapes
+            disagree, in a dimension that the mask selects.
+    """
+
+    def __init__(
+        self,
+        loc: Tensor | float,
+        scale: Tensor | float,
+        mask: Tensor | Sequence[bool] | None,
+        **keys: Sequence[NestedKey] | None,
+    ) -> None:
+        super().__init__(**keys)
+        loc = torch.as_tensor(loc, dtype=torch.float64)
+        scale = torch.as_tensor(scale, dtype=torch.float64)
+        used = torch.ones_like(loc, dtype=torch.bool)
+        if mask is not None:
+            used = torch.as_tensor(mask, dtype=torch.bool)
+        if not loc.shape == scale.shape == used.shape or loc.ndim > 1:
+            raise ValueError(
+                f"{type(self).__name__}: expected loc, scale and mask of one shape "
+                f"[D], got {tuple(loc.shape)}, {tuple(scale.shape)} and "
+                f"{tuple(used.shape)}."
+            )
+        good = loc.isfinite() & scale.isfinite() & (scale > 0)
+        if not (good | ~used).all():
+            raise ValueError(
+                f"{type(self).__name__}: expected finite loc and positive scale, got "
+                f"loc={loc.tolist()}, scale={scale.tolist()}. Repair the statistics, "
+                "or leave the dimension out by the mask."
+            )
+        dtype = torch.get_default_dtype()
+        self.register_buffer("loc", torch.where(used, loc, 0.0).to(dtype))
+        self.register_buffer("scale", torch.where(used, scale, 1.0).to(dtype))
+        if not (self.scale > 0).all() or not (self.loc + self.scale).isfinite().all():
+            raise ValueError(
+                f"{type(self).__name__}: expected loc and scale that {dtype} can hold, "
+                f"got loc={loc.tolist()}, scale={scale.tolist()}. Change the unit."
+            )
+
+    @classmethod
+    def from_stats(
+        cls,
+        *,
+        mean: Tensor | None = None,
+        std: Tensor | None = None,
+        low: Tensor | None = None,
+        high: Tensor | None = None,
+        q01: Tensor | None = None,
+        q99: Tensor | None = None,
+        mask: Tensor | Sequence[bool] | None = None,
+        **keys: Any,
+    ) -> Any:
+        """Build from one pair of statistics ``[D]``.
+
+        ``mean`` and ``std`` map to zero mean and unit deviation; ``low`` and ``high``,
+        or ``q01`` and ``q99``, map to ``[-1, 1]``. A dimension that did not move in the
+        data (``std`` 0, ``q01 == q99``) is only centred: its scale is 1, since
+        dividing by next to nothing would turn noise into commands.
+
+        Args:
+            mean: with ``std``.
+            std: with ``mean``; not negative.
+            low: with ``high``; declared bounds, strictly below them.
+            high: with ``low``.
+            q01: with ``q99``, which it must not exceed.
+            q99: with ``q01``.
+            mask: bool ``[D]``, True = scale this dimension.
+            **keys: the keys of the class.
+
+        Raises:
+            ValueError: not exactly one complete pair, NaN or infinite statistics,
+                ``low >= high``, ``q01 > q99``, or ``std < 0``.
+        """
+        pairs = {("mean", "std"): (mean, std), ("low", "high"): (low, high)}
+        pairs["q01", "q99"] = (q01, q99)
+        given = {
+            names: pair
+            for names, pair in pairs.items()
+            if any(value is not None for value in pair)
+        }
+        if len(given) != 1 or any(v is None for p in given.values() for v in p):
+            raise ValueError(
+                f"{cls.__name__}.from_stats: expected exactly one complete pair of "
+                f"{list(pairs)}, got {[n for names in given for n in names]}."
+            )
+        ((names, pair),) = given.items()
+        first, second = (torch.as_tensor(v, dtype=torch.float64) for v in pair)
+        used = torch.ones_like(first, dtype=torch.bool)
+        if mask is not None:
+            used = torch.as_tensor(mask, dtype=torch.bool)
+        if not first.shape == second.shape == used.shape:
+            raise ValueError(
+                f"{cls.__name__}.from_stats: expected {names[0]}, {names[1]} and mask "
+                f"of one shape, got {tuple(first.shape)}, {tuple(second.shape)} and "
+                f"{tuple(used.shape)}."
+            )
+        good = first.isfinite() & second.isfinite() & _ordered(names, first, second)
+        if bad := (used & ~good).nonzero().flatten().tolist():
+            raise ValueError(
+                f"{cls.__name__}.from_stats: expected finite {_ORDER[names]}, got "
+                f"{names[0]}={first.tolist()}, {names[1]}={second.tolist()} "
+                f"(dimensions {bad}). Repair the statistics, or leave the dimension "
+                "out by the mask."
+            )
+        if names == ("mean", "std"):
+            loc, scale = first, second
+        else:
+            loc, scale = (first + second) / 2, (second - first) / 2
+        moves = scale > CONSTANT * loc.abs().clamp_min(1.0)
+        return cls(loc, torch.where(moves, scale, 1.0), mask=used, **keys)
+
+    @classmethod
+    def from_metadata(
+        cls,
+        metadata: RobotDatasetMetadata,
+        mode: ScalingMode = "mean_std",
+        *,
+        mask: Tensor | Sequence[bool] | None = None,
+        **keys: Any,
+    ) -> Any:
+        """Build from the statistics that a dataset's metadata carries.
+
+        Args:
+            metadata: has statistics of the feature.
+            mode: ``"mean_std"``, ``"min_max"`` or ``"quantile"`` (1 % and 99 %).
+            mask: bool ``[D]``, True = scale this dimension. By default everything but
+                the grippers of an action.
+            **keys: the keys of the class.
+
+        Raises:
+            MetadataError: the metadata has no statistics of the feature.
+            ValueError: unknown mode.
+        """
+        stats, moving = cls._from(metadata)
+        if stats is None:
+            raise MetadataError(
+                f"{cls.__name__}.from_metadata: expected statistics in "
+                f"{metadata.dataset_id!r}, got None. Compute them with "
+                "FeatureStatistics.from_samples."
+            )
+        if mode == "mean_std":
+            pair = {"mean": stats.mean, "std": stats.std}
+        elif mode == "quantile":
+            pair = {"q01": stats.q01, "q99": stats.q99}
+        elif mode == "min_max":
+            # Seen extremes, not declared bounds: equal ones are a constant dimension.
+            pair = {"q01": stats.min, "q99": stats.max}
+        else:
+            raise ValueError(
+                f"{cls.__name__}.from_metadata: expected mode 'mean_std', 'min_max' or "
+                f"'quantile', got {mode!r}."
+            )
+        return cls.from_stats(**pair, mask=moving if mask is None else mask, **keys)
+
+    @staticmethod
+    @abstractmethod
+    def _from(
+        metadata: RobotDatasetMetadata,
+    ) -> tuple[FeatureStatistics | None, Tensor | None]:
+        """Return the feature's statistics and its default mask."""
+
+    def normalize(self, value: Tensor) -> Tensor:
+        """Map ``[..., D]`` from robot space to model space."""
+        self._check(value)
+        return (value - self.loc) / self.scale
+
+    def denormalize(self, value: Tensor) -> Tensor:
+        """Map ``[..., D]`` from model space to robot space."""
+        self._check(value)
+        return value * self.scale + self.loc
+
+    def _check(self, value: Tensor) -> None:
+        if not value.is_floating_point():
+            raise SchemaError(
+                f"{type(self).__name__}: expected a floating dtype, got {value.dtype}. "
+                "Convert it first."
+            )
+        if self.loc.ndim and value.shape[-1:] != self.loc.shape:
+            raise SchemaError(
+                f"{type(self).__name__}: expected [..., {len(self.loc)}], got shape "
+                f"{tuple(value.shape)}. The statistics belong to another feature."
+            )
+
+    def _normalized_spec(self, spec: Composite, keys: Sequence[NestedKey]) -> Composite:
+        """Return the spec with its leaves at ``keys`` in model space."""
+        spec = spec.clone()
+        for key in map(unravel_key, keys):
+            if key in spec.keys(True, True):
+                spec[key] = self._normalized_leaf(spec[key])
+        return spec
+
+    def _normalized_leaf(self, leaf: TensorSpec) -> TensorSpec:
+        if not isinstance(leaf.space, ContinuousBox):
+            raise SchemaError(
+                f"{type(self).__name__}: expected a continuous spec, got "
+                f"{type(leaf).__name__}. Only continuous values can be scaled."
+            )
+        if isinstance(leaf, Unbounded):
+            return leaf
+        low, high = leaf.space.low, leaf.space.high
+        limits = torch.finfo(leaf.dtype)
+        # A dimension without a bound has the dtype's extreme there; it keeps it.
+        return Bounded(
+            low=torch.where(low > limits.min, self.normalize(low), low),
+            high=torch.where(high < limits.max, self.normalize(high), high),
+            shape=leaf.shape,
+            device=leaf.device,
+            dtype=leaf.dtype,
+        )
+
+    def __repr__(self) -> str:
+        loc, scale = self.loc.tolist(), self.scale.tolist()
+        return f"{type(self).__name__}(loc={loc}, scale={scale})"
+
+
+_ORDER = {
+    ("mean", "std"): "mean and std >= 0",
+    ("low", "high"): "low < high",
+    ("q01", "q99"): "q01 <= q99",
+}
+
+
+def _ordered(names: tuple[str, str], first: Tensor, second: Tensor) -> Tensor:
+    if names == ("mean", "std"):
+        return second >= 0
+    return first < second if names == ("low", "high") else first <= second
