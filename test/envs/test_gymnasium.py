@@ -19,6 +19,7 @@ from torchrl_vla.schema import (
     MissingKeyError,
     RobotDatasetMetadata,
     SchemaError,
+    UnknownInstructionError,
     validate_vla_tensordict,
 )
 
@@ -110,6 +111,42 @@ def test_each_row_has_its_instruction():
     env = make(2, instructions=["count up", "count down"])
     ids = act(env, env.reset())["language_instruction"]
     assert env.instructions.decode(ids) == ["count up", "count down"]
+
+
+class Spoken(Counter):
+    """Say whether the episode's seed is odd or even."""
+
+    observation_space = gymnasium.spaces.Dict(
+        **Counter.observation_space.spaces, mission=gymnasium.spaces.Text(9)
+    )
+
+    def observe(self):
+        text = "count odd" if self.counters[0] % 2 else "count even"
+        return {**super().observe(), "mission": text}
+
+
+SPOKEN = ObservationKeys(state=("counters",), instruction="mission")
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_simulator_may_say_each_episode_s_instruction(num_workers):
+    texts = ["count even", "count odd", "count in tens"]
+    env = make(2, Spoken, observe=SPOKEN, instructions=texts, num_workers=num_workers)
+    td = act(env, env.reset(episode_seeds=torch.tensor([2, 3])))
+    assert env.instructions.texts == tuple(texts)
+    assert env.instructions.decode(td["language_instruction"]) == texts[:2]
+    td["_reset"] = torch.tensor([[False], [True]])
+    td = env.reset(td, episode_seeds=torch.tensor([5, 6]))
+    assert env.instructions.decode(td["language_instruction"]) == [texts[0]] * 2
+    env.close()
+
+
+def test_an_undeclared_instruction_is_refused():
+    env = make(1, Spoken, observe=SPOKEN, instructions="count even")
+    with pytest.raises(
+        UnknownInstructionError, match=r"\['count even'\], got 'count odd'"
+    ):
+        env.reset(episode_seeds=torch.tensor([1]))
 
 
 def test_given_seeds_reach_the_simulator_and_the_tensordict():

@@ -2,24 +2,28 @@ from __future__ import annotations
 
 import sys
 
+import metaworld.policies
 import pytest
 import torch
-from tensordict import TensorDict
+from tensordict import NonTensorStack, TensorDict
 from torchrl.envs.utils import check_env_specs
 
 from torchrl_vla.envs.metaworld import MetaWorldEnv, MetaWorldExpert
 from torchrl_vla.envs.mujoco_painter import RenderingError
 from torchrl_vla.schema import (
+    InstructionTable,
     MissingExtraError,
     SchemaError,
+    UnknownInstructionError,
     validate_vla_tensordict,
 )
 
+TASKS = ("reach", "push", "door-open")
 EASY = ("reach", "drawer-close", "button-press")
 
 
 def test_specs_agree_with_data():
-    check_env_specs(MetaWorldEnv(["reach", "push"]))
+    check_env_specs(MetaWorldEnv(["reach", "push"], num_envs=2))
 
 
 def test_output_is_valid_schema():
@@ -29,14 +33,18 @@ def test_output_is_valid_schema():
     assert validate_vla_tensordict(rollout) == []
 
 
-def test_rows_cycle_through_the_tasks_and_say_so():
+def test_the_seed_says_task_instruction_and_initial_state():
     env = MetaWorldEnv(["reach", "push-v3"], num_envs=3)
-    assert env.tasks == ("reach", "push", "reach")
-    assert env.instructions.decode(env.reset()["language_instruction"]) == [
+    assert env.tasks == ("reach", "push")
+    td = env.reset(episode_seeds=torch.tensor([4, 5, 4]))
+    assert env.instructions.decode(td["language_instruction"]) == [
         "reach the goal",
         "push the puck to the goal",
         "reach the goal",
     ]
+    state = td["observation", "state"]
+    assert (state[0] == state[2]).all()
+    assert (state[0] != state[1]).any()
 
 
 def test_experts_succeed_from_nine_seeds_in_ten():
@@ -74,7 +82,7 @@ def test_success_terminates_unless_told_to_go_on():
 def test_workers_return_what_one_process_returns():
     rollouts = []
     for workers in (0, 2):
-        env = MetaWorldEnv(["reach", "push", "door-open"], num_workers=workers, seed=4)
+        env = MetaWorldEnv(TASKS, num_envs=4, num_workers=workers, seed=4)
         rollouts.append(env.rollout(12, env.make_expert()))
         env.close()
     assert (rollouts[0] == rollouts[1]).all()
@@ -103,10 +111,11 @@ def test_metadata_names_every_dimension():
 
 def test_noise_moves_the_executed_action_and_not_the_intended_one():
     state = torch.rand(2, 39, generator=torch.Generator().manual_seed(0))
+    ids = InstructionTable().encode(["reach the goal", "open the door"])
 
     def act(**kwargs):
         td = TensorDict({"observation": {"state": state}}, [2])
-        return MetaWorldExpert(["reach", "push"], **kwargs)(td)
+        return MetaWorldExpert(**kwargs)(td.set("language_instruction", ids))
 
     clean, noisy = act(), act(noise=0.1, seed=1)
     assert (clean["action"] == clean["expert_action"]).all()
@@ -117,15 +126,38 @@ def test_noise_moves_the_executed_action_and_not_the_intended_one():
     assert (noisy["action"] != act(noise=0.1, seed=2)["action"]).any()
 
 
-def test_expert_refuses_a_state_of_other_rows():
-    td = TensorDict({"observation": {"state": torch.zeros(2, 39)}}, [2])
-    with pytest.raises(SchemaError, match=r"\[1, 39\].*\('reach',\).*got \[2, 39\]"):
-        MetaWorldExpert(["reach"])(td)
+@pytest.mark.filterwarnings("ignore:Constant:UserWarning")
+def test_the_expert_does_what_it_is_told_in_text_and_in_ids():
+    state = torch.rand(3, 39, generator=torch.Generator().manual_seed(0))
+    texts = ["reach the goal", "open the door", "close the drawer"]
+    td = TensorDict({"observation": {"state": state}}, [3])
+    policies = metaworld.policies.ENV_POLICY_MAP
+    names = ("reach-v3", "door-open-v3", "drawer-close-v3")
+    expected = [
+        torch.as_tensor(policies[name]().get_action(row.double().numpy())).clamp(-1, 1)
+        for name, row in zip(names, state)
+    ]
+    for spoken in (NonTensorStack(*texts), InstructionTable().encode(texts)):
+        action = MetaWorldExpert()(td.set("language_instruction", spoken))["action"]
+        assert torch.equal(action, torch.stack(expected).float())
+
+
+def test_the_expert_refuses_a_state_of_another_size():
+    td = TensorDict({"observation": {"state": torch.zeros(2, 4)}}, [2])
+    with pytest.raises(SchemaError, match=r"expected \[2, 39\].*got \[2, 4\]"):
+        MetaWorldExpert()(td)
+
+
+def test_the_expert_refuses_what_no_task_says():
+    td = TensorDict({"observation": {"state": torch.zeros(39)}})
+    td["language_instruction"] = "make coffee"
+    with pytest.raises(UnknownInstructionError, match="got 'make coffee'"):
+        MetaWorldExpert()(td)
 
 
 def test_negative_noise_is_refused():
     with pytest.raises(ValueError, match=r"noise >= 0, got -0\.1"):
-        MetaWorldExpert(["reach"], noise=-0.1)
+        MetaWorldExpert(noise=-0.1)
 
 
 def test_no_task_is_refused():

@@ -40,18 +40,14 @@ def test_tokens_and_actions_are_bit_equal_to_torchrl(num_bins):
 @given(
     st.integers(1, 300),
     st.lists(
-        st.tuples(st.floats(-100, 100), st.floats(0.01, 200)), min_size=1, max_size=4
+        st.tuples(st.floats(-100, 100), st.floats(1, 200)), min_size=1, max_size=4
     ),
 )
 def test_encode_undoes_decode(num_bins, ranges):
     low = torch.tensor([start for start, _ in ranges])
     high = torch.tensor([start + size for start, size in ranges])
     tokens = torch.arange(num_bins).unsqueeze(-1).repeat(1, len(ranges))
-    try:
-        tokenizer = UniformActionTokenizer(num_bins, low=low, high=high)
-    except ValueError as error:
-        assert "float32 can tell apart" in str(error)
-        return
+    tokenizer = UniformActionTokenizer(num_bins, low=low, high=high)
     assert torch.equal(tokenizer.encode(tokenizer.decode(tokens)), tokens)
 
 

@@ -38,11 +38,12 @@ _FLAGS = ("terminated", "truncated", SUCCESS_KEY)
 
 @dataclass(frozen=True)
 class ObservationKeys:
-    """Declare which entries of a dict observation are the state and the images.
+    """Declare which entries of a dict observation are state, images and instruction.
 
     Args:
         state: entries that are flattened and joined, in this order.
         images: entry of the one image, or ``{camera: entry}``.
+        instruction: entry with the text of what to do; None where there is none.
 
     Raises:
         MissingKeyError: an observation lacks a declared entry; names what it has.
@@ -55,10 +56,13 @@ class ObservationKeys:
 
     state: tuple[str, ...] = ()
     images: str | Mapping[str, str] | None = None
+    instruction: str | None = None
 
     def __call__(self, observation: Mapping[str, Any]) -> dict[str, Any]:
-        """Return ``{"state": [S], "image": [h, w, C] or {camera: [h, w, C]}}``."""
+        """Return the declared ones of ``state``, ``image`` and ``instruction``."""
         out: dict[str, Any] = {}
+        if self.instruction is not None:
+            out["instruction"] = self._get(observation, self.instruction)
         if self.state:
             parts = [np.ravel(self._get(observation, name)) for name in self.state]
             out["state"] = np.concatenate(parts)
@@ -87,8 +91,8 @@ class GymnasiumEnv(EnvBase):
     """Run a batch of gymnasium environments in the canonical schema.
 
     A simulator becomes usable by every policy, executor and evaluation here by
-    declaring four things that its numbers cannot say: what in its observation is
-    state and image, what it is told to do, and where it reports success. Nothing is
+    declaring what its numbers cannot say: what in its observation is state and image,
+    what it is told to do, and where it reports success. Nothing is
     reset behind the caller's back: ``reset`` begins the episodes that ``_reset``
     marks, each a pure function of its seed; ``step`` moves the rows that ``_step``
     marks, the others keep their state and outputs and earn nothing. The surprise:
@@ -108,8 +112,10 @@ class GymnasiumEnv(EnvBase):
 
     Keyword Args:
         observe: maps a raw observation to ``{"state": [S], "image": [h, w, C] uint8
-            or {camera: image}}``: a function, or :class:`ObservationKeys`.
-        instructions: what every row is told, or one text per row.
+            or {camera: image}, "instruction": text}`` or a part of it: a function, or
+            :class:`ObservationKeys`. The instruction is read at resets only.
+        instructions: what every row is told, or one text per row; where ``observe``
+            returns the instruction, every text that it can return.
         success_key: the entry of ``info`` that says whether the task is done.
         num_envs: rows, when ``make_envs`` is a single constructor (then 1 if left
             out).
@@ -125,6 +131,7 @@ class GymnasiumEnv(EnvBase):
         SchemaError: a simulator has another action or observation than the rest, than
             its own space or than ``metadata`` says; or returns non-finite numbers.
         MissingKeyError: a declared entry is absent; names what there is.
+        UnknownInstructionError: a simulator says what ``instructions`` does not have.
 
     Examples:
         >>> import gymnasium
@@ -158,9 +165,6 @@ class GymnasiumEnv(EnvBase):
     ) -> None:
         makers = _one_per_row("make_envs", make_envs, num_envs, callable(make_envs))
         rows = len(makers)
-        texts = _one_per_row(
-            "instructions", instructions, rows, isinstance(instructions, str)
-        )
         if not 0 <= num_workers <= rows:
             raise ValueError(
                 f"GymnasiumEnv: expected num_workers in 0 .. {rows} (one environment "
@@ -170,20 +174,24 @@ class GymnasiumEnv(EnvBase):
             raise ValueError(f"GymnasiumEnv: expected max_steps >= 1, got {max_steps}.")
         super().__init__(batch_size=torch.Size([rows]))
         self.max_steps = max_steps
-        self.instructions = InstructionTable(texts)
-        self._instruction_ids = self.instructions.encode(list(texts))
         self._simulators: SimulatorGroup | SimulatorProcesses = (
             SimulatorProcesses(makers, observe, success_key, num_workers)
             if num_workers
             else SimulatorGroup(makers, observe, success_key)
         )
         layout = self._shared_layout()
+        single = isinstance(instructions, str)
+        texts = [instructions] if single else list(instructions)
+        if not layout.says_instruction:
+            texts = list(_one_per_row("instructions", instructions, rows, single))
+        self.instructions = InstructionTable(texts)
         self.metadata = _checked_metadata(metadata, layout)
         self._make_specs(layout)
         self._elapsed = torch.zeros(rows, 1, dtype=torch.int64)
         blank = self.full_observation_spec.zero().update(self.full_done_spec.zero())
         self._now: dict[Any, Tensor] = dict(blank.items(True, True))
-        self._now[INSTRUCTION_KEY] = self._instruction_ids
+        if not layout.says_instruction:
+            self._now[INSTRUCTION_KEY] = self.instructions.encode(texts)
         self._generator = torch.Generator()
         self._set_seed(seed)
 
@@ -247,6 +255,9 @@ class GymnasiumEnv(EnvBase):
             for name in _FLAGS:
                 arrays[name] = np.zeros((len(rows), 1), dtype=bool)
             arrays[EPISODE_SEED_KEY] = seeds.numpy()
+            if INSTRUCTION_KEY in arrays:
+                ids = [self.instructions.id(text) for text in arrays[INSTRUCTION_KEY]]
+                arrays[INSTRUCTION_KEY] = np.array(ids, dtype=np.int64)
             self._elapsed[rows] = 0
             self._update(rows, arrays)
         return self._output()

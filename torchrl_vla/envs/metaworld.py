@@ -15,17 +15,22 @@ from tensordict.nn import TensorDictModuleBase
 from torchrl_vla.envs.gymnasium import GymnasiumEnv
 from torchrl_vla.envs.metaworld_simulator import (
     STATE_DIM,
-    SawyerTask,
+    SawyerTasks,
+    SimulatorPool,
 )
 from torchrl_vla.envs.metaworld_tasks import INSTRUCTIONS, find_task
 from torchrl_vla.schema import (
     ACTION_KEY,
     EXPERT_ACTION_KEY,
+    INSTRUCTION_KEY,
     STATE_KEY,
     GripperConvention,
+    InstructionTable,
     RobotDatasetMetadata,
     SchemaError,
     import_extra,
+    instruction_texts,
+    is_text,
 )
 
 _RATE_HZ = 80.0  # five physics steps of 2.5 ms an action
@@ -34,11 +39,11 @@ _RATE_HZ = 80.0  # five physics steps of 2.5 ms an action
 class MetaWorldEnv(GymnasiumEnv):
     """Run a batch of MetaWorld tasks, told apart by their instructions.
 
-    One batch may mix tasks: row ``i`` runs ``tasks[i % len(tasks)]`` for ever, and
-    says so in its instruction. The package draws goals and object positions from
-    global state and ignores the seed of ``reset``; here an episode is a pure function
-    of its task and seed. The goal is visible: the state is the package's 39 numbers
-    with the goal in the last three. An episode ends at success.
+    One batch mixes tasks: an episode's task is ``tasks[seed % len(tasks)]``, so that
+    consecutive seeds take turns, and its instruction says which. The package draws
+    goals and object positions from global state and ignores the seed of ``reset``;
+    here task and initial state are a pure function of the episode's seed. The goal is
+    visible: the state is the package's 39 numbers with the goal in the last three.
 
     **Reads** ``action`` float32 ``[N, 4]`` in [-1, 1]: hand displacement x, y, z in cm
     (from the previous command) and gripper effort, 1 = close.
@@ -53,7 +58,7 @@ class MetaWorldEnv(GymnasiumEnv):
             the ending ``-v3``.
 
     Keyword Args:
-        num_envs: rows; one per task if left out.
+        num_envs: ``N``, the episodes that run side by side.
         cameras: a camera's name for one image, several for an entry each, ``()`` for
             none: ``"topview"``, ``"corner"``, ``"corner2"``, ``"corner3"``,
             ``"corner4"``, ``"behindGripper"`` or ``"gripperPOV"``. Images are
@@ -72,12 +77,13 @@ class MetaWorldEnv(GymnasiumEnv):
         RenderingError: images were asked for and cannot be drawn here.
 
     Examples:
-        >>> env = MetaWorldEnv(["reach", "drawer-close"], num_envs=4)
-        >>> env.instructions.decode(env.reset()["language_instruction"])[:2]
+        >>> env = MetaWorldEnv(["reach", "drawer-close"], num_envs=2)
+        >>> td = env.reset(episode_seeds=torch.tensor([0, 1]))
+        >>> env.instructions.decode(td["language_instruction"])
         ['reach the goal', 'close the drawer']
         >>> rollout = env.rollout(100, env.make_expert(), break_when_all_done=True)
         >>> rollout["next", "success"].any(1).flatten()
-        tensor([True, True, True, True])
+        tensor([True, True])
 
     Source: McLean et al., "Meta-World+: An Improved, Standardized, RL Benchmark"
     (2025), https://meta-world.github.io.
@@ -87,7 +93,7 @@ class MetaWorldEnv(GymnasiumEnv):
         self,
         tasks: str | Sequence[str],
         *,
-        num_envs: int | None = None,
+        num_envs: int = 1,
         cameras: str | Sequence[str] = (),
         image_size: int = 64,
         max_steps: int = 200,
@@ -95,97 +101,103 @@ class MetaWorldEnv(GymnasiumEnv):
         num_workers: int = 0,
         seed: int | None = None,
     ) -> None:
-        names = [
-            find_task(name) for name in ([tasks] if isinstance(tasks, str) else tasks)
-        ]
-        if not names:
+        names = [tasks] if isinstance(tasks, str) else tasks
+        self.tasks = tuple(find_task(name) for name in names)
+        if not self.tasks:
             raise ValueError("MetaWorldEnv: expected at least one task, got none.")
-        rows = len(names) if num_envs is None else num_envs
-        row_tasks = [names[row % len(names)] for row in range(rows)]
-        import_extra("metaworld", "metaworld", "MetaWorldEnv")
+        import_extra("metaworld", "metaworld", "MetaWorldEnv")  # before any worker
+        one_image = isinstance(cameras, str)
+        pool = SimulatorPool((cameras,) if one_image else tuple(cameras), image_size)
+        make_env = functools.partial(
+            SawyerTasks, self.tasks, pool, one_image, stop_on_success
+        )
         super().__init__(
-            [
-                functools.partial(
-                    SawyerTask, task, cameras, image_size, stop_on_success
-                )
-                for task in row_tasks
-            ],
+            make_env,
             observe=_pass_on,
-            instructions=[INSTRUCTIONS[task] for task in row_tasks],
+            instructions=[INSTRUCTIONS[task] for task in self.tasks],
             success_key="success",
+            num_envs=num_envs,
             max_steps=max_steps,
             num_workers=num_workers,
-            metadata=_make_metadata(cameras),
+            metadata=_make_metadata(pool.cameras),
             seed=seed,
         )
-        self.tasks = tuple(row_tasks)
 
     def make_expert(self, *, noise: float = 0.0, seed: int = 0) -> MetaWorldExpert:
-        """Make the package's scripted policies of this environment's rows."""
-        return MetaWorldExpert(self.tasks, noise=noise, seed=seed)
+        """Make the package's scripted policies."""
+        return MetaWorldExpert(noise=noise, seed=seed)
 
 
 class MetaWorldExpert(TensorDictModuleBase):
-    """Act as MetaWorld's scripted policies do, one task per row.
+    """Do what the instruction says, with MetaWorld's scripted policies.
 
     With noise, the executed action differs from the intended one, so demonstrations
     show how to come back from where a policy's errors lead. The intended action is
     the training target.
 
-    **Reads** ``("observation", "state")`` float32 ``[N, 39]``.
+    **Reads** ``("observation", "state")`` float32 ``[*B, 39]``;
+    ``language_instruction`` int64 ids or text ``[*B]``, of the package's tasks.
 
     **Writes** ``action`` (executed) and ``expert_action`` (intended), float32
-    ``[N, 4]`` in [-1, 1].
-
-    Args:
-        tasks: the task of each row.
+    ``[*B, 4]`` in [-1, 1].
 
     Keyword Args:
         noise: standard deviation of the normal noise on ``action``.
         seed: seed of the noise.
 
     Raises:
-        SchemaError: the state is not ``[N, 39]``.
+        SchemaError: the state is not ``[*B, 39]``.
+        UnknownInstructionError: no task has such an instruction.
 
     Examples:
         >>> import torch
         >>> from tensordict import TensorDict
-        >>> td = TensorDict({"observation": {"state": torch.zeros(1, 39)}}, [1])
-        >>> MetaWorldExpert(["reach"])(td)["action"]
-        tensor([[0., 0., 0., 0.]])
+        >>> td = TensorDict(observation=TensorDict(state=torch.zeros(39)))
+        >>> td["language_instruction"] = "reach the goal"
+        >>> MetaWorldExpert()(td)["action"]
+        tensor([0., 0., 0., 0.])
     """
 
-    def __init__(
-        self, tasks: Sequence[str], *, noise: float = 0.0, seed: int = 0
-    ) -> None:
+    def __init__(self, *, noise: float = 0.0, seed: int = 0) -> None:
         super().__init__()
         if not noise >= 0.0:
             raise ValueError(f"MetaWorldExpert: expected noise >= 0, got {noise}.")
         policies = import_extra("metaworld.policies", "metaworld", "MetaWorldExpert")
-        self.tasks, self.noise = tuple(find_task(task) for task in tasks), noise
-        self._policies = [policies.ENV_POLICY_MAP[f"{t}-v3"]() for t in self.tasks]
+        self._table = InstructionTable(INSTRUCTIONS.values())
+        self._policies = [
+            policies.ENV_POLICY_MAP[f"{task}-v3"]() for task in INSTRUCTIONS
+        ]
+        self._noise = noise
         self._generator = torch.Generator().manual_seed(seed)
-        self.in_keys, self.out_keys = [STATE_KEY], [ACTION_KEY, EXPERT_ACTION_KEY]
+        self.in_keys = [STATE_KEY, INSTRUCTION_KEY]
+        self.out_keys = [ACTION_KEY, EXPERT_ACTION_KEY]
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Write every row's action."""
+        """Write the intended action and the one to execute."""
         state = tensordict.get(STATE_KEY)
-        if state.shape != (len(self.tasks), STATE_DIM):
+        if state.shape != (*tensordict.batch_size, STATE_DIM):
             raise SchemaError(
-                f"MetaWorldExpert: expected [{len(self.tasks)}, {STATE_DIM}] at "
-                f"{STATE_KEY}, one row for each of {self.tasks}, got "
-                f"{list(state.shape)}."
+                f"MetaWorldExpert: expected {[*tensordict.batch_size, STATE_DIM]} at "
+                f"{STATE_KEY}, got {list(state.shape)}."
             )
-        rows = state.cpu().double().numpy()
+        instruction = tensordict.get(INSTRUCTION_KEY)
+        if is_text(instruction):
+            ids = [self._table.id(text) for text in instruction_texts(instruction)]
+            instruction = torch.tensor(ids)
+        tasks = self._table.rows(instruction.cpu()).flatten().tolist()
+        states = state.cpu().double().reshape(-1, STATE_DIM).numpy()
         with warnings.catch_warnings():
             # The policies warn of actions beyond [-1, 1], which are clipped below.
             warnings.simplefilter("ignore", UserWarning)
-            actions = [policy.get_action(x) for policy, x in zip(self._policies, rows)]
+            actions = [
+                self._policies[task].get_action(row) for task, row in zip(tasks, states)
+            ]
         intended = torch.from_numpy(np.stack(actions)).to(torch.float32).clamp(-1, 1)
+        intended = intended.reshape(*state.shape[:-1], -1)
         executed = intended
-        if self.noise:
+        if self._noise:
             noise = torch.randn(intended.shape, generator=self._generator)
-            executed = (intended + self.noise * noise).clamp(-1, 1)
+            executed = (intended + self._noise * noise).clamp(-1, 1)
         tensordict.set(EXPERT_ACTION_KEY, intended.to(state.device))
         return tensordict.set(ACTION_KEY, executed.to(state.device))
 
@@ -194,7 +206,7 @@ def _pass_on(observation: dict[str, Any]) -> dict[str, Any]:
     return observation
 
 
-def _make_metadata(cameras: str | Sequence[str]) -> RobotDatasetMetadata:
+def _make_metadata(cameras: tuple[str, ...]) -> RobotDatasetMetadata:
     frame = [f"hand_{axis}" for axis in "xyz"] + ["gripper_opening"]
     units = ["m"] * 3 + ["1"]
     for thing in ("object_1", "object_2"):
@@ -218,5 +230,5 @@ def _make_metadata(cameras: str | Sequence[str]) -> RobotDatasetMetadata:
         ),
         state_units=(*units, *units, "m", "m", "m"),
         control_frequency_hz=_RATE_HZ,
-        cameras=(cameras,) if isinstance(cameras, str) else tuple(cameras),
+        cameras=cameras,
     )

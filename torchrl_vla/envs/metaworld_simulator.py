@@ -1,89 +1,147 @@
-"""One MetaWorld task as a seeded gymnasium environment."""
+"""MetaWorld's tasks as one seeded gymnasium environment."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium.spaces import Box
+from gymnasium.spaces import Box, Text
 
+from torchrl_vla.envs.metaworld_tasks import INSTRUCTIONS
 from torchrl_vla.envs.mujoco_painter import Painter
 from torchrl_vla.schema import import_extra
 
 STATE_DIM = 39
 
 
-class SawyerTask(gymnasium.Env):
-    """Run one MetaWorld task whose episodes are a pure function of their seed.
+@dataclass
+class Simulator:
+    """One task's simulation, and the painter of its cameras if it has any."""
+
+    task: str
+    env: Any
+    painter: Painter | None
+
+
+@dataclass
+class SimulatorPool:
+    """Lend simulators to the environments of a process, one task each.
+
+    A simulator takes 25 MB and a fifth of a second to make. Environments that change
+    their task at a reset share them through a pool: there are about as many as
+    environments, and not one per environment and task.
 
     Args:
-        task: name without version.
-        cameras: a name, or several, or ``()``; see :class:`MetaWorldEnv`.
+        cameras: names of the cameras to draw.
         image_size: side of the images in pixels.
+    """
+
+    cameras: tuple[str, ...] = ()
+    image_size: int = 64
+    _free: dict[str, list[Simulator]] = field(default_factory=dict)
+
+    def take(self, task: str) -> Simulator:
+        """Lend a simulator of the task, a new one if none is free."""
+        free = self._free.setdefault(task, [])
+        return free.pop() if free else self._make(task)
+
+    def give_back(self, simulator: Simulator) -> None:
+        """Take a simulator back, for the next who asks for its task."""
+        self._free.setdefault(simulator.task, []).append(simulator)
+
+    def close(self) -> None:
+        """Free the graphics of the simulators that are not lent."""
+        for simulators in self._free.values():
+            for simulator in simulators:
+                if simulator.painter is not None:
+                    simulator.painter.close()
+
+    def _make(self, task: str) -> Simulator:
+        classes = import_extra("metaworld.env_dict", "metaworld", "MetaWorldEnv")
+        env = classes.ALL_V3_ENVIRONMENTS[f"{task}-v3"]()
+        # Show the goal. The bounds that step() clips the observation to are cached
+        # with a hidden goal, that is with zeros, and have to be made again.
+        env._partially_observable = False
+        del env.sawyer_observation_space
+        # Draw the initial state from the simulator's own generator.
+        env._freeze_rand_vec = False
+        env.seeded_rand_vec = True
+        env._set_task_called = True
+        env.max_path_length = sys.maxsize  # the time limit is ours
+        painter = None
+        if self.cameras:
+            painter = Painter(env.model, self.cameras, self.image_size)
+        return Simulator(task, env, painter)
+
+
+class SawyerTasks(gymnasium.Env):
+    """Run episodes of MetaWorld tasks, each a pure function of its seed.
+
+    The task of an episode is ``tasks[seed % len(tasks)]``: consecutive seeds take
+    turns. Observations are ``{"state": float64 [39], "instruction": text}`` and, with
+    cameras, ``"image"``: uint8 ``[h, w, 3]``, or ``{camera: image}`` for several.
+
+    Args:
+        tasks: names without version.
+        pool: where the simulators come from; shared within a process.
+        one_image: True = the pool's one camera is the image itself.
         stop_on_success: terminate at success.
     """
 
     def __init__(
         self,
-        task: str,
-        cameras: str | Sequence[str] = (),
-        image_size: int = 64,
+        tasks: Sequence[str],
+        pool: SimulatorPool,
+        one_image: bool = False,
         stop_on_success: bool = True,
     ) -> None:
-        simulator = import_extra(
-            "metaworld.env_dict", "metaworld", "MetaWorldEnv"
-        ).ALL_V3_ENVIRONMENTS[f"{task}-v3"]()
-        # Show the goal. The bounds that step() clips the observation to are cached
-        # with a hidden goal, that is with zeros, and have to be made again.
-        simulator._partially_observable = False
-        del simulator.sawyer_observation_space
-        # Draw the initial state from the simulator's own generator.
-        simulator._freeze_rand_vec = False
-        simulator.seeded_rand_vec = True
-        simulator._set_task_called = True
-        simulator.max_path_length = sys.maxsize  # the time limit is ours
-        self._simulator = simulator
-        self._cameras, self._stop_on_success = cameras, stop_on_success
-        names = [cameras] if isinstance(cameras, str) else list(cameras)
-        self._painter = Painter(simulator.model, names, image_size) if names else None
-        self.action_space = simulator.action_space
-        picture = Box(0, 255, (image_size, image_size, 3), np.uint8)
-        spaces: dict[str, Any] = {"state": Box(-np.inf, np.inf, (STATE_DIM,))}
-        if isinstance(cameras, str):
-            spaces["image"] = picture
-        elif names:
-            spaces["image"] = gymnasium.spaces.Dict(dict.fromkeys(names, picture))
+        self._tasks, self._pool = tuple(tasks), pool
+        self._one_image, self._stop_on_success = one_image, stop_on_success
+        self._lent = pool.take(self._tasks[0])
+        self.action_space = self._lent.env.action_space
+        spaces: dict[str, Any] = {
+            "state": Box(-np.inf, np.inf, (STATE_DIM,)),
+            "instruction": Text(max_length=99),
+        }
+        picture = Box(0, 255, (pool.image_size, pool.image_size, 3), np.uint8)
+        if pool.cameras:
+            pictures = gymnasium.spaces.Dict(dict.fromkeys(pool.cameras, picture))
+            spaces["image"] = picture if one_image else pictures
         self.observation_space = gymnasium.spaces.Dict(spaces)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Begin the episode of ``seed``, or the next one of the last seed."""
-        if seed is not None:
-            self._simulator.seed(seed)  # its reset() ignores the seed
-        state, info = self._simulator.reset()
+        """Begin the episode of ``seed``, or of one drawn from the last seed."""
+        super().reset(seed=seed)
+        if seed is None:
+            seed = int(self.np_random.integers(2**31))
+        self._pool.give_back(self._lent)
+        self._lent = self._pool.take(self._tasks[seed % len(self._tasks)])
+        self._lent.env.seed(seed)  # its reset() ignores the seed
+        state, info = self._lent.env.reset()
         return self._observe(state), info
 
     def step(
         self, action: np.ndarray
     ) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         """Execute one action."""
-        state, reward, _, _, info = self._simulator.step(action)
+        state, reward, _, _, info = self._lent.env.step(action)
         ended = self._stop_on_success and bool(info["success"])
         return self._observe(state), float(reward), ended, False, info
 
     def close(self) -> None:
-        """Free the graphics context."""
-        if self._painter is not None:
-            self._painter.close()
+        """Free the graphics."""
+        self._pool.give_back(self._lent)
+        self._pool.close()
 
     def _observe(self, state: np.ndarray) -> dict[str, Any]:
-        out: dict[str, Any] = {"state": state}
-        if self._painter is not None:
-            images = self._painter.draw(self._simulator.data)
-            one = isinstance(self._cameras, str)
-            out["image"] = images[self._cameras] if one else images
+        out = {"state": state, "instruction": INSTRUCTIONS[self._lent.task]}
+        if self._lent.painter is not None:
+            images = self._lent.painter.draw(self._lent.env.data)
+            out["image"] = images.popitem()[1] if self._one_image else images
         return out

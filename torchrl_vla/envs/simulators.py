@@ -17,6 +17,7 @@ from gymnasium.vector.utils import CloudpickleWrapper
 
 from torchrl_vla.schema import (
     IMAGE_KEY,
+    INSTRUCTION_KEY,
     STATE_KEY,
     SUCCESS_KEY,
     MissingKeyError,
@@ -41,6 +42,7 @@ class SimulatorLayout:
     action_low: tuple[float, ...]
     action_high: tuple[float, ...]
     observation: tuple[tuple[Key, tuple[int, ...]], ...]
+    says_instruction: bool
 
 
 class SimulatorGroup:
@@ -51,7 +53,8 @@ class SimulatorGroup:
 
     Args:
         make_envs: one constructor per row.
-        observe: maps a raw observation to ``{"state": ..., "image": ...}``.
+        observe: maps a raw observation to ``{"state": ..., "image": ...}`` and, where
+            the simulator says what to do, ``"instruction"``.
         success_key: the entry of ``info`` that says whether the task is done.
         first_row: number of the first row.
     """
@@ -73,12 +76,17 @@ class SimulatorGroup:
         return self._layouts
 
     def reset(self, rows: Sequence[int], seeds: Sequence[int]) -> Arrays:
-        """Begin the episode of each seed; returns the observations ``[n, ...]``."""
-        observations = [
-            self._map(row, self._envs[row].reset(seed=seed)[0])
-            for row, seed in zip(rows, seeds)
-        ]
-        return self._stack(rows, observations)
+        """Begin the episode of each seed; returns the observations ``[n, ...]``.
+
+        Where the simulators say instructions, also ``language_instruction``: texts, in
+        an array of objects.
+        """
+        raw = [self._envs[row].reset(seed=seed)[0] for row, seed in zip(rows, seeds)]
+        out = self._stack(rows, [self._map(row, o) for row, o in zip(rows, raw)])
+        if self._layouts[rows[0]].says_instruction:
+            texts = [self._observe(observation)["instruction"] for observation in raw]
+            out[INSTRUCTION_KEY] = np.array(texts, dtype=object)
+        return out
 
     def step(self, rows: Sequence[int], actions: np.ndarray) -> Arrays:
         """Execute ``actions[i]`` in ``rows[i]``; adds the reward and the flags."""
@@ -134,11 +142,12 @@ class SimulatorGroup:
 
     def _map(self, row: int, observation: Any) -> Arrays:
         mapped = self._observe(observation)
-        unknown = sorted(set(mapped) - {"state", "image"})
-        if unknown or not mapped:
+        unknown = set(mapped) - {"state", "image", "instruction"}
+        if unknown or not {"state", "image"} & set(mapped):
             raise SchemaError(
-                "GymnasiumEnv: expected 'state' and/or 'image' from the function at "
-                f"argument 'observe', got {sorted(mapped)}."
+                "GymnasiumEnv: expected 'state' and/or 'image', and maybe "
+                "'instruction', from the function at argument 'observe', got "
+                f"{sorted(mapped)}."
             )
         out: Arrays = {}
         if "state" in mapped:
@@ -175,12 +184,13 @@ class SimulatorGroup:
                 f"environment {row + self._first_row}, got {space}. Wrap the "
                 "environment with gymnasium.wrappers.TransformAction."
             )
-        sample = self._map(row, env.observation_space.sample())
+        raw = env.observation_space.sample()
         return SimulatorLayout(
             str(space.dtype),
             tuple(space.low.astype(float).tolist()),
             tuple(space.high.astype(float).tolist()),
-            _shapes(sample),
+            _shapes(self._map(row, raw)),
+            "instruction" in self._observe(raw),
         )
 
 

@@ -97,7 +97,7 @@ class TinyBackbone(nn.Module):
         batch = tensordict.batch_size
         text = self._encode_instruction(tensordict)  # [N, E]
         parts = [
-            eye(_rows(image, len(batch)), text)
+            eye(_rows(image, batch), text)
             for eye, image in zip(self.eyes, self._images(tensordict))
         ]
         parts.append(self._encode_state(tensordict, len(text)))
@@ -209,7 +209,7 @@ class TinyBackbone(nn.Module):
                 "policy with state_dim equal to the last dimension, and check the "
                 "tensordict's batch_size."
             )
-        return self.state(_rows(state.to(self.out.weight.dtype), len(batch)))
+        return self.state(_rows(state.to(self.out.weight.dtype), batch))
 
 
 class _FilmBlock(nn.Module):
@@ -236,9 +236,9 @@ def _linear(in_features: int | None, out_features: int) -> nn.Linear:
         return nn.LazyLinear(out_features)
 
 
-def _rows(value: Tensor, batch_dims: int) -> Tensor:
+def _rows(value: Tensor, batch: torch.Size) -> Tensor:
     """Turn ``[*B, ...]`` into ``[N, ...]`` with the least number of rows."""
-    return _fill(value.reshape(-1, *value.shape[batch_dims:]))
+    return _fill(value.reshape(batch.numel(), *value.shape[len(batch) :]))
 
 
 def _fill(rows: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from torchrl_vla.policies.image_range import check_image_range
 from torchrl_vla.schema import SchemaError
 
 
@@ -69,30 +70,13 @@ class KeypointImageEncoder(nn.Module):
                 f"KeypointImageEncoder: expected images [N, C={self.channels}, h >= 8, "
                 f"w >= 8], got {shape}. {hint}".rstrip()
             )
-        if image.dtype != torch.uint8:
-            _check_float_range(image)
+        check_image_range(image, "KeypointImageEncoder")
         # Pixels' channels side by side: faster, and each row is computed alike in
         # batches of any size (see TinyBackbone).
         x = image.to(self.stem.weight.dtype).contiguous(
             memory_format=torch.channels_last
         )
         return x / 127.5 - 1.0 if image.dtype == torch.uint8 else x * 2.0 - 1.0
-
-
-def _check_float_range(image: Tensor) -> None:
-    if not image.is_floating_point():
-        raise SchemaError(
-            "KeypointImageEncoder: expected uint8 images (0..255) or float images "
-            f"(0..1), got {image.dtype}."
-        )
-    if torch.compiler.is_compiling() or not image.numel():
-        return
-    low, high = torch.aminmax(image)
-    if not (low >= 0 and high <= 1):  # NaN, too
-        raise SchemaError(
-            "KeypointImageEncoder: expected float images in 0..1, got values from "
-            f"{low.item():g} to {high.item():g}. Divide by 255, or keep uint8."
-        )
 
 
 def _mean_position(heat: Tensor) -> Tensor:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 from tensordict import NestedKey, TensorDictBase
 from torch import Tensor
 
 from torchrl_vla.policies.backbone import TinyBackbone
 from torchrl_vla.policies.base import ContinuousVLAWrapper, TokenVLAWrapper
+from torchrl_vla.policies.folder import read_policy, write_policy
 from torchrl_vla.schema import (
     IMAGE_KEY,
     INSTRUCTION_KEY,
@@ -15,8 +19,52 @@ from torchrl_vla.schema import (
 )
 from torchrl_vla.tokenizers import ActionTokenizerBase
 
+_CONFIGURABLE = (
+    "action_dim",
+    "chunk_size",
+    "state_dim",
+    "cameras",
+    "hidden",
+    "depth",
+    "text_dim",
+    "text_max_bytes",
+    "image_key",
+    "state_key",
+    "instruction_key",
+)
 
-class TinyVLA(ContinuousVLAWrapper):
+
+class _TinyPolicy:
+    """What the two tiny policies share: a backbone, its instructions, a folder."""
+
+    backbone: TinyBackbone
+
+    @property
+    def instructions(self) -> InstructionTable | None:
+        """The table that gives instruction ids their texts.
+
+        A loss copies its policy: set the table before building the loss.
+        """
+        return self.backbone.instructions
+
+    @instructions.setter
+    def instructions(self, table: InstructionTable | None) -> None:
+        self.backbone.instructions = table
+
+    def to_folder(self, folder: str | Path) -> None:
+        """Write ``config.json``, ``weights.pt`` and ``instructions.json``.
+
+        Raises:
+            ValueError: the policy has not seen a state yet (``state_dim=None``).
+        """
+        config = {**self.config, "state_dim": self._state_dim()}
+        write_policy(folder, self, config, self.instructions)
+
+    def _state_dim(self) -> int | None:
+        return None if self.state_key is None else self.backbone.state.in_features
+
+
+class TinyVLA(_TinyPolicy, ContinuousVLAWrapper):
     """Predict a chunk of continuous actions from images, state and an instruction.
 
     About 0.6 million weights that really use all three inputs. **Reads** uint8 (or
@@ -90,27 +138,13 @@ class TinyVLA(ContinuousVLAWrapper):
             text_max_bytes=text_max_bytes,
             **keys,
         )
-        self.config = {
-            "action_dim": action_dim,
-            "chunk_size": chunk_size,
-            "state_dim": state_dim,
-            "cameras": cameras,
-            "hidden": hidden,
-            "depth": depth,
-            "text_dim": text_dim,
-            "text_max_bytes": text_max_bytes,
-            **{**keys, "image_key": image_key},
-        }
+        self.config = _config(locals())
         self.instructions = instructions
 
-    @property
-    def instructions(self) -> InstructionTable | None:
-        """The table that gives instruction ids their texts."""
-        return self.backbone.instructions
-
-    @instructions.setter
-    def instructions(self, table: InstructionTable | None) -> None:
-        self.backbone.instructions = table
+    @classmethod
+    def from_folder(cls, folder: str | Path) -> TinyVLA:
+        """Read a policy that :meth:`to_folder` wrote."""
+        return read_policy(folder, cls)
 
     def predict_chunk(self, tensordict: TensorDictBase) -> Tensor:
         """Return the chunk, ``[*B, H, A]``."""
@@ -118,7 +152,7 @@ class TinyVLA(ContinuousVLAWrapper):
         return flat.unflatten(-1, (self.chunk_size, self.action_dim))
 
 
-class TinyTokenVLA(TokenVLAWrapper):
+class TinyTokenVLA(_TinyPolicy, TokenVLAWrapper):
     """Predict a chunk of action tokens from images, state and an instruction.
 
     :class:`TinyVLA` with one categorical distribution per action dimension and step
@@ -181,16 +215,25 @@ class TinyTokenVLA(TokenVLAWrapper):
             text_max_bytes=text_max_bytes,
             **keys,
         )
+        self.config = _config(locals())
         self.instructions = instructions
 
-    @property
-    def instructions(self) -> InstructionTable | None:
-        """The table that gives instruction ids their texts."""
-        return self.backbone.instructions
+    @classmethod
+    def from_folder(
+        cls, folder: str | Path, *, action_tokenizer: ActionTokenizerBase
+    ) -> TinyTokenVLA:
+        """Read a policy that :meth:`to_folder` wrote.
 
-    @instructions.setter
-    def instructions(self, table: InstructionTable | None) -> None:
-        self.backbone.instructions = table
+        Args:
+            folder: where it was written.
+
+        Keyword Args:
+            action_tokenizer: the tokenizer that the policy was trained with.
+
+        Raises:
+            ValueError: the tokenizer maps tokens to other actions than that one.
+        """
+        return read_policy(folder, cls, action_tokenizer=action_tokenizer)
 
     def predict_logits(self, tensordict: TensorDictBase) -> Tensor:
         """Return unnormalized log-probabilities, ``[*B, H, A, V]``."""
@@ -210,3 +253,8 @@ def _keys(
         "state_key": state_key,
         "instruction_key": instruction_key,
     }
+
+
+def _config(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The constructor's arguments that a JSON file can hold."""
+    return {name: arguments[name] for name in _CONFIGURABLE}

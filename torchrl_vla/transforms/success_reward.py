@@ -52,7 +52,7 @@ class SuccessReward(Transform):
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write the reward of sampled data."""
-        self._call(tensordict["next"] if "next" in tensordict else tensordict)
+        self._call(tensordict.get("next", tensordict))
         return tensordict
 
     def _call(self, next_tensordict: TensorDictBase) -> TensorDictBase:

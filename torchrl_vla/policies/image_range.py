@@ -1,0 +1,37 @@
+"""Refuse images whose values are not what their dtype declares."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from torchrl_vla.schema import SchemaError
+
+
+def check_image_range(image: Tensor, owner: str) -> None:
+    """Check that an image is uint8, or float within 0..1; nothing is guessed.
+
+    Inside ``torch.compile`` only the dtype is checked: the values are not known there.
+
+    Args:
+        image: images of any shape.
+        owner: the component that asks; opens the error message.
+
+    Raises:
+        SchemaError: the dtype is another, or a float lies outside 0..1 or is NaN.
+    """
+    if image.dtype == torch.uint8:
+        return
+    if not image.is_floating_point():
+        raise SchemaError(
+            f"{owner}: expected uint8 images (0..255) or float images (0..1), got "
+            f"{image.dtype}."
+        )
+    if torch.compiler.is_compiling() or not image.numel():
+        return
+    low, high = torch.aminmax(image)
+    if not (low >= 0 and high <= 1):  # NaN, too
+        raise SchemaError(
+            f"{owner}: expected float images in 0..1, got values from {low.item():g} to "
+            f"{high.item():g}. Divide by 255, or keep uint8."
+        )

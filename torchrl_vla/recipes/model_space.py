@@ -1,0 +1,116 @@
+"""One dataset's border between robot space and model space, for training and acting."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModuleBase
+from torchrl.data.replay_buffers import Storage
+from torchrl.envs import Compose
+
+from torchrl_vla.execution import MultiStepActorWrapper
+from torchrl_vla.schema import ACTION_CHUNK_KEY, RobotDatasetMetadata
+from torchrl_vla.transforms import ActionChunkTransform, ActionScaling, StateScaling
+from torchrl_vla.transforms.affine_scaling import ScalingMode
+
+
+@dataclass(frozen=True)
+class ModelSpace:
+    """Make the transforms of training and the actor of a policy from one record.
+
+    A policy trained on normalized actions and executed without denormalizing them is
+    the classic silent error. Here both directions come from the same metadata and the
+    same mode, so they cannot disagree.
+
+    Args:
+        metadata: of the dataset, with its statistics.
+        mode: how actions and states are normalized.
+
+    Examples:
+        >>> import torch
+        >>> from torchrl_vla.schema import FeatureStatistics, RobotDatasetMetadata
+        >>> stats = FeatureStatistics.from_samples(torch.tensor([[1.0], [5.0]]))
+        >>> space = ModelSpace(RobotDatasetMetadata("d", action_statistics=stats))
+        >>> space.action_scaling.denormalize(torch.tensor([1.0]))
+        tensor([5.])
+    """
+
+    metadata: RobotDatasetMetadata
+    mode: ScalingMode = "mean_std"
+
+    @property
+    def action_scaling(self) -> ActionScaling:
+        """Actions and chunks, robot space to model space."""
+        return ActionScaling.from_metadata(self.metadata, self.mode)
+
+    @property
+    def state_scaling(self) -> StateScaling | None:
+        """States, robot space to model space; None for data without a state."""
+        if self.metadata.state_statistics is None:
+            return None
+        return StateScaling.from_metadata(self.metadata, self.mode)
+
+    def transforms(self, chunk_size: int, storage: Storage) -> Compose:
+        """Return what turns sampled frames into training targets.
+
+        Args:
+            chunk_size: ``H``.
+            storage: of the buffer that is sampled; chunks are gathered from it.
+        """
+        parts = [ActionChunkTransform(chunk_size, storage=storage), self.action_scaling]
+        if self.state_scaling is not None:
+            parts.append(self.state_scaling)
+        return Compose(*parts)
+
+    def actor(
+        self, policy: TensorDictModuleBase, *, replan_interval: int | None = None
+    ) -> MultiStepActorWrapper:
+        """Return what acts: observation in robot space to one action in robot space.
+
+        Args:
+            policy: writes ``action_chunk`` in model space.
+            replan_interval: actions to execute before asking again; None = the chunk.
+        """
+        robot_policy = RobotSpacePolicy(
+            policy, self.action_scaling, self.state_scaling
+        )
+        return MultiStepActorWrapper(
+            robot_policy, replan_interval=replan_interval, chunk_key=ACTION_CHUNK_KEY
+        )
+
+
+class RobotSpacePolicy(TensorDictModuleBase):
+    """Let a policy of model space speak robot space.
+
+    **Reads** what the policy reads, in robot space; **writes** what it writes, with
+    ``action_chunk`` in robot space. The state in the tensordict is left as it was.
+
+    Args:
+        policy: writes ``action_chunk`` in model space.
+        action_scaling: denormalizes the chunk.
+        state_scaling: normalizes the state; None = there is none.
+    """
+
+    def __init__(
+        self,
+        policy: TensorDictModuleBase,
+        action_scaling: ActionScaling,
+        state_scaling: StateScaling | None,
+    ) -> None:
+        super().__init__()
+        self.policy = policy
+        self.action_scaling = action_scaling
+        self.state_scaling = state_scaling
+        self.in_keys = list(policy.in_keys)
+        self.out_keys = list(policy.out_keys)
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Write the policy's outputs, the chunk in robot space."""
+        model_space = tensordict.select(*self.in_keys, strict=False)
+        if self.state_scaling is not None:
+            model_space = self.state_scaling(model_space)
+        answer = self.policy(model_space)
+        tensordict.update(answer.select(*self.out_keys))
+        chunk = self.action_scaling.denormalize(answer.get(ACTION_CHUNK_KEY))
+        return tensordict.set(ACTION_CHUNK_KEY, chunk)
