@@ -9,8 +9,9 @@ import torch
 
 from torchrl_vla.data import DemonstrationDataset
 from torchrl_vla.recipes import (
+    ModelSpace,
     make_policy,
-    save_actor,
+    save_checkpoint,
     train_behavior_cloning,
 )
 
@@ -41,14 +42,16 @@ class Train:
         torch.manual_seed(self.seed)
         dataset = DemonstrationDataset.from_folder(self.dataset)
         policy = make_policy(dataset, chunk_size=self.chunk_size, hidden=self.hidden)
+        space = ModelSpace(dataset.metadata)
         log = train_behavior_cloning(
             policy,
             dataset,
+            space=space,
             steps=self.steps,
             batch_size=self.batch_size,
             lr=self.lr,
             seed=self.seed,
         )
-        save_actor(self.folder, policy, dataset.metadata)
+        save_checkpoint(self.folder, policy, space)
         log.to_csv(self.folder / "learning_curve.csv")
         print(f"loss {log.losses[-1][1]:.4f}; policy in {self.folder}")

@@ -139,9 +139,7 @@ class DemonstrationDataset:
         the statistics that it was trained with.
         """
         keep = torch.isin(self.frames.get(EPISODE_KEY), episodes)
-        return DemonstrationDataset(
-            self.frames[keep], self.metadata, self.instructions
-        )
+        return DemonstrationDataset(self.frames[keep], self.metadata, self.instructions)
 
     def split(
         self, fraction: float, seed: int = 0

@@ -24,6 +24,7 @@ from torchrl_vla.envs.simulators import (
 from torchrl_vla.schema import (
     ACTION_KEY,
     EPISODE_SEED_KEY,
+    IMAGE_KEY,
     INSTRUCTION_KEY,
     STATE_KEY,
     SUCCESS_KEY,
@@ -199,6 +200,21 @@ class GymnasiumEnv(EnvBase):
         """Close the simulators and stop the worker processes."""
         super().close(raise_if_closed=raise_if_closed)
         self._simulators.close()
+
+    def render(self) -> Tensor:
+        """Return the current image, uint8 ``[N, C, h, w]``; of the first camera.
+
+        Raises:
+            MissingKeyError: the environment has no images.
+        """
+        for key, value in self._now.items():
+            if key == IMAGE_KEY or key[:-1] == IMAGE_KEY:
+                return value.clone()
+        raise MissingKeyError(
+            f"{type(self).__name__}.render: expected an image among the observations, "
+            f"got only {sorted(map(str, self._now))}. Build it with cameras, or let "
+            "observe return an image."
+        )
 
     def _shared_layout(self) -> SimulatorLayout:
         layouts = self._simulators.layouts()

@@ -73,7 +73,9 @@ def film_strip(films: Sequence[Tensor], columns: int = 8) -> Tensor:
     for film in films:
         last = len(film) - 1
         index = [min(round(i * last / (columns - 1)), last) for i in range(columns)]
-        frames = [torch.nn.functional.pad(film[i], (2, 2, 2, 2), value=255) for i in index]
+        frames = [
+            torch.nn.functional.pad(film[i], (2, 2, 2, 2), value=255) for i in index
+        ]
         rows.append(torch.cat(frames, -1))
     return torch.cat(rows, -2)
 

@@ -2,14 +2,6 @@
 
 from torchrl_vla.execution.decisions import select_decisions
 from torchrl_vla.execution.multi_action import MultiAction
-from torchrl_vla.execution.multi_step import (
-    DECISION_INDEX_KEY,
-    MultiStepActorWrapper,
-)
+from torchrl_vla.execution.multi_step import MultiStepActorWrapper
 
-__all__ = [
-    "DECISION_INDEX_KEY",
-    "MultiAction",
-    "MultiStepActorWrapper",
-    "select_decisions",
-]
+__all__ = ["MultiAction", "MultiStepActorWrapper", "select_decisions"]

@@ -14,13 +14,12 @@ from torchrl_vla.execution.chunk_cache import ChunkCache, take_rows
 from torchrl_vla.schema import (
     ACTION_CHUNK_KEY,
     ACTION_KEY,
+    DECISION_INDEX_KEY,
     IS_DECISION_KEY,
     IS_INIT_KEY,
     ExecutionError,
     MissingKeyError,
 )
-
-DECISION_INDEX_KEY: NestedKey = "decision_index"
 
 _serials = itertools.count(1)
 

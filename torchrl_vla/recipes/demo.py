@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -12,43 +13,51 @@ from tensordict.nn import TensorDictModuleBase
 from torchrl.envs import EnvBase
 
 from torchrl_vla.data import DemonstrationDataset, collect
-from torchrl_vla.evaluation import EvaluationResult, evaluate, write_film_strip
-from torchrl_vla.evaluation.controls import blank_images, shuffle_instructions
-from torchrl_vla.recipes.actors import make_policy, save_actor
-from torchrl_vla.recipes.behavior_cloning import (
-    TrainingLog,
-    make_actor,
-    train_behavior_cloning,
+from torchrl_vla.evaluation import (
+    EvaluationResult,
+    Recorder,
+    blank_images,
+    evaluate,
+    film_strip,
+    shuffle_instructions,
+    write_png,
 )
+from torchrl_vla.recipes.behavior_cloning import TrainingLog, train_behavior_cloning
+from torchrl_vla.recipes.checkpoint import make_policy, save_checkpoint
+from torchrl_vla.recipes.model_space import ModelSpace
 from torchrl_vla.recipes.report import write_report
+from torchrl_vla.schema import IMAGE_KEY
 
-_EXPLANATIONS = {
-    "before": "the untrained policy",
-    "after": "the trained policy",
+_MEANINGS = {
+    "before": "the policy with its random initial weights.",
+    "after": "the trained policy.",
     "shuffled instruction": (
-        "the trained policy, told a random instruction: it falls to chance if, and "
-        "only if, the policy listens"
+        "the trained policy, told a random instruction in each episode. It falls to "
+        "chance if, and only if, the policy listens."
     ),
-    "blind": "the trained policy with black images: it falls if the policy looks",
+    "blind": (
+        "the trained policy, shown black images. It falls if the policy needs to look."
+    ),
 }
 
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """How large the demo is; the command line fills in the environment's defaults.
+    """How large the demo is.
 
     Args:
         demonstrations: successful episodes to collect.
         noise: standard deviation of the noise on the expert's executed action.
         chunk_size: actions per chunk.
-        replan_interval: actions executed before the policy is asked again.
+        replan_interval: actions executed before the policy is asked again; None = all.
         hidden: width of the policy.
         steps: optimizer steps.
         batch_size: frames per step.
         lr: peak learning rate.
         episodes: episodes of the evaluation after training.
         control_episodes: episodes of every other evaluation.
-        seed: of everything; evaluations use ``seed + 1``.
+        films: episodes that are filmed.
+        seed: of demonstrations and training; evaluations use ``seed + 1``.
     """
 
     demonstrations: int
@@ -61,75 +70,136 @@ class DemoSettings:
     lr: float
     episodes: int
     control_episodes: int
+    films: int
     seed: int = 0
 
 
+#: What the command line runs for each environment it knows.
+DEMO_SETTINGS: dict[str, DemoSettings] = {
+    "tabletop": DemoSettings(
+        demonstrations=1500,
+        noise=0.3,
+        chunk_size=8,
+        replan_interval=None,
+        hidden=256,
+        steps=600,
+        batch_size=128,
+        lr=2e-3,
+        episodes=500,
+        control_episodes=300,
+        films=4,
+    ),
+    "metaworld": DemoSettings(
+        demonstrations=300,
+        noise=0.1,
+        chunk_size=8,
+        replan_interval=None,
+        hidden=256,
+        steps=4000,
+        batch_size=256,
+        lr=1e-3,
+        episodes=120,
+        control_episodes=60,
+        films=6,
+    ),
+}
+
+
 def run_demo(
-    make_env: Callable[[int], EnvBase], folder: Path, settings: DemoSettings
+    env: EnvBase,
+    folder: Path | str,
+    settings: DemoSettings,
+    *,
+    film_env: EnvBase | None = None,
+    progress: bool = True,
 ) -> dict[str, EvaluationResult]:
     """Learn from a scripted expert, and write a folder that shows how well.
 
     Args:
-        make_env: seed to environment; it must have ``make_expert``, ``instructions``
-            and ``metadata``.
+        env: with ``make_expert``, ``instructions``, ``metadata`` and episode seeds.
         folder: receives ``dataset/``, ``policy/``, ``learning_curve.csv``, one JSON
-            per evaluation, film strips and ``report.html``.
+            file per evaluation, film strips and ``report.html``. A dataset that is
+            already there is replaced.
         settings: sizes, rates and the seed.
+        film_env: an environment with ``render()`` to film the trained policy in; it
+            gives the same episodes as ``env`` for the same seeds. None = no film.
+        progress: True = show progress bars.
 
     Returns:
-        The evaluations by name: ``before``, ``after``, ``shuffled instruction`` and,
-        where there are images, ``blind``.
+        The evaluations by name: ``"before"``, ``"after"``, ``"shuffled instruction"``
+        and, where there are images, ``"blind"``.
     """
     started = time.perf_counter()
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(settings.seed)
-    env = make_env(settings.seed)
-    expert = env.make_expert(noise=settings.noise, seed=settings.seed)
     dataset = collect(
         env,
-        expert,
+        env.make_expert(noise=settings.noise, seed=settings.seed),
         settings.demonstrations,
         folder=folder / "dataset",
         seed=settings.seed,
         overwrite=True,
+        progress=progress,
     )
+    torch.manual_seed(settings.seed)
     policy = make_policy(
         dataset, chunk_size=settings.chunk_size, hidden=settings.hidden
-    )
-    judge = make_env(settings.seed + 1)
+    ).eval()
+    space = ModelSpace(dataset.metadata)
+    actor = space.actor(policy, replan_interval=settings.replan_interval)
 
-    def act() -> TensorDictModuleBase:
-        return make_actor(
-            policy, dataset.metadata, replan_interval=settings.replan_interval
-        )
+    def measure(what: TensorDictModuleBase, episodes: int) -> EvaluationResult:
+        actor.reset()
+        return evaluate(env, what, episodes, seed=settings.seed + 1, progress=progress)
 
-    def measure(actor: TensorDictModuleBase, episodes: int) -> EvaluationResult:
-        return evaluate(judge, actor, episodes, seed=settings.seed + 1)
-
-    results = {"before": measure(act(), settings.control_episodes)}
+    results = {"before": measure(actor, settings.control_episodes)}
     log = train_behavior_cloning(
         policy,
         dataset,
+        space=space,
         steps=settings.steps,
         batch_size=settings.batch_size,
         lr=settings.lr,
         seed=settings.seed,
+        progress=progress,
     )
-    save_actor(folder / "policy", policy, dataset.metadata)
-    log.to_csv(folder / "learning_curve.csv")
-    results["after"] = measure(act(), settings.episodes)
+    save_checkpoint(folder / "policy", policy, space)
+    results["after"] = measure(actor, settings.episodes)
     results["shuffled instruction"] = measure(
-        shuffle_instructions(act(), env.instructions), settings.control_episodes
+        shuffle_instructions(actor, env.instructions), settings.control_episodes
     )
-    if has_images(dataset):
-        results["blind"] = measure(blank_images(act()), settings.control_episodes)
-    _write(folder, settings, dataset, log, results, judge, act(), started)
+    if dataset.frames.get(IMAGE_KEY, None) is not None:
+        results["blind"] = measure(blank_images(actor), settings.control_episodes)
+    strips = {}
+    if film_env is not None and settings.films:
+        actor.reset()
+        strips = _film(film_env, actor, folder, settings)
+    minutes = (time.perf_counter() - started) / 60
+    _write(folder, settings, dataset, log, results, strips, minutes)
     return results
 
 
-def has_images(dataset: DemonstrationDataset) -> bool:
-    """Whether the demonstrations come with camera images."""
-    return dataset.frames.get(("observation", "image"), None) is not None
+def _film(
+    env: EnvBase, actor: TensorDictModuleBase, folder: Path, settings: DemoSettings
+) -> dict[str, Path]:
+    """Film the first episodes of the evaluation; return caption to PNG."""
+    recorder = Recorder(settings.films)
+    result = evaluate(
+        env,
+        actor,
+        settings.films,
+        seed=settings.seed + 1,
+        recorder=recorder,
+        progress=False,
+    )
+    strips = {}
+    for film, episode in zip(recorder.films, result.episodes):
+        outcome = "success" if episode.success else "failure"
+        caption = f"{episode.instruction}: {outcome} after {episode.length} steps"
+        words = re.sub(r"\W+", "_", episode.instruction)
+        path = folder / f"film_{episode.seed}_{words}.png"
+        strips[caption] = write_png(path, film_strip([film]))
+    return strips
 
 
 def _write(
@@ -137,32 +207,30 @@ def _write(
     settings: DemoSettings,
     dataset: DemonstrationDataset,
     log: TrainingLog,
-    results: dict[str, EvaluationResult],
-    judge: EnvBase,
-    actor: TensorDictModuleBase,
-    started: float,
+    results: Mapping[str, EvaluationResult],
+    strips: Mapping[str, Path],
+    minutes: float,
 ) -> None:
+    log.to_csv(folder / "learning_curve.csv")
     for name, result in results.items():
         (folder / f"{name.replace(' ', '_')}.json").write_text(result.to_json())
-    minutes = (time.perf_counter() - started) / 60
     write_report(
         folder / "report.html",
         title=f"{dataset.metadata.dataset_id}: from demonstrations to a policy",
         summary=(
-            f"{dataset.num_episodes} demonstrations of a scripted expert, cloned into "
-            "one policy that sees, listens and feels where it is."
+            f"{dataset.num_episodes} demonstrations of a scripted expert "
+            f"({len(dataset)} frames) were cloned into one policy that is told in "
+            f"words what to do. Everything took {minutes:.1f} minutes."
         ),
         results=results,
-        explanations={name: _EXPLANATIONS[name] for name in results},
+        meanings={name: _MEANINGS[name] for name in results},
         losses=log.losses,
-        strips={},
+        strips=strips,
         facts={
-            "demonstrations": f"{dataset.num_episodes} episodes, {len(dataset)} frames",
-            "policy": f"{settings.hidden} wide, chunks of {settings.chunk_size}",
-            "training": f"{settings.steps} steps of {settings.batch_size} frames, "
-            f"seed {settings.seed}",
-            "evaluation": f"seed {settings.seed + 1}",
-            "time": f"{minutes:.1f} minutes on {torch.get_num_threads()} threads",
+            **{name: str(value) for name, value in asdict(settings).items()},
+            "seed of the evaluations": str(settings.seed + 1),
+            "minutes of training": f"{log.seconds / 60:.1f}",
+            "threads": str(torch.get_num_threads()),
             "torch": torch.__version__,
         },
     )

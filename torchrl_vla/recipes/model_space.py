@@ -72,9 +72,7 @@ class ModelSpace:
             policy: writes ``action_chunk`` in model space.
             replan_interval: actions to execute before asking again; None = the chunk.
         """
-        robot_policy = RobotSpacePolicy(
-            policy, self.action_scaling, self.state_scaling
-        )
+        robot_policy = RobotSpacePolicy(policy, self.action_scaling, self.state_scaling)
         return MultiStepActorWrapper(
             robot_policy, replan_interval=replan_interval, chunk_key=ACTION_CHUNK_KEY
         )

@@ -20,6 +20,7 @@ table { border-collapse: collapse; width: 100%; font-size: .9rem; }
 td, th { text-align: left; padding: .3rem .6rem; border-bottom: 1px solid #e6eaee; }
 td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
 img, svg { max-width: 100%; height: auto; }
+figure { margin: .8rem 0; }
 .headline { font-size: 2.2rem; font-weight: 650; color: #0b6bcb; }
 .quiet { color: #5b6875; font-size: .9rem; }
 """
@@ -31,7 +32,7 @@ def write_report(
     title: str,
     summary: str,
     results: Mapping[str, EvaluationResult],
-    explanations: Mapping[str, str],
+    meanings: Mapping[str, str],
     losses: Sequence[tuple[int, float]],
     strips: Mapping[str, Path],
     facts: Mapping[str, str],
@@ -43,7 +44,7 @@ def write_report(
         title: the page's heading.
         summary: one sentence under it.
         results: name of each evaluation to its result; ``"after"`` is the headline.
-        explanations: name to one sentence on what that evaluation shows.
+        meanings: name to one sentence on what that evaluation shows.
         losses: ``(step, loss)`` of the training.
         strips: caption to PNG film strip.
         facts: what a reader needs to repeat it: seeds, sizes, times.
@@ -60,19 +61,16 @@ def write_report(
         f"{100 * after.success_rate:.1f} %</div><p class='quiet'>95 % Wilson interval "
         f"{100 * low:.1f} to {100 * high:.1f} % over {len(after)} episodes that "
         f"training never saw.</p>{interval_chart(rows)}"
-        + _definitions(explanations)
+        + _definitions(meanings)
         + "</section>",
-        f"<section><h2>Success by instruction</h2>{_task_table(results)}</section>",
+        f"<section><h2>Success by instruction</h2>{_instruction_table(results)}</section>",
     ]
     if len(losses) > 1:
         chart = line_chart(losses, x_label="training step", y_label="loss")
         sections.append(f"<section><h2>Learning curve</h2>{chart}</section>")
-    for caption, strip in strips.items():
-        data = base64.b64encode(strip.read_bytes()).decode()
-        sections.append(
-            f"<section><h2>{escape(caption)}</h2>"
-            f"<img alt='{escape(caption)}' src='data:image/png;base64,{data}'></section>"
-        )
+    if strips:
+        films = "".join(_figure(*strip) for strip in strips.items())
+        sections.append(f"<section><h2>What it looks like</h2>{films}</section>")
     fact_rows = "".join(
         f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>"
         for name, value in facts.items()
@@ -89,24 +87,37 @@ def write_report(
     return path
 
 
-def _definitions(explanations: Mapping[str, str]) -> str:
+def _figure(caption: str, strip: Path) -> str:
+    data = base64.b64encode(strip.read_bytes()).decode()
+    text = escape(caption)
+    return (
+        f"<figure><img alt='{text}' src='data:image/png;base64,{data}'>"
+        f"<figcaption class='quiet'>{text}</figcaption></figure>"
+    )
+
+
+def _definitions(meanings: Mapping[str, str]) -> str:
     items = "".join(
         f"<li><b>{escape(name)}</b>: {escape(text)}</li>"
-        for name, text in explanations.items()
+        for name, text in meanings.items()
     )
     return f"<ul class='quiet'>{items}</ul>"
 
 
-def _task_table(results: Mapping[str, EvaluationResult]) -> str:
+def _instruction_table(results: Mapping[str, EvaluationResult]) -> str:
     """One row per instruction, one column per evaluation."""
-    per_task = {name: result.per_task() for name, result in results.items()}
-    tasks = sorted({task for table in per_task.values() for task in table})
+    parts = {name: result.by_instruction() for name, result in results.items()}
+    instructions = sorted({text for part in parts.values() for text in part})
     head = "".join(f"<th class='n'>{escape(name)}</th>" for name in results)
     body = ""
-    for task in tasks:
-        cells = ""
-        for table in per_task.values():
-            successes, episodes = table.get(task, (0, 0))
-            cells += f"<td class='n'>{successes}/{episodes}</td>"
-        body += f"<tr><td>{escape(task)}</td>{cells}</tr>"
+    for text in instructions:
+        cells = "".join(
+            f"<td class='n'>{_count(part, text)}</td>" for part in parts.values()
+        )
+        body += f"<tr><td>{escape(text)}</td>{cells}</tr>"
     return f"<table><tr><th>instruction</th>{head}</tr>{body}</table>"
+
+
+def _count(part: Mapping[str, EvaluationResult], instruction: str) -> str:
+    result = part.get(instruction)
+    return f"{result.successes}/{len(result)}" if result else "not met"

@@ -36,6 +36,8 @@ key                            dtype     shape            meaning
                                                           initial state
 ``is_decision``                bool      ``[*B, 1]``      True = the policy was asked
                                                           on this step
+``decision_index``             int64     ``[*B, 1]``      number of the decision whose
+                                                          chunk is being executed
 ``executed_steps``             int64     ``[*B, 1]``      base steps that an outer
                                                           step ran
 ``is_executed``                bool      ``[*B, H]``      True = this position of the
@@ -68,5 +70,6 @@ FRAME_KEY: NestedKey = "frame_index"
 EPISODE_SEED_KEY: NestedKey = "episode_seed"
 
 IS_DECISION_KEY: NestedKey = "is_decision"
+DECISION_INDEX_KEY: NestedKey = "decision_index"
 EXECUTED_STEPS_KEY: NestedKey = "executed_steps"
 IS_EXECUTED_KEY: NestedKey = "is_executed"

@@ -17,6 +17,7 @@ from torchrl_vla.schema import (
     RobotDatasetMetadata,
 )
 from torchrl_vla.transforms.affine_scaling import AffineScaling
+from torchrl_vla.transforms.environment import acts_in_environment
 
 
 class ActionScaling(AffineScaling):
@@ -109,7 +110,7 @@ class ActionScaling(AffineScaling):
         return tensordict
 
     def _inv_call(self, tensordict: TensorDictBase) -> TensorDictBase:
-        if self.container is None:
+        if not acts_in_environment(self):
             return tensordict  # written to a buffer: robot space stays
         for key in self.in_keys_inv:
             value = tensordict.get(key, None)

@@ -9,6 +9,7 @@ from torchrl.envs import Transform
 
 from torchrl_vla.schema import ACTION_KEY, ACTION_TOKENS_KEY, MissingKeyError
 from torchrl_vla.tokenizers import ActionTokenizerBase
+from torchrl_vla.transforms.environment import acts_in_environment
 
 
 class ActionTokenizerTransform(Transform):
@@ -78,7 +79,7 @@ class ActionTokenizerTransform(Transform):
         return tensordict.set(self.out_key, self.tokenizer.encode(action))
 
     def _inv_call(self, tensordict: TensorDictBase) -> TensorDictBase:
-        if self.container is None:
+        if not acts_in_environment(self):
             return tensordict  # written to a buffer
         tokens = self._get(tensordict, self.out_key, "tokens to decode")
         return tensordict.set(self.in_key, self.tokenizer.decode(tokens))
