@@ -151,7 +151,7 @@ def test_targets_equal_the_oracle_in_storages_of_two_dimensions(
         dim_extend=0,
     )
     buffer.extend(frames)
-    assert_right(buffer.sample(), horizon, {i: n_steps for i in range(n_envs)})
+    assert_right(buffer.sample(), horizon, dict.fromkeys(range(n_envs), n_steps))
 
 
 @settings(max_examples=20, deadline=None)
@@ -208,7 +208,7 @@ def test_a_storage_of_windows_is_gathered_across_windows():
 def test_extend_stores_what_it_was_given():
     frames = make_frames([3, 5])
     buffer = make_buffer(frames, 4)
-    assert "action_chunk" not in buffer.storage[:].keys()
+    assert "action_chunk" not in buffer.storage[:]
     assert torch.equal(buffer.storage[:]["action"], frames["action"])
 
 
@@ -323,7 +323,7 @@ def test_arguments_that_cannot_be_raise():
         ValueError, match="positive int at argument 'chunk_size', got 0"
     ):
         ActionChunkTransform(0)
-    with pytest.raises(TypeError, match="expected a TensorStorage .* got ListStorage"):
+    with pytest.raises(TypeError, match=r"expected a TensorStorage .* got ListStorage"):
         ActionChunkTransform(2, storage=ListStorage(4))
 
 
@@ -356,7 +356,7 @@ def test_windows_equal_the_oracle_and_torchrl(n_rows, n_steps, horizon, seed):
 
 def test_a_window_without_done_is_padded_at_its_end_only():
     data = TensorDict({"action": torch.arange(4.0).view(1, 4, 1)}, [1, 4])
-    ActionChunkTransform(3)(data)
+    data = ActionChunkTransform(3)(data)
     rows = [[0, 1, 2], [1, 2, 3], [2, 3, 3], [3, 3, 3]]
     assert data["action_chunk"][0, :, :, 0].tolist() == rows
     pads = [[0, 0, 0], [0, 0, 0], [0, 0, 1], [0, 1, 1]]
@@ -414,7 +414,7 @@ def test_every_key_can_be_another():
     transform = ActionChunkTransform(
         3, action_key=("expert", "action"), chunk_key=("vla", "chunk"), pad_key="pad"
     )
-    transform(data)
+    data = transform(data)
     assert data["vla", "chunk"].shape == (2, 4, 3, 1)
     assert data["pad"].shape == (2, 4, 3)
 

@@ -14,35 +14,44 @@ class Collect:
     """Roll a scripted expert out and write its successful episodes to a folder."""
 
     folder: Path
-    """Where the dataset is written; must not exist yet."""
+    """Where the dataset is written; must not hold one yet."""
     env: EnvironmentName = "tabletop"
     """Which environment."""
     tasks: tuple[str, ...] = ()
     """Its tasks; empty takes the environment's default."""
     episodes: int = 600
-    """How many episodes to keep."""
+    """How many episodes to keep, as many of each instruction."""
     noise: float | None = None
     """Noise on the expert's executed action (its intended action is what is stored as
-    the target); None takes the environment's default."""
+    the target); left out, the environment's default."""
     image_size: int | None = None
-    """Side of the images in pixels; None takes the environment's default."""
+    """Side of the images in pixels. Left out, MetaWorld has state alone."""
     num_envs: int = 32
     """How many environments run side by side."""
+    num_workers: int = 0
+    """Processes that share the simulators (MetaWorld)."""
     seed: int = 0
     """Seed of the initial states and the noise."""
 
     def run(self) -> None:
-        """Collect and print the dataset's table."""
+        """Collect, and print what was collected."""
         env = make_environment(
             self.env,
             tasks=self.tasks,
             num_envs=self.num_envs,
             image_size=self.image_size,
+            num_workers=self.num_workers,
             seed=self.seed,
         )
         noise = ENVIRONMENTS[self.env].noise if self.noise is None else self.noise
         expert = env.make_expert(noise=noise, seed=self.seed)
         dataset = collect(
-            env, expert, self.episodes, folder=self.folder, seed=self.seed
+            env,
+            expert,
+            self.episodes,
+            folder=self.folder,
+            seed=self.seed,
+            balanced=True,
         )
+        env.close()
         print(dataset)

@@ -16,7 +16,7 @@ class Evaluate:
     policy: Path
     """Folder that ``train`` wrote."""
     env: EnvironmentName = "tabletop"
-    """Which environment."""
+    """Which environment. One that differs from what the policy was trained on raises."""
     tasks: tuple[str, ...] = ()
     """Its tasks; empty takes the environment's default."""
     episodes: int = 200
@@ -24,9 +24,11 @@ class Evaluate:
     replan_interval: int | None = None
     """Actions to execute before the policy is asked again; None executes the chunk."""
     image_size: int | None = None
-    """Side of the images in pixels; None takes the environment's default."""
+    """Side of the images in pixels. Left out, MetaWorld has state alone."""
     num_envs: int = 32
     """How many environments run side by side; the result does not depend on it."""
+    num_workers: int = 0
+    """Processes that share the simulators (MetaWorld)."""
     seed: int = 1
     """Seed of the episodes; use another than the demonstrations'."""
     json: Path | None = None
@@ -39,12 +41,14 @@ class Evaluate:
             tasks=self.tasks,
             num_envs=min(self.num_envs, self.episodes),
             image_size=self.image_size,
+            num_workers=self.num_workers,
             seed=self.seed,
         )
         actor = load_actor(
             self.policy, metadata=env.metadata, replan_interval=self.replan_interval
         )
         result = evaluate(env, actor, self.episodes, seed=self.seed)
+        env.close()
         print(result)
         if self.json is not None:
             self.json.write_text(result.to_json())

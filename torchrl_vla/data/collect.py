@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -40,6 +41,7 @@ def collect(
     folder: Path | str,
     seed: int = 0,
     successes_only: bool = True,
+    balanced: bool = False,
     max_attempts: int | None = None,
     overwrite: bool = False,
     progress: bool = True,
@@ -58,6 +60,8 @@ def collect(
         folder: where the dataset goes.
         seed: attempt ``i`` starts from ``episode_seeds(seed, ...)[i]``.
         successes_only: True = episodes without success are dropped and made up for.
+        balanced: True = as many episodes of each of the environment's instructions;
+            ``episodes`` must be a multiple of their number.
         max_attempts: give up after so many; four times ``episodes`` by default.
         overwrite: True = an old dataset in the folder is replaced.
         progress: True = show a progress bar.
@@ -71,6 +75,11 @@ def collect(
     """
     if episodes < 1:
         raise ValueError(f"collect: expected episodes >= 1, got {episodes}.")
+    if balanced and episodes % len(env.instructions):
+        raise ValueError(
+            "collect: expected episodes to be a multiple of the "
+            f"{len(env.instructions)} instructions with balanced=True, got {episodes}."
+        )
     folder = Path(folder)
     if folder.is_dir() and any(folder.iterdir()) and not overwrite:
         raise FileExistsError(
@@ -79,21 +88,30 @@ def collect(
             "or pass overwrite=True."
         )
     limit = 4 * episodes if max_attempts is None else max_attempts
+    groups = len(env.instructions) if balanced else 1
     kept: list[TensorDict] = []
+    kept_of: Counter[int] = Counter()
     attempts = 0
     with tqdm(total=episodes, desc="collect", unit="ep", disable=not progress) as bar:
         while len(kept) < episodes and attempts < limit:
-            # As many attempts as are missing: which episodes are kept does not
-            # depend on how many environments run side by side.
-            count = min(episodes - len(kept), limit - attempts)
+            # How many to attempt depends on how many are missing and not on how many
+            # environments run side by side: an expert without noise gives the same
+            # dataset in any number of them.
+            missing = episodes - len(kept)
+            count = min(missing * (groups if attempts else 1), limit - attempts)
             seeds = episode_seeds(seed, count, attempts)
             attempts += count
             finished: dict[int, TensorDict] = {}
             for index, episode in _record(env, policy, seeds):
                 if not successes_only or bool(episode["next", SUCCESS_KEY].any()):
                     finished[index] = episode
-                    bar.update()
-            kept += [finished[index] for index in sorted(finished)]
+                    bar.update(min(len(kept) + len(finished), episodes) - bar.n)
+            for index in sorted(finished):
+                group = int(finished[index][INSTRUCTION_KEY][0]) if balanced else 0
+                if kept_of[group] < episodes // groups:
+                    kept_of[group] += 1
+                    kept.append(finished[index])
+            bar.update(len(kept) - bar.n)
     if len(kept) < episodes:
         raise ExecutionError(
             f"collect: expected {episodes} successful episodes, got {len(kept)} in "

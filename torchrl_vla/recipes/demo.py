@@ -24,6 +24,7 @@ from torchrl_vla.evaluation import (
 )
 from torchrl_vla.recipes.behavior_cloning import TrainingLog, train_behavior_cloning
 from torchrl_vla.recipes.checkpoint import make_policy, save_checkpoint
+from torchrl_vla.recipes.environments import ENVIRONMENTS
 from torchrl_vla.recipes.model_space import ModelSpace
 from torchrl_vla.recipes.report import write_report
 from torchrl_vla.schema import IMAGE_KEY
@@ -46,7 +47,7 @@ class DemoSettings:
     """How large the demo is.
 
     Args:
-        demonstrations: successful episodes to collect.
+        demonstrations: successful episodes to collect, as many of each instruction.
         noise: standard deviation of the noise on the expert's executed action.
         chunk_size: actions per chunk.
         replan_interval: actions executed before the policy is asked again; None = all.
@@ -78,11 +79,11 @@ class DemoSettings:
 DEMO_SETTINGS: dict[str, DemoSettings] = {
     "tabletop": DemoSettings(
         demonstrations=1500,
-        noise=0.3,
+        noise=ENVIRONMENTS["tabletop"].noise,
         chunk_size=8,
         replan_interval=None,
         hidden=256,
-        steps=600,
+        steps=1200,
         batch_size=128,
         lr=2e-3,
         episodes=500,
@@ -91,7 +92,7 @@ DEMO_SETTINGS: dict[str, DemoSettings] = {
     ),
     "metaworld": DemoSettings(
         demonstrations=300,
-        noise=0.1,
+        noise=ENVIRONMENTS["metaworld"].noise,
         chunk_size=8,
         replan_interval=None,
         hidden=256,
@@ -138,6 +139,7 @@ def run_demo(
         settings.demonstrations,
         folder=folder / "dataset",
         seed=settings.seed,
+        balanced=True,
         overwrite=True,
         progress=progress,
     )

@@ -150,6 +150,7 @@ class ActionChunkTransform(Transform):
         (action,) = self._get(tensordict, [self.action_key])
         build = self._from_windows if self._stored is None else self._from_storage
         chunk, is_pad = build(tensordict, action)
+        tensordict = tensordict.copy()  # buffer[:] hands out the storage itself
         tensordict.set(self.chunk_key, chunk)
         tensordict.set(self.pad_key, is_pad)
         return tensordict

@@ -96,6 +96,7 @@ class ActionScaling(AffineScaling):
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Normalize the actions of sampled data."""
+        tensordict = tensordict.copy()  # buffer[:] hands out the storage itself
         found = False
         for key in self.in_keys:
             value = tensordict.get(key, None)

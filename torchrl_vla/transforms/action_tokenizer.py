@@ -76,6 +76,7 @@ class ActionTokenizerTransform(Transform):
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Encode the actions of sampled data."""
         action = self._get(tensordict, self.in_key, "an action to encode")
+        tensordict = tensordict.copy()  # buffer[:] hands out the storage itself
         return tensordict.set(self.out_key, self.tokenizer.encode(action))
 
     def _inv_call(self, tensordict: TensorDictBase) -> TensorDictBase:

@@ -30,7 +30,7 @@ class AffineScaling(Transform, ABC):
     """Map robot space to model space by ``(x - loc) / scale``, and back.
 
     ``loc`` and ``scale`` may be numbers or ``[D]``. A dimension that the mask leaves
-    out passes through with its bits unchanged. Subclasses say which keys are mapped.
+    out passes through as it is. Subclasses say which keys are mapped.
 
     Args:
         loc: subtracted, in the feature's unit.

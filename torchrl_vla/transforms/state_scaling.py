@@ -72,6 +72,7 @@ class StateScaling(AffineScaling):
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Normalize the states of sampled data, now and next."""
+        tensordict = tensordict.copy()  # buffer[:] hands out the storage itself
         self._call(tensordict)
         for key in self.in_keys:
             next_key = unravel_key(("next", key))

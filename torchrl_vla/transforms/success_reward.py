@@ -52,6 +52,7 @@ class SuccessReward(Transform):
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write the reward of sampled data."""
+        tensordict = tensordict.copy()  # buffer[:] hands out the storage itself
         self._call(tensordict.get("next", tensordict))
         return tensordict
 

@@ -1,0 +1,91 @@
+"""Hold a contest between implementations of one thing: equality first, then time."""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+Contestants = Mapping[str, Callable[[], object]]
+
+
+def read_quick(description: str) -> bool:
+    """Read the command line; True = tiny sizes."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="tiny sizes, to see that the script runs; its numbers mean nothing",
+    )
+    return parser.parse_args().quick
+
+
+def check_equal(title: str, results: Mapping[str, Tensor]) -> None:
+    """Refuse to compare the cost of different results."""
+    (first, expected), *others = results.items()
+    for name, result in others:
+        if not torch.equal(result, expected):
+            raise AssertionError(f"{title}: {name} and {first} disagree.")
+
+
+def time_in_turns(
+    contestants: Contestants, rounds: int, *, repeats: int = 1
+) -> dict[str, list[float]]:
+    """Return each contestant's milliseconds per call, one number per round.
+
+    In each round everyone runs once, so that all share the machine's noise and the
+    ratios within a round are fair.
+    """
+    times = {name: [] for name in contestants}
+    for number in range(-3, rounds):  # the first three warm up
+        for name, run in contestants.items():
+            start = time.perf_counter()
+            for _ in range(repeats):
+                run()
+            spent = (time.perf_counter() - start) / repeats * 1e3
+            if number >= 0:
+                times[name].append(spent)
+    return times
+
+
+def peak_bytes(run: Callable[[], object]) -> int:
+    """Return the most bytes that were allocated at once while it ran."""
+    run()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        kept = run()
+    del kept
+    events = profiler.profiler.kineto_results.events()
+    memory = [e for e in events if e.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(memory, key=lambda e: e.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
+
+
+def print_head(baseline: str, *columns: str) -> None:
+    more = "".join(f"{column:>10}" for column in columns)
+    print(f"{'':<38}{'ms':>9}{more}   time against {baseline}: min median max")
+
+
+def print_rows(
+    title: str,
+    times: Mapping[str, list[float]],
+    baseline: str,
+    columns: Mapping[str, tuple[str, ...]] | None = None,
+) -> None:
+    """Print each contestant's median and its ratio to the baseline, round by round."""
+    for name, spent in times.items():
+        ratios = [a / b for a, b in zip(spent, times[baseline])]
+        more = "".join(f"{text:>10}" for text in (columns or {}).get(name, ()))
+        print(
+            f"{title:<22}{name:<16}{statistics.median(spent):9.3f}{more}   "
+            f"{min(ratios):6.2f} {statistics.median(ratios):6.2f} {max(ratios):6.2f}"
+        )

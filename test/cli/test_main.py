@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from torchrl_vla.cli.main import main
+from torchrl_vla.data import DemonstrationDataset
+from torchrl_vla.evaluation import EvaluationResult
+
+
+def test_collect_train_and_evaluate_make_a_chain(tmp_path, capsys):
+    dataset, policy = tmp_path / "dataset", tmp_path / "policy"
+    small = ["--image-size", "16", "--num-envs", "4"]
+    assert main(["collect", "--folder", str(dataset), "--episodes", "6", *small]) == 0
+    assert DemonstrationDataset.from_folder(dataset).num_episodes == 6
+    assert "reach the red block" in capsys.readouterr().out
+    arguments = ["--dataset", str(dataset), "--folder", str(policy), "--hidden", "16"]
+    assert main(["train", *arguments, "--steps", "5", "--batch-size", "8"]) == 0
+    assert (policy / "learning_curve.csv").read_text().startswith("step,loss\n5,")
+    record = tmp_path / "result.json"
+    arguments = ["--policy", str(policy), "--episodes", "5", "--json", str(record)]
+    assert main(["evaluate", *arguments, *small]) == 0
+    assert len(EvaluationResult.from_json(record)) == 5
+    assert "over 5 episodes" in capsys.readouterr().out
+
+
+def test_the_demo_prints_every_evaluation_and_where_the_report_is(tmp_path, capsys):
+    sizes = ["--demonstrations", "6", "--steps", "2", "--episodes", "2"]
+    folder = ["--folder", str(tmp_path), "--image-size", "16"]
+    assert main(["demo", *folder, *sizes]) == 0
+    out = capsys.readouterr().out
+    for name in ("before", "after", "shuffled instruction", "blind"):
+        assert f"{name}: success " in out
+    assert str(tmp_path / "report.html") in out
+    assert json.loads((tmp_path / "after.json").read_text())["summary"]["episodes"] == 2
+
+
+def test_the_metaworld_demo_runs_from_state_with_films(tmp_path, capsys):
+    sizes = ["--demonstrations", "2", "--steps", "2", "--episodes", "2"]
+    tasks = ["--tasks", "reach", "drawer-close"]
+    folder = ["--folder", str(tmp_path)]
+    assert main(["demo", "--env", "metaworld", *folder, *tasks, *sizes]) == 0
+    names = sorted(path.name for path in tmp_path.glob("*.json"))
+    assert names == ["after.json", "before.json", "shuffled_instruction.json"]
+    assert len(list(tmp_path.glob("film_*.png"))) == 6
+    assert "reach the goal" in capsys.readouterr().out
+
+
+def test_our_own_errors_are_one_message_and_a_status(tmp_path, capsys):
+    missing = str(tmp_path / "nothing")
+    assert main(["train", "--dataset", missing, "--folder", str(tmp_path / "p")]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("torchrl-vla: DemonstrationDataset: expected a folder at")
+    assert "torchrl-vla collect" in err
+
+
+def test_help_names_the_subcommands(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    out = capsys.readouterr().out
+    for name in ("demo", "collect", "train", "evaluate"):
+        assert name in out
+
+
+def test_an_unknown_subcommand_is_refused(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["fly"])
+    assert "fly" in capsys.readouterr().err

@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from tensordict import TensorDict
+
+from torchrl_vla.data import DemonstrationDataset
+from torchrl_vla.policies import ContinuousVLAWrapper
+from torchrl_vla.recipes import ModelSpace, TrainingLog, train_behavior_cloning
+from torchrl_vla.recipes.behavior_cloning import _warmup_cosine
+from torchrl_vla.schema import (
+    FeatureStatistics,
+    InstructionTable,
+    RobotDatasetMetadata,
+)
+
+
+class Constant(ContinuousVLAWrapper):
+    """Answers the same chunk whatever it sees."""
+
+    def __init__(self, chunk_size: int) -> None:
+        super().__init__(action_dim=1, chunk_size=chunk_size)
+        self.chunk = torch.nn.Parameter(torch.zeros(chunk_size, 1))
+
+    def predict_chunk(self, tensordict):
+        return self.chunk.expand(*tensordict.batch_size, -1, -1)
+
+
+def make_dataset(actions=(0.0, 1.0, 2.0, 3.0)):
+    """One episode with these actions."""
+    table = InstructionTable(["count"])
+    count = len(actions)
+    values = torch.tensor(actions)[:, None]
+    frames = TensorDict(
+        {
+            "observation": {"state": torch.zeros(count, 1)},
+            "language_instruction": table.ids.expand(count),
+            "action": values,
+            "episode_index": torch.zeros(count, dtype=torch.int64),
+            "frame_index": torch.arange(count),
+        },
+        [count],
+    )
+    finite = values[values.isfinite().all(-1)]
+    metadata = RobotDatasetMetadata(
+        "counting",
+        action_dim=1,
+        action_statistics=FeatureStatistics.from_samples(finite),
+    )
+    return DemonstrationDataset(frames, metadata, table)
+
+
+def train(policy, dataset, **options):
+    options = {"steps": 300, "batch_size": 64, "progress": False, **options}
+    return train_behavior_cloning(policy, dataset, **options)
+
+
+def test_each_slot_learns_the_mean_of_its_targets_without_the_padded_ones():
+    dataset, policy = make_dataset(), Constant(2)
+    train(policy, dataset, lr=0.1, loss_function="l2", weight_decay=0.0)
+    learned = ModelSpace(dataset.metadata).action_scaling.denormalize(policy.chunk)
+    # Slot 0 sees 0, 1, 2, 3. Slot 1 sees 1, 2, 3; with the padded 3 it would be 2.25.
+    assert learned.flatten().tolist() == pytest.approx([1.5, 2.0], abs=0.1)
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others():
+    weights = []
+    for seed in (0, 0, 1):
+        policy = Constant(2)
+        train(policy, make_dataset(), steps=20, batch_size=2, seed=seed)
+        weights.append(policy.chunk.detach())
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+def test_the_policy_ends_with_the_average_of_its_weights_or_with_the_last():
+    dataset = make_dataset((0.0, 2.0))
+    averaged, last = Constant(1), Constant(1)
+    for policy, decay in ((averaged, 0.5), (last, None)):
+        history = []
+        train(
+            policy,
+            dataset,
+            steps=3,
+            ema_decay=decay,
+            log_interval=1,
+            callback=lambda step, p=policy: history.append(p.chunk.item()),
+        )
+    # history holds the weights after steps 1, 2, 3 of the last run; both runs agree
+    # step by step. The first average is the first weights.
+    mean = 0.5 * (0.5 * history[0] + 0.5 * history[1]) + 0.5 * history[2]
+    assert averaged.chunk.item() == pytest.approx(mean, abs=1e-6)
+    assert last.chunk.item() == history[2]
+
+
+def test_the_learning_rate_rises_over_a_twentieth_and_falls_along_a_cosine():
+    factor = _warmup_cosine(100)
+    assert [factor(step) for step in range(5)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1])
+    assert factor(5) == pytest.approx(1.0)
+    half = 0.5 * (1 + math.cos(math.pi * 50 / 95))
+    assert factor(55) == pytest.approx(half)
+    assert factor(100) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_the_log_has_the_mean_loss_of_each_interval_and_the_last_step(tmp_path):
+    log = train(Constant(1), make_dataset(), steps=7, log_interval=3)
+    assert [step for step, _ in log.losses] == [3, 6, 7]
+    assert log.seconds > 0
+    lines = log.to_csv(tmp_path / "curve.csv").read_text().splitlines()
+    assert lines[0] == "step,loss"
+    assert lines[1] == f"3,{log.losses[0][1]}"
+
+
+def test_an_empty_log_writes_a_header_only(tmp_path):
+    assert TrainingLog().to_csv(tmp_path / "c.csv").read_text().split() == ["step,loss"]
+
+
+def test_the_policy_is_in_evaluation_mode_afterwards():
+    policy = Constant(1).train()
+    train(policy, make_dataset(), steps=1)
+    assert not policy.training
+
+
+def test_a_loss_that_is_not_finite_raises_and_names_the_step():
+    dataset = make_dataset((0.0, 1.0, float("nan"), 1.0))
+    with pytest.raises(
+        RuntimeError, match=r"expected a finite loss, got nan by step 2"
+    ):
+        train(Constant(1), dataset, log_interval=2)
+
+
+@pytest.mark.parametrize("wrong", [{"steps": 0}, {"batch_size": 0}])
+def test_sizes_that_are_not_positive_are_refused(wrong):
+    with pytest.raises(ValueError, match="expected steps >= 1 and batch_size >= 1"):
+        train(Constant(1), make_dataset(), **wrong)

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from torchrl_vla.data import collect
+from torchrl_vla.envs import TabletopEnv
+from torchrl_vla.recipes import ModelSpace, load_actor, make_policy, save_checkpoint
+from torchrl_vla.schema import IncompatibleMetadataError, SchemaError
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    env = TabletopEnv(4, image_size=16)
+    folder = tmp_path_factory.mktemp("reach") / "dataset"
+    return collect(env, env.make_expert(), 6, folder=folder, progress=False)
+
+
+@pytest.fixture(scope="module")
+def policy(dataset):
+    return make_policy(dataset, chunk_size=3, hidden=16, depth=1).eval()
+
+
+@pytest.mark.parametrize("mode", ["mean_std", "min_max"])
+def test_a_loaded_actor_acts_as_the_one_that_was_saved(dataset, policy, mode, tmp_path):
+    space = ModelSpace(dataset.metadata, mode)
+    folder = save_checkpoint(tmp_path / "policy", policy, space)
+    env = TabletopEnv(4, image_size=16, seed=0)
+    loaded = load_actor(folder, metadata=env.metadata, replan_interval=2)
+    data = env.reset()
+    data["is_init"] = torch.ones(4, 1, dtype=torch.bool)
+    expected = space.actor(policy)(data.clone())["action"]
+    assert torch.equal(loaded(data)["action"], expected)
+    assert loaded.replan_interval == 2
+
+
+def test_the_policy_fits_the_dataset(dataset, policy):
+    assert policy.action_dim == 2
+    assert policy.chunk_size == 3
+    assert policy.instructions.texts == dataset.instructions.texts
+
+
+def test_a_robot_that_means_something_else_is_refused(dataset, policy, tmp_path):
+    folder = save_checkpoint(tmp_path, policy, ModelSpace(dataset.metadata))
+    other = replace(TabletopEnv().metadata, action_reference="absolute")
+    with pytest.raises(IncompatibleMetadataError, match=r"action_reference"):
+        load_actor(folder, metadata=other)
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path):
+    metadata = TabletopEnv().metadata
+    with pytest.raises(FileNotFoundError, match=r"expected a checkpoint at .*nowhere"):
+        load_actor(tmp_path / "nowhere", metadata=metadata)
+
+
+def test_a_folder_without_its_parts_is_refused_with_what_is_missing(tmp_path):
+    with pytest.raises(SchemaError, match=r"got no \['metadata.json', 'model_space.js"):
+        load_actor(tmp_path, metadata=TabletopEnv().metadata)

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+
+import pytest
+
+from torchrl_vla.data import DemonstrationDataset
+from torchrl_vla.envs import TabletopEnv
+from torchrl_vla.evaluation import EvaluationResult, evaluate
+from torchrl_vla.recipes import DEMO_SETTINGS, load_actor, run_demo
+
+SETTINGS = replace(
+    DEMO_SETTINGS["tabletop"],
+    demonstrations=12,
+    hidden=16,
+    steps=30,
+    batch_size=16,
+    episodes=6,
+    control_episodes=4,
+    films=2,
+    seed=3,
+)
+
+
+def make_env():
+    return TabletopEnv(4, image_size=16, seed=0)
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo")
+    env = make_env()
+    results = run_demo(env, folder, SETTINGS, film_env=env, progress=False)
+    return folder, results
+
+
+def test_every_evaluation_has_its_episodes_and_is_on_disk(demo):
+    folder, results = demo
+    lengths = {name: len(result) for name, result in results.items()}
+    assert lengths == {
+        "before": 4,
+        "after": 6,
+        "shuffled instruction": 4,
+        "blind": 4,
+    }
+    for name, result in results.items():
+        path = folder / f"{name.replace(' ', '_')}.json"
+        assert EvaluationResult.from_json(path) == result
+        assert json.loads(path.read_text())["provenance"]["seed"] == 4
+
+
+def test_evaluations_meet_other_episodes_than_the_demonstrations(demo):
+    folder, results = demo
+    seen = set(
+        DemonstrationDataset.from_folder(folder / "dataset")
+        .frames[:]["episode_seed"]
+        .tolist()
+    )
+    assert len(seen) == 12
+    assert seen.isdisjoint(episode.seed for episode in results["after"].episodes)
+
+
+def test_each_instruction_is_demonstrated_as_often(demo):
+    folder, _ = demo
+    frames = DemonstrationDataset.from_folder(folder / "dataset").frames
+    first = frames["frame_index"] == 0
+    _, counts = frames["language_instruction"][first].unique(return_counts=True)
+    assert counts.tolist() == [2] * 6
+
+
+def test_the_saved_policy_gives_the_result_that_was_reported(demo):
+    folder, results = demo
+    env = make_env()
+    actor = load_actor(folder / "policy", metadata=env.metadata)
+    again = evaluate(env, actor, 6, seed=4, progress=False)
+    assert again.episodes == results["after"].episodes
+
+
+def test_the_report_shows_rates_intervals_curve_and_films(demo):
+    folder, results = demo
+    page = (folder / "report.html").read_text()
+    low, high = results["after"].interval
+    assert f"{100 * results['after'].success_rate:.1f} %" in page
+    assert f"{100 * low:.1f} to {100 * high:.1f} %" in page
+    assert page.count("data:image/png;base64,") == 2
+    assert page.count("<svg") == 2
+    for text in results["after"].by_instruction():
+        assert text in page
+    assert len(list(folder.glob("film_*.png"))) == 2
+
+
+def test_the_learning_curve_ends_with_the_last_step(demo):
+    folder, _ = demo
+    with (folder / "learning_curve.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["step"] for row in rows] == ["25", "30"]
+
+
+def test_the_same_seed_gives_the_same_demo(demo, tmp_path):
+    _, results = demo
+    again = run_demo(make_env(), tmp_path, SETTINGS, progress=False)
+    assert again == results
+    page = (tmp_path / "report.html").read_text()
+    assert "data:image" not in page  # no film_env, no film

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from tensordict import TensorDict
+from tensordict.nn import TensorDictModule
+from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
+
+from torchrl_vla.recipes import ModelSpace, RobotSpacePolicy
+from torchrl_vla.schema import FeatureStatistics, MetadataError, RobotDatasetMetadata
+
+
+def make_space(mode="mean_std", with_state=True):
+    # action: mean 5, std 1 (of 4 and 6), min 4, max 6; state: mean 100, std 10.
+    stats = FeatureStatistics.from_samples
+    return ModelSpace(
+        RobotDatasetMetadata(
+            "scaled",
+            action_statistics=stats(torch.tensor([[4.0], [6.0]])),
+            state_statistics=(
+                stats(torch.tensor([[90.0], [110.0]])) if with_state else None
+            ),
+        ),
+        mode,
+    )
+
+
+def make_policy():
+    """Answers (in model space) the state that it is shown, twice."""
+    policy = TensorDictModule(
+        lambda state: state.unsqueeze(-2).expand(-1, 2, -1),
+        in_keys=[("observation", "state")],
+        out_keys=["action_chunk"],
+    )
+    policy.chunk_size, policy.action_dim = 2, 1
+    return policy
+
+
+def observe(*states):
+    data = TensorDict({"observation": {"state": torch.tensor(states)[:, None]}})
+    data.batch_size = [len(states)]
+    data["is_init"] = torch.ones(len(states), 1, dtype=torch.bool)
+    return data
+
+
+def test_training_samples_hold_model_space_and_the_storage_robot_space():
+    storage = LazyTensorStorage(2)
+    buffer = TensorDictReplayBuffer(
+        storage=storage, transform=make_space().transforms(2, storage), batch_size=2
+    )
+    frames = TensorDict(
+        {
+            "observation": {"state": torch.tensor([[90.0], [120.0]])},
+            "action": torch.tensor([[4.0], [6.0]]),
+            "episode_index": torch.zeros(2, dtype=torch.int64),
+            "frame_index": torch.arange(2),
+        },
+        [2],
+    )
+    buffer.extend(frames)
+    sample = buffer[:]
+    assert sample["observation", "state"].flatten().tolist() == [-1.0, 2.0]
+    assert sample["action_chunk"].squeeze(-1).tolist() == [[-1.0, 1.0], [1.0, 1.0]]
+    assert sample["action_is_pad"].tolist() == [[False, False], [False, True]]
+    assert storage[:]["action"].flatten().tolist() == [4.0, 6.0]
+
+
+def test_the_actor_shows_model_space_to_the_policy_and_gives_robot_space():
+    data = make_space().actor(make_policy())(observe(90.0, 120.0))
+    # States -1 and 2 in model space; actions 5 - 1 and 5 + 2 in robot space.
+    assert data["action"].flatten().tolist() == [4.0, 7.0]
+    assert data["observation", "state"].flatten().tolist() == [90.0, 120.0]
+
+
+def test_the_mode_is_the_same_both_ways():
+    data = make_space("min_max").actor(make_policy())(observe(90.0, 105.0))
+    # 90 is the minimum: -1, action 4; 105 is three quarters of the way: 0.5.
+    assert data["action"].flatten().tolist() == pytest.approx([4.0, 5.5])
+
+
+def test_data_without_state_statistics_leave_the_state_alone():
+    space = make_space(with_state=False)
+    assert space.state_scaling is None
+    data = space.actor(make_policy())(observe(2.0))
+    assert data["action"].item() == 7.0  # 5 + 1 * 2
+
+
+def test_the_actor_executes_as_many_actions_as_it_is_told():
+    actor = make_space().actor(make_policy(), replan_interval=1)
+    data = actor(observe(90.0))
+    data["is_init"] = torch.zeros(1, 1, dtype=torch.bool)
+    data["observation", "state"] = torch.tensor([[120.0]])
+    data = actor(data)
+    assert data["is_decision"].item() is True
+    assert data["action"].item() == 7.0
+
+
+def test_a_robot_space_policy_announces_what_the_policy_does():
+    policy = make_policy()
+    space = make_space()
+    wrapped = RobotSpacePolicy(policy, space.action_scaling, space.state_scaling)
+    assert wrapped.in_keys == [("observation", "state")]
+    assert wrapped.out_keys == ["action_chunk"]
+
+
+def test_metadata_without_action_statistics_are_refused():
+    space = ModelSpace(RobotDatasetMetadata("bare", action_dim=1))
+    with pytest.raises(MetadataError, match=r"expected statistics in .bare., got None"):
+        _ = space.action_scaling
