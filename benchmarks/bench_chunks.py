@@ -61,10 +61,10 @@ def compare(size: tuple[int, ...], rounds: int, *, ends: bool) -> None:
     peer = PeerTransform(horizon, chunk_key="action_chunk")
     contestants = {
         "bare gather": lambda: actions.index_select(0, index),
-        "ours": lambda: ours(data.copy()),
-        "TorchRL": lambda: peer(data.copy()),
+        "ours": lambda: ours(data),
+        "TorchRL": lambda: peer(data.copy()),  # it writes in place
     }
-    title = f"{shape} H={horizon}".replace(" ", "", 2)
+    title = f"[{','.join(map(str, shape))}] H={horizon}"
     mine, theirs = contestants["ours"](), contestants["TorchRL"]()
     chunk = contestants["bare gather"]().view_as(mine["action_chunk"])
     chunks = {"gather": chunk, "ours": mine["action_chunk"]}
@@ -77,7 +77,7 @@ def compare(size: tuple[int, ...], rounds: int, *, ends: bool) -> None:
     }
     del mine, theirs, chunk, chunks, pads
     times = time_in_turns(contestants, rounds)
-    print_rows(title + (" ends" if ends else ""), times, "bare gather", columns)
+    print_rows(title + (", ends" if ends else ""), times, "bare gather", columns)
 
 
 def main() -> None:

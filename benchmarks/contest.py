@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -10,6 +11,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else profiling writes to stderr
 
 Contestants = Mapping[str, Callable[[], object]]
 
@@ -72,7 +75,7 @@ def peak_bytes(run: Callable[[], object]) -> int:
 
 def print_head(baseline: str, *columns: str) -> None:
     more = "".join(f"{column:>10}" for column in columns)
-    print(f"{'':<38}{'ms':>9}{more}   time against {baseline}: min median max")
+    print(f"{'':<40}{'ms':>9}{more}   time against {baseline}: min median max")
 
 
 def print_rows(
@@ -86,6 +89,6 @@ def print_rows(
         ratios = [a / b for a, b in zip(spent, times[baseline])]
         more = "".join(f"{text:>10}" for text in (columns or {}).get(name, ()))
         print(
-            f"{title:<22}{name:<16}{statistics.median(spent):9.3f}{more}   "
+            f"{title:<26}{name:<14}{statistics.median(spent):9.3f}{more}   "
             f"{min(ratios):6.2f} {statistics.median(ratios):6.2f} {max(ratios):6.2f}"
         )

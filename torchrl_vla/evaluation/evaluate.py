@@ -85,9 +85,9 @@ def evaluate(
             for index in step.episode[step.done.cpu() & (step.episode >= 0)].tolist():
                 finished += 1
                 successes += running[index].success
+                rate = f"{100 * successes / finished:.0f} %"
+                bar.set_postfix(success=rate, refresh=False)
                 bar.update()
-            if finished:
-                bar.set_postfix(success=f"{100 * successes / finished:.0f} %")
     records = [
         EpisodeRecord(seed, run.instruction, run.success, run.total, run.length)
         for seed, run in zip(seeds, running)

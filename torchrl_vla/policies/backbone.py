@@ -20,10 +20,11 @@ from torchrl_vla.schema import (
     is_text,
 )
 
-# Matrix products of one to three rows take another path on CPU than larger ones, and
-# round differently. Filled up to this many rows, every row is computed alike, so an
-# executor that asks for one environment gets the bits that the learner recomputes.
-_MIN_ROWS = 8
+# Matrix products on CPU compute rows in blocks, which threads share. A block of one to
+# three rows takes another path than a whole one, and rounds differently. Filled up to a
+# multiple of this, every row is computed alike, so an executor that asks for one
+# environment gets the bits that the learner recomputes in its batch.
+_BLOCK = 8
 
 
 class TinyBackbone(nn.Module):
@@ -237,13 +238,13 @@ def _linear(in_features: int | None, out_features: int) -> nn.Linear:
 
 
 def _rows(value: Tensor, batch: torch.Size) -> Tensor:
-    """Turn ``[*B, ...]`` into ``[N, ...]`` with the least number of rows."""
+    """Turn ``[*B, ...]`` into ``[N, ...]`` in whole blocks of rows."""
     return _fill(value.reshape(batch.numel(), *value.shape[len(batch) :]))
 
 
 def _fill(rows: Tensor) -> Tensor:
-    missing = _MIN_ROWS - len(rows)
-    if missing <= 0 or not len(rows):
+    missing = -len(rows) % _BLOCK
+    if not missing:
         return rows
     return torch.cat([rows, rows[-1:].expand(missing, *rows.shape[1:])])
 

@@ -53,19 +53,19 @@ def _uncut(actions: Tensor, size: int) -> tuple[Tensor, Tensor]:
 
 def _cut(actions: Tensor, size: int, ends: Tensor) -> tuple[Tensor, Tensor]:
     n_rows, n_steps, width = actions.shape
-    count = n_rows * n_steps
-    # int32 halves the only scratch memory, where it can count the frames.
-    dtype = torch.int32 if count + size < 2**31 else torch.int64
-    frame = torch.arange(count, dtype=dtype, device=actions.device)
-    frame = frame.view(n_rows, n_steps)
     ends = ends.clone()
     ends[:, -1] = True
-    # The nearest end at or after each frame: ends in place, later ones flow back.
-    last = torch.where(ends, frame, count).flip(1).cummin(1).values.flip(1)
-    last = last.unsqueeze(-1)
-    steps = torch.arange(size, dtype=dtype, device=actions.device)
-    ahead = frame.unsqueeze(-1) + steps
-    is_pad = ahead > last
-    rows = torch.minimum(ahead, last, out=ahead).flatten()
-    chunk = actions.reshape(count, width).index_select(0, rows)
-    return chunk.view(n_rows, n_steps, size, width), is_pad
+    # With an episode's last action H times, every chunk is one run of the source, and
+    # is copied as one: H times fewer copies than a gather of single actions.
+    copies = torch.where(ends, size, 1).flatten()
+    source = actions.reshape(-1, width).repeat_interleave(copies, dim=0)
+    start = copies.cumsum(0) - copies
+    runs = (len(source) - size + 1, size * width)
+    chunk = source.as_strided(runs, (width, 1)).index_select(0, start)
+    repeated = torch.ones(len(source), dtype=torch.bool, device=actions.device)
+    repeated.index_fill_(0, start, False)
+    is_pad = repeated.as_strided((runs[0], size), (1, 1)).index_select(0, start)
+    return (
+        chunk.view(n_rows, n_steps, size, width),
+        is_pad.view(n_rows, n_steps, size),
+    )
