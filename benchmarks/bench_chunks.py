@@ -84,7 +84,9 @@ def main() -> None:
     quick = read_quick(__doc__)
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    print("Chunks of windows, 1 thread; equal chunks and masks: checked before each row")
+    print(
+        "Chunks of windows, 1 thread; equal chunks and masks: checked before each row"
+    )
     print_head("the bare gather", "peak/out")
     for size, rounds in (QUICK_SIZES if quick else SIZES).items():
         for ends in (False, True):

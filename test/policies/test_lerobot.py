@@ -121,8 +121,8 @@ def test_a_missing_input_is_named(key):
     del td[key]
     with pytest.raises(
         MissingKeyError,
-        match=rf"^LeRobotPolicyWrapper: expected an input at \('observation', '{key[1]}'"
-        r"\), got only \[.*\]\. Name another key, or build the wrapper with "
+        match=r"^LeRobotPolicyWrapper: expected an input at \('observation', "
+        rf"'{key[1]}'\), got only \[.*\]\. Name another key, or build the wrapper with "
         r"image_key=None or use_state=False\.$",
     ):
         wrap()(td)
@@ -192,9 +192,10 @@ def test_a_policy_that_only_serves_single_actions_is_refused():
 def test_anything_but_a_float_chunk_is_refused(answer, got):
     with pytest.raises(
         SchemaError,
-        match=r"^LeRobotPolicyWrapper: expected a float chunk \[B, H, A\] = \[2, 4, 7\] "
-        rf"from function, got {got}\. Pass predict_fn=lambda policy, batch: \.\.\. to "
-        r"call it another way, or build the wrapper with its chunk_size and action_dim",
+        match=r"^LeRobotPolicyWrapper: expected a float chunk \[B, H, A\] = "
+        rf"\[2, 4, 7\] from function, got {got}\. Pass predict_fn=lambda policy, "
+        r"batch: \.\.\. to call it another way, or build the wrapper with its "
+        r"chunk_size and action_dim\.$",
     ):
         wrap(lambda b: answer)(batch(2))
 
@@ -211,8 +212,8 @@ def test_an_input_has_the_batch_of_the_tensordict(key, value, letters):
     td["observation", key] = value
     with pytest.raises(
         SchemaError,
-        match=rf"expected \[\*B, {letters}\] with \*B = \[2\] at \('observation', '{key}'"
-        r"\), got \[2, 1, .*\*B is the tensordict's batch_size\.$",
+        match=rf"expected \[\*B, {letters}\] with \*B = \[2\] at \('observation', "
+        rf"'{key}'\), got \[2, 1, .*\*B is the tensordict's batch_size\.$",
     ):
         wrap()(td)
 

@@ -26,6 +26,10 @@ def test_metaworld_has_no_images_unless_asked():
     env = make_environment("metaworld", tasks=("reach",), num_envs=1, seed=0)
     assert ("observation", "image") not in env.reset().keys(True)
     env.close()
+
+
+@pytest.mark.usefixtures("opengl")
+def test_metaworld_has_images_of_the_size_that_was_asked_for():
     env = make_environment("metaworld", tasks=("reach",), num_envs=1, image_size=16)
     assert env.reset()["observation", "image"].shape == (1, 3, 16, 16)
     env.close()

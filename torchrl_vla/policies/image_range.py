@@ -32,6 +32,6 @@ def check_image_range(image: Tensor, owner: str) -> None:
     low, high = torch.aminmax(image)
     if not (low >= 0 and high <= 1):  # NaN, too
         raise SchemaError(
-            f"{owner}: expected float images in 0..1, got values from {low.item():g} to "
-            f"{high.item():g}. Divide by 255, or keep uint8."
+            f"{owner}: expected float images in 0..1, got values from {low.item():g} "
+            f"to {high.item():g}. Divide by 255, or keep uint8."
         )

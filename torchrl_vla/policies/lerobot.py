@@ -108,7 +108,7 @@ class LeRobotPolicyWrapper(ContinuousVLAWrapper):
             instruction_key=instruction_key,
         )
         self.policy = policy
-        self.predict_fn = _default_predict_fn(policy) if not predict_fn else predict_fn
+        self.predict_fn = predict_fn or _default_predict_fn(policy)
         self.camera_name = camera_name
         self.instructions = instructions
 
@@ -125,9 +125,10 @@ class LeRobotPolicyWrapper(ContinuousVLAWrapper):
         else:
             return chunk.reshape(*batch, self.chunk_size, self.action_dim)
         raise SchemaError(
-            f"LeRobotPolicyWrapper: expected a float chunk [B, H, A] = {list(expected)} "
-            f"from {name}, got {got}. Pass predict_fn=lambda policy, batch: ... to call "
-            "it another way, or build the wrapper with its chunk_size and action_dim."
+            "LeRobotPolicyWrapper: expected a float chunk [B, H, A] = "
+            f"{list(expected)} from {name}, got {got}. Pass predict_fn=lambda policy, "
+            "batch: ... to call it another way, or build the wrapper with its "
+            "chunk_size and action_dim."
         )
 
     def make_batch(self, tensordict: TensorDictBase) -> dict[str, Any]:
@@ -202,10 +203,10 @@ def _default_predict_fn(policy: Any) -> Callable[[Any, dict[str, Any]], Tensor]:
     if callable(policy):
         return _call
     raise TypeError(
-        "LeRobotPolicyWrapper: expected a policy with predict_action_chunk(batch), or a "
-        f"callable, got {type(policy).__name__}. Pass predict_fn=lambda policy, batch: "
-        "..., which returns the chunk [B, H, A]. (select_action serves single actions "
-        "from a queue that all environments would share.)"
+        "LeRobotPolicyWrapper: expected a policy with predict_action_chunk(batch), or "
+        f"a callable, got {type(policy).__name__}. Pass predict_fn=lambda policy, "
+        "batch: ..., which returns the chunk [B, H, A]. (select_action serves single "
+        "actions from a queue that all environments would share.)"
     )
 
 

@@ -66,8 +66,12 @@ def check_policy(
     training = policy.training
     with set_interaction_type(InteractionType.DETERMINISTIC):
         answer = _ask(policy, tensordict)
-        _check_keys(name, policy, tensordict, answer)
+        with torch.no_grad():
+            after = policy(tensordict.clone())
+        _check_keys(name, policy, tensordict, after)
         _check_chunk(name, policy, answer, chunk_key)
+        _check_inputs(name, policy, tensordict, after)
+        _check_same(name, "whatever else lies in the batch", answer, after)
         _check_same(name, "when asked twice", answer, _ask(policy, tensordict))
         _check_batch_dims(name, policy, tensordict, answer)
         _check_rows(name, policy, tensordict, answer, row_tolerance)
@@ -79,7 +83,7 @@ def check_policy(
     if tokens_key in map(unravel_key, policy.out_keys):
         for kind in (InteractionType.DETERMINISTIC, InteractionType.RANDOM):
             with set_interaction_type(kind), torch.no_grad():
-                answer = policy(tensordict.copy())
+                answer = policy(tensordict.clone())
             _check_tokens(name, policy, answer, tokens_key)
             _check_log_prob(name, policy, answer, log_probs_key)
 
@@ -87,18 +91,16 @@ def check_policy(
 def _ask(policy: TensorDictModuleBase, tensordict: TensorDictBase) -> TensorDictBase:
     """Return what the policy writes when it sees its in_keys alone."""
     with torch.no_grad():
-        asked = tensordict.select(*policy.in_keys)
-        return policy(asked.copy()).select(*policy.out_keys)
+        asked = tensordict.select(*policy.in_keys).clone()
+        return policy(asked).select(*policy.out_keys, strict=False)
 
 
 def _check_keys(
     name: str,
     policy: TensorDictModuleBase,
     tensordict: TensorDictBase,
-    answer: TensorDictBase,
+    after: TensorDictBase,
 ) -> None:
-    with torch.no_grad():
-        after = policy(tensordict.copy())
     before = {unravel_key(key) for key in tensordict.keys(True, True)}
     written = {unravel_key(key) for key in after.keys(True, True)} - before
     announced = {unravel_key(key) for key in policy.out_keys}
@@ -107,9 +109,18 @@ def _check_keys(
             f"{name}: expected to write its out_keys {sorted(map(str, announced))}, "
             f"got {sorted(map(str, written))}."
         )
-    _check_same(name, "whatever else lies in the batch", answer, after)
-    for key in before - announced:
-        value = tensordict.get(key)
+
+
+def _check_inputs(
+    name: str,
+    policy: TensorDictModuleBase,
+    tensordict: TensorDictBase,
+    after: TensorDictBase,
+) -> None:
+    announced = {unravel_key(key) for key in policy.out_keys}
+    for key, value in tensordict.items(True, True):
+        if key in announced:
+            continue
         if isinstance(value, Tensor) and not torch.equal(value, after.get(key)):
             raise AssertionError(f"{name}: expected its input {key!r} unchanged.")
 

@@ -38,6 +38,15 @@ def window_chunks(
     return _cut(actions, size, ends)
 
 
+def runs(actions: Tensor, size: int) -> Tensor:
+    """View ``[N, A]`` as its runs of ``size`` consecutive rows, ``[N - H + 1, H * A]``.
+
+    The view costs no memory, and to select from it copies whole runs.
+    """
+    n_rows, width = actions.shape
+    return actions.as_strided((n_rows - size + 1, size * width), (width, 1))
+
+
 def _uncut(actions: Tensor, size: int) -> tuple[Tensor, Tensor]:
     n_rows, n_steps, width = actions.shape
     tail = actions[:, -1:].expand(n_rows, size - 1, width)
@@ -60,11 +69,10 @@ def _cut(actions: Tensor, size: int, ends: Tensor) -> tuple[Tensor, Tensor]:
     copies = torch.where(ends, size, 1).flatten()
     source = actions.reshape(-1, width).repeat_interleave(copies, dim=0)
     start = copies.cumsum(0) - copies
-    runs = (len(source) - size + 1, size * width)
-    chunk = source.as_strided(runs, (width, 1)).index_select(0, start)
-    repeated = torch.ones(len(source), dtype=torch.bool, device=actions.device)
+    chunk = runs(source, size).index_select(0, start)
+    repeated = torch.ones(len(source), 1, dtype=torch.bool, device=actions.device)
     repeated.index_fill_(0, start, False)
-    is_pad = repeated.as_strided((runs[0], size), (1, 1)).index_select(0, start)
+    is_pad = runs(repeated, size).index_select(0, start)
     return (
         chunk.view(n_rows, n_steps, size, width),
         is_pad.view(n_rows, n_steps, size),

@@ -47,15 +47,50 @@ class EpisodeIndex:
         _check_runs(episode, frame, continues, done)
         first = torch.ones_like(episode, dtype=torch.bool)
         first[1:] = ~continues
-        self._starts = first.nonzero().squeeze(-1)
-        ends = torch.cat([self._starts[1:], self._starts.new_tensor([len(episode)])])
-        self._lasts = ends - 1
-        self._episodes = episode[self._starts]
-        self._frames = frame[self._starts]
+        starts = first.nonzero().squeeze(-1)
+        ends = torch.cat([starts[1:], starts.new_tensor([len(episode)])])
+        self._episodes = episode[starts]
+        # One row per episode, so that a lookup reads one place in memory.
+        columns = [self._episodes, starts - frame[starts], starts, ends - 1]
+        self._table = torch.stack(columns, dim=-1)
+
+    @property
+    def order(self) -> Tensor | None:
+        """The row of each position; None = the rows are in order."""
+        return self._order
 
     def __len__(self) -> int:
         """The number of episodes."""
         return len(self._episodes)
+
+    def find(self, episode: Tensor, frame: Tensor) -> tuple[Tensor, Tensor]:
+        """Find frames among the rows sorted by (episode, frame).
+
+        Args:
+            episode: int64 ``[*B]``.
+            frame: int64 ``[*B]``.
+
+        Returns:
+            The position of each frame and that of its episode's last frame, int64
+            ``[*B]``.
+
+        Raises:
+            MissingKeyError: a frame is not in the index.
+        """
+        which = torch.searchsorted(self._episodes, episode).clamp_(max=len(self) - 1)
+        found = self._table.index_select(0, which.flatten())
+        found, offset, start, last = found.view(*episode.shape, 4).unbind(-1)
+        position = frame + offset
+        known = (found == episode) & (position >= start) & (position <= last)
+        if not known.all():
+            where = (~known).nonzero()[0].tolist()
+            raise MissingKeyError(
+                "EpisodeIndex: expected stored frames, got frame "
+                f"{frame[tuple(where)].item()} of episode "
+                f"{episode[tuple(where)].item()} at index {where}. It is not among the "
+                f"{len(self)} episodes: the sample comes from another storage."
+            )
+        return position, last
 
     def rows(self, episode: Tensor, frame: Tensor, size: int) -> tuple[Tensor, Tensor]:
         """Find the rows of ``size`` frames from each given one on.
@@ -72,27 +107,12 @@ class EpisodeIndex:
         Raises:
             MissingKeyError: a frame is not in the index.
         """
-        which = torch.searchsorted(self._episodes, episode).clamp_(max=len(self) - 1)
-        position = self._starts[which] + frame - self._frames[which]
-        last = self._lasts[which]
-        known = self._episodes[which] == episode
-        known &= (position >= self._starts[which]) & (position <= last)
-        if not known.all():
-            where = (~known).nonzero()[0].tolist()
-            raise MissingKeyError(
-                "EpisodeIndex: expected stored frames, got frame "
-                f"{frame[tuple(where)].item()} of episode "
-                f"{episode[tuple(where)].item()} at index {where}. It is not among the "
-                f"{len(self)} episodes: the sample comes from another storage."
-            )
+        position, last = self.find(episode, frame)
         steps = torch.arange(size, device=position.device)
-        positions = position.unsqueeze(-1) + steps
-        is_pad = positions > last.unsqueeze(-1)
-        positions = torch.minimum(positions, last.unsqueeze(-1))
-        return (
-            positions if self._order is None else self._order[positions],
-            is_pad,
-        )
+        rows = position.unsqueeze(-1) + steps
+        is_pad = rows > last.unsqueeze(-1)
+        rows = torch.minimum(rows, last.unsqueeze(-1))
+        return rows if self._order is None else self._order[rows], is_pad
 
 
 def _order(episode: Tensor, frame: Tensor) -> Tensor | None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torchrl.data.replay_buffers import Storage, TensorStorage
 
 from torchrl_vla.schema import MissingKeyError, SchemaError
+from torchrl_vla.transforms.action_windows import runs
 from torchrl_vla.transforms.episode_index import EpisodeIndex
 
 
@@ -66,10 +67,21 @@ class StorageActions:
         self, episode: Tensor, frame: Tensor, size: int
     ) -> tuple[Tensor, Tensor]:
         """Return actions ``[*B, H, A]`` and is_pad bool ``[*B, H]``."""
-        snapshot = self._current()
-        rows, is_pad = snapshot.index.rows(episode, frame, size)
-        chunk = snapshot.actions.index_select(0, rows.flatten())
-        return chunk.view(*rows.shape, chunk.shape[-1]), is_pad
+        _, index, actions = self._current()
+        shape = episode.shape
+        position, last = index.find(episode.reshape(-1), frame.reshape(-1))
+        left = (last - position).clamp_(max=size - 1)
+        in_order = index.order is None and actions.is_contiguous()
+        if in_order and size <= len(actions):
+            chunk = _copy_runs(actions, position, left, size)
+        else:
+            rows = _rows(position, left, size)
+            rows = rows if index.order is None else index.order[rows]
+            chunk = actions.index_select(0, rows.flatten())
+        # A frame with n left before the end has its padding from slot n + 1 on.
+        beyond = torch.ones(size, size, dtype=torch.bool, device=left.device).triu(1)
+        is_pad = beyond.index_select(0, left)
+        return chunk.view(*shape, size, actions.shape[-1]), is_pad.view(*shape, size)
 
     def _current(self) -> _Snapshot:
         # The revision counts writes of every kind, also by other processes.
@@ -112,6 +124,22 @@ class StorageActions:
                 f"the storage, got {shapes}."
             )
         return columns
+
+
+def _copy_runs(actions: Tensor, position: Tensor, left: Tensor, size: int) -> Tensor:
+    """Copy each chunk as one run of rows; gather only those that an end cuts."""
+    n_runs = len(actions) - size + 1
+    chunk = runs(actions, size).index_select(0, position.clamp(max=n_runs - 1))
+    cut = (left < size - 1).nonzero().squeeze(-1)
+    rows = _rows(position[cut], left[cut], size)
+    patch = actions.index_select(0, rows.flatten())
+    return chunk.index_copy_(0, cut, patch.view(len(cut), -1))
+
+
+def _rows(position: Tensor, left: Tensor, size: int) -> Tensor:
+    """Return the rows ``[B, H]`` of each chunk; past the end, the last one again."""
+    steps = torch.arange(size, device=position.device)
+    return position.unsqueeze(-1) + torch.minimum(steps, left.unsqueeze(-1))
 
 
 def _plain(column: Tensor) -> Tensor:
