@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 
+import av
 import pytest
 
 from torchrl_vla.cli.main import main
@@ -18,10 +19,14 @@ def test_collect_train_and_evaluate_make_a_chain(tmp_path, capsys):
     arguments = ["--dataset", str(dataset), "--folder", str(policy), "--hidden", "16"]
     assert main(["train", *arguments, "--steps", "5", "--batch-size", "8"]) == 0
     assert (policy / "learning_curve.csv").read_text().startswith("step,loss\n5,")
-    record = tmp_path / "result.json"
+    record, video = tmp_path / "result.json", tmp_path / "film.mp4"
     arguments = ["--policy", str(policy), "--episodes", "5", "--json", str(record)]
-    assert main(["evaluate", *arguments, *small]) == 0
-    assert len(EvaluationResult.from_json(record)) == 5
+    assert main(["evaluate", *arguments, "--video", str(video), *small]) == 0
+    result = EvaluationResult.from_json(record)
+    assert len(result) == 5
+    with av.open(str(video)) as container:
+        pictures = sum(1 for _ in container.decode(video=0))
+    assert pictures == sum(episode.length for episode in result.episodes[:4])
     assert "over 5 episodes" in capsys.readouterr().out
 
 

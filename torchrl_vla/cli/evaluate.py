@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from torchrl_vla.evaluation import evaluate
+import torch
+
+from torchrl_vla.evaluation import Recorder, evaluate, write_video
 from torchrl_vla.recipes import EnvironmentName, load_actor, make_environment
 
 
@@ -16,7 +18,7 @@ class Evaluate:
     policy: Path
     """Folder that ``train`` wrote."""
     env: EnvironmentName = "tabletop"
-    """Which environment. One that differs from what the policy was trained on raises."""
+    """Which environment; one that means something else than the training data raises."""
     tasks: tuple[str, ...] = ()
     """Its tasks; empty takes the environment's default."""
     episodes: int = 200
@@ -33,9 +35,12 @@ class Evaluate:
     """Seed of the episodes; use another than the demonstrations'."""
     json: Path | None = None
     """Where to write every episode's record."""
+    video: Path | None = None
+    """Where to write a video (.mp4) of the first four episodes; needs the extra
+    `video`, and in MetaWorld --image-size."""
 
     def run(self) -> None:
-        """Evaluate, print the table, and write the JSON."""
+        """Evaluate, print the table, and write what was asked for."""
         env = make_environment(
             self.env,
             tasks=self.tasks,
@@ -47,8 +52,12 @@ class Evaluate:
         actor = load_actor(
             self.policy, metadata=env.metadata, replan_interval=self.replan_interval
         )
-        result = evaluate(env, actor, self.episodes, seed=self.seed)
+        recorder = None if self.video is None else Recorder(min(4, self.episodes))
+        result = evaluate(env, actor, self.episodes, seed=self.seed, recorder=recorder)
         env.close()
         print(result)
         if self.json is not None:
             self.json.write_text(result.to_json())
+        if recorder is not None:
+            rate_hz = env.metadata.control_frequency_hz
+            write_video(self.video, torch.cat(recorder.films), rate_hz=rate_hz)
