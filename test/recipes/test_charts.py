@@ -17,8 +17,8 @@ def test_a_line_has_its_ends_in_the_corners_of_the_plot():
         height=260,
     )
     points = re.search(r'<polyline points="([^"]+)"', svg)[1].split()
-    # Margins: left 56, right 12, top 12, bottom 40; one tenth is half way in log.
-    assert points == ["56.0,12.0", "342.0,116.0", "628.0,220.0"]
+    # Margins: left 72, right 24, top 12, bottom 40; one tenth is half way in log.
+    assert points == ["72.0,12.0", "344.0,116.0", "616.0,220.0"]
 
 
 def test_an_interval_has_its_rate_and_its_ends_to_scale():

@@ -18,7 +18,7 @@ class Evaluate:
     policy: Path
     """Folder that ``train`` wrote."""
     env: EnvironmentName = "tabletop"
-    """Which environment; one that means something else than the training data raises."""
+    """Which environment; one with other conventions than the training data raises."""
     tasks: tuple[str, ...] = ()
     """Its tasks; empty takes the environment's default."""
     episodes: int = 200

@@ -17,10 +17,10 @@ def line_chart(
     width: int = 640,
     height: int = 260,
 ) -> str:
-    """Draw ``(x, y)`` points as a line over a logarithmic y axis, as SVG text.
+    """Draw ``(x, y)`` points as a line, ``x`` from 0 and ``y`` logarithmic, as SVG text.
 
     Args:
-        points: at least two, with increasing ``x`` and ``y > 0``.
+        points: at least two, with increasing ``x >= 0`` and ``y > 0``.
         x_label: what ``x`` counts.
         y_label: what ``y`` measures.
         width: in pixels.
@@ -38,8 +38,8 @@ def line_chart(
             "line_chart: expected at least two points with y > 0, got "
             f"{list(points)[:5]}."
         )
-    left, right, top, bottom = 56, 12, 12, 40
-    x_low, x_high = points[0][0], points[-1][0]
+    left, right, top, bottom = 72, 24, 12, 40
+    x_low, x_high = 0.0, points[-1][0]
     logs = [log10(y) for _, y in points]
     y_low, y_high = min(logs), max(logs)
     y_high = max(y_high, y_low + 1e-3)
