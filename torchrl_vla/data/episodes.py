@@ -79,6 +79,8 @@ def run_episodes(
             longer than ``max_steps``.
         MissingKeyError: the policy writes no action.
     """
+    if not seeds:
+        return
     rows = _Rows(env, seeds)
     data = rows.reset(None)
     while bool((rows.episode >= 0).any()):

@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from tensordict.nn import TensorDictModule, TensorDictModuleBase
+
+from torchrl_vla.data import DemonstrationDataset, collect, episode_seeds
+from torchrl_vla.envs import TabletopEnv
+from torchrl_vla.schema import ExecutionError, validate_vla_tensordict
+
+
+def make_env(num_envs=4, **options):
+    return TabletopEnv(num_envs, image_size=8, seed=0, **options)
+
+
+def collect_from(env, expert, episodes, folder, **options):
+    return collect(env, expert, episodes, folder=folder, progress=False, **options)
+
+
+class OddFails(TensorDictModuleBase):
+    """The expert, which stands still in episodes whose seed is odd."""
+
+    def __init__(self, expert):
+        super().__init__()
+        self.expert = expert
+        self.in_keys = ["episode_seed", *expert.in_keys]
+        self.out_keys = ["action"]
+
+    def forward(self, tensordict):
+        action = self.expert(tensordict.copy())["action"]
+        odd = (tensordict["episode_seed"] % 2 == 1).unsqueeze(-1)
+        away = torch.ones_like(action)  # long steps never come down on a block
+        return tensordict.set("action", torch.where(odd, away, action))
+
+
+def test_frames_are_the_steps_of_the_episodes_in_order(tmp_path):
+    env = make_env()
+    dataset = collect_from(env, env.make_expert(), 5, tmp_path)
+    frames = dataset.frames
+    for index, seed in enumerate(episode_seeds(0, 5)):
+        episode = frames[frames["episode_index"] == index]
+        assert episode["frame_index"].tolist() == list(range(len(episode)))
+        assert (episode["episode_seed"] == seed).all()
+        assert episode["next", "done"].flatten().tolist()[:-1] == [False] * (
+            len(episode) - 1
+        )
+        assert episode["next", "done"][-1]
+        assert episode["next", "success"][-1]
+        # The gripper moves by what was done: a tenth of the action.
+        state, action = episode["observation", "state"], episode["action"]
+        moved = (state[:-1] + 0.1 * action[:-1]).clamp(-1, 1)
+        assert torch.allclose(moved, state[1:], atol=1e-6)
+
+
+def test_the_dataset_does_not_depend_on_how_many_run_side_by_side(tmp_path):
+    datasets = []
+    for num_envs in (1, 3, 8):
+        env = make_env(num_envs)
+        folder = tmp_path / str(num_envs)
+        datasets.append(collect_from(env, env.make_expert(), 5, folder))
+    for other in datasets[1:]:
+        assert (other.frames == datasets[0].frames).all()
+        assert other.metadata == datasets[0].metadata
+
+
+@pytest.mark.parametrize("num_envs", [1, 3])
+def test_failures_are_dropped_and_made_up_for(tmp_path, num_envs):
+    env = make_env(num_envs)
+    dataset = collect_from(env, OddFails(env.make_expert()), 3, tmp_path)
+    seeds = dataset.frames["episode_seed"]
+    kept = [int(seeds[dataset.frames["episode_index"] == i][0]) for i in range(3)]
+    assert kept == [0, 2, 4]
+    assert dataset.num_episodes == 3
+
+
+def test_failures_are_kept_when_asked_for(tmp_path):
+    env = make_env()
+    expert = OddFails(env.make_expert())
+    dataset = collect_from(env, expert, 4, tmp_path, successes_only=False)
+    frames = dataset.frames
+    last = frames[frames["next", "done"].squeeze(-1)]
+    assert last["next", "success"].flatten().tolist() == [True, False, True, False]
+
+
+def test_an_expert_that_fails_too_often_is_given_up(tmp_path):
+    env = make_env()
+    still = TensorDictModule(
+        lambda state: torch.ones_like(state), [("observation", "state")], ["action"]
+    )
+    with pytest.raises(
+        ExecutionError, match="expected 2 successful episodes, got 0 in 5"
+    ):
+        collect_from(env, still, 2, tmp_path / "d", max_attempts=5)
+    assert not (tmp_path / "d").exists()
+
+
+def test_the_intended_action_is_stored_and_the_noisy_one_executed(tmp_path):
+    env = make_env(1)
+    expert = env.make_expert(noise=0.5, seed=0)
+    said = []
+
+    def listen(module, inputs, output):
+        said.append((output["action"].clone(), output["expert_action"].clone()))
+
+    expert.register_forward_hook(listen)
+    frames = collect_from(env, expert, 1, tmp_path, successes_only=False).frames
+    assert torch.equal(frames["action"], torch.cat([intended for _, intended in said]))
+    executed = torch.cat([action for action, _ in said])
+    assert not torch.equal(frames["action"], executed)
+    state = frames["observation", "state"]
+    moved = (state[:-1] + 0.1 * executed[:-1]).clamp(-1, 1)
+    assert torch.allclose(moved, state[1:], atol=1e-6)
+
+
+def test_balanced_gives_as_many_episodes_of_each_instruction(tmp_path):
+    env = make_env(4)
+    dataset = collect_from(env, env.make_expert(), 12, tmp_path, balanced=True)
+    first = dataset.frames[dataset.frames["frame_index"] == 0]
+    ids, counts = first["language_instruction"].unique(return_counts=True)
+    assert set(ids.tolist()) == set(env.instructions.ids.tolist())
+    assert counts.tolist() == [2] * 6
+
+
+def test_balanced_needs_a_multiple_of_the_instructions(tmp_path):
+    env = make_env()
+    with pytest.raises(ValueError, match=r"a multiple of the 6 instructions .* got 7"):
+        collect_from(env, env.make_expert(), 7, tmp_path, balanced=True)
+
+
+def test_statistics_are_those_of_the_stored_frames(tmp_path):
+    env = make_env()
+    dataset = collect_from(env, env.make_expert(), 4, tmp_path)
+    for statistics, key in (
+        (dataset.metadata.action_statistics, "action"),
+        (dataset.metadata.state_statistics, ("observation", "state")),
+    ):
+        values = dataset.frames[key].double()
+        assert statistics.count == len(values)
+        assert torch.allclose(statistics.mean, values.mean(0))
+        assert torch.allclose(statistics.std, values.std(0, correction=0))
+        assert torch.equal(statistics.min, values.min(0).values)
+        assert torch.equal(statistics.max, values.max(0).values)
+
+
+def test_the_metadata_is_the_environments_with_statistics(tmp_path):
+    env = make_env()
+    dataset = collect_from(env, env.make_expert(), 2, tmp_path)
+    dataset.metadata.check_compatible(env.metadata)
+    assert dataset.metadata.dataset_id == env.metadata.dataset_id
+
+
+def test_what_is_stored_is_valid_and_nothing_else(tmp_path):
+    env = make_env()
+    dataset = collect_from(env, env.make_expert(noise=0.1), 2, tmp_path)
+    assert validate_vla_tensordict(dataset.frames.to_tensordict()) == []
+    assert set(dataset.frames.keys(True, True)) == {
+        ("observation", "image"),
+        ("observation", "state"),
+        "language_instruction",
+        "action",
+        "episode_index",
+        "frame_index",
+        "episode_seed",
+        ("next", "reward"),
+        ("next", "done"),
+        ("next", "terminated"),
+        ("next", "truncated"),
+        ("next", "success"),
+    }
+
+
+def test_a_folder_in_use_is_kept_unless_overwriting_is_asked_for(tmp_path):
+    env = make_env()
+    collect_from(env, env.make_expert(), 2, tmp_path)
+    with pytest.raises(FileExistsError, match="expected no dataset at"):
+        collect_from(env, env.make_expert(), 1, tmp_path)
+    assert DemonstrationDataset.from_folder(tmp_path).num_episodes == 2
+    collect_from(env, env.make_expert(), 1, tmp_path, overwrite=True)
+    assert DemonstrationDataset.from_folder(tmp_path).num_episodes == 1
+
+
+def test_no_episodes_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="expected episodes >= 1, got 0"):
+        collect_from(make_env(), None, 0, tmp_path)
+
+
+def test_the_progress_bar_counts_what_is_kept(tmp_path, capsys):
+    env = make_env()
+    collect(env, OddFails(env.make_expert()), 3, folder=tmp_path)
+    assert "3/3" in capsys.readouterr().err.split("\r")[-1]

@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from tensordict import MemoryMappedTensor, TensorDict
+from torchrl.data import SliceSampler
+
+from torchrl_vla.data import DemonstrationDataset
+from torchrl_vla.schema import (
+    FeatureStatistics,
+    InstructionTable,
+    RobotDatasetMetadata,
+    SchemaError,
+)
+from torchrl_vla.transforms import ActionChunkTransform
+
+
+def make_dataset(lengths=(3, 2, 4)):
+    table = InstructionTable(["push", "lift"])
+    episode = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
+    frame = torch.cat([torch.arange(length) for length in lengths])
+    frames = TensorDict(
+        {
+            "observation": {"state": torch.rand(len(frame), 2)},
+            "language_instruction": table.ids[episode % 2],
+            "action": (100.0 * episode + frame).unsqueeze(-1),
+            "episode_index": episode,
+            "frame_index": frame,
+        },
+        [len(frame)],
+    )
+    statistics = FeatureStatistics.from_samples(frames["action"])
+    metadata = RobotDatasetMetadata("made", action_dim=1, action_statistics=statistics)
+    return DemonstrationDataset(frames, metadata, table)
+
+
+def test_a_folder_gives_back_frames_metadata_and_instructions(tmp_path):
+    dataset = make_dataset()
+    loaded = DemonstrationDataset.from_folder(dataset.to_folder(tmp_path / "made"))
+    assert (loaded.frames == dataset.frames).all()
+    assert isinstance(loaded.frames["action"], MemoryMappedTensor)
+    assert loaded.metadata == dataset.metadata
+    assert loaded.instructions.texts == ("push", "lift")
+    assert (len(loaded), loaded.num_episodes) == (9, 3)
+
+
+def test_a_folder_that_was_not_finished_is_refused(tmp_path):
+    folder = make_dataset().to_folder(tmp_path / "made")
+    (folder / "metadata.json").unlink()
+    with pytest.raises(
+        SchemaError, match=r"expected 'metadata\.json' in .*not finished"
+    ):
+        DemonstrationDataset.from_folder(folder)
+
+
+def test_a_folder_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"expected a folder at .*nowhere"):
+        DemonstrationDataset.from_folder(tmp_path / "nowhere")
+
+
+def test_a_folder_in_use_is_kept_unless_overwriting_is_asked_for(tmp_path):
+    folder = make_dataset().to_folder(tmp_path / "made")
+    with pytest.raises(FileExistsError, match=r"or pass overwrite=True"):
+        make_dataset((2,)).to_folder(folder)
+    assert len(DemonstrationDataset.from_folder(folder)) == 9
+    make_dataset((2,)).to_folder(folder, overwrite=True)
+    assert len(DemonstrationDataset.from_folder(folder)) == 2
+
+
+def test_batches_repeat_with_their_seed():
+    batches = [
+        make_dataset().replay_buffer(6, seed=seed).sample()["action"]
+        for seed in (0, 0, 1)
+    ]
+    assert torch.equal(batches[0], batches[1])
+    assert not torch.equal(batches[0], batches[2])
+
+
+def test_samples_are_frames_drawn_evenly():
+    torch.manual_seed(0)
+    buffer = make_dataset().replay_buffer(9000, seed=0)
+    _, counts = buffer.sample()["action"].unique(return_counts=True)
+    assert len(counts) == 9
+    assert counts.min() > 850  # 1000 expected, standard deviation 30
+
+
+def test_another_sampler_and_transform_can_be_given():
+    dataset = make_dataset()
+    buffer = dataset.replay_buffer(
+        4,
+        sampler=SliceSampler(num_slices=2, traj_key="episode_index"),
+        transform=ActionChunkTransform(2, storage=dataset.storage),
+    )
+    sample = buffer.sample()
+    chunk, is_pad = sample["action_chunk"], sample["action_is_pad"]
+    assert torch.equal(chunk[:, 0], sample["action"])
+    ends = torch.tensor([3, 2, 4])[sample["episode_index"]] - 1
+    assert torch.equal(is_pad[:, 1], sample["frame_index"] == ends)
+
+
+def test_a_split_is_by_episode_and_loses_nothing():
+    dataset = make_dataset((1, 2, 3, 4, 5))
+    train, rest = dataset.split(0.6, seed=1)
+    assert (train.num_episodes, rest.num_episodes) == (3, 2)
+    episodes = [set(part.frames["episode_index"].tolist()) for part in (train, rest)]
+    assert episodes[0].isdisjoint(episodes[1])
+    assert len(train) + len(rest) == 15
+    assert train.metadata == dataset.metadata
+    again, _ = dataset.split(0.6, seed=1)
+    assert (again.frames == train.frames).all()
+
+
+def test_chunks_of_a_selection_end_where_the_episodes_do():
+    part = make_dataset().select_episodes(torch.tensor([0, 2]))
+    buffer = part.replay_buffer(
+        4, transform=ActionChunkTransform(3, storage=part.storage)
+    )
+    by_frame = {float(row["action"]): row for row in buffer[:]}
+    assert by_frame[2.0]["action_chunk"].flatten().tolist() == [2.0, 2.0, 2.0]
+    assert by_frame[201.0]["action_chunk"].flatten().tolist() == [201.0, 202.0, 203.0]
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.1, 1.0])
+def test_a_split_with_an_empty_side_is_refused(fraction):
+    with pytest.raises(ValueError, match="leaves episodes on both sides"):
+        make_dataset().split(fraction)
+
+
+def test_a_dataset_prints_episodes_and_frames_of_each_instruction():
+    assert repr(make_dataset()).splitlines() == [
+        "DemonstrationDataset 'made': 3 episodes, 9 frames",
+        " episodes    frames  instruction",
+        "        2         7  push",
+        "        1         2  lift",
+    ]
