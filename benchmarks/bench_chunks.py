@@ -76,7 +76,7 @@ def compare(size: tuple[int, ...], rounds: int, *, ends: bool) -> None:
         name: (f"{peak_bytes(run) / output:.2f}",) for name, run in contestants.items()
     }
     del mine, theirs, chunk, chunks, pads
-    times = time_in_turns(contestants, rounds)
+    times = time_in_turns(contestants, rounds, repeats=5 if rounds > 20 else 1)
     print_rows(title + (", ends" if ends else ""), times, "bare gather", columns)
 
 

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 
 import torch
+from contest import read_quick
 from tensordict import NonTensorStack, TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModule
 from torchrl.envs import InitTracker, TransformedEnv
@@ -85,7 +86,9 @@ def time_replan(executor: Callable, td: TensorDictBase, rows: slice) -> float:
     return (time.perf_counter() - start) / 10 * 1e6
 
 
-def compare(title: str, measure: Callable, in_keys: list, make_td: Callable) -> None:
+def compare(
+    title: str, measure: Callable, in_keys: list, make_td: Callable, rounds: int
+) -> None:
     ours = MultiStepActorWrapper(make_actor(in_keys), n_steps=HORIZON)
     peer = PeerWrapper(make_actor(in_keys), n_steps=HORIZON)
     our_td, peer_td = make_td(), make_td()
@@ -94,7 +97,7 @@ def compare(title: str, measure: Callable, in_keys: list, make_td: Callable) -> 
     with torch.no_grad():
         for _ in range(3):  # warm up, in pairs so that both share the machine's noise
             measure(ours, our_td), measure(peer, peer_td)
-        for _ in range(21):
+        for _ in range(rounds):
             pairs.append((measure(ours, our_td), measure(peer, peer_td)))
     if not torch.equal(ours(our_td)["action"], peer(peer_td)["action"]):
         raise AssertionError(f"{title}: the executors disagree on the action.")
@@ -141,20 +144,23 @@ def executor_bytes(rollout: TensorDictBase) -> int:
 
 
 def main() -> None:
+    quick = read_quick(__doc__)
+    rounds = 1 if quick else 21
     torch.set_num_threads(1)
     ours, peer = check_equal_actions(16)
     print(f"H={HORIZON}, A={ACTION_DIM}, 1 thread; equal actions over 40 steps: yes")
     print(f"{'':<44} {'ours':>10} {'TorchRL':>10} {'unit':<6} ratio min  median  max")
     sizes = executor_bytes(ours), executor_bytes(peer)
     report("executor's bytes per rollout step", [sizes], "B")
-    for batch in (1, 16, 256):
+    for batch in (2,) if quick else (1, 16, 256):
         compare(
             f"serve, B={batch}",
             time_serve,
             IN_KEYS,
             lambda batch=batch: make_observation(batch, "id"),
+            rounds,
         )
-    for batch in (1, 16, 256):
+    for batch in (2,) if quick else (1, 16, 256):
         for name, in_keys, instruction in (
             ("state", IN_KEYS, "id"),
             ("image + text", IN_KEYS_ALL, "text"),
@@ -164,8 +170,9 @@ def main() -> None:
                 lambda executor, td: time_replan(executor, td, slice(None)),
                 in_keys,
                 lambda batch=batch, i=instruction: make_observation(batch, i),
+                rounds,
             )
-    for batch in (16, 256):
+    for batch in (4,) if quick else (16, 256):
         for instruction in ("text", "id"):
             quarter = slice(0, batch // 4)
             compare(
@@ -173,6 +180,7 @@ def main() -> None:
                 lambda executor, td, rows=quarter: time_replan(executor, td, rows),
                 IN_KEYS_ALL,
                 lambda batch=batch, i=instruction: make_observation(batch, i),
+                rounds,
             )
 
 

@@ -14,6 +14,7 @@ import time
 from functools import partial
 
 import torch
+from contest import read_quick
 from tensordict import TensorDict, TensorDictBase
 from torchrl.envs import EnvBase
 from torchrl.envs.custom import ToyVLAEnv as PeerToyVLAEnv
@@ -50,11 +51,12 @@ def time_rollout(env: EnvBase) -> float:
 
 
 def main() -> None:
+    quick = read_quick(__doc__)
     torch.set_num_threads(1)
     state = "observation", "state"
     print(f"ToyVLAEnv, 16 px, 1 thread, {STEPS}-step rollouts; ms per step")
     print(f"{'':<22} {'median':>8}   against no text: min, median, max")
-    for batch, repeats in ((1, 21), (16, 21), (256, 9)):
+    for batch, repeats in ((2, 1),) if quick else ((1, 21), (16, 21), (256, 9)):
         envs = {
             "no text": MuteToyVLAEnv(batch_size=[batch], seed=0),
             "ids": ToyVLAEnv(

@@ -5,8 +5,10 @@
 200,000 frames in episodes of 200, in a memory-mapped storage. Ours draws i.i.d. frames
 and gathers their chunks from the storage. TorchRL's draws slices as long as the chunk
 and chunks each slice, which pads every slice at its end. The bare gather reads random
-frames and their chunks with index tensors that are known beforehand. Every chunk is
-first compared with the index written out; TorchRL's where it is not padded.
+frames and their chunks from the storage with index tensors that are known beforehand;
+"gather in buffer" does the same inside TorchRL's buffer, which is the floor for every
+transform. Every chunk is first compared with the index written out; TorchRL's where
+it is not padded.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from torchrl.data import (
     SliceSampler,
     TensorDictReplayBuffer,
 )
+from torchrl.envs import Transform
 from torchrl.envs.transforms import ActionChunkTransform as PeerTransform
 
 from torchrl_vla.transforms import ActionChunkTransform
@@ -73,8 +76,30 @@ def make_peer(storage: LazyMemmapStorage, batch: int) -> TensorDictReplayBuffer:
     )
 
 
+class KnownGather(Transform):
+    """Gather chunks by a table of all rows."""
+
+    def __init__(self, storage: LazyMemmapStorage) -> None:
+        super().__init__()
+        self.actions = storage[:]["action"].as_subclass(Tensor)
+        self.table = chunk_rows(storage[:])[0]
+
+    def forward(self, data: TensorDict) -> TensorDict:
+        """Write the chunks."""
+        slots = self.table.index_select(0, data["index"])
+        chunk = self.actions.index_select(0, slots.flatten())
+        return data.set("action_chunk", chunk.view(*slots.shape, WIDTH))
+
+
+def make_known(storage: LazyMemmapStorage, batch: int) -> TensorDictReplayBuffer:
+    return TensorDictReplayBuffer(
+        storage=storage, transform=KnownGather(storage), batch_size=batch
+    )
+
+
 def compare(storage: LazyMemmapStorage, batch: int, rounds: int) -> None:
     ours, peer = make_ours(storage, batch), make_peer(storage, batch)
+    floor = make_known(storage, batch)
     chunker = PeerTransform(HORIZON, chunk_key="action_chunk")
     actions = storage[:]["action"].as_subclass(Tensor)
     known = []  # different frames in every call, as a sampler would draw
@@ -93,7 +118,13 @@ def compare(storage: LazyMemmapStorage, batch: int, rounds: int) -> None:
         chunk = actions.index_select(0, slots).view(batch, HORIZON, WIDTH)
         return data.set("action_chunk", chunk)
 
-    samples = {"bare gather": gather(), "ours": ours.sample(), "TorchRL": sample_peer()}
+    contestants = {
+        "bare gather": gather,
+        "gather in buffer": floor.sample,
+        "ours": ours.sample,
+        "TorchRL": sample_peer,
+    }
+    samples = {name: sample() for name, sample in contestants.items()}
     padded = {}
     for name, sample in samples.items():
         slots_of_sample, is_pad = chunk_rows(sample)
@@ -107,7 +138,6 @@ def compare(storage: LazyMemmapStorage, batch: int, rounds: int) -> None:
             padded[name] = sample["action_is_pad"]
             chunk, expected = chunk[~padded[name]], expected[~padded[name]]
         check_equal(f"{name}, chunk", {name: chunk, "truth": expected})
-    contestants = {"bare gather": gather, "ours": ours.sample, "TorchRL": sample_peer}
     times = time_in_turns(contestants, rounds, repeats=5)
     columns = {
         name: (

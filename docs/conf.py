@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
+import pkgutil
+from typing import Any
+
+from sphinx.application import Sphinx
+from sphinx.pycode import ModuleAnalyzer
 from sphinx_gallery.sorting import FileNameSortKey
 
 import torchrl_vla
@@ -11,6 +18,7 @@ author = "The torchrl_vla authors"
 copyright = "2026, The torchrl_vla authors"
 version = release = torchrl_vla.__version__
 
+# No intersphinx: the build needs no network.
 extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
@@ -39,4 +47,63 @@ sphinx_gallery_conf = {
     "show_memory": False,
     "abort_on_example_error": True,
 }
+# The gallery's configuration holds a class, which Sphinx cannot keep between builds.
 suppress_warnings = ["config.cache"]
+
+#: Where links of the repository's own pages lead in the documentation.
+LINKS = {
+    "](docs/images/": "](images/",
+    "](docs/architecture.md)": "](architecture.md)",
+    "](tutorials/)": "](auto_tutorials/index.rst)",
+    "](benchmarks/README.md)": "](benchmarks.md)",
+    "](CONTRIBUTING.md)": "](contributing.md)",
+}
+ALL_MARKER = "<!-- every public name -->"
+
+
+def rewrite_links(app: Sphinx, path: Any, parent: str, content: list[str]) -> None:
+    for link, page in LINKS.items():
+        content[0] = content[0].replace(link, page)
+
+
+def list_public_names(app: Sphinx, docname: str, content: list[str]) -> None:
+    if ALL_MARKER in content[0]:
+        sections = [section(name) for name in public_subpackages()]
+        content[0] = content[0].replace(ALL_MARKER, "\n\n".join(sections))
+
+
+def public_subpackages() -> list[str]:
+    """Those that export something; the command line exports nothing."""
+    names = [module.name for module in pkgutil.iter_modules(torchrl_vla.__path__)]
+    packages = [importlib.import_module(f"torchrl_vla.{name}") for name in names]
+    return [package.__name__ for package in packages if hasattr(package, "__all__")]
+
+
+def section(package_name: str) -> str:
+    package = importlib.import_module(package_name)
+    short = package_name.rpartition(".")[2]
+    lines = [f"## {package_name}\n", f"[{first_line(package)}](api/{short}.md)\n"]
+    for name in package.__all__:
+        link = f"{{py:obj}}`{name} <{package_name}.{name}>`"
+        lines.append(f"- {link}: {describe(package, name)}")
+    return "\n".join(lines)
+
+
+def describe(package: Any, name: str) -> str:
+    value = getattr(package, name)
+    if inspect.isclass(value) or inspect.isroutine(value):
+        return first_line(value)
+    for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+        comments = ModuleAnalyzer.for_module(module.name).find_attr_docs()
+        if ("", name) in comments:
+            return " ".join(comments["", name]).strip()
+    return f"`{value!r}`"
+
+
+def first_line(documented: Any) -> str:
+    return inspect.getdoc(documented).splitlines()[0]
+
+
+def setup(app: Sphinx) -> None:
+    app.connect("include-read", rewrite_links)
+    app.connect("source-read", list_public_names)

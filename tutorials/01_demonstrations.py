@@ -1,12 +1,11 @@
-"""
-Demonstrations
+"""Demonstrations
 ==============
 
 ``expert --> dataset --> buffer``, all of it in robot space.
 
 We record a scripted expert on the tabletop, look at what was written, and sample single
-frames from it. Nothing here is normalized, chunked or tokenized: a dataset keeps what the
-robot saw and did, in its own units, so that every later choice can be made again.
+frames from it. Nothing here is normalized, chunked or tokenized: a dataset keeps what
+the robot saw and did, in its own units, so that every later choice can be made again.
 """
 
 # %%
@@ -17,9 +16,9 @@ robot saw and did, in its own units, so that every later choice can be made agai
 # not the gripper, the state holds the gripper and not the blocks, and the instruction
 # names the block, so a policy needs all three.
 #
-# The expert acts with noise. The noise moves the robot, and the action that is stored is
-# the one that the expert *meant* in that place, so the demonstrations show how to come
-# back from a mistake (DART, Laskey et al., 2017).
+# The expert acts with noise. The noise moves the robot, and the action that is stored
+# is the one that the expert *meant* in that place, so the demonstrations show how to
+# come back from a mistake (DART, Laskey et al., 2017).
 
 import tempfile
 
@@ -33,7 +32,9 @@ from torchrl_vla.schema import SchemaError, validate_vla_tensordict
 env = TabletopEnv(num_envs=32, seed=0)
 expert = env.make_expert(noise=0.3, seed=0)
 folder = tempfile.mkdtemp() + "/reach"
-dataset = collect(env, expert, episodes=60, folder=folder, balanced=True, progress=False)
+dataset = collect(
+    env, expert, episodes=60, folder=folder, balanced=True, progress=False
+)
 print(dataset)
 
 # %%

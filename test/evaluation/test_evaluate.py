@@ -13,7 +13,6 @@ from torchrl_vla.envs import TabletopEnv, ToyVLAEnv
 from torchrl_vla.evaluation import evaluate
 from torchrl_vla.schema import ExecutionError, InstructionTable, MissingKeyError
 
-
 TABLE = InstructionTable(["even", "odd"])
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tensordict import NonTensorData, NonTensorStack, TensorDict
 
@@ -53,14 +53,35 @@ def with_ids(td: TensorDict, table: InstructionTable) -> TensorDict:
     return td.clone().set(INSTRUCTION_KEY, table.encode(td.get(INSTRUCTION_KEY)))
 
 
+@pytest.fixture(params=[1, 2, 3])
+def threads(request):
+    """How many threads share the rows of a matrix product."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@settings(
+    max_examples=15,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(n=st.integers(1, 40), data=st.data())
-@settings(max_examples=25, deadline=None)
-def test_a_row_does_not_depend_on_the_rows_beside_it_to_the_last_bit(n, data):
+def test_a_row_does_not_depend_on_the_rows_beside_it_to_the_last_bit(threads, n, data):
     torch.manual_seed(n)
     net, td = backbone(), batch(n)
     rows = data.draw(st.lists(st.integers(0, n - 1), min_size=1, max_size=20))
     with torch.no_grad():
         assert torch.equal(net(td)[rows], net(td[torch.tensor(rows)]))
+
+
+@pytest.mark.parametrize("n", [1, 7, 8, 9, 10, 11, 12, 17, 33])
+def test_one_row_alone_and_in_a_batch_has_the_same_bits(threads, n):
+    net, td = backbone(), batch(1)
+    with torch.no_grad():
+        alone, many = net(td), net(td[torch.zeros(n, dtype=torch.int64)])
+    assert torch.equal(many, alone.expand(n, -1))
 
 
 def test_ids_and_text_of_one_instruction_are_the_same_to_it():

@@ -72,17 +72,29 @@ def test_a_token_policy_comes_back_with_the_tokenizer_it_was_trained_with(tmp_pa
         assert torch.equal(got[key], expected[key])
 
 
-@pytest.mark.parametrize("other", [tokenizer(high=2.0), tokenizer(bins=6)])
+@pytest.mark.parametrize(
+    "other",
+    [tokenizer(high=2.0), UniformActionTokenizer(5, low=-1.0, high=1.0, action_dim=2)],
+)
 def test_another_tokenizer_is_refused(tmp_path, other):
     policy = TinyTokenVLA(**SMALL, state_dim=4, action_tokenizer=tokenizer())
     policy.to_folder(tmp_path)
     with pytest.raises(
         ValueError,
         match=r"^TinyTokenVLA\.from_folder: expected at argument 'action_tokenizer' "
-        r"what the policy was written with, got another \[.*\]\. With another one the "
-        r"same tokens are other actions\.$",
+        r"what the policy was written with, got another \['high.*\]\. With another one "
+        r"the same tokens are other actions\.$",
     ):
         TinyTokenVLA.from_folder(tmp_path, action_tokenizer=other)
+
+
+def test_a_tokenizer_of_more_tokens_is_refused(tmp_path):
+    policy = TinyTokenVLA(**SMALL, state_dim=4, action_tokenizer=tokenizer())
+    policy.to_folder(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"^TinyTokenVLA\.from_folder: expected .*'action"
+    ):
+        TinyTokenVLA.from_folder(tmp_path, action_tokenizer=tokenizer(bins=6))
 
 
 def test_a_policy_of_another_class_is_refused_by_name(tmp_path):
@@ -161,5 +173,9 @@ def test_weights_that_are_code_are_not_run(tmp_path):
 def test_weights_of_another_size_are_refused(tmp_path):
     tiny().to_folder(tmp_path)
     torch.save(tiny(hidden=8).state_dict(), tmp_path / "weights.pt")
-    with pytest.raises(RuntimeError, match="size mismatch for backbone"):
+    with pytest.raises(
+        ValueError,
+        match=r"^TinyVLA\.from_folder: expected weights of the policy that config"
+        r"\.json describe, got others in .*weights\.pt\. PyTorch says: (.|\n)*size mis",
+    ):
         read_policy(tmp_path, TinyVLA)

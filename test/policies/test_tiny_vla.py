@@ -8,8 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensordict import NonTensorStack, TensorDict
 from tensordict.nn import InteractionType, set_interaction_type
+from torchrl.envs import InitTracker, TransformedEnv
 from torchrl.objectives import ClipPPOLoss
 
+from torchrl_vla.envs import ToyVLAEnv
+from torchrl_vla.execution import MultiStepActorWrapper, select_decisions
 from torchrl_vla.objectives import BCLoss
 from torchrl_vla.policies import TinyTokenVLA, TinyVLA
 from torchrl_vla.schema import InstructionTable, MissingKeyError
@@ -297,6 +300,33 @@ def test_ppo_with_unchanged_weights_has_ratio_one_and_clips_nothing():
     assert torch.equal(out["loss_objective"].flatten(), -td["advantage"].flatten())
     assert (out["clip_fraction"] == 0.0).all()
     assert (out["kl_approx"] == 0.0).all()
+
+
+def test_ppo_has_ratio_one_on_the_decisions_of_a_rollout():
+    table = InstructionTable()
+    env = ToyVLAEnv(
+        A,
+        S,
+        instruction=TEXTS[0],
+        batch_size=[5],
+        max_steps=7,
+        instructions=table,
+        seed=0,
+    )
+    env = TransformedEnv(env, InitTracker())
+    policy = tiny_tokens(instructions=table)
+    executor = MultiStepActorWrapper(policy, replan_interval=3)
+    with torch.no_grad(), set_interaction_type(InteractionType.RANDOM):
+        rollout = env.rollout(20, executor, break_when_any_done=False)
+    decisions = select_decisions(rollout, chunk_size=H)
+    assert len(decisions) == 5 * 8  # steps 0, 3, 6 of two episodes, 0 and 3 of a third
+    decisions["advantage"] = torch.linspace(-2.0, 2.0, 40).unsqueeze(-1)
+    loss = ppo(policy, reduction="none")
+    for minibatch in decisions[torch.randperm(40)].split(9):
+        out = loss(minibatch.copy())
+        expected = -minibatch["advantage"].flatten()
+        assert torch.equal(out["loss_objective"].flatten(), expected)
+        assert (out["clip_fraction"] == 0.0).all()
 
 
 def test_ppo_has_the_policy_gradient():

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from torchrl_vla.transforms.action_windows import window_chunks
+from torchrl_vla.transforms.action_windows import runs, window_chunks
 
 
 def test_a_cut_window_pads_with_the_last_action_before_the_cut():
@@ -30,3 +30,10 @@ def test_gradients_reach_the_actions():
     chunk, is_pad = window_chunks(actions, 2)
     chunk[~is_pad].sum().backward()
     assert actions.grad.flatten().tolist() == [1, 2, 2]
+
+
+def test_runs_are_a_view():
+    actions = torch.arange(8.0).view(4, 2)
+    view = runs(actions, 3)
+    assert view.tolist() == [[0, 1, 2, 3, 4, 5], [2, 3, 4, 5, 6, 7]]
+    assert view.data_ptr() == actions.data_ptr()

@@ -29,3 +29,11 @@ def test_a_frame_that_is_not_stored_raises(episode, frame):
     message = rf"got frame {frame} of episode {episode} at index \[0\]"
     with pytest.raises(MissingKeyError, match=message):
         index.rows(torch.tensor([episode]), torch.tensor([frame]), 2)
+
+
+def test_positions_count_the_frames_in_order_and_rows_where_they_lie():
+    index = EpisodeIndex(torch.tensor([1, 0, 1]), torch.tensor([1, 0, 0]))
+    position, last = index.find(torch.tensor([1, 0]), torch.tensor([0, 0]))
+    assert (position.tolist(), last.tolist()) == ([1, 0], [2, 0])
+    assert index.order.tolist() == [1, 2, 0]
+    assert EpisodeIndex(torch.tensor([0, 0]), torch.tensor([4, 5])).order is None

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tensordict import TensorDict
 from torchrl.data import LazyMemmapStorage, TensorDictReplayBuffer, TensorStorage
 
@@ -64,3 +66,31 @@ def test_the_actions_are_a_view_of_the_storage_and_no_copy():
     gather(stored, 0)
     column = storage[:]["action"]
     assert stored._snapshot.actions.data_ptr() == column.data_ptr()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.integers(1, 6), min_size=1, max_size=4),
+    st.integers(1, 8),
+    st.booleans(),
+)
+def test_runs_are_copied_and_patched_as_if_every_action_were_looked_up(
+    lengths, size, in_order
+):
+    episode = torch.cat([torch.full((n,), i) for i, n in enumerate(lengths)])
+    frame = torch.cat([torch.arange(n) for n in lengths])
+    frames = TensorDict(
+        {
+            "action": torch.stack([episode, frame], -1).float(),
+            "episode_index": episode,
+            "frame_index": frame,
+        },
+        [len(episode)],
+    )
+    stored = make(TensorStorage(frames if in_order else frames.flip(0).clone()))
+    chunk, is_pad = stored.gather(episode, frame, size)
+    for row, (e, f) in enumerate(zip(episode.tolist(), frame.tolist())):
+        last = lengths[e] - 1
+        wanted = [[e, min(f + k, last)] for k in range(size)]
+        assert chunk[row].tolist() == wanted
+        assert is_pad[row].tolist() == [f + k > last for k in range(size)]

@@ -62,7 +62,8 @@ def read_policy(folder: str | Path, cls: type[Policy], **parts: nn.Module) -> Po
 
     Raises:
         FileNotFoundError: the folder holds no complete policy.
-        ValueError: it holds a policy of another class, or a part differs.
+        ValueError: it holds a policy of another class, a part differs, or the weights
+            do not fit.
     """
     folder = Path(folder)
     if not (folder / _CONFIG).is_file():
@@ -85,7 +86,15 @@ def read_policy(folder: str | Path, cls: type[Policy], **parts: nn.Module) -> Po
     for name, part in parts.items():
         _check_part(cls, name, part, weights)
     policy = cls(**arguments, **parts, instructions=table)
-    policy.load_state_dict(weights)
+    try:
+        policy.load_state_dict(weights)
+    except RuntimeError as error:
+        described = [_CONFIG, *(f"argument {name!r}" for name in parts)]
+        raise ValueError(
+            f"{cls.__name__}.from_folder: expected weights of the policy that "
+            f"{' and '.join(described)} describe, got others in {folder / _WEIGHTS}. "
+            f"PyTorch says: {error}"
+        ) from error
     return policy
 
 

@@ -3,7 +3,16 @@
 The library's own suite runs them over every public component; run them over yours.
 """
 
+from torchrl_vla.testing.environments import check_env
+from torchrl_vla.testing.executors import check_executor
 from torchrl_vla.testing.losses import check_loss
 from torchrl_vla.testing.policies import check_policy
+from torchrl_vla.testing.transforms import check_transform
 
-__all__ = ["check_loss", "check_policy"]
+__all__ = [
+    "check_env",
+    "check_executor",
+    "check_loss",
+    "check_policy",
+    "check_transform",
+]

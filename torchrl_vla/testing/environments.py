@@ -47,21 +47,21 @@ def check_env(env: EnvBase, *, max_steps: int | None = None, seed: int = 0) -> N
         ValueError: an episode was over too soon to show anything.
 
     Examples:
-        >>> from torchrl.envs import CountingEnv
-        >>> check_env(CountingEnv())
+        >>> from torchrl.envs import PendulumEnv
+        >>> check_env(PendulumEnv())
         Traceback (most recent call last):
         ...
-        AssertionError: CountingEnv: expected 'episode_seed' among its observations, \
-got ['observation'].
+        AssertionError: PendulumEnv: expected 'episode_seed' among its observations, \
+got [...].
     """
     name = type(env).__name__
-    check_env_specs(env)
     observations = list(env.full_observation_spec.keys(True, True))
     if EPISODE_SEED_KEY not in observations:
         raise AssertionError(
             f"{name}: expected {EPISODE_SEED_KEY!r} among its observations, got "
             f"{sorted(map(str, observations))}."
         )
+    check_env_specs(env)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         seeds = torch.randint(1 << 31, env.batch_size)

@@ -71,8 +71,6 @@ class UniformActionTokenizer(ActionTokenizerBase):
         self.num_bins = num_bins
         self.register_buffer("low", low)
         self.register_buffer("high", high)
-        # The middles of the bins of [0, 1]; decoding is one lookup and one scaling.
-        self.register_buffer("middles", (torch.arange(num_bins) + 0.5) / num_bins)
         self._check_resolution()
 
     def _check_resolution(self) -> None:
@@ -128,6 +126,7 @@ class UniformActionTokenizer(ActionTokenizerBase):
     def decode(self, tokens: Tensor) -> Tensor:
         """Turn bins ``[..., A]`` into their middles."""
         self._check_width(tokens, self.action_dim)
-        self._check_tokens(tokens, 0, self.num_bins)
-        unit = self.middles.index_select(0, tokens.reshape(-1)).view(tokens.shape)
-        return unit.mul_(self.high - self.low).add_(self.low)
+        numbers = tokens.to(self.low.dtype)
+        self._check_tokens(tokens, 0, self.num_bins, numbers=numbers)
+        middles = numbers.add_(0.5).div_(self.num_bins)  # of the bins of [0, 1]
+        return middles.mul_(self.high - self.low).add_(self.low)

@@ -158,9 +158,10 @@ class VocabTailActionTokenizer(ActionTokenizerBase):
         if self.norm_low is not None:
             low = self.norm_low.to(actions.dtype)
             scale = self.norm_high.to(actions.dtype) - low + 1e-8
-            scaled = 2.0 * (actions - low) / scale - 1.0
+            scaled = (actions - low).mul_(2.0).div_(scale).sub_(1.0)
             actions = torch.where(self.norm_mask, scaled, actions)
-        return torch.rsub(self._digitize(actions), self.vocab_size).long()
+        # By way of int32: to it and from it the conversion is vectorized.
+        return torch.rsub(self._digitize(actions).int(), self.vocab_size).long()
 
     def _digitize(self, actions: Tensor) -> Tensor:
         """Return how many edges are at or below each action, in ``[1, num_bins]``.
@@ -173,7 +174,7 @@ class VocabTailActionTokenizer(ActionTokenizerBase):
         actions = actions.to(torch.promote_types(actions.dtype, self.edges.dtype))
         last = self.num_bins - 1
         nearest = (actions * (0.5 * last)).add_(0.5 * last).round_().clamp_(0, last)
-        edge = self.edges.index_select(0, nearest.view(-1).long())
+        edge = self.edges.index_select(0, nearest.view(-1).int())
         return nearest.add_(edge.view(nearest.shape).to(actions.dtype).le_(actions))
 
     def decode(self, tokens: Tensor) -> Tensor:

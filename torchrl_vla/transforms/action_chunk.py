@@ -242,13 +242,14 @@ class ActionChunkTransform(Transform):
             )
 
     def _get(self, tensordict: TensorDictBase, keys: list[NestedKey]) -> list[Tensor]:
-        missing = [key for key in keys if tensordict.get(key, None) is None]
+        leaves = [tensordict.get(key, None) for key in keys]
+        missing = [key for key, leaf in zip(keys, leaves) if leaf is None]
         if missing:
             raise MissingKeyError(
                 f"ActionChunkTransform: expected {keys} in the data, got no {missing}. "
                 f"Available: {sorted(map(str, tensordict.keys(True, True)))}."
             )
-        return [tensordict.get(key) for key in keys]
+        return leaves
 
     # In an environment there is no future to build a target from.
 

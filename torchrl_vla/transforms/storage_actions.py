@@ -133,7 +133,7 @@ def _copy_runs(actions: Tensor, position: Tensor, left: Tensor, size: int) -> Te
     cut = (left < size - 1).nonzero().squeeze(-1)
     rows = _rows(position[cut], left[cut], size)
     patch = actions.index_select(0, rows.flatten())
-    return chunk.index_copy_(0, cut, patch.view(len(cut), -1))
+    return chunk.index_copy_(0, cut, patch.view(len(cut), chunk.shape[1]))
 
 
 def _rows(position: Tensor, left: Tensor, size: int) -> Tensor:

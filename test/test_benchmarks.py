@@ -1,0 +1,84 @@
+"""Every benchmark runs, so that none rots. What it measures decides nothing here."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+FOLDER = Path(__file__).parent.parent / "benchmarks"
+SCRIPTS = sorted(path.name for path in FOLDER.glob("bench_*.py"))
+
+
+@pytest.fixture(autouse=True)
+def _as_a_script(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    threads = torch.get_num_threads()
+    with torch.random.fork_rng():
+        yield
+    torch.set_num_threads(threads)
+    sys.modules.pop("contest", None)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_benchmark_runs_and_prints_a_table_of_ratios(script, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [script, "--quick"])
+    runpy.run_path(str(FOLDER / script), run_name="__main__")
+    lines = capsys.readouterr().out.splitlines()
+    title, head, *rows = [line for line in lines if "[torchrl]" not in line]
+    assert "1 thread" in title
+    assert re.search(r"min,? +median,? +max", head)
+    assert len(rows) >= 4
+    assert all(re.search(r"( +\d+\.\d\d){3}$", row) for row in rows)
+
+
+def test_the_readme_names_every_benchmark():
+    text = (FOLDER / "README.md").read_text()
+    assert [
+        script for script in SCRIPTS if f"python benchmarks/{script}" not in text
+    ] == []
+
+
+def test_contestants_that_disagree_are_not_compared():
+    import contest
+
+    same = {"ours": torch.tensor([1, 2]), "peer": torch.tensor([1, 2])}
+    contest.check_equal("encode", same)
+    with pytest.raises(AssertionError, match="encode: truth and ours disagree"):
+        contest.check_equal("encode", same | {"truth": torch.tensor([1, 3])})
+
+
+def test_contestants_take_turns_after_three_rounds_of_warming_up():
+    import contest
+
+    calls = []
+    times = contest.time_in_turns(
+        {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 2, repeats=2
+    )
+    assert calls == ["a", "a", "b", "b"] * 5
+    assert [len(times["a"]), len(times["b"])] == [2, 2]
+
+
+def test_peak_memory_counts_what_is_held_at_once():
+    import contest
+
+    def hold_two_of_three() -> torch.Tensor:
+        first = torch.zeros(1000)
+        first = first + 1
+        return first + 1
+
+    # Two of three tensors of 4000 bytes, and small change for the constants.
+    assert 8000 <= contest.peak_bytes(hold_two_of_three) < 8100
+
+
+def test_a_row_shows_the_ratios_round_by_round(capsys):
+    import contest
+
+    contest.print_rows("x", {"base": [1.0, 2.0, 4.0], "ours": [2.0, 1.0, 4.0]}, "base")
+    rows = capsys.readouterr().out.splitlines()
+    assert rows[0].split() == ["x", "base", "2.000", "1.00", "1.00", "1.00"]
+    assert rows[1].split() == ["x", "ours", "2.000", "0.50", "1.00", "2.00"]
