@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
+import re
 from typing import Any
 
 from sphinx.application import Sphinx
@@ -96,12 +97,17 @@ def describe(package: Any, name: str) -> str:
     for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
         comments = ModuleAnalyzer.for_module(module.name).find_attr_docs()
         if ("", name) in comments:
-            return " ".join(comments["", name]).strip()
+            return plain(" ".join(comments["", name]).strip())
     return f"`{value!r}`"
 
 
 def first_line(documented: Any) -> str:
-    return inspect.getdoc(documented).splitlines()[0]
+    return plain(inspect.getdoc(documented).splitlines()[0])
+
+
+def plain(text: str) -> str:
+    """Turn roles into code: the line stands in Markdown."""
+    return re.sub(r":\w+:(`[^`]+`)", r"\1", text)
 
 
 def setup(app: Sphinx) -> None:

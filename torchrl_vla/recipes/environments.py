@@ -9,6 +9,7 @@ from torchrl.envs import EnvBase
 
 from torchrl_vla.envs import MetaWorldEnv, TabletopEnv
 
+#: The names that :func:`make_environment` knows.
 EnvironmentName = Literal["tabletop", "metaworld"]
 
 #: Films from behind the table; sees the hand, the objects and the goal.
@@ -30,6 +31,7 @@ class EnvironmentDefaults:
     noise: float
 
 
+#: Tasks and expert noise of each environment, by name.
 ENVIRONMENTS: dict[str, EnvironmentDefaults] = {
     "tabletop": EnvironmentDefaults(tasks=("reach",), noise=0.3),
     "metaworld": EnvironmentDefaults(

@@ -173,7 +173,7 @@ class InstructionTable:
             return NotImplemented
         return self.texts == other.texts
 
-    __hash__ = None  # mutable
+    __hash__ = None  # type: ignore[assignment]  # mutable
 
     def __repr__(self) -> str:
         shown = ", ".join(repr(text) for text in self.texts[:3])

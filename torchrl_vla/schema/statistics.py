@@ -152,4 +152,4 @@ class FeatureStatistics:
             return NotImplemented
         return self.to_dict() == other.to_dict()
 
-    __hash__ = None  # holds tensors
+    __hash__ = None  # type: ignore[assignment]  # holds tensors

@@ -38,6 +38,9 @@ class UniformActionTokenizer(ActionTokenizerBase):
     Source: RT-1 and RT-2 (Brohan et al., 2022 and 2023).
     """
 
+    low: Tensor
+    high: Tensor
+
     def __init__(
         self,
         num_bins: int,

@@ -54,6 +54,9 @@ class VocabTailActionTokenizer(ActionTokenizerBase):
     Source: OpenVLA (Kim et al., 2024, arXiv:2406.09246).
     """
 
+    edges: Tensor
+    actions_of_token: Tensor
+
     def __init__(
         self,
         num_bins: int = 256,

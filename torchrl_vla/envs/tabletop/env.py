@@ -67,7 +67,7 @@ class TabletopEnv(EnvBase):
         >>> step["observation", "image"].shape
         torch.Size([4, 3, 48, 48])
         >>> env.instructions.decode(step["language_instruction"])[0]
-        'reach the blue block'
+        'reach the yellow block'
         >>> expert = env.make_expert()
         >>> env.rollout(40, expert)["next", "reward"].sum().item()
         1.0
