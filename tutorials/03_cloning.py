@@ -83,8 +83,8 @@ for _ in range(steps):
 policy.eval()
 
 plt.figure(figsize=(5, 2.5))
-plt.plot(torch.tensor(losses).unfold(0, 20, 20).mean(-1))
-plt.xlabel("20 steps")
+plt.plot(range(20, steps + 1, 20), torch.tensor(losses).view(-1, 20).mean(-1))
+plt.xlabel("step")
 plt.ylabel("L1, model space")
 plt.tight_layout()
 plt.show()

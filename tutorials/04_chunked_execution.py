@@ -98,8 +98,8 @@ plt.show()
 
 # %%
 # The red dots are decisions, the grey line is the target. The surprise is on the right:
-# asking more often is not always better. This policy starts every plan slowly, and in
-# closed loop the slow start is all that is ever executed.
+# asking more often is not always better. Each plan spreads the way that is left over
+# ``H`` steps, so in closed loop the policy always has ``H`` steps to go.
 
 error = {
     interval: rollout["action"][:, H - 1] - rollout["observation", "state"][:, 0, A:]

@@ -176,6 +176,7 @@ def test_weights_of_another_size_are_refused(tmp_path):
     with pytest.raises(
         ValueError,
         match=r"^TinyVLA\.from_folder: expected weights of the policy that config"
-        r"\.json describe, got others in .*weights\.pt\. PyTorch says: (.|\n)*size mis",
+        r"\.json describe, got others in .*weights\.pt\. PyTorch says: "
+        r"(.|\n)*size mismatch",
     ):
         read_policy(tmp_path, TinyVLA)

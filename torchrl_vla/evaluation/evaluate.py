@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.metadata import version
 
 import torch
+from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
@@ -131,7 +132,7 @@ def _add(
         run.length += 1
 
 
-def _texts(data, table: InstructionTable | None) -> list[str]:  # noqa: ANN001
+def _texts(data: TensorDictBase, table: InstructionTable | None) -> list[str]:
     value = data.get(INSTRUCTION_KEY, None)
     if value is None:
         return [""] * max(1, data.numel())

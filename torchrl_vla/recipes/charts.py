@@ -17,10 +17,10 @@ def line_chart(
     width: int = 640,
     height: int = 260,
 ) -> str:
-    """Draw ``(x, y)`` points as a line, ``x`` from 0 and ``y`` logarithmic, as SVG text.
+    """Draw points as a line, ``x`` from 0 on and ``y`` logarithmic, as SVG text.
 
     Args:
-        points: at least two, with increasing ``x >= 0`` and ``y > 0``.
+        points: ``(x, y)``, at least two, with increasing ``x >= 0`` and ``y > 0``.
         x_label: what ``x`` counts.
         y_label: what ``y`` measures.
         width: in pixels.

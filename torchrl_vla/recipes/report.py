@@ -63,7 +63,8 @@ def write_report(
         f"training never saw.</p>{interval_chart(rows)}"
         + _definitions(meanings)
         + "</section>",
-        f"<section><h2>Success by instruction</h2>{_instruction_table(results)}</section>",
+        "<section><h2>Success by instruction</h2>"
+        f"{_instruction_table(results)}</section>",
     ]
     if len(losses) > 1:
         chart = line_chart(losses, x_label="training step", y_label="loss")

@@ -170,8 +170,9 @@ class TabletopEnv(EnvBase):
         **kwargs: object,
     ) -> TensorDictBase:
         rows = torch.ones(self.batch_size, dtype=torch.bool, device=self.device)
-        if tensordict is not None and "_reset" in tensordict.keys():
-            rows = tensordict.get("_reset").view(self.batch_size)
+        mask = None if tensordict is None else tensordict.get("_reset", None)
+        if mask is not None:
+            rows = mask.view(self.batch_size)
         if episode_seeds is None:
             episode_seeds = torch.randint(
                 1 << 31, self.batch_size, generator=self._generator, device=self.device
