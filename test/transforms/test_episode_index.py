@@ -7,20 +7,20 @@ from torchrl_vla.schema import MissingKeyError
 from torchrl_vla.transforms import EpisodeIndex
 
 
-def test_rows_are_found_in_any_order_and_stop_at_the_episodes_end():
+def test_frames_and_their_episodes_ends_are_found_in_any_order():
     episode = torch.tensor([1, 0, 1, 0, 0])
     frame = torch.tensor([1, 2, 0, 0, 1])
     index = EpisodeIndex(episode, frame)
     assert len(index) == 2
-    rows, is_pad = index.rows(torch.tensor([[0, 1]]), torch.tensor([[1, 0]]), 3)
-    assert rows.tolist() == [[[4, 1, 1], [2, 0, 0]]]
-    assert is_pad.tolist() == [[[False, False, True], [False, False, True]]]
+    position, last = index.find(torch.tensor([[0, 1]]), torch.tensor([[1, 0]]))
+    assert index.order[position].tolist() == [[4, 2]]
+    assert index.order[last].tolist() == [[1, 0]]
 
 
 def test_an_episode_may_have_lost_its_head():
     index = EpisodeIndex(torch.tensor([3, 3]), torch.tensor([7, 8]))
-    rows, _ = index.rows(torch.tensor([3]), torch.tensor([7]), 2)
-    assert rows.tolist() == [[0, 1]]
+    position, last = index.find(torch.tensor([3]), torch.tensor([7]))
+    assert (position.tolist(), last.tolist()) == ([0], [1])
 
 
 @pytest.mark.parametrize(("episode", "frame"), [(3, 6), (3, 9), (2, 7), (4, 0)])
@@ -28,7 +28,7 @@ def test_a_frame_that_is_not_stored_raises(episode, frame):
     index = EpisodeIndex(torch.tensor([3, 3]), torch.tensor([7, 8]))
     message = rf"got frame {frame} of episode {episode} at index \[0\]"
     with pytest.raises(MissingKeyError, match=message):
-        index.rows(torch.tensor([episode]), torch.tensor([frame]), 2)
+        index.find(torch.tensor([episode]), torch.tensor([frame]))
 
 
 def test_positions_count_the_frames_in_order_and_rows_where_they_lie():

@@ -31,9 +31,9 @@ class EpisodeIndex:
         >>> episode = torch.tensor([7, 5, 7, 5, 7])  # rows in any order
         >>> frame = torch.tensor([2, 0, 0, 1, 1])
         >>> index = EpisodeIndex(episode, frame)
-        >>> rows, is_pad = index.rows(torch.tensor([7]), torch.tensor([1]), 3)
-        >>> rows, is_pad
-        (tensor([[4, 0, 0]]), tensor([[False, False,  True]]))
+        >>> position, last = index.find(torch.tensor([7]), torch.tensor([1]))
+        >>> index.order[position], index.order[last]
+        (tensor([4]), tensor([0]))
     """
 
     def __init__(
@@ -91,28 +91,6 @@ class EpisodeIndex:
                 f"{len(self)} episodes: the sample comes from another storage."
             )
         return position, last
-
-    def rows(self, episode: Tensor, frame: Tensor, size: int) -> tuple[Tensor, Tensor]:
-        """Find the rows of ``size`` frames from each given one on.
-
-        Args:
-            episode: int64 ``[*B]``.
-            frame: int64 ``[*B]``.
-            size: ``H``.
-
-        Returns:
-            Rows int64 ``[*B, H]`` and bool ``[*B, H]``, True = past the episode's
-            last frame; there the row is that of the last frame.
-
-        Raises:
-            MissingKeyError: a frame is not in the index.
-        """
-        position, last = self.find(episode, frame)
-        steps = torch.arange(size, device=position.device)
-        rows = position.unsqueeze(-1) + steps
-        is_pad = rows > last.unsqueeze(-1)
-        rows = torch.minimum(rows, last.unsqueeze(-1))
-        return rows if self._order is None else self._order[rows], is_pad
 
 
 def _order(episode: Tensor, frame: Tensor) -> Tensor | None:
