@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from importlib.metadata import version
+
 import pytest
 import torch
 from tensordict import TensorDict
@@ -104,7 +106,7 @@ def test_the_seeds_follow_from_the_seed_of_the_run():
     assert [episode.seed for episode in result.episodes] == episode_seeds(7, 3)
     assert result.provenance["seed"] == 7
     assert result.provenance["deterministic"] is True
-    assert result.provenance["versions"]["torch"] == torch.__version__
+    assert result.provenance["versions"]["torch"] == version("torch")
 
 
 def test_the_result_does_not_depend_on_how_many_run_side_by_side():
