@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import gelu
 
 from torchrl_vla.policies.image_range import check_image_range
 from torchrl_vla.schema import SchemaError
@@ -54,11 +55,13 @@ class KeypointImageEncoder(nn.Module):
         Raises:
             SchemaError: the image is not CHW uint8, or float in ``[0, 1]``.
         """
-        x = torch.relu(self.stem(self._to_float(image)))
-        x = torch.relu(self.mix(x))
+        # GELU, not ReLU: units that die left some trainings, for good, without an eye
+        # for one of the colors.
+        x = gelu(self.stem(self._to_float(image)))
+        x = gelu(self.mix(x))
         scale, shift = self.film(text).unsqueeze(-1).unsqueeze(-1).chunk(2, 1)
-        x = torch.relu(x * (1 + scale) + shift)
-        x = x + torch.relu(self.look(x))
+        x = gelu(x * (1 + scale) + shift)
+        x = x + gelu(self.look(x))
         return torch.cat([_mean_position(self.heat(x)), x.mean((-2, -1))], -1)
 
     def _to_float(self, image: Tensor) -> Tensor:

@@ -39,6 +39,8 @@ class ByteTextEncoder(nn.Module):
         self.second = nn.Conv1d(width, width, 5, padding=2)
         self.attention = nn.Linear(width, 4)
         self.out = nn.Linear(4 * width, dim)
+        # Instructions share most of their words; this spreads their encodings out.
+        self.norm = nn.LayerNorm(dim)
 
     def to_bytes(self, texts: Sequence[str]) -> Tensor:
         """Return the texts' bytes, int64 ``[N, L]``, padded with 256.
@@ -67,4 +69,4 @@ class ByteTextEncoder(nn.Module):
         x = x.transpose(1, 2)  # [N, L, width]
         scores = self.attention(x).masked_fill(~real.transpose(1, 2), -torch.inf)
         pooled = scores.softmax(1).transpose(1, 2) @ x  # [N, heads, width]
-        return self.out(pooled.flatten(1))
+        return self.norm(self.out(pooled.flatten(1)))
