@@ -5,8 +5,12 @@ import torch
 from tensordict.nn import TensorDictModule, TensorDictModuleBase
 
 from torchrl_vla.data import DemonstrationDataset, collect, episode_seeds
-from torchrl_vla.envs import TabletopEnv
-from torchrl_vla.schema import ExecutionError, validate_vla_tensordict
+from torchrl_vla.envs import TabletopEnv, ToyVLAEnv
+from torchrl_vla.schema import (
+    ExecutionError,
+    MissingKeyError,
+    validate_vla_tensordict,
+)
 
 
 def make_env(num_envs=4, **options):
@@ -177,6 +181,27 @@ def test_a_folder_in_use_is_kept_unless_overwriting_is_asked_for(tmp_path):
     assert DemonstrationDataset.from_folder(tmp_path).num_episodes == 2
     collect_from(env, env.make_expert(), 1, tmp_path, overwrite=True)
     assert DemonstrationDataset.from_folder(tmp_path).num_episodes == 1
+
+
+def chase():
+    return TensorDictModule(
+        lambda state: state[..., 2:], [("observation", "state")], ["action"]
+    )
+
+
+@pytest.mark.parametrize("batch_size", [[], [3]])
+def test_text_is_stored_as_ids_of_the_instructions(tmp_path, batch_size):
+    env = ToyVLAEnv(2, 4, success_steps=2, batch_size=batch_size, instruction="follow")
+    dataset = collect_from(env, chase(), 2, tmp_path)
+    ids = dataset.frames["language_instruction"]
+    assert dataset.instructions.decode(ids) == ["follow"] * len(dataset)
+    assert "follow" in repr(dataset)
+
+
+def test_an_environment_that_tells_no_success_is_refused(tmp_path):
+    env = ToyVLAEnv(2, 4, max_steps=3, batch_size=[2])
+    with pytest.raises(MissingKeyError, match=r"none of \[\('next', 'success'\)\]"):
+        collect_from(env, chase(), 2, tmp_path)
 
 
 def test_no_episodes_are_refused(tmp_path):

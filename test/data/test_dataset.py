@@ -67,6 +67,23 @@ def test_a_folder_in_use_is_kept_unless_overwriting_is_asked_for(tmp_path):
     assert len(DemonstrationDataset.from_folder(folder)) == 2
 
 
+def test_a_part_can_replace_the_folder_that_it_was_read_from(tmp_path):
+    folder = make_dataset().to_folder(tmp_path / "made")
+    part = DemonstrationDataset.from_folder(folder).select_episodes(torch.tensor([2]))
+    expected = part.frames.clone()
+    part.to_folder(folder, overwrite=True)
+    assert (DemonstrationDataset.from_folder(folder).frames == expected).all()
+
+
+def test_columns_of_the_old_dataset_do_not_survive_overwriting(tmp_path):
+    folder = make_dataset().to_folder(tmp_path / "made")
+    narrow = make_dataset((2,))
+    narrow.frames = narrow.frames.exclude("observation")
+    narrow.to_folder(folder, overwrite=True)
+    keys = set(DemonstrationDataset.from_folder(folder).frames.keys(True))
+    assert keys == set(narrow.frames.keys(True))
+
+
 def test_batches_repeat_with_their_seed():
     batches = [
         make_dataset().replay_buffer(6, seed=seed).sample()["action"]

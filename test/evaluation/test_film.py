@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import struct
+import sys
 import zlib
 
 import av
@@ -15,6 +16,7 @@ from torchrl_vla.evaluation import (
     write_png,
     write_video,
 )
+from torchrl_vla.schema import MissingExtraError
 
 
 def read_png(data):
@@ -102,3 +104,30 @@ def test_a_video_has_the_frames_the_size_and_the_rate(tmp_path):
 def test_what_is_no_film_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"expected uint8 \[T, 3, h, w\], got torch"):
         write_video(tmp_path / "x.mp4", torch.zeros(3, 4, 4, dtype=torch.uint8))
+
+
+def test_a_video_of_odd_size_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"an even height and width, got \(15, 16\)"):
+        write_video(tmp_path / "x.mp4", torch.zeros(1, 3, 15, 16, dtype=torch.uint8))
+
+
+def test_a_video_without_its_package_names_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(MissingExtraError, match=r"torchrl-vla\[video\]"):
+        write_video(tmp_path / "x.mp4", gray_film(1, 2))
+
+
+@pytest.mark.parametrize(("films", "columns"), [([], 8), ([gray_film(1)], 1)])
+def test_a_strip_needs_a_film_and_two_columns(films, columns):
+    with pytest.raises(ValueError, match=r"at least one film and columns >= 2, got"):
+        film_strip(films, columns)
+
+
+def test_a_recorder_with_another_picture_shows_that():
+    def camera(env):
+        return env._image
+
+    env, recorder = TabletopEnv(2, image_size=16), Recorder(1, camera)
+    evaluate(env, env.make_expert(), 2, recorder=recorder, progress=False)
+    first = env.reset(episode_seeds=torch.tensor([0, 0]))["observation", "image"][0]
+    assert torch.equal(recorder.films[0][0], first)

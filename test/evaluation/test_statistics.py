@@ -42,6 +42,12 @@ def test_more_confidence_is_a_wider_interval():
     assert wide[0] < narrow[0] < narrow[1] < wide[1]
 
 
+@pytest.mark.parametrize("confidence", [0.0, 1.0, 95.0, math.nan])
+def test_a_confidence_that_is_no_probability_is_refused(confidence):
+    with pytest.raises(ValueError, match=r"expected confidence in \(0, 1\), got"):
+        wilson_interval(1, 2, confidence)
+
+
 @pytest.mark.parametrize("counts", [(1, 0), (3, 2), (-1, 2)])
 def test_impossible_counts_are_refused(counts):
     with pytest.raises(ValueError, match="wilson_interval: expected"):

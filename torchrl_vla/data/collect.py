@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from tensordict import NestedKey, TensorDict
+from tensordict import NestedKey, TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 from torchrl.envs import EnvBase
@@ -28,6 +28,10 @@ from torchrl_vla.schema import (
     SUCCESS_KEY,
     ExecutionError,
     FeatureStatistics,
+    InstructionTable,
+    MissingKeyError,
+    instruction_texts,
+    is_text,
 )
 
 _OUTCOMES = ("reward", "done", "terminated", "truncated", SUCCESS_KEY)
@@ -70,7 +74,9 @@ def collect(
         The dataset, opened from the folder.
 
     Raises:
+        ValueError: ``episodes`` is below 1, or no multiple with ``balanced``.
         ExecutionError: ``max_attempts`` gave too few successes.
+        MissingKeyError: the environment does not write what a dataset holds.
         FileExistsError: the folder has contents and ``overwrite`` is False.
     """
     if episodes < 1:
@@ -146,7 +152,7 @@ def _record(
     frames: dict[int, list[dict[NestedKey, Tensor]]] = {}
     with torch.no_grad():
         for step in run_episodes(env, policy, seeds):
-            columns = _columns(step, seeds)
+            columns = _columns(step, seeds, env.instructions)
             for row, index in enumerate(step.episode.tolist()):
                 if index < 0:
                     continue
@@ -156,21 +162,38 @@ def _record(
                     yield index, _stack(frames.pop(index))
 
 
-def _columns(step: EpisodeStep, seeds: list[int]) -> dict[NestedKey, Tensor]:
+def _columns(
+    step: EpisodeStep, seeds: list[int], table: InstructionTable
+) -> dict[NestedKey, Tensor]:
     """Return what is stored of a step, each ``[N, ...]``."""
     data = step.data.reshape(-1) if step.data.ndim else step.data.unsqueeze(0)
+    _check_keys(data)
     action = data.get(EXPERT_ACTION_KEY, None)
+    instruction = data.get(INSTRUCTION_KEY)
+    if is_text(instruction):
+        texts = instruction_texts(instruction)
+        instruction = table.encode(texts * (data.numel() // len(texts)))
     columns: dict[NestedKey, Tensor] = {
         (OBSERVATION_KEY, *(key if isinstance(key, tuple) else (key,))): value
         for key, value in data.get(OBSERVATION_KEY).items(True, True)
     }
-    columns[INSTRUCTION_KEY] = data.get(INSTRUCTION_KEY)
+    columns[INSTRUCTION_KEY] = instruction
     columns[ACTION_KEY] = data.get(ACTION_KEY) if action is None else action
     columns[FRAME_KEY] = step.frame
     columns[EPISODE_SEED_KEY] = torch.tensor(seeds)[step.episode.clamp_min(0)]
     for key in _OUTCOMES:
         columns["next", key] = data.get(("next", key))
     return {key: value.cpu() for key, value in columns.items()}
+
+
+def _check_keys(data: TensorDictBase) -> None:
+    needed = [OBSERVATION_KEY, INSTRUCTION_KEY, *(("next", key) for key in _OUTCOMES)]
+    missing = [key for key in needed if data.get(key, None) is None]
+    if missing:
+        raise MissingKeyError(
+            f"collect: expected the environment to write {needed}, got none of "
+            f"{missing}. Add them to its observations or its done flags."
+        )
 
 
 def _stack(frames: list[dict[NestedKey, Tensor]]) -> TensorDict:

@@ -67,8 +67,16 @@ def film_strip(films: Sequence[Tensor], columns: int = 8) -> Tensor:
         columns: frames per row; a shorter film repeats its last frame.
 
     Returns:
-        uint8 ``[3, H, W]``, with a line of two white pixels between frames.
+        uint8 ``[3, H, W]``, with a frame of two white pixels around each picture.
+
+    Raises:
+        ValueError: there is no film, or fewer than two columns.
     """
+    if not films or columns < 2:
+        raise ValueError(
+            "film_strip: expected at least one film and columns >= 2, got "
+            f"{len(films)} films and columns={columns}."
+        )
     rows = []
     for film in films:
         last = len(film) - 1
@@ -115,12 +123,17 @@ def write_video(path: Path, film: Tensor, *, rate_hz: float = 10.0) -> Path:
 
     Raises:
         MissingExtraError: PyAV is not installed.
-        ValueError: the film has another dtype or shape.
+        ValueError: the film has another dtype or shape, or an odd height or width.
     """
     if film.dtype != torch.uint8 or film.ndim != 4 or film.shape[1] != 3:
         raise ValueError(
             f"write_video: expected uint8 [T, 3, h, w], got {film.dtype} "
             f"{tuple(film.shape)}."
+        )
+    if film.shape[-2] % 2 or film.shape[-1] % 2:
+        raise ValueError(
+            "write_video: expected an even height and width, got "
+            f"{tuple(film.shape[-2:])}. Pad the film by a pixel."
         )
     av = import_extra("av", "video", "write_video")
     with av.open(str(path), "w") as container:

@@ -32,9 +32,10 @@ class TabletopEnv(EnvBase):
     The smallest task in which vision, language and action all matter. The image shows
     the blocks and not the gripper, the state holds the gripper and not the blocks, and
     only the instruction says which block: a policy that lacks one of the three falls
-    to chance. To reach, stop over the block (an action shorter than one half brings the
-    gripper down); coming down on a wrong block ends the episode, and so does pushing
-    against one, so trying them all does not pay.
+    to chance. (One with a memory can do without the state: it finds out where the
+    gripper is by driving it into a corner.) To reach, stop over the block (an action
+    shorter than one half brings the gripper down); coming down on a wrong block ends
+    the episode, and so does pushing against one, so trying them all does not pay.
     Everything is torch, batched, and on one device.
 
     **Reads** ``action`` float32 ``[N, 2]`` in ``[-1, 1]``: the gripper's displacement,
@@ -94,6 +95,7 @@ class TabletopEnv(EnvBase):
             ("num_envs", num_envs, 1, 1 << 20),
             ("num_blocks", num_blocks, 2, len(PALETTE)),
             ("image_size", image_size, 8, 1024),
+            ("max_steps", 1 if max_steps is None else max_steps, 1, 1 << 20),
         ):
             if not low <= value <= high:
                 raise ValueError(
@@ -176,6 +178,15 @@ class TabletopEnv(EnvBase):
         if episode_seeds is None:
             episode_seeds = torch.randint(
                 1 << 31, self.batch_size, generator=self._generator, device=self.device
+            )
+        elif (
+            episode_seeds.dtype != torch.int64 or episode_seeds.shape != self.batch_size
+        ):
+            raise ValueError(
+                "TabletopEnv: expected episode_seeds int64 "
+                f"{list(self.batch_size)}, got {episode_seeds.dtype} "
+                f"{list(episode_seeds.shape)}. Pass one seed per row; rows that are "
+                "not reset ignore theirs."
             )
         share = self.tasks.count("push") / len(self.tasks)
         fresh = Scene.from_seeds(episode_seeds, self.num_blocks, share)
