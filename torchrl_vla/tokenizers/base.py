@@ -47,22 +47,19 @@ class ActionTokenizerBase(nn.Module, ABC):
                 "produced it; it has no token."
             )
 
-    def _check_tokens(
-        self, tokens: Tensor, low: int, high: int, *, numbers: Tensor | None = None
-    ) -> None:
-        """Refuse tokens outside ``[low, high)``.
-
-        ``numbers`` are the tokens as float32, where those are at hand: cheaper to look
-        through, and as good for bounds that float32 can hold.
-        """
+    def _check_dtype(self, tokens: Tensor) -> None:
         if tokens.dtype != torch.int64:
             raise TokenError(
                 f"{type(self).__name__}.decode: expected int64 tokens, got "
                 f"{tokens.dtype}. Convert them with .long()."
             )
+
+    def _check_tokens(self, tokens: Tensor, low: int, high: int) -> None:
+        """Refuse tokens outside ``[low, high)``."""
+        self._check_dtype(tokens)
         if not tokens.numel():
             return
-        smallest, largest = torch.aminmax(tokens if numbers is None else numbers)
+        smallest, largest = torch.aminmax(tokens)
         if torch.compiler.is_compiling() or tokens.is_cuda:
             ours = (smallest >= low) & (largest < high)
             torch._assert_async(

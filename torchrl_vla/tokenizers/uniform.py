@@ -129,7 +129,16 @@ class UniformActionTokenizer(ActionTokenizerBase):
     def decode(self, tokens: Tensor) -> Tensor:
         """Turn bins ``[..., A]`` into their middles."""
         self._check_width(tokens, self.action_dim)
-        numbers = tokens.to(self.low.dtype)
-        self._check_tokens(tokens, 0, self.num_bins, numbers=numbers)
-        middles = numbers.add_(0.5).div_(self.num_bins)  # of the bins of [0, 1]
+        middles = self._middles_of(tokens)
         return middles.mul_(self.high - self.low).add_(self.low)
+
+    def _middles_of(self, tokens: Tensor) -> Tensor:
+        """Return the middles of the bins of ``[0, 1]``; a lookup checks its index."""
+        self._check_dtype(tokens)
+        table = torch.arange(self.num_bins, dtype=self.low.dtype, device=tokens.device)
+        table = table.add_(0.5).div_(self.num_bins)
+        try:
+            return table.index_select(0, tokens.reshape(-1)).view(tokens.shape)
+        except IndexError:
+            self._check_tokens(tokens, 0, self.num_bins)  # names the foreign one
+            raise
