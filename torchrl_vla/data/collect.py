@@ -14,7 +14,7 @@ from torch import Tensor
 from torchrl.envs import EnvBase
 from tqdm import tqdm
 
-from torchrl_vla.data.dataset import DemonstrationDataset
+from torchrl_vla.data.dataset import DemonstrationDataset, check_folder_is_free
 from torchrl_vla.data.episodes import EpisodeStep, episode_seeds, run_episodes
 from torchrl_vla.schema import (
     ACTION_KEY,
@@ -87,12 +87,8 @@ def collect(
             f"{len(env.instructions)} instructions with balanced=True, got {episodes}."
         )
     folder = Path(folder)
-    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
-        raise FileExistsError(
-            f"collect: expected no dataset at {str(folder)!r}, got "
-            f"{sorted(path.name for path in folder.iterdir())}. Choose another folder, "
-            "or pass overwrite=True."
-        )
+    if not overwrite:
+        check_folder_is_free(folder, "collect")  # now, not after all the episodes
     limit = 4 * episodes if max_attempts is None else max_attempts
     groups = len(env.instructions) if balanced else 1
     kept: list[TensorDict] = []

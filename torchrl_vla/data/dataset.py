@@ -21,6 +21,20 @@ from torchrl_vla.schema import (
 _METADATA, _INSTRUCTIONS, _FRAMES = "metadata.json", "instructions.json", "frames"
 
 
+def check_folder_is_free(folder: Path, owner: str) -> None:
+    """Refuse a folder that has contents; one that is not there is free.
+
+    Raises:
+        FileExistsError: it has contents; lists them.
+    """
+    if folder.is_dir() and any(folder.iterdir()):
+        raise FileExistsError(
+            f"{owner}: expected no dataset at {str(folder)!r}, got "
+            f"{sorted(path.name for path in folder.iterdir())}. Choose another folder, "
+            "or pass overwrite=True."
+        )
+
+
 class DemonstrationDataset:
     """Frames of demonstrations, memory-mapped, with what their numbers mean.
 
@@ -92,12 +106,8 @@ class DemonstrationDataset:
             FileExistsError: the folder has contents and ``overwrite`` is False.
         """
         folder = Path(folder)
-        if folder.is_dir() and any(folder.iterdir()) and not overwrite:
-            raise FileExistsError(
-                f"DemonstrationDataset: expected no dataset at {str(folder)!r}, got "
-                f"{sorted(path.name for path in folder.iterdir())}. Choose another "
-                "folder, or pass overwrite=True."
-            )
+        if not overwrite:
+            check_folder_is_free(folder, "DemonstrationDataset")
         folder.mkdir(parents=True, exist_ok=True)
         (folder / _METADATA).unlink(missing_ok=True)
         self.frames.memmap(str(folder / _FRAMES), copy_existing=True)

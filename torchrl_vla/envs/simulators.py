@@ -81,10 +81,13 @@ class SimulatorGroup:
         Where the simulators say instructions, also ``language_instruction``: texts, in
         an array of objects.
         """
-        raw = [self._envs[row].reset(seed=seed)[0] for row, seed in zip(rows, seeds)]
-        out = self._stack(rows, [self._map(row, o) for row, o in zip(rows, raw)])
+        seen = [
+            self._observe(self._envs[row].reset(seed=seed)[0])
+            for row, seed in zip(rows, seeds)
+        ]
+        out = self._stack(rows, [self._map(row, s) for row, s in zip(rows, seen)])
         if self._layouts[rows[0]].says_instruction:
-            texts = [self._observe(observation)["instruction"] for observation in raw]
+            texts = [observation["instruction"] for observation in seen]
             out[INSTRUCTION_KEY] = np.array(texts, dtype=object)
         return out
 
@@ -99,7 +102,7 @@ class SimulatorGroup:
             raw, reward[i], terminated[i], truncated[i], info = self._envs[row].step(
                 actions[i]
             )
-            observations.append(self._map(row, raw))
+            observations.append(self._map(row, self._observe(raw)))
             success[i] = self._success(row, info)
         self._check_finite("reward", rows, reward)
         return {
@@ -140,8 +143,8 @@ class SimulatorGroup:
             self._check_finite(str(STATE_KEY), rows, out[STATE_KEY])
         return out
 
-    def _map(self, row: int, observation: Any) -> Arrays:
-        mapped = self._observe(observation)
+    def _map(self, row: int, mapped: Mapping[str, Any]) -> Arrays:
+        """Return what ``observe`` made of an observation as arrays of the schema."""
         unknown = set(mapped) - {"state", "image", "instruction"}
         if unknown or not {"state", "image"} & set(mapped):
             raise SchemaError(
@@ -184,13 +187,13 @@ class SimulatorGroup:
                 f"environment {row + self._first_row}, got {space}. Wrap the "
                 "environment with gymnasium.wrappers.TransformAction."
             )
-        raw = env.observation_space.sample()
+        mapped = self._observe(env.observation_space.sample())
         return SimulatorLayout(
             str(space.dtype),
             tuple(space.low.astype(float).tolist()),
             tuple(space.high.astype(float).tolist()),
-            _shapes(self._map(row, raw)),
-            "instruction" in self._observe(raw),
+            _shapes(self._map(row, mapped)),
+            "instruction" in mapped,
         )
 
 

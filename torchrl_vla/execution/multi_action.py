@@ -25,7 +25,9 @@ from torchrl_vla.schema import (
     SUCCESS_KEY,
     ExecutionError,
     MissingKeyError,
+    check_positive_int,
 )
+from torchrl_vla.transforms.environment import acts_in_environment
 
 # Carries the chunk from the way in to the way out of one step, in the copy of the
 # tensordict that a step works on: chunk_key itself may be overwritten by the action.
@@ -91,11 +93,8 @@ class MultiAction(Transform):
     ) -> None:
         super().__init__(in_keys_inv=[action_key], out_keys_inv=[chunk_key])
         for name, value in (("chunk_size", chunk_size), ("n_executed", n_executed)):
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise ValueError(
-                    f"MultiAction: expected a positive int at argument {name!r}, got "
-                    f"{value!r}."
-                )
+            if value is not None:
+                check_positive_int("MultiAction", name, value)
         if chunk_size is not None and (n_executed or 1) > chunk_size:
             raise ValueError(
                 f"MultiAction: expected n_executed in 1..chunk_size={chunk_size}, got "
@@ -137,11 +136,7 @@ class MultiAction(Transform):
         return super().forward(tensordict)
 
     def _refuse_to_be_detached(self) -> None:
-        try:
-            env = self.container
-        except ValueError:  # TorchRL's answer when the container is a replay buffer
-            env = None
-        if env is None:
+        if not acts_in_environment(self):
             raise ExecutionError(
                 "MultiAction: expected to be in a TransformedEnv, got called as a "
                 "module or on a replay buffer. Use "

@@ -19,6 +19,7 @@ from torchrl_vla.schema import (
     IS_INIT_KEY,
     ExecutionError,
     MissingKeyError,
+    check_positive_int,
 )
 
 _serials = itertools.count(1)
@@ -105,7 +106,8 @@ class MultiStepActorWrapper(TensorDictModuleBase):
     ) -> None:
         super().__init__()
         for name, value in (("n_steps", n_steps), ("replan_interval", replan_interval)):
-            _check_positive(name, value)
+            if value is not None:
+                check_positive_int("MultiStepActorWrapper", name, value)
         if n_steps is not None and replan_interval is not None:
             _check_interval(replan_interval, n_steps, ValueError)
         self.actor = actor
@@ -293,14 +295,6 @@ def _find_chunk_key(
             "chunk [*B, H, A] with chunk_key=..."
         )
     return found[0]
-
-
-def _check_positive(name: str, value: int | None) -> None:
-    if value is not None and (not isinstance(value, int) or value < 1):
-        raise ValueError(
-            f"MultiStepActorWrapper: expected a positive int at argument {name!r}, got "
-            f"{value!r}."
-        )
 
 
 def _check_interval(interval: int, length: int, error: type[Exception]) -> None:

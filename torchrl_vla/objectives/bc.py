@@ -10,7 +10,11 @@ from tensordict.nn import TensorDictModuleBase, TensorDictParams, dispatch
 from torch import Tensor
 from torchrl.objectives import BCLoss as _TorchRLBCLoss
 
-from torchrl_vla.objectives.padding import read_pad_mask, read_target
+from torchrl_vla.objectives.padding import (
+    OptionalPadMask,
+    read_pad_mask,
+    read_target,
+)
 from torchrl_vla.schema import (
     ACTION_CHUNK_KEY,
     ACTION_IS_PAD_KEY,
@@ -19,7 +23,7 @@ from torchrl_vla.schema import (
 )
 
 
-class BCLoss(_TorchRLBCLoss):
+class BCLoss(OptionalPadMask, _TorchRLBCLoss):
     """Compare a policy's chunk with the expert's wherever the episode goes on.
 
     TorchRL's loss, made strict: a padding mask that is missing (a misspelt key),
@@ -76,12 +80,6 @@ class BCLoss(_TorchRLBCLoss):
     actor_network: TensorDictModuleBase
     actor_network_params: TensorDictParams
     target_actor_network_params: TensorDictParams
-
-    def set_keys(self, **kwargs: NestedKey | None) -> None:
-        """Name other keys; ``pad_mask=None`` says that nothing is padded."""
-        super().set_keys(**kwargs)
-        if "pad_mask" in kwargs:  # TorchRL reads None as "back to the default"
-            self.tensor_keys.pad_mask = kwargs["pad_mask"]
 
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:

@@ -9,6 +9,20 @@ from torch import Tensor
 from torchrl_vla.schema import MissingKeyError, SchemaError
 
 
+class OptionalPadMask:
+    """Let a loss be told, by ``set_keys(pad_mask=None)``, that nothing is padded.
+
+    For a ``LossModule`` whose tensor keys have a ``pad_mask``; goes before it among the
+    bases.
+    """
+
+    def set_keys(self, **kwargs: NestedKey | None) -> None:
+        """Name other keys; ``pad_mask=None`` says that nothing is padded."""
+        super().set_keys(**kwargs)
+        if "pad_mask" in kwargs:  # TorchRL reads None as "back to the default"
+            self.tensor_keys.pad_mask = kwargs["pad_mask"]
+
+
 def read_target(tensordict: TensorDictBase, key: NestedKey, owner: str) -> Tensor:
     """Return the expert's chunk, or raise naming what the batch holds instead."""
     target = tensordict.get(key, None)

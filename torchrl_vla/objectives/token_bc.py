@@ -9,11 +9,15 @@ from tensordict import NestedKey, TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase, TensorDictParams, dispatch
 from torchrl.objectives import LossModule
 
-from torchrl_vla.objectives.padding import read_pad_mask, read_target
+from torchrl_vla.objectives.padding import (
+    OptionalPadMask,
+    read_pad_mask,
+    read_target,
+)
 from torchrl_vla.schema import ACTION_IS_PAD_KEY, ACTION_TOKENS_KEY, SchemaError
 
 
-class TokenBCLoss(LossModule):
+class TokenBCLoss(OptionalPadMask, LossModule):
     """Make the expert's action tokens more likely wherever the episode goes on.
 
     The mean negative log-likelihood per valid token, what ``BCLoss`` is for a
@@ -87,12 +91,6 @@ class TokenBCLoss(LossModule):
 
     def _forward_value_estimator_keys(self, **kwargs) -> None:
         """Ignore value keys: cloning estimates no value."""
-
-    def set_keys(self, **kwargs: NestedKey | None) -> None:
-        """Name other keys; ``pad_mask=None`` says that nothing is padded."""
-        super().set_keys(**kwargs)
-        if "pad_mask" in kwargs:  # TorchRL reads None as "back to the default"
-            self.tensor_keys.pad_mask = kwargs["pad_mask"]
 
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:

@@ -20,6 +20,7 @@ from torchrl_vla.schema import (
     STATE_KEY,
     MissingKeyError,
     SchemaError,
+    check_positive_int,
 )
 from torchrl_vla.tokenizers import ActionTokenizerBase
 
@@ -54,11 +55,7 @@ class VLAWrapperBase(TensorDictModuleBase, ABC):
     ) -> None:
         super().__init__()
         for name, value in (("action_dim", action_dim), ("chunk_size", chunk_size)):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(
-                    f"{type(self).__name__}: expected a positive int at argument "
-                    f"{name!r}, got {value!r}."
-                )
+            check_positive_int(type(self).__name__, name, value)
         self.action_dim = action_dim
         self.chunk_size = chunk_size
         self.image_key = None if image_key is None else unravel_key(image_key)

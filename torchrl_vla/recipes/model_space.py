@@ -59,8 +59,9 @@ class ModelSpace:
             storage: of the buffer that is sampled; chunks are gathered from it.
         """
         parts = [ActionChunkTransform(chunk_size, storage=storage), self.action_scaling]
-        if self.state_scaling is not None:
-            parts.append(self.state_scaling)
+        state_scaling = self.state_scaling
+        if state_scaling is not None:
+            parts.append(state_scaling)
         return Compose(*parts)
 
     def actor(

@@ -1,5 +1,6 @@
 """Keys, metadata, instructions, checks and errors: what every layer shares."""
 
+from torchrl_vla.schema.arguments import check_positive_int
 from torchrl_vla.schema.conventions import GripperConvention, RotationConvention
 from torchrl_vla.schema.errors import (
     ExecutionError,
@@ -77,6 +78,7 @@ __all__ = [
     "TokenError",
     "UnknownInstructionError",
     "VLAError",
+    "check_positive_int",
     "import_extra",
     "instruction_texts",
     "is_text",

@@ -16,6 +16,7 @@ from torchrl_vla.schema import (
     FRAME_KEY,
     MissingKeyError,
     SchemaError,
+    check_positive_int,
 )
 from torchrl_vla.transforms.action_windows import window_chunks
 from torchrl_vla.transforms.storage_actions import StorageActions
@@ -102,11 +103,7 @@ class ActionChunkTransform(Transform):
         done_key: NestedKey | None = "done",
     ) -> None:
         super().__init__(in_keys=[action_key], out_keys=[chunk_key, pad_key])
-        if not isinstance(chunk_size, int) or chunk_size < 1:
-            raise ValueError(
-                "ActionChunkTransform: expected a positive int at argument "
-                f"'chunk_size', got {chunk_size!r}."
-            )
+        check_positive_int("ActionChunkTransform", "chunk_size", chunk_size)
         self.chunk_size = chunk_size
         self.episode_key = unravel_key(episode_key)
         self.frame_key = unravel_key(frame_key)
