@@ -269,7 +269,7 @@ def test_indices_of_another_shape_than_the_actions_raise():
     frames = make_frames([3])
     frames["frame_index"] = frames["frame_index"].unsqueeze(-1)
     with pytest.raises(
-        SchemaError, match=r"indices \[\*B\] in the storage, got .*3, 1"
+        SchemaError, match=r"indices of one shape \[\*B\] in the storage, got .*3, 1"
     ):
         make_buffer(frames, 2).sample()
 

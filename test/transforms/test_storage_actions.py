@@ -41,9 +41,9 @@ def test_the_index_is_built_once_and_again_after_every_kind_of_write():
     buffer.extend(make_frames(3))
     stored = make(storage)
     assert gather(stored, 2) == ([2, 2], [False, True])
-    first = stored._snapshot
+    first = stored._seen
     assert gather(stored, 1) == ([1, 2], [False, False])
-    assert stored._snapshot is first
+    assert stored._seen is first
     buffer.extend(make_frames(4)[3:])
     assert gather(stored, 2) == ([2, 3], [False, False])
     buffer.set_("action", torch.full((4, 1), 9.0))
@@ -65,7 +65,7 @@ def test_the_actions_are_a_view_of_the_storage_and_no_copy():
     stored = make(storage)
     gather(stored, 0)
     column = storage[:]["action"]
-    assert stored._snapshot.actions.data_ptr() == column.data_ptr()
+    assert stored._actions.data_ptr() == column.data_ptr()
 
 
 @settings(max_examples=60, deadline=None)

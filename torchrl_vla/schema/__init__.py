@@ -3,6 +3,7 @@
 from torchrl_vla.schema.arguments import check_positive_int
 from torchrl_vla.schema.conventions import GripperConvention, RotationConvention
 from torchrl_vla.schema.errors import (
+    ActionBoundaryError,
     ExecutionError,
     IncompatibleMetadataError,
     MetadataError,
@@ -25,11 +26,14 @@ from torchrl_vla.schema.keys import (
     ACTION_KEY,
     ACTION_TOKENS_KEY,
     DECISION_INDEX_KEY,
+    ENVIRONMENT_STATE_KEY,
     EPISODE_KEY,
     EPISODE_SEED_KEY,
     EXECUTED_STEPS_KEY,
     EXPERT_ACTION_KEY,
     FRAME_KEY,
+    HISTORY_IS_PAD_KEY,
+    HISTORY_KEY,
     IMAGE_KEY,
     INSTRUCTION_KEY,
     IS_DECISION_KEY,
@@ -40,6 +44,7 @@ from torchrl_vla.schema.keys import (
     STATE_KEY,
     SUCCESS_KEY,
 )
+from torchrl_vla.schema.lerobot_names import to_canonical, to_lerobot
 from torchrl_vla.schema.metadata import RobotDatasetMetadata
 from torchrl_vla.schema.statistics import FeatureStatistics
 from torchrl_vla.schema.validation import validate_vla_tensordict
@@ -50,11 +55,14 @@ __all__ = [
     "ACTION_KEY",
     "ACTION_TOKENS_KEY",
     "DECISION_INDEX_KEY",
+    "ENVIRONMENT_STATE_KEY",
     "EPISODE_KEY",
     "EPISODE_SEED_KEY",
     "EXECUTED_STEPS_KEY",
     "EXPERT_ACTION_KEY",
     "FRAME_KEY",
+    "HISTORY_IS_PAD_KEY",
+    "HISTORY_KEY",
     "IMAGE_KEY",
     "INSTRUCTION_KEY",
     "IS_DECISION_KEY",
@@ -64,6 +72,7 @@ __all__ = [
     "OBSERVATION_KEY",
     "STATE_KEY",
     "SUCCESS_KEY",
+    "ActionBoundaryError",
     "ExecutionError",
     "FeatureStatistics",
     "GripperConvention",
@@ -82,5 +91,7 @@ __all__ = [
     "import_extra",
     "instruction_texts",
     "is_text",
+    "to_canonical",
+    "to_lerobot",
     "validate_vla_tensordict",
 ]

@@ -31,6 +31,10 @@ class ExecutionError(VLAError, RuntimeError):
     """A chunk executor cannot go on without risking a wrong action."""
 
 
+class ActionBoundaryError(VLAError, ValueError):
+    """A chunk of actions is not what the embodiment takes; none of it was sent."""
+
+
 class MissingExtraError(VLAError, ImportError):
     """An optional package is needed and not installed."""
 

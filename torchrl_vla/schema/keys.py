@@ -13,6 +13,14 @@ key                            dtype     shape            meaning
                                                           ``{camera: image}``
 ``("observation", "state")``   float     ``[*B, S]``      proprioception; names and
                                                           units in the metadata
+``("observation",              float     ``[*B, E]``      simulator state that a
+"environment_state")``                                    camera would not show
+``observation_history``                 ``[*B, T, ...]`` the last ``T`` observations,
+                                                          the oldest first, under the
+                                                          names of ``observation``
+``history_is_pad``             bool      ``[*B, T]``      **True = padded**: before the
+                                                          episode's first frame, which
+                                                          stands in for it
 ``language_instruction``       text,     ``[*B]``         what the robot is told to
                                int64                      do: text at the edges,
                                                           ``InstructionTable`` ids on
@@ -54,6 +62,9 @@ from tensordict import NestedKey
 OBSERVATION_KEY: NestedKey = "observation"
 IMAGE_KEY: NestedKey = ("observation", "image")
 STATE_KEY: NestedKey = ("observation", "state")
+ENVIRONMENT_STATE_KEY: NestedKey = ("observation", "environment_state")
+HISTORY_KEY: NestedKey = "observation_history"
+HISTORY_IS_PAD_KEY: NestedKey = "history_is_pad"
 INSTRUCTION_KEY: NestedKey = "language_instruction"
 
 ACTION_KEY: NestedKey = "action"

@@ -33,11 +33,12 @@ class ActionChunkTransform(Transform):
     its own. A flat sample without a storage raises: the next row of a sample is not
     the next frame.
 
-    Padded slots repeat the episode's last action; mask them by ``action_is_pad``. An
-    episode that is still being written ends, for now, at its last stored frame. Put
-    this transform before those that change the action (``ActionScaling``); since the
-    first action of a chunk must be the frame's own, a wrong order raises. It writes
-    nothing on ``extend``, and in an environment, which has no future, it does nothing.
+    Padded slots repeat the episode's last action (before its start, the first); mask
+    them by ``action_is_pad``. An episode that is still being written ends, for now, at
+    its last stored frame. Put this transform before those that change the action
+    (``ActionScaling``); since the chunk must hold the frame's own action, a wrong order
+    raises. It writes nothing on ``extend``, and in an environment, which has no future,
+    it does nothing.
 
     **Reads** ``action`` float ``[*B, A]``; with a storage also ``episode_index`` and
     ``frame_index`` int64 ``[*B]``; without one, where present, those two and
@@ -50,6 +51,9 @@ class ActionChunkTransform(Transform):
 
     Keyword Args:
         storage: the storage of the buffer that this transform samples from.
+        first_step: the chunk's first action, in steps from the frame. Negative for
+            policies whose target begins in the past, such as LeRobot's Diffusion with
+            its history of observations; needs a storage.
         action_key: one action per frame.
         chunk_key: the target.
         pad_key: the mask, True = padded.
@@ -59,7 +63,8 @@ class ActionChunkTransform(Transform):
             to agree with the indices. None = ignore it.
 
     Raises:
-        ValueError: ``chunk_size < 1``.
+        ValueError: ``chunk_size < 1``, or the chunk does not hold the frame's own
+            action.
         MissingKeyError: a key is missing, or a flat sample comes without a storage.
         SchemaError: the frames of an episode have holes or repeat, shapes disagree,
             or the sampled action is not the stored one.
@@ -95,6 +100,7 @@ class ActionChunkTransform(Transform):
         chunk_size: int,
         *,
         storage: Storage | None = None,
+        first_step: int = 0,
         action_key: NestedKey = ACTION_KEY,
         chunk_key: NestedKey = ACTION_CHUNK_KEY,
         pad_key: NestedKey = ACTION_IS_PAD_KEY,
@@ -104,7 +110,13 @@ class ActionChunkTransform(Transform):
     ) -> None:
         super().__init__(in_keys=[action_key], out_keys=[chunk_key, pad_key])
         check_positive_int("ActionChunkTransform", "chunk_size", chunk_size)
+        if not -chunk_size < first_step <= 0:
+            raise ValueError(
+                f"ActionChunkTransform: expected first_step in {1 - chunk_size} .. 0, "
+                f"so that the chunk holds the frame's own action, got {first_step}."
+            )
         self.chunk_size = chunk_size
+        self.first_step = first_step
         self.episode_key = unravel_key(episode_key)
         self.frame_key = unravel_key(frame_key)
         self.done_key = None if done_key is None else unravel_key(("next", done_key))
@@ -160,9 +172,10 @@ class ActionChunkTransform(Transform):
             episode.to(self.storage.device),
             frame.to(self.storage.device),
             self.chunk_size,
+            self.first_step,
         )
         chunk, is_pad = chunk.to(action.device), is_pad.to(action.device)
-        same = chunk[..., 0, :] == action
+        same = chunk[..., -self.first_step, :] == action
         if not same.all() and not (same | action.isnan()).all():
             raise SchemaError(
                 f"ActionChunkTransform: expected the stored action at "
@@ -175,6 +188,12 @@ class ActionChunkTransform(Transform):
     def _from_windows(
         self, tensordict: TensorDictBase, action: Tensor
     ) -> tuple[Tensor, Tensor]:
+        if self.first_step:
+            raise MissingKeyError(
+                "ActionChunkTransform: expected storage=buffer.storage, which chunks "
+                f"that begin at first_step={self.first_step} are gathered from, got "
+                "none."
+            )
         if action.ndim < 3 and not _is_named_window(tensordict, action):
             keys = [self.episode_key, self.frame_key]
             missing = [key for key in keys if tensordict.get(key, None) is None]

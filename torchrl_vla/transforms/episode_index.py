@@ -77,6 +77,17 @@ class EpisodeIndex:
         Raises:
             MissingKeyError: a frame is not in the index.
         """
+        position, _, last = self.find_span(episode, frame)
+        return position, last
+
+    def find_span(
+        self, episode: Tensor, frame: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Find frames as :meth:`find` does, with their episode's first frame as well.
+
+        Returns:
+            The positions of each frame, of its episode's first and of its last frame.
+        """
         which = torch.searchsorted(self._episodes, episode).clamp_(max=len(self) - 1)
         found = self._table.index_select(0, which.flatten())
         found, offset, start, last = found.view(*episode.shape, 4).unbind(-1)
@@ -90,7 +101,7 @@ class EpisodeIndex:
                 f"{episode[tuple(where)].item()} at index {where}. It is not among the "
                 f"{len(self)} episodes: the sample comes from another storage."
             )
-        return position, last
+        return position, start, last
 
 
 def _order(episode: Tensor, frame: Tensor) -> Tensor | None:

@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
-from tensordict import NestedKey, TensorDictBase, is_tensor_collection
+from tensordict import NestedKey
 from torch import Tensor
-from torchrl.data.replay_buffers import Storage, TensorStorage
+from torchrl.data.replay_buffers import Storage
 
 from torchrl_vla.schema import MissingKeyError, SchemaError
 from torchrl_vla.transforms.action_windows import runs
-from torchrl_vla.transforms.episode_index import EpisodeIndex
-
-
-class _Snapshot(NamedTuple):
-    version: tuple[int, int]
-    index: EpisodeIndex
-    actions: Tensor
+from torchrl_vla.transforms.storage_episodes import Snapshot, StorageEpisodes
 
 
 class StorageActions:
-    """Gather the actions that follow a frame from a storage, by index.
+    """Gather the actions around a frame from a storage, by index.
 
-    The index is a snapshot of the storage: built at first use, built again when the
-    storage has been written since. Its actions are a view, so the gather reads from a
-    memory-mapped file the rows it needs and no others.
+    Its actions are a view, so the gather reads from a memory-mapped file the rows it
+    needs and no others.
 
     Args:
         storage: holds frames in any order and of any number of batch dimensions.
@@ -52,23 +43,38 @@ class StorageActions:
         frame_key: NestedKey,
         done_key: NestedKey | None,
     ) -> None:
-        if not isinstance(storage, TensorStorage):
-            raise TypeError(
-                "ActionChunkTransform: expected a TensorStorage (LazyMemmapStorage, "
-                "LazyTensorStorage) at argument 'storage', got "
-                f"{type(storage).__name__}. Pass the buffer's .storage."
-            )
-        self.storage = storage
-        self._keys = (action_key, episode_key, frame_key)
-        self._done_key = done_key
-        self._snapshot: _Snapshot | None = None
+        self._episodes = StorageEpisodes(
+            storage,
+            owner="ActionChunkTransform",
+            episode_key=episode_key,
+            frame_key=frame_key,
+            done_key=done_key,
+        )
+        self._action_key = action_key
+        self._seen: Snapshot | None = None
+
+    @property
+    def storage(self) -> Storage:
+        """Where the actions are gathered from."""
+        return self._episodes.storage
 
     def gather(
-        self, episode: Tensor, frame: Tensor, size: int
+        self, episode: Tensor, frame: Tensor, size: int, first_step: int = 0
     ) -> tuple[Tensor, Tensor]:
-        """Return actions ``[*B, H, A]`` and is_pad bool ``[*B, H]``."""
-        _, index, actions = self._current()
-        shape = episode.shape
+        """Return actions ``[*B, H, A]`` and is_pad bool ``[*B, H]``.
+
+        Args:
+            episode: int64 ``[*B]``.
+            frame: int64 ``[*B]``.
+            size: ``H``.
+            first_step: where the chunk begins, in steps from the frame.
+        """
+        snapshot, actions = self._current()
+        if first_step:
+            rows, is_pad = snapshot.rows(episode, frame, first_step, size)
+            chunk = actions.index_select(0, rows.flatten())
+            return chunk.view(*rows.shape, actions.shape[-1]), is_pad
+        index, shape = snapshot.index, episode.shape
         position, last = index.find(episode.reshape(-1), frame.reshape(-1))
         left = (last - position).clamp_(max=size - 1)
         in_order = index.order is None and actions.is_contiguous()
@@ -83,47 +89,27 @@ class StorageActions:
         is_pad = beyond.index_select(0, left)
         return chunk.view(*shape, size, actions.shape[-1]), is_pad.view(*shape, size)
 
-    def _current(self) -> _Snapshot:
-        # The revision counts writes of every kind, also by other processes.
-        version = (int(self.storage._mutation_revision), len(self.storage))
-        snapshot = self._snapshot
-        if snapshot is None or snapshot.version != version:
-            snapshot = self._snapshot = self._build(version)
-        return snapshot
+    def _current(self) -> tuple[Snapshot, Tensor]:
+        snapshot = self._episodes.current()
+        if snapshot is not self._seen:
+            self._actions = self._read_actions(snapshot)
+            self._seen = snapshot
+        return snapshot, self._actions
 
-    def _build(self, version: tuple[int, int]) -> _Snapshot:
-        frames = self.storage.get(slice(None))
-        if not is_tensor_collection(frames):
-            raise SchemaError(
-                "ActionChunkTransform: expected a storage of tensordicts, got "
-                f"{type(frames).__name__}."
-            )
-        action, episode, frame = self._columns(frames)
-        done = None if self._done_key is None else frames.get(self._done_key, None)
-        if done is not None:
-            done = _plain(done).reshape(-1)
-        return _Snapshot(
-            version,
-            EpisodeIndex(episode.reshape(-1), frame.reshape(-1), done=done),
-            action.reshape(-1, action.shape[-1]),
-        )
-
-    def _columns(self, frames: TensorDictBase) -> list[Tensor]:
-        missing = [key for key in self._keys if frames.get(key, None) is None]
-        if missing:
+    def _read_actions(self, snapshot: Snapshot) -> Tensor:
+        action = snapshot.frames.get(self._action_key, None)
+        if action is None:
             raise MissingKeyError(
-                f"ActionChunkTransform: expected {list(self._keys)} in the storage, "
-                f"got no {missing}. Available: {sorted(map(str, frames.keys()))}."
+                f"ActionChunkTransform: expected {self._action_key!r} in the storage, "
+                f"got {sorted(map(str, snapshot.frames.keys()))}."
             )
-        columns = [_plain(frames.get(key)) for key in self._keys]
-        action, episode, frame = columns
-        if not action.shape[:-1] == episode.shape == frame.shape:
-            shapes = {key: tuple(c.shape) for key, c in zip(self._keys, columns)}
+        if action.shape[:-1] != snapshot.shape:
             raise SchemaError(
                 "ActionChunkTransform: expected actions [*B, A] and indices [*B] in "
-                f"the storage, got {shapes}."
+                f"the storage, got {tuple(action.shape)} and {tuple(snapshot.shape)}."
             )
-        return columns
+        # A plain view of a memory-mapped tensor: its indexing is cheaper.
+        return action.as_subclass(torch.Tensor).reshape(-1, action.shape[-1])
 
 
 def _copy_runs(actions: Tensor, position: Tensor, left: Tensor, size: int) -> Tensor:
@@ -140,8 +126,3 @@ def _rows(position: Tensor, left: Tensor, size: int) -> Tensor:
     """Return the rows ``[B, H]`` of each chunk; past the end, the last one again."""
     steps = torch.arange(size, device=position.device)
     return position.unsqueeze(-1) + torch.minimum(steps, left.unsqueeze(-1))
-
-
-def _plain(column: Tensor) -> Tensor:
-    """View a memory-mapped tensor as a plain one, whose indexing is cheaper."""
-    return column.as_subclass(torch.Tensor)
