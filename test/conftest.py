@@ -1,18 +1,48 @@
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
 import os
+import platform
 
-import mujoco
 import pytest
 
-from torchrl_vla.envs.mujoco_painter import Painter, RenderingError
-
 SCENE = '<mujoco><worldbody><camera name="eye"/></worldbody></mujoco>'
+
+
+# Nothing in the suite may wait for the Hub.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def _lerobot_lane() -> str:
+    if importlib.util.find_spec("lerobot") is None:
+        return "lerobot: not installed, its tests run in lanes of their own"
+    version = importlib.metadata.version("lerobot")
+    torch = importlib.metadata.version("torch")
+    return f"lerobot: {version} on Python {platform.python_version()}, torch {torch}"
+
+
+def pytest_report_header() -> str:
+    return _lerobot_lane()
+
+
+def pytest_collection_modifyitems(config, items) -> None:
+    """Leave the tests of LeRobot out where it is not installed, and say so."""
+    if importlib.util.find_spec("lerobot") is not None:
+        return
+    left_out = [item for item in items if item.get_closest_marker("lerobot")]
+    if left_out:
+        items[:] = [item for item in items if item not in left_out]
+        config.hook.pytest_deselected(items=left_out)
 
 
 @pytest.fixture(scope="session")
 def opengl():
     """Skip where nothing can draw; fail there if ``TORCHRL_VLA_REQUIRE_GL`` is set."""
+    import mujoco
+
+    from torchrl_vla.envs.mujoco_painter import Painter, RenderingError
+
     model = mujoco.MjModel.from_xml_string(SCENE)
     data = mujoco.MjData(model)
     mujoco.mj_forward(model, data)

@@ -107,6 +107,37 @@ def test_cameras_have_an_entry_each():
     check_env_specs(env)
 
 
+def test_the_environment_s_state_has_an_entry_of_its_own():
+    keys = ObservationKeys(
+        state=("counters",), environment_state=("counters", "picture")
+    )
+    env = make(2, observe=keys)
+    check_env_specs(env)
+    td = act(env, env.reset(episode_seeds=torch.tensor([7, 9])))
+    value = td["observation", "environment_state"]
+    assert value.dtype == torch.float32
+    assert value.shape == (2, 3 + 2 * 4 * 3)
+    assert value[:, :3].tolist() == [[7, 1, 1], [9, 1, 1]]
+    assert env.metadata.state_dim == 3
+
+
+def test_the_environment_s_state_is_enough_of_an_observation():
+    env = make(1, observe=ObservationKeys(environment_state=("counters",)))
+    assert set(env.reset()["observation"].keys()) == {"environment_state"}
+
+
+def test_non_finite_state_of_the_environment_raises():
+    class Diverging(Counter):
+        def observe(self):
+            counters = np.where(self.counters[1] > 0, np.inf, self.counters)
+            return {**super().observe(), "counters": counters}
+
+    keys = ObservationKeys(images="picture", environment_state=("counters",))
+    env = make(1, Diverging, observe=keys)
+    with pytest.raises(SchemaError, match=r"environment_state.*environment 0, got inf"):
+        act(env, env.reset())
+
+
 def test_each_row_has_its_instruction():
     env = make(2, instructions=["count up", "count down"])
     ids = act(env, env.reset())["language_instruction"]
@@ -325,6 +356,10 @@ def test_missing_success_lists_what_info_has():
         (
             lambda raw: {"state": raw["counters"][None]},
             r"a vector at 'state'.*\(1, 3\)",
+        ),
+        (
+            lambda raw: {"environment_state": raw["counters"][None]},
+            r"a vector at 'environment_state'.*\(1, 3\)",
         ),
         (lambda raw: {"pixels": raw["picture"]}, r"'state' and/or 'image'.*'pixels'"),
         (lambda raw: {}, r"'state' and/or 'image'.*\[\]"),

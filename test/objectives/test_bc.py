@@ -254,3 +254,61 @@ def test_the_loss_keeps_its_contract(loss_function):
         batch_size=[4],
     )
     check_loss(BCLoss(policy, loss_function=loss_function), data)
+
+
+def test_dimensions_that_a_robot_lacks_do_not_count():
+    prediction = torch.zeros(2, 1, 2, requires_grad=True)
+    data = TensorDict(
+        prediction=prediction,
+        action_chunk=torch.tensor([[[1.0, torch.nan]], [[3.0, 5.0]]]),
+        action_is_pad=torch.zeros(2, 1, dtype=torch.bool),
+        absent=torch.tensor([[False, True], [False, False]]),
+    )
+    for pad_mask in ("action_is_pad", None):
+        loss = echo_loss(loss_function="l1")
+        loss.set_keys(pad_mask=pad_mask, dim_pad_mask="absent")
+        assert "absent" in loss.in_keys
+        value = loss(data)["loss_bc"]
+        assert value == (1 + 3 + 5) / 3
+        (gradient,) = torch.autograd.grad(value, prediction)
+        torch.testing.assert_close(
+            gradient, torch.tensor([[[-1.0, 0]], [[-1, -1]]]) / 3
+        )
+
+
+def absent_dimensions(mask, key="action_dim_is_pad"):
+    return batch().set(key, mask)
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "message"),
+    [
+        (
+            batch(),
+            MissingKeyError,
+            r"padded dimensions at 'action_dim_is_pad', got none",
+        ),
+        (absent_dimensions(torch.zeros(2, 1)), SchemaError, r"bool \[2, 1\].*float32"),
+        (
+            absent_dimensions(torch.zeros(2, 2, dtype=torch.bool)),
+            SchemaError,
+            r"bool \[2, 1\].*\[2, 2\]",
+        ),
+        (
+            absent_dimensions(torch.tensor([[False], [True]])),
+            SchemaError,
+            "a row that is True",
+        ),
+    ],
+)
+def test_a_mask_of_dimensions_that_cannot_be_one_raises(data, error, message):
+    loss = echo_loss()
+    loss.set_keys(dim_pad_mask="action_dim_is_pad")
+    with pytest.raises(error, match=message):
+        loss(data)
+
+
+def test_padded_dimensions_that_nobody_mentioned_raise():
+    data = absent_dimensions(torch.tensor([[False], [False]]))
+    with pytest.raises(SchemaError, match=r"told of padded dimensions.*set_keys"):
+        echo_loss()(data)

@@ -123,3 +123,21 @@ def test_cloning_tokens_teaches_a_tiny_token_vla():
     assert value < 0.1  # ln 2 for a policy that cannot read
     data["action_is_pad"][:3, 1] = True
     check_loss(loss, data)
+
+
+def test_tokens_of_dimensions_that_a_robot_lacks_do_not_count():
+    data = TensorDict(
+        {
+            "state": torch.zeros(1, 1),
+            "action_tokens": torch.tensor([[[1, 0], [1, 0]]]),
+            "action_is_pad": torch.zeros(1, 2, dtype=torch.bool),
+            "action_dim_is_pad": torch.tensor([[False, True]]),
+        },
+        batch_size=[1],
+    )
+    loss = TokenBCLoss(Biased())
+    with pytest.raises(SchemaError, match=r"told of padded dimensions.*set_keys"):
+        loss(data)
+    loss.set_keys(dim_pad_mask="action_dim_is_pad")
+    assert "action_dim_is_pad" in loss.in_keys
+    torch.testing.assert_close(loss(data)["loss_bc"], torch.tensor(4 / 3).log())

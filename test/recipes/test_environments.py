@@ -1,12 +1,20 @@
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 
-from torchrl_vla.recipes import DEMO_SETTINGS, ENVIRONMENTS, make_environment
+from torchrl_vla.recipes import (
+    DEMO_SETTINGS,
+    ENVIRONMENTS,
+    ExpertEnvironmentName,
+    make_environment,
+)
 
 
-def test_every_known_environment_has_demo_settings():
-    assert set(DEMO_SETTINGS) == set(ENVIRONMENTS)
+def test_every_environment_with_an_expert_has_demo_settings():
+    experts = {name for name, known in ENVIRONMENTS.items() if known.noise is not None}
+    assert set(DEMO_SETTINGS) == experts == set(get_args(ExpertEnvironmentName))
 
 
 def test_every_instruction_gets_as_many_demonstrations():
@@ -37,6 +45,41 @@ def test_metaworld_has_images_of_the_size_that_was_asked_for():
 
 def test_an_unknown_name_is_refused_with_the_known_ones():
     with pytest.raises(
-        ValueError, match=r"expected one of \('tabletop', 'metaworld'\)"
+        ValueError, match=r"expected one of \('tabletop', .*'aloha'\), got 'kitchen'"
     ):
         make_environment("kitchen")
+
+
+def test_pusht_shows_its_picture_and_where_the_block_is():
+    env = make_environment("pusht", num_envs=2, image_size=24, seed=0)
+    td = env.reset()
+    assert td["observation", "image"].shape == (2, 3, 24, 24)
+    assert td["observation", "environment_state"].shape == (2, 16)
+    env.close()
+
+
+def test_aloha_does_the_task_that_was_asked_for():
+    env = make_environment("aloha", tasks=("transfer_cube",), num_envs=1)
+    assert env.metadata.dataset_id == "aloha_transfer_cube"
+    env.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "message"),
+    [
+        (
+            "pusht",
+            {"tasks": ("reach",)},
+            r"one task of \('push-t',\).*got \('reach',\)",
+        ),
+        (
+            "aloha",
+            {"tasks": ("insertion", "transfer_cube")},
+            "one task of .* for 'aloha'",
+        ),
+        ("aloha", {"image_size": 64}, "480 x 640 pixels, got 64"),
+    ],
+)
+def test_what_an_environment_does_not_have_is_refused(name, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        make_environment(name, **kwargs)

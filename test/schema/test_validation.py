@@ -51,6 +51,16 @@ def test_a_time_dimension_is_part_of_the_batch():
         ("language_instruction", NonTensorStack("pick", " "), "with words .* got ' '"),
         ("language_instruction", torch.zeros(2), "text or int64 ids .* torch.float32"),
         ("language_instruction", torch.zeros(2, 1).long(), r"ids \[\*B\] .* \(2, 1\)"),
+        (
+            ("observation", "environment_state"),
+            torch.zeros(2, 3, 4),
+            r"\[\*B, E\] at .*environment_state.* got \(2, 3, 4\)",
+        ),
+        (
+            ("observation", "environment_state"),
+            torch.tensor([[0.0], [torch.nan]]),
+            r"finite values at .*environment_state",
+        ),
         (("observation", "image"), torch.zeros(2, 8, 8, 3), r"got HWC \(2, 8, 8, 3\)"),
         (("observation", "image"), torch.zeros(2, 7, 8, 8), "1, 3 or 4 channels"),
         (("observation", "image"), torch.zeros(2, 8, 8), r"images \[\*B, C, h, w\]"),
@@ -108,6 +118,8 @@ def test_perception_may_be_image_or_state_but_not_neither():
     with pytest.raises(SchemaError, match=r"expected an image at .* or a state at"):
         validate_vla_tensordict(data)
     assert validate_vla_tensordict(data, require_perception=False) == []
+    data["observation", "environment_state"] = torch.zeros(2, 16)
+    assert validate_vla_tensordict(data) == []
 
 
 def test_a_chunk_stands_in_for_the_action():

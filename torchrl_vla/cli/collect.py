@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from torchrl_vla.data import collect
-from torchrl_vla.recipes import ENVIRONMENTS, EnvironmentName, make_environment
+from torchrl_vla.recipes import ENVIRONMENTS, ExpertEnvironmentName, make_environment
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class Collect:
 
     folder: Path
     """Where the dataset is written; must not hold one yet."""
-    env: EnvironmentName = "tabletop"
+    env: ExpertEnvironmentName = "tabletop"
     """Which environment."""
     tasks: tuple[str, ...] = ()
     """Its tasks; empty takes the environment's default."""

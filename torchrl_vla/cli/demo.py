@@ -11,7 +11,7 @@ from torchrl.envs import EnvBase
 from torchrl_vla.envs import RenderingError
 from torchrl_vla.recipes import (
     DEMO_SETTINGS,
-    EnvironmentName,
+    ExpertEnvironmentName,
     make_environment,
     run_demo,
 )
@@ -26,7 +26,7 @@ class Demo:
     What is left out takes the values that the documentation quotes.
     """
 
-    env: EnvironmentName = "tabletop"
+    env: ExpertEnvironmentName = "tabletop"
     """Which environment."""
     folder: Path = Path("runs/demo")
     """Where everything is written; an earlier demo there is replaced."""

@@ -30,7 +30,7 @@ class Evaluate:
     num_envs: int = 32
     """How many environments run side by side; the result does not depend on it."""
     num_workers: int = 0
-    """Processes that share the simulators (MetaWorld)."""
+    """Processes that share the simulators (not the tabletop's)."""
     seed: int = 1
     """Seed of the episodes; use another than the demonstrations'."""
     json: Path | None = None

@@ -23,6 +23,7 @@ from torchrl_vla.envs.simulators import (
 )
 from torchrl_vla.schema import (
     ACTION_KEY,
+    ENVIRONMENT_STATE_KEY,
     EPISODE_SEED_KEY,
     IMAGE_KEY,
     INSTRUCTION_KEY,
@@ -45,6 +46,8 @@ class ObservationKeys:
         state: entries that are flattened and joined, in this order.
         images: entry of the one image, or ``{camera: entry}``.
         instruction: entry with the text of what to do; None where there is none.
+        environment_state: entries that say what a camera would not show, flattened and
+            joined likewise.
 
     Raises:
         MissingKeyError: an observation lacks a declared entry; names what it has.
@@ -58,15 +61,18 @@ class ObservationKeys:
     state: tuple[str, ...] = ()
     images: str | Mapping[str, str] | None = None
     instruction: str | None = None
+    environment_state: tuple[str, ...] = ()
 
     def __call__(self, observation: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the declared ones of ``state``, ``image`` and ``instruction``."""
+        """Return the declared entries under the names of the schema."""
         out: dict[str, Any] = {}
         if self.instruction is not None:
             out["instruction"] = self._get(observation, self.instruction)
-        if self.state:
-            parts = [np.ravel(self._get(observation, name)) for name in self.state]
-            out["state"] = np.concatenate(parts)
+        for vector in ("state", "environment_state"):
+            names = getattr(self, vector)
+            if names:
+                parts = [np.ravel(self._get(observation, name)) for name in names]
+                out[vector] = np.concatenate(parts)
         if isinstance(self.images, str):
             out["image"] = self._get(observation, self.images)
         elif self.images is not None:
@@ -103,6 +109,7 @@ class GymnasiumEnv(EnvBase):
     **Reads** ``action`` float32 ``[N, A]``, in the simulator's units.
 
     **Writes** ``("observation", "state")`` float32 ``[N, S]``;
+    ``("observation", "environment_state")`` float32 ``[N, E]``;
     ``("observation", "image")`` uint8 ``[N, C, h, w]``, or one entry per camera below
     it; ``language_instruction`` int64 ids ``[N]`` of ``env.instructions``;
     ``episode_seed`` int64 ``[N]``; ``success`` bool ``[N, 1]``; ``reward`` float32
@@ -112,9 +119,10 @@ class GymnasiumEnv(EnvBase):
         make_envs: one constructor per row, or one for all with ``num_envs``.
 
     Keyword Args:
-        observe: maps a raw observation to ``{"state": [S], "image": [h, w, C] uint8
-            or {camera: image}, "instruction": text}`` or a part of it: a function, or
-            :class:`ObservationKeys`. The instruction is read at resets only.
+        observe: maps a raw observation to ``{"state": [S], "environment_state": [E],
+            "image": [h, w, C] uint8 or {camera: image}, "instruction": text}`` or a
+            part of it: a function, or :class:`ObservationKeys`. The instruction is
+            read at resets only.
         instructions: what every row is told, or one text per row; where ``observe``
             returns the instruction, every text that it can return.
         success_key: the entry of ``info`` that says whether the task is done.
@@ -235,7 +243,7 @@ class GymnasiumEnv(EnvBase):
             shape = (*batch, *shape)
             spec[key] = (
                 Unbounded(shape, dtype=torch.float32)
-                if key == STATE_KEY
+                if key in (STATE_KEY, ENVIRONMENT_STATE_KEY)
                 else Bounded(low=0, high=255, shape=shape, dtype=torch.uint8)
             )
         spec[INSTRUCTION_KEY] = Unbounded(batch, dtype=torch.int64)

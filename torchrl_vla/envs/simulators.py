@@ -16,6 +16,7 @@ import numpy as np
 from gymnasium.vector.utils import CloudpickleWrapper
 
 from torchrl_vla.schema import (
+    ENVIRONMENT_STATE_KEY,
     IMAGE_KEY,
     INSTRUCTION_KEY,
     STATE_KEY,
@@ -28,6 +29,8 @@ from torchrl_vla.schema import (
 Key = str | tuple[str, ...]
 Arrays = dict[Key, np.ndarray]
 Observe = Callable[[Any], Mapping[str, Any]]
+
+_VECTORS = {"state": STATE_KEY, "environment_state": ENVIRONMENT_STATE_KEY}
 
 
 class SimulationError(VLAError, RuntimeError):
@@ -53,8 +56,9 @@ class SimulatorGroup:
 
     Args:
         make_envs: one constructor per row.
-        observe: maps a raw observation to ``{"state": ..., "image": ...}`` and, where
-            the simulator says what to do, ``"instruction"``.
+        observe: maps a raw observation to a part of ``{"state": ..., "image": ...,
+            "environment_state": ...}`` and, where the simulator says what to do,
+            ``"instruction"``.
         success_key: the entry of ``info`` that says whether the task is done.
         first_row: number of the first row.
     """
@@ -139,28 +143,30 @@ class SimulatorGroup:
                     "environment's space."
                 )
         out = {key: np.stack([o[key] for o in observations]) for key in observations[0]}
-        if STATE_KEY in out:
-            self._check_finite(str(STATE_KEY), rows, out[STATE_KEY])
+        for key in _VECTORS.values():
+            if key in out:
+                self._check_finite(str(key), rows, out[key])
         return out
 
     def _map(self, row: int, mapped: Mapping[str, Any]) -> Arrays:
         """Return what ``observe`` made of an observation as arrays of the schema."""
-        unknown = set(mapped) - {"state", "image", "instruction"}
-        if unknown or not {"state", "image"} & set(mapped):
+        observed = set(mapped) - {"instruction"}
+        if not observed or observed - {"image", *_VECTORS}:
             raise SchemaError(
-                "GymnasiumEnv: expected 'state' and/or 'image', and maybe "
-                "'instruction', from the function at argument 'observe', got "
-                f"{sorted(mapped)}."
+                "GymnasiumEnv: expected 'state' and/or 'image' and/or "
+                "'environment_state', and maybe 'instruction', from the function at "
+                f"argument 'observe', got {sorted(mapped)}."
             )
         out: Arrays = {}
-        if "state" in mapped:
-            out[STATE_KEY] = np.asarray(mapped["state"], dtype=np.float32)
-            if out[STATE_KEY].ndim != 1:
-                raise SchemaError(
-                    f"GymnasiumEnv: expected a vector at 'state' of environment "
-                    f"{row + self._first_row}, got shape {out[STATE_KEY].shape}. "
-                    "Flatten it in observe."
-                )
+        for name, key in _VECTORS.items():
+            if name in mapped:
+                out[key] = np.asarray(mapped[name], dtype=np.float32)
+                if out[key].ndim != 1:
+                    raise SchemaError(
+                        f"GymnasiumEnv: expected a vector at {name!r} of environment "
+                        f"{row + self._first_row}, got shape {out[key].shape}. "
+                        "Flatten it in observe."
+                    )
         images = mapped.get("image")
         if isinstance(images, Mapping):
             for camera, image in images.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from tensordict import NestedKey, TensorDictBase
@@ -12,6 +13,7 @@ from torchrl.objectives import BCLoss as _TorchRLBCLoss
 
 from torchrl_vla.objectives.padding import (
     OptionalPadMask,
+    read_dim_pad_mask,
     read_pad_mask,
     read_target,
 )
@@ -33,7 +35,9 @@ class BCLoss(OptionalPadMask, _TorchRLBCLoss):
     (NaN, too) has no influence on the loss or on any gradient.
 
     **Reads** the policy's ``in_keys``; ``action_chunk`` float ``[*B, H, A]``, the
-    expert's; ``action_is_pad`` bool ``[*B, H]``, True = padded. **Writes**
+    expert's; ``action_is_pad`` bool ``[*B, H]``, True = padded; with
+    ``set_keys(dim_pad_mask="action_dim_is_pad")``, that mask bool ``[*B, A]`` of the
+    dimensions that a row's robot lacks, which then count as padding, too. **Writes**
     ``loss_bc``, a scalar (one number per valid element with ``reduction="none"``).
 
     Args:
@@ -48,7 +52,8 @@ class BCLoss(OptionalPadMask, _TorchRLBCLoss):
         MissingKeyError: the chunk or the mask is not there, or the policy does not
             write the ``action`` key.
         SchemaError: the mask is not a bool ``[*B, H]`` with a False in it, the chunk
-            holds tokens, or prediction and target have different shapes. (Inside
+            holds tokens, the batch has an ``action_dim_is_pad`` that was not named, or
+            prediction and target have different shapes. (Inside
             ``torch.compile`` an all-padded batch gives 0.)
 
     Examples:
@@ -69,10 +74,11 @@ class BCLoss(OptionalPadMask, _TorchRLBCLoss):
 
     @dataclass
     class _AcceptedKeys:
-        """The keys of the expert's chunk and of its padding mask (None: no padding)."""
+        """The keys of the expert's chunk and its padding masks (None: no padding)."""
 
         action: NestedKey = ACTION_CHUNK_KEY
         pad_mask: NestedKey | None = ACTION_IS_PAD_KEY
+        dim_pad_mask: NestedKey | None = None
 
     tensor_keys: _AcceptedKeys
     default_keys = _AcceptedKeys
@@ -80,6 +86,11 @@ class BCLoss(OptionalPadMask, _TorchRLBCLoss):
     actor_network: TensorDictModuleBase
     actor_network_params: TensorDictParams
     target_actor_network_params: TensorDictParams
+
+    def _set_in_keys(self) -> None:
+        super()._set_in_keys()
+        if self.tensor_keys.dim_pad_mask is not None:
+            self._in_keys.append(self.tensor_keys.dim_pad_mask)
 
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
@@ -95,8 +106,25 @@ class BCLoss(OptionalPadMask, _TorchRLBCLoss):
             pad = read_pad_mask(tensordict, pad_key, target, "BCLoss")
             # 0 times the derivative at a NaN is NaN: keep it out of the graph.
             target = torch.where(pad.unsqueeze(-1), 0.0, target)
-            tensordict = tensordict.copy().set(key, target)
-        return super().forward(tensordict)
+        dims = read_dim_pad_mask(
+            tensordict, self.tensor_keys.dim_pad_mask, target, "BCLoss"
+        )
+        if dims is not None:
+            target = torch.where(dims.unsqueeze(-2), 0.0, target)
+        return super().forward(tensordict.copy().set(key, target))
+
+    def _reduce_loss(
+        self,
+        loss: Tensor,
+        tensordict: TensorDictBase,
+        *,
+        mask: Tensor | None = None,
+        **options: Any,
+    ) -> Tensor:
+        if (dim_key := self.tensor_keys.dim_pad_mask) is not None:
+            valid = ~tensordict.get(dim_key).unsqueeze(-2).expand_as(loss)
+            mask = valid if mask is None else valid & mask.unsqueeze(-1)
+        return super()._reduce_loss(loss, tensordict, mask=mask, **options)
 
     def _get_prediction(
         self, tensordict: TensorDictBase, action_expert: Tensor

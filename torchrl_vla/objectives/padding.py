@@ -6,7 +6,7 @@ import torch
 from tensordict import NestedKey, TensorDictBase
 from torch import Tensor
 
-from torchrl_vla.schema import MissingKeyError, SchemaError
+from torchrl_vla.schema import ACTION_DIM_IS_PAD_KEY, MissingKeyError, SchemaError
 
 
 class OptionalPadMask:
@@ -80,6 +80,52 @@ def read_pad_mask(
             f"{list(pad.shape)} that is True (padded) everywhere. Nothing is left to "
             "learn from: the polarity may be inverted, or the chunks lie past the end "
             "of their episodes."
+        )
+    return pad
+
+
+def read_dim_pad_mask(
+    tensordict: TensorDictBase, key: NestedKey | None, target: Tensor, owner: str
+) -> Tensor | None:
+    """Return the mask bool ``[*B, A]`` of dimensions that a row's robot lacks.
+
+    Args:
+        tensordict: the batch.
+        key: where the mask is; None = all dimensions count.
+        target: the expert's chunk ``[*B, H, A]``.
+        owner: the component that asks; opens the error message.
+
+    Raises:
+        MissingKeyError: nothing is at ``key``.
+        SchemaError: the mask is not bool, has another shape, or is True all along a
+            row; or it is in the batch and ``key`` is None.
+    """
+    if key is None:
+        if tensordict.get(ACTION_DIM_IS_PAD_KEY, None) is not None:
+            raise SchemaError(
+                f"{owner}: expected to be told of padded dimensions, got a batch with "
+                f"{ACTION_DIM_IS_PAD_KEY!r}. Call set_keys(dim_pad_mask="
+                f"{ACTION_DIM_IS_PAD_KEY!r}); or exclude it from the batch, if padded "
+                "dimensions shall be learned."
+            )
+        return None
+    pad = tensordict.get(key, None)
+    if pad is None:
+        raise MissingKeyError(
+            f"{owner}: expected a bool mask [*B, A] of padded dimensions at {key!r}, "
+            f"got none. Bool keys in the batch: {_bool_keys(tensordict)}. "
+            "set_keys(dim_pad_mask=None) says that all dimensions count."
+        )
+    shape = (*target.shape[:-2], target.shape[-1])
+    if pad.dtype != torch.bool or pad.shape != shape:
+        raise SchemaError(
+            f"{owner}: expected bool {list(shape)} at {key!r}, one flag per dimension "
+            f"of a chunk {list(target.shape)}, got {pad.dtype} {list(pad.shape)}."
+        )
+    if not torch.compiler.is_compiling() and pad.all(-1).any():
+        raise SchemaError(
+            f"{owner}: expected a valid dimension in each row of {key!r}, got a row "
+            "that is True (padded) everywhere. The polarity may be inverted."
         )
     return pad
 

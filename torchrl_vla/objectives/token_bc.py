@@ -11,6 +11,7 @@ from torchrl.objectives import LossModule
 
 from torchrl_vla.objectives.padding import (
     OptionalPadMask,
+    read_dim_pad_mask,
     read_pad_mask,
     read_target,
 )
@@ -25,8 +26,9 @@ class TokenBCLoss(OptionalPadMask, LossModule):
     runs its sampling, so the expert's tokens are the only ones in the batch.
 
     **Reads** the policy's ``in_keys``; ``action_tokens`` int64 ``[*B, H, A]``, the
-    expert's; ``action_is_pad`` bool ``[*B, H]``, True = padded. **Writes**
-    ``loss_bc``, a scalar.
+    expert's; ``action_is_pad`` bool ``[*B, H]``, True = padded; with
+    ``set_keys(dim_pad_mask="action_dim_is_pad")``, that mask bool ``[*B, A]`` of the
+    dimensions that a row's robot lacks. **Writes** ``loss_bc``, a scalar.
 
     Args:
         actor_network: policy whose ``token_log_probs(tensordict)`` returns the
@@ -34,8 +36,9 @@ class TokenBCLoss(OptionalPadMask, LossModule):
 
     Raises:
         MissingKeyError: the tokens or the mask are not there.
-        SchemaError: the mask is not a bool ``[*B, H]`` with a False in it, or the
-            target holds no int64 tokens.
+        SchemaError: the mask is not a bool ``[*B, H]`` with a False in it, the batch
+            has an ``action_dim_is_pad`` that was not named, or the target holds no
+            int64 tokens.
         TypeError: the policy has no ``token_log_probs``.
 
     Examples:
@@ -57,10 +60,11 @@ class TokenBCLoss(OptionalPadMask, LossModule):
 
     @dataclass
     class _AcceptedKeys:
-        """The keys of the tokens and of their padding mask (None: no padding)."""
+        """The keys of the tokens and of their padding masks (None: no padding)."""
 
         action: NestedKey = ACTION_TOKENS_KEY
         pad_mask: NestedKey | None = ACTION_IS_PAD_KEY
+        dim_pad_mask: NestedKey | None = None
 
     tensor_keys: _AcceptedKeys
     default_keys = _AcceptedKeys
@@ -84,10 +88,9 @@ class TokenBCLoss(OptionalPadMask, LossModule):
     @property
     def in_keys(self) -> list[NestedKey]:
         """What the loss reads."""
-        keys = [self.tensor_keys.action, *self.actor_network.in_keys]
-        if self.tensor_keys.pad_mask is not None:
-            keys.append(self.tensor_keys.pad_mask)
-        return list(dict.fromkeys(keys))
+        masks = [self.tensor_keys.pad_mask, self.tensor_keys.dim_pad_mask]
+        keys = [self.tensor_keys.action, *self.actor_network.in_keys, *masks]
+        return list(dict.fromkeys(key for key in keys if key is not None))
 
     def _forward_value_estimator_keys(self, **kwargs) -> None:
         """Ignore value keys: cloning estimates no value."""
@@ -106,6 +109,10 @@ class TokenBCLoss(OptionalPadMask, LossModule):
         if pad_key is not None:
             pad = read_pad_mask(tensordict, pad_key, tokens, "TokenBCLoss")
             valid = ~pad.unsqueeze(-1).expand_as(tokens)
+        dim_key = self.tensor_keys.dim_pad_mask
+        dims = read_dim_pad_mask(tensordict, dim_key, tokens, "TokenBCLoss")
+        if dims is not None:
+            valid = valid & ~dims.unsqueeze(-2)
         with self.actor_network_params.to_module(
             self.actor_network, preserve_module_state=False
         ):

@@ -6,6 +6,7 @@ from torchrl_vla.recipes.demo import DEMO_SETTINGS, DemoSettings, run_demo
 from torchrl_vla.recipes.environments import (
     ENVIRONMENTS,
     EnvironmentName,
+    ExpertEnvironmentName,
     make_environment,
 )
 from torchrl_vla.recipes.model_space import ModelSpace, RobotSpacePolicy
@@ -16,6 +17,7 @@ __all__ = [
     "ENVIRONMENTS",
     "DemoSettings",
     "EnvironmentName",
+    "ExpertEnvironmentName",
     "ModelSpace",
     "RobotSpacePolicy",
     "TrainingLog",

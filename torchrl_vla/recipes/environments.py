@@ -7,10 +7,19 @@ from typing import Literal, get_args
 
 from torchrl.envs import EnvBase
 
-from torchrl_vla.envs import MetaWorldEnv, TabletopEnv
+from torchrl_vla.envs import (
+    AlohaEnv,
+    AlohaTask,
+    MetaWorldEnv,
+    PushTEnv,
+    TabletopEnv,
+)
 
 #: The names that :func:`make_environment` knows.
-EnvironmentName = Literal["tabletop", "metaworld"]
+EnvironmentName = Literal["tabletop", "metaworld", "pusht", "aloha"]
+
+#: Those of them with a scripted expert: there one can collect, and see the demo.
+ExpertEnvironmentName = Literal["tabletop", "metaworld"]
 
 #: Films from behind the table; sees the hand, the objects and the goal.
 _METAWORLD_CAMERA = "corner2"
@@ -24,11 +33,11 @@ class EnvironmentDefaults:
         tasks: the tasks of the demo.
         noise: standard deviation of the noise on the expert's executed action; the
             intended action is the training target, so that the policy sees how to
-            come back.
+            come back. None = the environment has no expert.
     """
 
     tasks: tuple[str, ...]
-    noise: float
+    noise: float | None = None
 
 
 #: Tasks and expert noise of each environment, by name.
@@ -45,6 +54,8 @@ ENVIRONMENTS: dict[str, EnvironmentDefaults] = {
         ),
         noise=0.1,
     ),
+    "pusht": EnvironmentDefaults(tasks=("push-t",)),
+    "aloha": EnvironmentDefaults(tasks=("insertion",)),
 }
 
 
@@ -60,16 +71,17 @@ def make_environment(
     """Make one of the environments that the command line knows.
 
     Args:
-        name: ``"tabletop"`` or ``"metaworld"``.
-        tasks: of that environment; empty takes its default.
+        name: ``"tabletop"``, ``"metaworld"``, ``"pusht"`` or ``"aloha"``.
+        tasks: of that environment; empty takes its default. PushT has ``"push-t"``
+            and ALOHA ``"insertion"`` or ``"transfer_cube"``, one at a time.
         num_envs: how many run side by side.
-        image_size: side of the images in pixels. None is the tabletop's own size, and
-            no images (state only) in MetaWorld, whose images are drawn in software.
-        num_workers: processes that share MetaWorld's rows; the tabletop needs none.
+        image_size: side of the images in pixels. None is the environment's own size,
+            and no images (state only) in MetaWorld. ALOHA has one size only.
+        num_workers: processes that share the simulators; the tabletop needs none.
         seed: of the episode seeds.
 
     Raises:
-        ValueError: there is no such environment or task.
+        ValueError: there is no such environment, task or image size.
         MissingExtraError: the environment's package is not installed.
 
     Examples:
@@ -82,14 +94,31 @@ def make_environment(
             f"{name!r}."
         )
     tasks = tuple(tasks) or ENVIRONMENTS[name].tasks
+    size = {} if image_size is None else {"image_size": image_size}
     if name == "tabletop":
-        size = {} if image_size is None else {"image_size": image_size}
         return TabletopEnv(num_envs, tasks=tasks, seed=seed, **size)
+    simulators = {"num_envs": num_envs, "num_workers": num_workers, "seed": seed}
+    if name == "pusht":
+        _check_one_task(name, tasks, ENVIRONMENTS[name].tasks)
+        return PushTEnv(environment_state=True, **size, **simulators)
+    if name == "aloha":
+        _check_one_task(name, tasks, get_args(AlohaTask))
+        if image_size is not None:
+            raise ValueError(
+                "make_environment: expected no image_size for 'aloha', whose images "
+                f"have 480 x 640 pixels, got {image_size}."
+            )
+        return AlohaEnv(tasks[0], **simulators)
     return MetaWorldEnv(
         tasks,
-        num_envs=num_envs,
         cameras=() if image_size is None else _METAWORLD_CAMERA,
-        image_size=image_size or 64,
-        num_workers=num_workers,
-        seed=seed,
+        **size,
+        **simulators,
     )
+
+
+def _check_one_task(name: str, tasks: tuple[str, ...], known: tuple[str, ...]) -> None:
+    if len(tasks) != 1 or tasks[0] not in known:
+        raise ValueError(
+            f"make_environment: expected one task of {known} for {name!r}, got {tasks}."
+        )

@@ -22,10 +22,13 @@ from torchrl_vla.schema.instructions import (
 )
 from torchrl_vla.schema.keys import (
     ACTION_CHUNK_KEY,
+    ACTION_DIM_IS_PAD_KEY,
     ACTION_IS_PAD_KEY,
     ACTION_KEY,
     ACTION_TOKENS_KEY,
+    CAMERA_IS_PAD_KEY,
     DECISION_INDEX_KEY,
+    EMBODIMENT_KEY,
     ENVIRONMENT_STATE_KEY,
     EPISODE_KEY,
     EPISODE_SEED_KEY,
@@ -41,6 +44,7 @@ from torchrl_vla.schema.keys import (
     IS_INIT_KEY,
     LOG_PROBS_KEY,
     OBSERVATION_KEY,
+    STATE_DIM_IS_PAD_KEY,
     STATE_KEY,
     SUCCESS_KEY,
 )
@@ -51,10 +55,13 @@ from torchrl_vla.schema.validation import validate_vla_tensordict
 
 __all__ = [
     "ACTION_CHUNK_KEY",
+    "ACTION_DIM_IS_PAD_KEY",
     "ACTION_IS_PAD_KEY",
     "ACTION_KEY",
     "ACTION_TOKENS_KEY",
+    "CAMERA_IS_PAD_KEY",
     "DECISION_INDEX_KEY",
+    "EMBODIMENT_KEY",
     "ENVIRONMENT_STATE_KEY",
     "EPISODE_KEY",
     "EPISODE_SEED_KEY",
@@ -70,6 +77,7 @@ __all__ = [
     "IS_INIT_KEY",
     "LOG_PROBS_KEY",
     "OBSERVATION_KEY",
+    "STATE_DIM_IS_PAD_KEY",
     "STATE_KEY",
     "SUCCESS_KEY",
     "ActionBoundaryError",

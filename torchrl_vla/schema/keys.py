@@ -31,6 +31,14 @@ key                            dtype     shape            meaning
 ``action_chunk``               float     ``[*B, H, A]``   the next ``H`` actions
 ``action_is_pad``              bool      ``[*B, H]``      **True = padded**: past the
                                                           episode's end, to be ignored
+``action_dim_is_pad``          bool      ``[*B, A]``      **True = padded**: a dimension
+                                                          that this row's robot lacks
+``state_dim_is_pad``           bool      ``[*B, S]``      the same of its state
+``camera_is_pad``              bool      ``{camera:       the same of its cameras; a
+                                         [*B]}``          padded image is black
+``embodiment_index``           int64     ``[*B]``         the dataset of a mixture
+                                                          that a row is from: its robot
+                                                          and its statistics
 ``action_tokens``              int64     ``[*B, H, A]``   discrete actions
 ``log_probs``                  float     ``[*B]``         log-probability of
                                                           ``action_tokens``
@@ -71,6 +79,10 @@ ACTION_KEY: NestedKey = "action"
 EXPERT_ACTION_KEY: NestedKey = "expert_action"
 ACTION_CHUNK_KEY: NestedKey = "action_chunk"
 ACTION_IS_PAD_KEY: NestedKey = "action_is_pad"
+ACTION_DIM_IS_PAD_KEY: NestedKey = "action_dim_is_pad"
+STATE_DIM_IS_PAD_KEY: NestedKey = "state_dim_is_pad"
+CAMERA_IS_PAD_KEY: NestedKey = "camera_is_pad"
+EMBODIMENT_KEY: NestedKey = "embodiment_index"
 ACTION_TOKENS_KEY: NestedKey = "action_tokens"
 LOG_PROBS_KEY: NestedKey = "log_probs"
 

@@ -16,6 +16,7 @@ from torchrl_vla.schema.keys import (
     ACTION_IS_PAD_KEY,
     ACTION_KEY,
     ACTION_TOKENS_KEY,
+    ENVIRONMENT_STATE_KEY,
     IMAGE_KEY,
     INSTRUCTION_KEY,
     LOG_PROBS_KEY,
@@ -85,12 +86,12 @@ def validate_vla_tensordict(
     """
     check = _Check(tensordict, metadata)
     found = list(check.instruction(instruction_key, require_instruction))
-    has_image = tensordict.get(image_key, None) is not None
-    has_state = tensordict.get(state_key, None) is not None
-    if require_perception and not (has_image or has_state):
+    perception = (image_key, state_key, ENVIRONMENT_STATE_KEY)
+    if require_perception and all(tensordict.get(k, None) is None for k in perception):
         found.append(f"expected an image at {image_key!r} or a state at {state_key!r}")
     found += check.images(image_key)
     found += check.vector(state_key, "S", "state_dim", "a state dimension")
+    found += check.vector(ENVIRONMENT_STATE_KEY, "E", None, "a state dimension")
     found += check.vector(action_key, "A", "action_dim", "an action dimension")
     found += check.chunk()
     found += check.tokens()
@@ -170,7 +171,7 @@ class _Check:
                 )
 
     def vector(
-        self, key: NestedKey, letter: str, declared: str, missing: str
+        self, key: NestedKey, letter: str, declared: str | None, missing: str
     ) -> Iterator[str]:
         value = self.data.get(key, None)
         if value is None:
@@ -234,7 +235,7 @@ class _Check:
             where = (~value.isfinite()).nonzero()[0].tolist()
             yield f"expected finite values at {key!r}, got a non-finite one at {where}"
 
-    def _size(self, key: NestedKey, size: int, declared: str) -> Iterator[str]:
-        expected = getattr(self.metadata, declared, None)
+    def _size(self, key: NestedKey, size: int, declared: str | None) -> Iterator[str]:
+        expected = declared and getattr(self.metadata, declared, None)
         if expected is not None and size != expected:
             yield f"expected {declared}={expected} at {key!r}, got {size}"

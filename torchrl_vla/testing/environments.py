@@ -11,6 +11,7 @@ from torchrl.envs import EnvBase, step_mdp
 from torchrl.envs.utils import check_env_specs
 
 from torchrl_vla.schema import (
+    ENVIRONMENT_STATE_KEY,
     EPISODE_SEED_KEY,
     IMAGE_KEY,
     INSTRUCTION_KEY,
@@ -119,9 +120,13 @@ def _check_schema(name: str, env: EnvBase, played: list[TensorDictBase]) -> None
         images = images if is_tensor_collection(images) else {"": images}
         leaves = [(IMAGE_KEY, image, torch.uint8) for image in images.values()]
         leaves += [
-            (STATE_KEY, td.get(STATE_KEY, None), torch.float32),
-            (SUCCESS_KEY, td.get(SUCCESS_KEY, None), torch.bool),
-            (EPISODE_SEED_KEY, td.get(EPISODE_SEED_KEY), torch.int64),
+            (key, td.get(key, None), dtype)
+            for key, dtype in (
+                (STATE_KEY, torch.float32),
+                (ENVIRONMENT_STATE_KEY, torch.float32),
+                (SUCCESS_KEY, torch.bool),
+                (EPISODE_SEED_KEY, torch.int64),
+            )
         ]
         for key, value, dtype in leaves:
             if value is not None and value.dtype != dtype:

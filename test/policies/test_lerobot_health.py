@@ -1,0 +1,272 @@
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import subprocess
+import sys
+
+import pytest
+
+from torchrl_vla.policies import (
+    LEROBOT_POLICY_TYPES,
+    LeRobotSettings,
+    check_lerobot_health,
+)
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    """Make a version of lerobot look installed; returns how."""
+    find_spec, version = importlib.util.find_spec, importlib.metadata.version
+
+    def install(found):
+        def spec(name, *args):
+            if name != "lerobot":
+                return find_spec(name, *args)
+            return None if found is None else find_spec("json")
+
+        def say(name):
+            return found if name == "lerobot" else version(name)
+
+        monkeypatch.setattr(importlib.util, "find_spec", spec)
+        monkeypatch.setattr(importlib.metadata, "version", say)
+
+    for name in ("HF_HUB_OFFLINE", "HF_HUB_CACHE", "HF_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    install("0.6.1")
+    return install
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """Make a folder with every file that a checkpoint has."""
+    folder = tmp_path / "act"
+    folder.mkdir()
+    write(folder, "config.json", {"type": "act"})
+    steps = [
+        {"registry_name": "normalizer_processor", "state_file": "step.safetensors"}
+    ]
+    for name in ("policy_preprocessor.json", "policy_postprocessor.json"):
+        write(folder, name, {"name": name, "steps": steps})
+    for name in ("model.safetensors", "step.safetensors"):
+        (folder / name).write_bytes(b"not read")
+    return folder
+
+
+def write(folder, name, content):
+    (folder / name).write_text(json.dumps(content))
+
+
+def check(path, policy_type=None, **settings):
+    return check_lerobot_health(path, policy_type, settings=LeRobotSettings(**settings))
+
+
+def the_problem(report):
+    assert not report.ok
+    assert len(report.problems) == 1, report.problems
+    return report.problems[0]
+
+
+def test_a_whole_checkpoint_is_healthy(installed, checkpoint, tmp_path):
+    report = check(checkpoint, cache_folder=tmp_path, embodiment_tag="aloha")
+    assert report.problems == ()
+    assert report.ok
+    assert str(report).splitlines() == [
+        "ok               yes",
+        "lerobot_version  0.6.1",
+        f"path             {checkpoint}",
+        f"folder           {checkpoint}",
+        "policy_type      act",
+        "device           cpu",
+        f"cache_folder     {tmp_path}",
+        "embodiment_tag   aloha",
+    ]
+
+
+def test_problems_stand_below_the_table(installed):
+    report = check("/no/such/folder")
+    lines = str(report).splitlines()
+    assert lines[0] == "ok               no"
+    assert lines[-1] == f"problem: {the_problem(report)}"
+
+
+def test_a_missing_package_names_the_extra(installed, checkpoint):
+    installed(None)
+    report = check(checkpoint)
+    assert report.lerobot_version is None
+    assert "pip install 'torchrl-vla[lerobot]'" in the_problem(report)
+
+
+def test_a_version_that_was_not_tested_is_named(installed, checkpoint):
+    installed("0.5.0")
+    assert "lerobot of ['0.4', '0.6'], got 0.5.0" in the_problem(check(checkpoint))
+
+
+@pytest.mark.parametrize(
+    "path", ["/no/such/folder", "./act", "runs/act/last", "act", "~/no-such-act"]
+)
+def test_a_path_that_is_not_there_is_named(installed, path):
+    assert f"a checkpoint folder at {path!r}, got nothing" in the_problem(check(path))
+
+
+def test_a_file_is_no_checkpoint(installed, checkpoint):
+    problem = the_problem(check(checkpoint / "config.json"))
+    assert "got a file. Pass the folder" in problem
+
+
+def test_no_path_at_all_names_the_variable(installed):
+    assert "set LEROBOT_POLICY_PATH" in the_problem(check(None))
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("config.json", "Save it again with LeRobot"),
+        ("model.safetensors", "Save it again with LeRobot"),
+        ("policy_preprocessor.json", "migrate_policy_normalization"),
+        ("policy_postprocessor.json", "migrate_policy_normalization"),
+    ],
+)
+def test_a_missing_file_is_named(installed, checkpoint, name, advice):
+    (checkpoint / name).unlink()
+    problem = the_problem(check(checkpoint))
+    assert f"but {name!r} is missing" in problem
+    assert advice in problem
+
+
+def test_the_folder_around_a_checkpoint_points_to_it(installed, checkpoint):
+    checkpoint.rename(checkpoint.parent / "pretrained_model")
+    problem = the_problem(check(checkpoint.parent))
+    assert f"Pass {str(checkpoint.parent / 'pretrained_model')!r}" in problem
+
+
+def test_an_adapter_has_weights_of_another_name(installed, checkpoint):
+    (checkpoint / "model.safetensors").rename(checkpoint / "adapter_model.safetensors")
+    write(checkpoint, "adapter_config.json", {"base_model_name_or_path": "me/base"})
+    assert check(checkpoint).ok
+    write(checkpoint, "adapter_config.json", {"base_model_name_or_path": "/gone/base"})
+    problem = the_problem(check(checkpoint))
+    assert "'base_model_name_or_path'" in problem
+    assert "'/gone/base'" in problem
+
+
+@pytest.mark.parametrize("text", ["{", "[]"])
+def test_a_config_that_is_no_json_object_is_named(installed, checkpoint, text):
+    (checkpoint / "config.json").write_text(text)
+    assert "'config.json' " in the_problem(check(checkpoint))
+
+
+def test_a_lost_state_of_a_processor_is_named(installed, checkpoint):
+    (checkpoint / "step.safetensors").unlink()
+    before, after = check(checkpoint).problems
+    assert "state of 'normalizer_processor'" in before
+    assert "'policy_preprocessor.json' names" in before
+    assert "'policy_postprocessor.json' names" in after
+
+
+def test_a_tokenizer_that_has_moved_is_named_with_the_way_out(
+    installed, checkpoint, tmp_path
+):
+    gone = tmp_path / "tokenizer"
+    step = {
+        "registry_name": "tokenizer_processor",
+        "config": {"tokenizer_name": str(gone)},
+    }
+    write(checkpoint, "policy_preprocessor.json", {"steps": [step]})
+    problem = the_problem(check(checkpoint))
+    assert str(gone) in problem
+    fix = "processor_overrides={'tokenizer_processor': {'tokenizer_name': folder}}"
+    assert fix in problem
+    gone.mkdir()
+    assert check(checkpoint).ok
+
+
+def test_a_backbone_that_has_moved_is_named(installed, checkpoint):
+    write(checkpoint, "config.json", {"type": "smolvla", "vlm_model_name": "/gone/vlm"})
+    problem = the_problem(check(checkpoint))
+    assert "'vlm_model_name'" in problem
+    assert "overrides={'vlm_model_name': folder}" in problem
+
+
+@pytest.mark.parametrize(
+    ("version", "unknown", "known"),
+    [("0.6.1", "sac", "vla_jepa"), ("0.4.4", "vla_jepa", "sac")],
+)
+def test_types_are_those_of_the_installed_version(
+    installed, checkpoint, version, unknown, known
+):
+    installed(version)
+    write(checkpoint, "config.json", {"type": unknown})
+    problem = the_problem(check(checkpoint))
+    assert f"got {unknown!r}" in problem
+    assert str(list(LEROBOT_POLICY_TYPES[version[:3]])) in problem
+    write(checkpoint, "config.json", {"type": known})
+    assert check(checkpoint).ok
+
+
+def test_another_type_than_was_asked_for_is_named(installed, checkpoint):
+    problem = the_problem(check(checkpoint, "diffusion"))
+    assert "of type 'diffusion', got 'act' in its 'config.json'" in problem
+    assert check(checkpoint, policy_type="act").ok
+
+
+def test_an_unknown_type_is_named_without_a_checkpoint(installed):
+    problems = check(None, "pi0fast").problems
+    assert "got 'pi0fast'" in problems[-1]
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "mps:7", "meta"])
+def test_a_device_that_is_not_there_is_named(installed, checkpoint, device):
+    problem = the_problem(check(checkpoint, device=device))
+    assert f"a device that is there, got {device!r}" in problem
+
+
+def test_a_device_that_is_none_is_named(installed, checkpoint):
+    problem = the_problem(check(checkpoint, device="gpu"))
+    assert "'cpu' or 'cuda:0', got 'gpu'" in problem
+
+
+def test_a_repo_id_is_looked_up_in_the_cache_and_not_on_the_network(
+    installed, checkpoint, tmp_path, monkeypatch
+):
+    cache = tmp_path / "cache"
+    assert check("me/act", cache_folder=cache).ok  # it would be downloaded
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    problem = the_problem(check("me/act", cache_folder=cache))
+    assert "HF_HUB_OFFLINE forbids to download it" in problem
+    repo = cache / "models--me--act"
+    (repo / "refs").mkdir(parents=True)
+    (repo / "refs" / "main").write_text("abc")
+    (repo / "snapshots").mkdir()
+    checkpoint.rename(repo / "snapshots" / "abc")
+    report = check("me/act", cache_folder=cache)
+    assert report.ok
+    assert report.folder == repo / "snapshots" / "abc"
+    assert report.policy_type == "act"
+
+
+def test_the_environment_says_what_is_not_said(installed, checkpoint, monkeypatch):
+    monkeypatch.setenv("LEROBOT_POLICY_PATH", str(checkpoint))
+    monkeypatch.setenv("LEROBOT_EMBODIMENT_TAG", "aloha")
+    report = check_lerobot_health()
+    assert report.ok
+    assert report.embodiment_tag == "aloha"
+    monkeypatch.setenv("LEROBOT_POLICY", "me/act")
+    assert "LEROBOT_POLICY to agree" in check_lerobot_health().problems[0]
+
+
+def test_neither_lerobot_nor_weights_are_loaded(checkpoint):
+    program = (
+        "import sys\n"
+        "from torchrl_vla.policies import check_lerobot_health\n"
+        "before = set(sys.modules)\n"
+        f"check_lerobot_health({str(checkpoint)!r})\n"
+        "heavy = {'lerobot', 'transformers', 'safetensors', 'huggingface_hub'}\n"
+        "found = heavy & (set(sys.modules) - before)\n"
+        "sys.exit(f'loaded: {found}' if found else 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,219 @@
+"""The dataset of an HDF5 file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+from torchrl.data import TensorDictReplayBuffer
+from torchrl.data.replay_buffers.samplers import Sampler
+from torchrl.envs import Compose, Transform
+
+from torchrl_vla.data.dataset import DemonstrationDataset
+from torchrl_vla.data.hdf5.images import FLIPS, Hdf5Images, ImageFlip, ReadHdf5Images
+from torchrl_vla.data.hdf5.reading import (
+    declared_metadata,
+    demo_names,
+    group,
+    libero_instruction,
+    read_demo,
+    with_statistics,
+)
+from torchrl_vla.schema import (
+    INSTRUCTION_KEY,
+    InstructionTable,
+    RobotDatasetMetadata,
+    SchemaError,
+    import_extra,
+)
+
+Hdf5Layout = Literal["robomimic", "libero"]
+
+
+class Hdf5Demonstrations(DemonstrationDataset):
+    """Demonstrations of an HDF5 file: numbers in memory, images read when sampled.
+
+    A file of robomimic's layout holds ``data/demo_<i>`` with ``actions``,
+    ``obs/<key>`` and ``rewards``; LIBERO's adds the instruction. Nothing in it says
+    which observations are the state, which way up the images are, or what the actions
+    mean, so :meth:`from_file` asks. Episode ``i`` is ``demo_<i>``.
+
+    **Writes** robot space: ``action`` ``[F, A]`` and ``("observation", "state")``
+    ``[F, S]`` float32, ``("observation", "image", camera)`` uint8 ``[F, 3, h, w]`` (in
+    samples only), ``language_instruction``, ``episode_index``, ``frame_index``,
+    ``("next", "done")`` bool ``[F, 1]`` at an episode's last frame and, where the file
+    has rewards, ``("next", "reward")`` float32 ``[F, 1]``. The file's own ``dones`` are
+    left out: robomimic writes success, the end, or either there (its ``done_mode``).
+
+    Args:
+        frames: ``[F]`` steps without images.
+        metadata: what the numbers mean, and their statistics.
+        instructions: the texts of the ids in ``frames``.
+        images: reads the images of frames; None = there are none.
+
+    Examples:
+        >>> import h5py, tempfile
+        >>> path = tempfile.mkdtemp() + "/lift.hdf5"
+        >>> with h5py.File(path, "w") as file:
+        ...     demo = file.create_group("data/demo_0")
+        ...     demo["actions"] = [[0.0, 1.0], [2.0, 3.0]]
+        ...     demo["obs/eef_pos"] = [[0.1], [0.2]]
+        >>> dataset = Hdf5Demonstrations.from_file(
+        ...     path,
+        ...     layout="robomimic",
+        ...     instruction="lift the cube",
+        ...     state_keys=["eef_pos"],
+        ... )
+        >>> dataset.metadata.state_names, len(dataset), dataset.num_episodes
+        (('eef_pos_0',), 2, 1)
+    """
+
+    def __init__(
+        self,
+        frames: TensorDict,
+        metadata: RobotDatasetMetadata,
+        instructions: InstructionTable,
+        images: Hdf5Images | None = None,
+    ) -> None:
+        super().__init__(frames, metadata, instructions)
+        self.images = images
+
+    @classmethod
+    def from_file(
+        cls,
+        path: Path | str,
+        *,
+        layout: Hdf5Layout,
+        state_keys: Sequence[str],
+        cameras: Mapping[str, str] | None = None,
+        flip_images: ImageFlip | None = None,
+        instruction: str | None = None,
+        metadata: RobotDatasetMetadata | None = None,
+    ) -> Hdf5Demonstrations:
+        """Open a file.
+
+        **Which way up.** LIBERO stores what robosuite renders, which is upside down
+        (OpenGL's first row is the bottom one), in both cameras: ``"vertical"`` gives
+        the scene as it is. OpenVLA's and LeRobot's versions of LIBERO are rotated by
+        180 degrees instead, that is, mirrored; to train together with them, or from
+        their checkpoints, pass ``"rotate_180"``. robomimic's scripts turn images
+        upright before they write: ``"none"``, unless robosuite was set to
+        ``IMAGE_CONVENTION="opencv"``, when they turn them over. Look at one.
+
+        Args:
+            path: the file.
+            layout: ``"robomimic"`` or ``"libero"`` (with the instruction in it).
+            state_keys: the entries of ``obs`` that make the state, in this order, e.g.
+                LIBERO's ``("ee_states", "gripper_states")``: position, axis-angle, two
+                fingers. Empty = no state.
+            cameras: the entry of ``obs`` for each camera name, e.g.
+                ``{"front": "agentview_rgb"}``. None = no images.
+            flip_images: ``"none"``, ``"vertical"`` or ``"rotate_180"``: how to turn the
+                stored images. Has to be said where there are cameras.
+            instruction: of all episodes; robomimic's files have none.
+            metadata: what the numbers mean. Its statistics are replaced by those of
+                the file. None = names of the state, and the robot and control rate
+                that the file declares.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: an argument is missing, or not one of its choices.
+            MissingKeyError: the file lacks something; lists what it has.
+            SchemaError: lengths or images of a demonstration do not fit.
+            MissingExtraError: ``h5py`` is not installed.
+        """
+        path = Path(path)
+        _check_arguments(path, layout, cameras, flip_images, instruction)
+        h5py = import_extra("h5py", "datasets", "Hdf5Demonstrations")
+        with h5py.File(path, "r") as file:
+            data = group(file, "data", path.name)
+            if layout == "libero":
+                instruction = libero_instruction(data)
+            table = InstructionTable([instruction])
+            parts = [
+                read_demo(data, name, state_keys, dict(cameras or {}))
+                for name in demo_names(data)
+            ]
+            declared = declared_metadata(path, data, state_keys, cameras)
+        frames = torch.cat([part for part, _ in parts])
+        frames.set(INSTRUCTION_KEY, table.ids.expand(len(frames)).clone())
+        shapes = {shape for _, shape in parts}
+        if len(shapes) > 1:
+            raise SchemaError(
+                "Hdf5Demonstrations: expected images of one size per camera in "
+                f"{path.name!r}, got {sorted(shapes)}."
+            )
+        images = None
+        if cameras:
+            images = Hdf5Images(path, dict(cameras), flip_images)
+        return cls(
+            frames,
+            with_statistics(declared if metadata is None else metadata, frames),
+            table,
+            images,
+        )
+
+    def replay_buffer(
+        self,
+        batch_size: int,
+        *,
+        transform: Transform | None = None,
+        sampler: Sampler | None = None,
+        seed: int | None = None,
+    ) -> TensorDictReplayBuffer:
+        """Make a buffer over the frames; images are read before ``transform``."""
+        steps = [] if self.images is None else [ReadHdf5Images(self.images)]
+        steps += [] if transform is None else [transform]
+        return super().replay_buffer(
+            batch_size,
+            transform=Compose(*steps) if steps else None,
+            sampler=sampler,
+            seed=seed,
+        )
+
+    def select_episodes(self, episodes: Tensor) -> Hdf5Demonstrations:
+        """Return the dataset of some episodes, with the metadata of the whole."""
+        part = super().select_episodes(episodes)
+        return Hdf5Demonstrations(
+            part.frames, part.metadata, part.instructions, self.images
+        )
+
+    def to_folder(self, folder: Path | str, *, overwrite: bool = False) -> Path:
+        """Write a ``DemonstrationDataset`` with the images, all read into memory."""
+        frames = self.replay_buffer(1)[:]
+        whole = DemonstrationDataset(frames, self.metadata, self.instructions)
+        return whole.to_folder(folder, overwrite=overwrite)
+
+
+def _check_arguments(
+    path: Path,
+    layout: str,
+    cameras: Mapping[str, str] | None,
+    flip_images: str | None,
+    instruction: str | None,
+) -> None:
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"Hdf5Demonstrations: expected a file at {str(path)!r}, got nothing."
+        )
+    if layout not in ("robomimic", "libero"):
+        raise ValueError(
+            "Hdf5Demonstrations: expected layout 'robomimic' or 'libero', got "
+            f"{layout!r}."
+        )
+    if (layout == "robomimic") == (instruction is None):
+        raise ValueError(
+            "Hdf5Demonstrations: expected an instruction for layout 'robomimic', whose "
+            "files have none, and none for 'libero', whose files have one, got "
+            f"{instruction!r} for {layout!r}."
+        )
+    if (cameras or flip_images is not None) and flip_images not in FLIPS:
+        raise ValueError(
+            f"Hdf5Demonstrations: expected flip_images of {list(FLIPS)} for the "
+            f"cameras {list(cameras or {})}, got {flip_images!r}. LIBERO's images are "
+            "upside down and robomimic's are not; from_file says more. Look at one."
+        )

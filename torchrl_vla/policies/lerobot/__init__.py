@@ -1,0 +1,6 @@
+"""LeRobot's policies, with their own processors, as policies of ours."""
+
+from torchrl_vla.policies.lerobot.kinds import KINDS, PolicyKind
+from torchrl_vla.policies.lerobot.wrapper import LeRobotPolicyWrapper
+
+__all__ = ["KINDS", "LeRobotPolicyWrapper", "PolicyKind"]

@@ -1,0 +1,250 @@
+"""Read a LeRobot checkpoint the way ``lerobot-eval`` does, and refuse half of one."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from torchrl_vla.policies.lerobot.kinds import kind_of
+from torchrl_vla.schema import SchemaError, import_extra
+
+_OWNER = "LeRobotPolicyWrapper.from_pretrained"
+_WEIGHTS, _ADAPTER = "model.safetensors", "adapter_model.safetensors"
+_PROCESSORS = ("policy_preprocessor.json", "policy_postprocessor.json")
+
+Processor = Callable[[Any], Any]
+
+
+class Checkpoint(NamedTuple):
+    """A policy and the two pipelines that it was trained with.
+
+    Args:
+        policy: LeRobot's ``PreTrainedPolicy``, in evaluation mode.
+        preprocessor: robot space to model space.
+        postprocessor: model space to robot space.
+    """
+
+    policy: Any
+    preprocessor: Processor
+    postprocessor: Processor
+
+
+def read_checkpoint(
+    source: Path | str,
+    *,
+    revision: str | None = None,
+    device: str | torch.device | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    processor_overrides: Mapping[str, Mapping[str, Any]] | None = None,
+    cache_folder: Path | str | None = None,
+) -> Checkpoint:
+    """Load policy, preprocessor and postprocessor.
+
+    Args:
+        source: a folder, or a repo id of the Hugging Face Hub.
+        revision: of the repo.
+        device: where the policy runs; None = where it was trained, if that is there.
+        overrides: fields of the policy's configuration.
+        processor_overrides: arguments of the preprocessor's steps, by step.
+        cache_folder: of the Hub's files; None = the Hub's own.
+
+    Raises:
+        MissingExtraError: ``lerobot`` is not installed.
+        FileNotFoundError: ``source`` is a path to nothing.
+        SchemaError: the checkpoint lacks files, statistics or weights, is of a type
+            that was not exercised, or names files that are gone.
+    """
+    factory = import_extra("lerobot.policies.factory", "lerobot", _OWNER)
+    configs = import_extra("lerobot.configs.policies", "lerobot", _OWNER)
+    folder = _find_folder(source, revision, cache_folder)
+    _check_files(folder)
+    config = _read_config(configs.PreTrainedConfig, folder, device, overrides)
+    kind_of(config.type)
+    policy = _read_policy(factory, folder, config)
+    steps = {"device_processor": {"device": str(config.device)}}
+    for name, arguments in (processor_overrides or {}).items():
+        steps[name] = {**steps.get(name, {}), **arguments}
+    try:
+        preprocessor, postprocessor = factory.make_pre_post_processors(
+            policy_cfg=config,
+            pretrained_path=str(folder),
+            preprocessor_overrides=steps,
+        )
+    except Exception as error:
+        raise _unreadable(folder, "processors", error) from error
+    check_statistics(preprocessor, postprocessor)
+    return Checkpoint(policy, preprocessor, postprocessor)
+
+
+def _find_folder(
+    source: Path | str, revision: str | None, cache_folder: Path | str | None
+) -> Path:
+    path, text = Path(source).expanduser(), str(source)
+    if path.is_dir():
+        inner = path / "pretrained_model"  # LeRobot's training saves one level deeper
+        return inner if inner.is_dir() and not (path / "config.json").exists() else path
+    looks_local = isinstance(source, Path) or text.startswith((".", "~", "/"))
+    if looks_local or text.count("/") != 1:
+        raise FileNotFoundError(
+            f"{_OWNER}: expected a checkpoint folder or a repo id 'owner/name', got "
+            f"{text!r}, where there is no folder. Check the path."
+        )
+    hub = import_extra("huggingface_hub", "lerobot", _OWNER)
+    try:
+        snapshot = hub.snapshot_download(
+            text,
+            revision=revision,
+            cache_dir=cache_folder,
+            allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"],
+        )
+    except Exception as error:
+        raise FileNotFoundError(
+            f"{_OWNER}: expected a folder, or a repo id that the Hugging Face Hub has, "
+            f"got {text!r} (revision {revision}): {type(error).__name__}: {error}. "
+            "Check the name, the network, and HF_HUB_OFFLINE."
+        ) from error
+    return Path(snapshot)
+
+
+def _check_files(folder: Path) -> None:
+    there = sorted(path.name for path in folder.iterdir())
+    if "config.json" not in there or not {_WEIGHTS, _ADAPTER} & set(there):
+        raise SchemaError(
+            f"{_OWNER}: expected 'config.json' and {_WEIGHTS!r} (or {_ADAPTER!r}) in "
+            f"{str(folder)!r}, got {there}. Pass the folder that LeRobot saved as "
+            "'pretrained_model'."
+        )
+    missing = [name for name in _PROCESSORS if name not in there]
+    if missing:
+        raise SchemaError(
+            f"{_OWNER}: expected {list(_PROCESSORS)} in {str(folder)!r}, got no "
+            f"{missing}. Without its processors a policy neither normalizes nor "
+            "tokenizes. Save them with preprocessor.save_pretrained(folder) and "
+            "postprocessor.save_pretrained(folder), or convert an old checkpoint with "
+            "`python -m lerobot.processor.migrate_policy_normalization`."
+        )
+
+
+def _read_config(
+    config_class: Any,
+    folder: Path,
+    device: str | torch.device | None,
+    overrides: Mapping[str, Any] | None,
+) -> Any:
+    try:
+        config = config_class.from_pretrained(folder)
+    except Exception as error:
+        raise _unreadable(folder, "configuration", error) from error
+    values = dict(overrides or {})
+    fields = {field.name for field in dataclasses.fields(config) if field.init}
+    if unknown := sorted(set(values) - fields):
+        raise SchemaError(
+            f"{_OWNER}: expected fields of {type(config).__name__} at argument "
+            f"'overrides', got {unknown}. It has {sorted(fields)}."
+        )
+    if device is not None:
+        values["device"] = str(device)
+    if "pretrained_backbone_weights" in fields:
+        # The checkpoint's own weights follow; ImageNet's would only be downloaded.
+        values["pretrained_backbone_weights"] = None
+    config = dataclasses.replace(config, **values)
+    if device is not None and config.device != str(device):
+        raise SchemaError(
+            f"{_OWNER}: expected an available device, got {str(device)!r}. Pass "
+            f"device={config.device!r}."
+        )
+    config.pretrained_path = folder
+    return config
+
+
+def _read_policy(factory: Any, folder: Path, config: Any) -> torch.nn.Module:
+    policy_class = factory.get_policy_class(config.type)
+    adapter = None
+    base = str(folder)
+    if not (folder / _WEIGHTS).is_file():
+        peft = import_extra("peft", "lerobot", _OWNER)
+        adapter = peft.PeftConfig.from_pretrained(base)
+        base = adapter.base_model_name_or_path
+    try:
+        policy = policy_class.from_pretrained(base, config=config)
+    except (OSError, ValueError, ImportError) as error:
+        raise _unreadable(folder, "policy", error) from error
+    except RuntimeError as error:
+        raise SchemaError(
+            f"{_OWNER}: expected weights that fit the configuration in "
+            f"{str(folder)!r}, got: {error}. An override changed a size, or the files "
+            "are mixed up."
+        ) from error
+    if (Path(base) / _WEIGHTS).is_file():
+        _check_weights(policy, Path(base) / _WEIGHTS)
+    if adapter is not None:
+        policy = peft.PeftModel.from_pretrained(policy, str(folder), config=adapter)
+        policy.eval()
+    return policy
+
+
+def _check_weights(policy: torch.nn.Module, path: Path) -> None:
+    """Refuse a policy of which a part kept its random initial weights."""
+    safetensors = import_extra("safetensors", "lerobot", _OWNER)
+    with safetensors.safe_open(path, framework="pt") as file:
+        stored = set(file.keys())
+    weights = policy.state_dict(keep_vars=True)
+    # Tied weights are stored once.
+    present = {value.data_ptr() for name, value in weights.items() if name in stored}
+    missing = [
+        name
+        for name, value in weights.items()
+        if name not in stored and value.numel() and value.data_ptr() not in present
+    ]
+    spare = sorted(stored - set(weights))
+    if missing or spare:
+        raise SchemaError(
+            f"{_OWNER}: expected the weights of {type(policy).__name__} in "
+            f"{str(path)!r}, got none for {missing[:5]} ({len(missing)} in all), which "
+            f"would stay random, and unknown ones {spare[:5]} ({len(spare)}). The "
+            "checkpoint is of another version or configuration."
+        )
+
+
+def check_statistics(preprocessor: Processor, postprocessor: Processor) -> None:
+    """Refuse pipelines that would normalize with statistics that they do not have.
+
+    LeRobot's normalizer passes a feature through unchanged when it has no statistics
+    of it.
+
+    Raises:
+        SchemaError: names the features.
+    """
+    missing: list[str] = []
+    for pipeline in (preprocessor, postprocessor):
+        for step in pipeline.steps:
+            norm_map = getattr(step, "norm_map", None)
+            if norm_map is None:
+                continue
+            for name, feature in step.features.items():
+                mode = norm_map.get(feature.type)
+                needed = mode is not None and mode.value != "IDENTITY"
+                stand_in = ".empty_camera_" in name
+                if needed and not stand_in and not step._tensor_stats.get(name):
+                    missing.append(f"{name} ({mode.value}, {type(step).__name__})")
+    if missing:
+        raise SchemaError(
+            f"{_OWNER}: expected statistics of every feature that is normalized, got "
+            f"none of {missing}. LeRobot would leave them unnormalized in silence. "
+            "Pass processor_overrides={'normalizer_processor': {'stats': "
+            "dataset_stats}}, or make the processors with dataset_stats=..."
+        )
+
+
+def _unreadable(folder: Path, part: str, error: Exception) -> SchemaError:
+    return SchemaError(
+        f"{_OWNER}: expected the {part} of the checkpoint {str(folder)!r} to load, "
+        f"got {type(error).__name__}: {error}. If it names a folder that has moved, such as "
+        "a tokenizer or a backbone, point to it with overrides={'vlm_model_name': "
+        "folder} (configuration) and processor_overrides={'tokenizer_processor': "
+        "{'tokenizer_name': folder}} (preprocessor): both store the path."
+    )
