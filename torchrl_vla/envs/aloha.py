@@ -42,7 +42,8 @@ _JOINTS = {  # of one arm, with the range of its motor in rad; gripper: 0 closed
     "wrist_rotate": (-3.14158, 3.14158),
     "gripper": (0.0, 1.0),
 }
-_NAMES = tuple(f"{side}_arm_{joint}" for side in ("left", "right") for joint in _JOINTS)
+# As LeRobot's ALOHA datasets name them (the package says left_arm_waist, ...).
+_NAMES = tuple(f"{side}_{joint}" for side in ("left", "right") for joint in _JOINTS)
 
 
 class AlohaEnv(GymnasiumEnv):
@@ -88,7 +89,7 @@ class AlohaEnv(GymnasiumEnv):
         >>> env.reset(episode_seeds=torch.tensor([3]))["observation", "state"].shape
         torch.Size([1, 14])
         >>> env.metadata.action_names[6], env.metadata.control_frequency_hz
-        ('left_arm_gripper', 50.0)
+        ('left_gripper', 50.0)
 
     Source: Zhao et al., "Learning Fine-Grained Bimanual Manipulation with Low-Cost
     Hardware" (2023), https://github.com/huggingface/gym-aloha.

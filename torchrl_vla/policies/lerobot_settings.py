@@ -65,3 +65,27 @@ class LeRobotSettings:
             cache_folder=Path(cache_folder).expanduser() if cache_folder else None,
             embodiment_tag=read("EMBODIMENT_TAG"),
         )
+
+    def check(self, *, policy_type: str, embodiment_tag: str | None) -> None:
+        """Refuse a checkpoint or a boundary that is not what the variables say.
+
+        Args:
+            policy_type: of the checkpoint.
+            embodiment_tag: of the boundary; None = there is none.
+
+        Raises:
+            ValueError: one of them is another.
+        """
+        if self.policy_type not in (None, policy_type):
+            raise ValueError(
+                f"LeRobotSettings: expected LEROBOT_POLICY_TYPE={self.policy_type!r} "
+                f"at {self.path!r}, got {policy_type!r}. Correct one of the two."
+            )
+        if None not in (self.embodiment_tag, embodiment_tag) and (
+            self.embodiment_tag != embodiment_tag
+        ):
+            raise ValueError(
+                "LeRobotSettings: expected LEROBOT_EMBODIMENT_TAG="
+                f"{self.embodiment_tag!r}, got a boundary for {embodiment_tag!r}. "
+                "Correct one of the two."
+            )

@@ -7,7 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from lerobot_folders import FPS, edit_info, record, write_folder
+from lerobot_folders import edit_info, record, write_folder
+from tensordict import MemoryMappedTensor
 
 from torchrl_vla.data.lerobot.frames import read_frames, write_frames
 from torchrl_vla.data.lerobot.layout import LeRobotLayout
@@ -48,7 +49,7 @@ def test_every_column_keeps_its_numbers(tmp_path, recording, version, files):
     for name, values in recording.columns.items():
         stored = frames[to_canonical(name)]
         assert torch.equal(stored, torch.from_numpy(values)), name
-        assert stored.is_memmap()
+    assert isinstance(frames["action"], MemoryMappedTensor)
     texts = table.decode(frames["language_instruction"])
     assert texts == ["push the block"] * 4 + ["open the drawer"] * 3
 
@@ -107,7 +108,7 @@ def test_an_unknown_task_is_refused(tmp_path, folder):
 def test_missing_rows_are_refused(tmp_path, folder):
     path = folder / "data/chunk-000/file-000.parquet"
     pq.write_table(pq.read_table(path).slice(0, 5), path)
-    with pytest.raises(SchemaError, match="expected 7 frames .* got 5 rows in 1 files"):
+    with pytest.raises(SchemaError, match=r"expected 7 frames .*got 5 rows in 1"):
         read(folder, tmp_path)
 
 
@@ -150,12 +151,11 @@ def test_a_timestamp_that_is_late_is_refused(tmp_path, folder):
         read(folder, tmp_path)
 
 
-def test_float32_rounding_of_a_long_episode_is_not_late(tmp_path):
-    """After an hour a float32 cannot say the time to 1e-4 s."""
-    n, rate_hz = 3, 0.0007
-    recording = record((n,), cameras=())
-    recording.columns["timestamp"] = (np.arange(n) / rate_hz).astype(np.float32)
-    folder = edit_info(write_folder(tmp_path / "long", recording), fps=rate_hz)
+def test_float32_rounding_of_a_long_time_is_not_late(tmp_path):
+    """Near 4000 s the next float32 is 2.4e-4 s away."""
+    recording = record((2,), cameras=())
+    time_s = 4000.00012
+    recording.columns["timestamp"] = np.array([0.0, time_s], np.float32)
+    folder = edit_info(write_folder(tmp_path / "long", recording), fps=1 / time_s)
     frames, _ = read(folder, tmp_path)
-    assert FPS != rate_hz
-    assert float(frames["timestamp"][-1]) == pytest.approx(2857.142857, abs=2e-4)
+    assert float(frames["timestamp"][1]) == 4000.0

@@ -116,11 +116,6 @@ class PlannerCall(PolicyCall):
         """
         return max(config.n_action_repeats, config.n_action_steps)
 
-    @property
-    def plan_size(self) -> int:
-        """The length of the plan."""
-        return self.config.horizon
-
     def __call__(
         self, policy: Any, frames: list[dict[str, Any]], plan: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:

@@ -243,8 +243,8 @@ def check_statistics(preprocessor: Processor, postprocessor: Processor) -> None:
 def _unreadable(folder: Path, part: str, error: Exception) -> SchemaError:
     return SchemaError(
         f"{_OWNER}: expected the {part} of the checkpoint {str(folder)!r} to load, "
-        f"got {type(error).__name__}: {error}. If it names a folder that has moved, such as "
-        "a tokenizer or a backbone, point to it with overrides={'vlm_model_name': "
+        f"got {type(error).__name__}: {error}. If it names a folder that has moved "
+        "(a tokenizer, a backbone), point to it with overrides={'vlm_model_name': "
         "folder} (configuration) and processor_overrides={'tokenizer_processor': "
         "{'tokenizer_name': folder}} (preprocessor): both store the path."
     )

@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from tensordict import TensorDictBase, is_tensor_collection
+from tensordict import NestedKey, TensorDictBase, is_tensor_collection
 from torch import Tensor
 
 from torchrl_vla.policies.image_range import check_image_range
 from torchrl_vla.schema import (
     ENVIRONMENT_STATE_KEY,
+    HISTORY_KEY,
+    OBSERVATION_KEY,
     STATE_KEY,
     SchemaError,
 )
@@ -77,6 +79,14 @@ class PolicyInputs:
         for index in range(getattr(config, "empty_cameras", 0)):
             images.pop(f"observation.images.empty_camera_{index}", None)
         return cls(images, states, config.n_obs_steps, resizes_images)
+
+
+def in_history(key: NestedKey | None, inputs: PolicyInputs) -> NestedKey | None:
+    """Return where the key's history lies, for a policy that looks back."""
+    if key is None or inputs.history_size == 1:
+        return key
+    path = (key,) if isinstance(key, str) else key
+    return (HISTORY_KEY, *path[1:]) if path[0] == OBSERVATION_KEY else key
 
 
 def match_cameras(

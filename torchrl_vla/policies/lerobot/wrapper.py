@@ -2,60 +2,44 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from tensordict import NestedKey, TensorDictBase
-from torch import Tensor, nn
+from torch import Tensor
 from torchrl.data import Unbounded
 from torchrl.envs import Compose, TensorDictPrimer, Transform
 
-from torchrl_vla.policies.action_boundary import EmbodimentActionTranslator
 from torchrl_vla.policies.base import ContinuousVLAWrapper
-from torchrl_vla.policies.embodiment_contract import EmbodimentContract
-from torchrl_vla.policies.lerobot.checkpoint import (
-    Processor,
-    check_statistics,
-    read_checkpoint,
-)
+from torchrl_vla.policies.lerobot.checkpoint import Processor, read_checkpoint
 from torchrl_vla.policies.lerobot.inputs import (
     PolicyInputs,
-    cameras_of,
-    match_cameras,
-    to_policy_image,
-    to_policy_state,
+    in_history,
 )
-from torchrl_vla.policies.lerobot.kinds import PolicyKind, kind_of
+from torchrl_vla.policies.lerobot.kinds import kind_of
+from torchrl_vla.policies.lerobot.objects import ObjectPolicy, PredictFunction
+from torchrl_vla.policies.lerobot.outputs import Boundary, check_chunk, pass_boundary
+from torchrl_vla.policies.lerobot.pretrained import (
+    PLAN_KEY,
+    PretrainedPolicy,
+    find_config,
+)
+from torchrl_vla.policies.lerobot.reading import InputReader
 from torchrl_vla.policies.lerobot_settings import LeRobotSettings
 from torchrl_vla.schema import (
     ACTION_CHUNK_KEY,
-    ACTION_IS_PAD_KEY,
     ENVIRONMENT_STATE_KEY,
-    HISTORY_KEY,
     IMAGE_KEY,
     INSTRUCTION_KEY,
     IS_INIT_KEY,
-    OBSERVATION_KEY,
     STATE_KEY,
     InstructionTable,
-    MissingKeyError,
     RobotDatasetMetadata,
     SchemaError,
-    UnknownInstructionError,
-    instruction_texts,
-    is_text,
 )
 from torchrl_vla.transforms import ObservationHistory
-
-#: Where TD-MPC's last plan travels from decision to decision, ``[*B, horizon, A]``.
-PLAN_KEY: NestedKey = "policy_plan"
-
-Boundary = EmbodimentContract | EmbodimentActionTranslator
-PredictFunction = Callable[[Any, dict[str, Any]], Tensor]
 
 
 class LeRobotPolicyWrapper(ContinuousVLAWrapper):
@@ -163,20 +147,20 @@ class LeRobotPolicyWrapper(ContinuousVLAWrapper):
         state_key: NestedKey = STATE_KEY,
         instruction_key: NestedKey = INSTRUCTION_KEY,
     ) -> None:
-        config = None if predict_fn is not None else _lerobot_config(policy)
-        kind, inputs = None, None
+        config = None if predict_fn is not None else find_config(policy)
+        inputs, reads_text = None, True
         if config is not None:
             kind = kind_of(config.type)
-            _check_policy(policy, config, preprocessor, postprocessor)
+            reads_text = kind.reads_text
             resizes = kind.resizes_images(config)
             inputs = PolicyInputs.from_config(config, resizes, tuple(empty_cameras))
             action_dim = _agree(
                 "action_dim", action_dim, config.action_feature.shape[0]
             )
             chunk_size = _agree("chunk_size", chunk_size, kind.chunk_size(config))
-            image_key = _in_history(image_key, inputs) if inputs.images else None
-            has_state = "observation.state" in inputs.states
-            state_key = _in_history(state_key, inputs) if has_state else None
+            image_key = in_history(image_key, inputs) if inputs.images else None
+            use_state = "observation.state" in inputs.states
+            state_key = in_history(state_key, inputs)
         elif action_dim is None or chunk_size is None:
             raise ValueError(
                 "LeRobotPolicyWrapper: expected action_dim and chunk_size for "
@@ -192,28 +176,38 @@ class LeRobotPolicyWrapper(ContinuousVLAWrapper):
             instruction_key=instruction_key,
         )
         self.policy = policy
-        self.preprocessor = preprocessor
-        self.postprocessor = postprocessor
-        self.predict_fn = predict_fn
-        self.rename_map = dict(rename_map or {})
-        self.camera_name = camera_name
-        self.dtype = dtype
-        self.instructions = instructions
         self.boundary = boundary
         self.config = config
-        self.kind: PolicyKind | None = kind
-        self.inputs: PolicyInputs | None = inputs
         self.environment_state_key: NestedKey | None = None
-        if config is None:
-            self.predict_fn = predict_fn or _default_predict_fn(policy)
-            return
-        self._call = kind.call(config)
-        if "observation.environment_state" in inputs.states:
-            self.environment_state_key = _in_history(ENVIRONMENT_STATE_KEY, inputs)
+        if inputs is not None and "observation.environment_state" in inputs.states:
+            self.environment_state_key = in_history(ENVIRONMENT_STATE_KEY, inputs)
             self.in_keys.append(self.environment_state_key)
-        if not kind.reads_text:
+        if not reads_text:
             self.in_keys.remove(self.instruction_key)
-        if self._call.carries_plan:
+        self._reader = InputReader(
+            self.image_key,
+            self.state_key,
+            self.environment_state_key,
+            self.instruction_key,
+            instructions,
+            _what_to_do(policy, inputs),
+        )
+        self._asked: ObjectPolicy | PretrainedPolicy
+        if inputs is None:
+            self._asked = ObjectPolicy(
+                policy, predict_fn, reader=self._reader, camera_name=camera_name
+            )
+            return
+        self._asked = PretrainedPolicy(
+            policy,
+            preprocessor,
+            postprocessor,
+            reader=self._reader,
+            inputs=inputs,
+            rename_map=rename_map or {},
+            dtype=dtype,
+        )
+        if self._asked.plan_shape is not None:
             self.in_keys += [IS_INIT_KEY, PLAN_KEY]
             self.out_keys = [*self.out_keys, ("next", PLAN_KEY)]
 
@@ -296,20 +290,11 @@ class LeRobotPolicyWrapper(ContinuousVLAWrapper):
             cache_folder=settings.cache_folder,
             **options,
         )
-        if settings.policy_type not in (None, policy.config.type):
-            raise ValueError(
-                "LeRobotPolicyWrapper.from_environment: expected a policy of "
-                f"LEROBOT_POLICY_TYPE={settings.policy_type!r}, got "
-                f"{policy.config.type!r} at {settings.path!r}."
-            )
-        tag, boundary = settings.embodiment_tag, policy.boundary
-        contract = getattr(boundary, "contract", boundary)
-        if tag is not None and contract is not None and tag != contract.embodiment_tag:
-            raise ValueError(
-                "LeRobotPolicyWrapper.from_environment: expected "
-                f"LEROBOT_EMBODIMENT_TAG={tag!r}, got a boundary for "
-                f"{contract.embodiment_tag!r}."
-            )
+        contract = getattr(policy.boundary, "contract", policy.boundary)
+        settings.check(
+            policy_type=policy.config.type,
+            embodiment_tag=None if contract is None else contract.embodiment_tag,
+        )
         return policy
 
     def save_pretrained(self, folder: Path | str) -> Path:
@@ -318,17 +303,13 @@ class LeRobotPolicyWrapper(ContinuousVLAWrapper):
         Raises:
             SchemaError: it does not wrap a policy of LeRobot's.
         """
-        if self.config is None:
-            raise SchemaError(
-                "LeRobotPolicyWrapper.save_pretrained: expected a policy of LeRobot's, "
-                f"got {type(self.policy).__name__}."
-            )
+        own = self._own("save_pretrained")
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.policy.save_pretrained(folder)
         self.config.save_pretrained(folder)  # an adapter does not save it
-        self.preprocessor.save_pretrained(folder)
-        self.postprocessor.save_pretrained(folder)
+        own.preprocessor.save_pretrained(folder)
+        own.postprocessor.save_pretrained(folder)
         return folder
 
     @property
@@ -336,21 +317,32 @@ class LeRobotPolicyWrapper(ContinuousVLAWrapper):
         """How many actions of a chunk LeRobot executes before it asks again."""
         if self.config is None:
             return self.chunk_size
-        return self.kind.n_action_steps(self.config)
+        return self._asked.kind.n_action_steps(self.config)
 
     @property
     def history_size(self) -> int:
         """How many observations the policy reads, the current one included."""
-        return 1 if self.inputs is None else self.inputs.history_size
+        return 1 if self.config is None else self._asked.inputs.history_size
+
+    @property
+    def instructions(self) -> InstructionTable | None:
+        """The table that gives instruction ids their texts."""
+        return self._reader.instructions
+
+    @instructions.setter
+    def instructions(self, table: InstructionTable | None) -> None:
+        self._reader.instructions = table
 
     @property
     def metadata(self) -> RobotDatasetMetadata:
         """What the checkpoint says about its robot: sizes and cameras."""
-        inputs = self.inputs or PolicyInputs()
+        if self.config is None:
+            name = type(self.policy).__name__
+            return RobotDatasetMetadata(name, action_dim=self.action_dim)
+        inputs = self._asked.inputs
         names = (name.removeprefix("observation.images.") for name in inputs.images)
-        name = type(self.policy).__name__ if self.config is None else self.config.type
         return RobotDatasetMetadata(
-            f"lerobot {name}",
+            f"lerobot {self.config.type}",
             action_dim=self.action_dim,
             state_dim=inputs.states.get("observation.state"),
             cameras=tuple(name for name in names if name != "observation.image"),
@@ -365,10 +357,23 @@ class LeRobotPolicyWrapper(ContinuousVLAWrapper):
         transforms: list[Transform] = []
         if self.history_size > 1:
             transforms.append(ObservationHistory(self.history_size))
-        if self.config is not None and self._call.carries_plan:
-            shape = (self._call.plan_size, self.action_dim)
-            transforms.append(TensorDictPrimer({PLAN_KEY: Unbounded(shape)}))
+        plan = None if self.config is None else self._asked.plan_shape
+        if plan is not None:
+            transforms.append(TensorDictPrimer({PLAN_KEY: Unbounded(plan)}))
         return Compose(*transforms)
+
+    def make_training_batch(self, tensordict: TensorDictBase) -> dict[str, Any]:
+        """Return the preprocessed batch that LeRobot's own training step would see.
+
+        **Reads** what the policy reads, ``action_chunk`` float ``[*B, H, A]`` in robot
+        space and ``action_is_pad`` bool ``[*B, H]``.
+
+        Raises:
+            SchemaError: it is no policy of LeRobot's; the targets have another shape.
+        """
+        return self._own("make_training_batch").make_training_batch(
+            tensordict, self.chunk_key
+        )
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write the chunk, and the plan behind it where the policy makes one."""
@@ -383,270 +388,30 @@ class LeRobotPolicyWrapper(ContinuousVLAWrapper):
         return self._predict(tensordict)[0]
 
     def _predict(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor | None]:
-        batch, plan = tensordict.batch_size, None
-        if self.config is None:
-            chunk = self.predict_fn(self.policy, self.make_batch(tensordict))
-            chunk = self._check_chunk(chunk, batch)
-        else:
-            chunk, plan = self._ask(tensordict)
-            chunk = self._check_chunk(chunk, batch)
-            # At once: relative actions are anchored to what the preprocessor saw last.
-            chunk = self.postprocessor(chunk.float())
-            chunk = self._check_chunk(chunk, batch).to(self._device_of(tensordict))
-        chunk = chunk.reshape(*batch, self.chunk_size, self.action_dim)
-        if self.boundary is not None:
-            check = self.boundary
-            chunk = (check.check if isinstance(check, EmbodimentContract) else check)(
-                chunk
-            )
+        batch = tensordict.batch_size
+        chunk, plan = self._asked.ask(tensordict)
+        name, sizes = type(self.policy).__name__, (self.chunk_size, self.action_dim)
+        chunk = check_chunk(chunk, (batch.numel(), *sizes), name).view(*batch, *sizes)
+        chunk = chunk.to(self._reader.device_of(tensordict) or chunk.device)
+        chunk = pass_boundary(chunk, self.boundary)
         if plan is not None:
-            plan = plan.reshape(*batch, *plan.shape[1:])
+            plan = plan.reshape(*batch, *plan.shape[1:]).to(chunk.device)
         return chunk, plan
 
-    def _ask(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor | None]:
-        plan = self._read_plan(tensordict) if self._call.carries_plan else None
-        frames = [
-            self._to_policy(self.preprocessor(frame))
-            for frame in self.make_frames(tensordict)
-        ]
-        for frame in frames:
-            frame.pop("action", None)  # the pipelines add one that is None
-        device = self._policy_device().type
-        autocast = torch.autocast(device, self.dtype, enabled=self.dtype is not None)
-        with _training_flags_kept(self.policy), autocast:
-            return self._call(_unwrapped(self.policy), frames, plan)
-
-    def _read_plan(self, tensordict: TensorDictBase) -> Tensor:
-        is_init = self._read(tensordict, IS_INIT_KEY).reshape(-1)
-        plan = tensordict.get(PLAN_KEY, None)
-        if plan is None:
-            if not is_init.all():
-                raise MissingKeyError(
-                    f"LeRobotPolicyWrapper: expected {PLAN_KEY!r}, the plan that the "
-                    "policy's search begins with, in mid-episode, got only "
-                    f"{sorted(map(str, tensordict.keys(True, True)))}. Append "
-                    "policy.make_environment_transform() to the environment."
-                )
-            shape = (len(is_init), self._call.plan_size, self.action_dim)
-            return torch.zeros(shape, device=self._policy_device())
-        plan = plan.reshape(len(is_init), *plan.shape[-2:])
-        plan = torch.where(is_init[:, None, None], 0.0, plan)
-        return plan.to(self._policy_device())
-
-    def make_frames(self, tensordict: TensorDictBase) -> list[dict[str, Any]]:
-        """Return the observations that the policy reads as LeRobot batches.
-
-        Args:
-            tensordict: ``[*B]``, in robot space.
-
-        Returns:
-            One batch of ``N = numel(B)`` rows per observation step, the oldest first,
-            before the preprocessor.
-        """
-        size, inputs = tensordict.batch_size, self.inputs
-        steps = range(inputs.history_size)
-        if inputs.history_size > 1:
-            size = torch.Size([*size, inputs.history_size])
-        stacked: dict[str, Tensor] = {}
-        for name, key in (
-            ("observation.state", self.state_key),
-            ("observation.environment_state", self.environment_state_key),
-        ):
-            if key is not None:
-                state = self._read(tensordict, key)
-                width = inputs.states[name]
-                stacked[name] = to_policy_state(state, name, width, size)
-        if self.image_key is not None:
-            given = cameras_of(self._read(tensordict, self.image_key))
-            pairs = match_cameras(list(given), list(inputs.images), self.rename_map)
-            for name, shape in inputs.images.items():
-                image = given[pairs[name]]
-                shape = None if inputs.resizes_images else shape
-                stacked[name] = to_policy_image(image, pairs[name], shape, size)
-        extra = {"task": self._texts(tensordict)} if self.kind.reads_text else {}
-        if inputs.history_size == 1:
-            return [{**stacked, **extra}]
-        rows = tensordict.batch_size.numel()
-        stacked = {
-            name: value.view(rows, -1, *value.shape[1:])
-            for name, value in stacked.items()
-        }
-        return [
-            {**{name: value[:, t] for name, value in stacked.items()}, **extra}
-            for t in steps
-        ]
-
-    def make_training_batch(self, tensordict: TensorDictBase) -> dict[str, Any]:
-        """Return the preprocessed batch that LeRobot's training would see.
-
-        **Reads** what the policy reads, ``action_chunk`` float ``[*B, H, A]`` in robot
-        space and ``action_is_pad`` bool ``[*B, H]``.
-
-        Args:
-            tensordict: ``[*B]``, in robot space.
-        """
-        frames = self.make_frames(tensordict)
-        batch = dict(frames[-1])
-        if self.config.observation_delta_indices is not None:
-            for name, value in batch.items():
-                if isinstance(value, Tensor):
-                    batch[name] = torch.stack([frame[name] for frame in frames], 1)
-        size, target = tensordict.batch_size, len(self.config.action_delta_indices)
-        chunk = self._read(tensordict, self.chunk_key)
-        is_pad = self._read(tensordict, ACTION_IS_PAD_KEY)
-        expected = (*size, target, self.action_dim)
-        if chunk.shape != expected or is_pad.shape != expected[:-1]:
-            first = self.config.action_delta_indices[0]
-            raise SchemaError(
-                f"LeRobotPolicyWrapper: expected targets [*B, H, A] = {list(expected)} "
-                f"at {self.chunk_key!r} and a mask [*B, H], got {list(chunk.shape)} and "
-                f"{list(is_pad.shape)}. Make them with ActionChunkTransform({target}, "
-                f"storage=..., first_step={first})."
-            )
-        batch["action"] = chunk.reshape(-1, target, self.action_dim)
-        batch["action_is_pad"] = is_pad.reshape(-1, target)
-        return self._to_policy(self.preprocessor(batch))
-
-    def make_batch(self, tensordict: TensorDictBase) -> dict[str, Any]:
-        """Return the batch for an object that is not LeRobot's, dimensions flattened."""
-        batch: dict[str, Any] = {}
-        size = tensordict.batch_size
-        if self.state_key is not None:
-            state = self._read(tensordict, self.state_key)
-            batch["observation.state"] = to_policy_state(
-                state, "observation.state", None, size
-            )
-        if self.image_key is not None:
-            for name, image in cameras_of(
-                self._read(tensordict, self.image_key)
-            ).items():
-                if name == "observation.image":
-                    name = f"observation.images.{self.camera_name}"
-                batch[name] = to_policy_image(image, name, None, size)
-        batch["task"] = self._texts(tensordict)
-        return batch
-
-    def _texts(self, tensordict: TensorDictBase) -> list[str]:
-        value = self._read(tensordict, self.instruction_key)
-        if not is_text(value):
-            if self.instructions is None:
-                raise UnknownInstructionError(
-                    "LeRobotPolicyWrapper: expected a table for the instruction ids at "
-                    f"{self.instruction_key!r}, got none. Pass instructions="
-                    "env.instructions (or the dataset's)."
-                )
-            value = self.instructions.decode(value.flatten())
-        texts = instruction_texts(value)
-        if len(texts) != tensordict.batch_size.numel():
-            raise SchemaError(
-                "LeRobotPolicyWrapper: expected one instruction per row at "
-                f"{self.instruction_key!r}, got {len(texts)} for a batch "
-                f"{list(tensordict.batch_size)}."
-            )
-        return texts
-
-    def _read(self, tensordict: TensorDictBase, key: NestedKey) -> Any:
-        value = tensordict.get(key, None)
-        if value is not None:
-            return value
-        hint = "Name another key"
+    def _own(self, method: str) -> PretrainedPolicy:
         if self.config is None:
-            hint += ", or build the wrapper with image_key=None or use_state=False."
-        elif isinstance(key, tuple) and key[0] == HISTORY_KEY:
-            hint = (
-                f"The policy looks back on {self.history_size} observations: append "
-                "policy.make_environment_transform() to the environment, or "
-                f"ObservationHistory({self.history_size}, storage=...) to the buffer."
+            raise SchemaError(
+                f"LeRobotPolicyWrapper.{method}: expected a policy of LeRobot's with "
+                f"its processors, got {type(self.policy).__name__}. Wrap one without "
+                "predict_fn."
             )
-        else:
-            hint += f": {type(self.policy).__name__} was trained with this input."
-        raise MissingKeyError(
-            f"LeRobotPolicyWrapper: expected an input at {key!r}, got only "
-            f"{sorted(map(str, tensordict.keys(True, True)))}. {hint}"
-        )
-
-    def _check_chunk(self, chunk: Any, batch: torch.Size) -> Tensor:
-        expected = (batch.numel(), self.chunk_size, self.action_dim)
-        if not isinstance(chunk, Tensor):
-            got = type(chunk).__name__
-        elif chunk.shape != expected or not chunk.is_floating_point():
-            got = f"{chunk.dtype} {list(chunk.shape)}"
-        else:
-            return chunk
-        raise SchemaError(
-            "LeRobotPolicyWrapper: expected a float chunk [B, H, A] = "
-            f"{list(expected)} from {type(self.policy).__name__}, got {got}. Pass "
-            "predict_fn=lambda policy, batch: ... to call it another way, or build the "
-            "wrapper with its chunk_size and action_dim."
-        )
-
-    def _to_policy(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Bring a preprocessed batch to where the weights are."""
-        device = self._policy_device()
-        return {
-            name: value.to(device) if isinstance(value, Tensor) else value
-            for name, value in batch.items()
-        }
-
-    def _policy_device(self) -> torch.device:
-        return next(self.policy.parameters()).device
-
-    def _device_of(self, tensordict: TensorDictBase) -> torch.device:
-        for key in (self.state_key, self.environment_state_key, self.image_key):
-            if key is not None:
-                value = self._read(tensordict, key)
-                while not isinstance(value, Tensor):
-                    value = next(iter(value.values()))
-                return value.device
-        return self._policy_device()
+        return self._asked
 
     def _apply(self, fn: Any, recurse: bool = True) -> LeRobotPolicyWrapper:
         super()._apply(fn, recurse)
         if self.config is not None:
-            self.config.device = str(self._policy_device())
+            self.config.device = str(self._asked.device)
         return self
-
-
-def _lerobot_config(policy: Any) -> Any | None:
-    """Return the configuration of a policy of LeRobot's, None for other objects."""
-    module = sys.modules.get("lerobot.policies.pretrained")
-    unwrapped = _unwrapped(policy)
-    if module is None or not isinstance(unwrapped, module.PreTrainedPolicy):
-        return None
-    return unwrapped.config
-
-
-def _unwrapped(policy: Any) -> Any:
-    """Return the policy inside a peft adapter."""
-    peft = sys.modules.get("peft")
-    if peft is not None and isinstance(policy, peft.PeftModel):
-        return policy.get_base_model()
-    return policy
-
-
-def _check_policy(
-    policy: Any,
-    config: Any,
-    preprocessor: Processor | None,
-    postprocessor: Processor | None,
-) -> None:
-    if preprocessor is None or postprocessor is None:
-        raise SchemaError(
-            f"LeRobotPolicyWrapper: expected {type(policy).__name__} with its "
-            "preprocessor and postprocessor, which normalize, tokenize and "
-            "denormalize for it, got none. Load all three with LeRobotPolicyWrapper."
-            "from_pretrained(folder), or make the two with LeRobot's "
-            "make_pre_post_processors(policy.config, dataset_stats=...)."
-        )
-    check_statistics(preprocessor, postprocessor)
-    if getattr(config, "temporal_ensemble_coeff", None) is not None:
-        raise SchemaError(
-            "LeRobotPolicyWrapper: expected a policy whose chunks are executed as they "
-            f"are, got temporal_ensemble_coeff={config.temporal_ensemble_coeff}: "
-            "LeRobot averages overlapping chunks in select_action. Execute chunks with "
-            "overrides={'temporal_ensemble_coeff': None, 'n_action_steps': "
-            f"{config.chunk_size}}}."
-        )
 
 
 def _agree(name: str, given: int | None, read: int) -> int:
@@ -658,41 +423,16 @@ def _agree(name: str, given: int | None, read: int) -> int:
     return read
 
 
-def _in_history(key: NestedKey | None, inputs: PolicyInputs) -> NestedKey | None:
-    """Return where the key's history lies, for a policy that looks back."""
-    if key is None or inputs.history_size == 1:
-        return key
-    path = (key,) if isinstance(key, str) else key
-    return (HISTORY_KEY, *path[1:]) if path[0] == OBSERVATION_KEY else key
-
-
-@contextmanager
-def _training_flags_kept(policy: nn.Module) -> Any:
-    """Undo the switch to evaluation mode that LeRobot's predictions make."""
-    flags = [(m, m.training) for m in policy.modules()] if policy.training else []
-    try:
-        yield
-    finally:
-        for module, training in flags:
-            module.training = training
-
-
-def _default_predict_fn(policy: Any) -> PredictFunction:
-    if callable(getattr(policy, "predict_action_chunk", None)):
-        return _predict_action_chunk
-    if callable(policy):
-        return _call
-    raise TypeError(
-        "LeRobotPolicyWrapper: expected a policy with predict_action_chunk(batch), or "
-        f"a callable, got {type(policy).__name__}. Pass predict_fn=lambda policy, "
-        "batch: ..., which returns the chunk [B, H, A]. (select_action serves single "
-        "actions from a queue that all environments would share.)"
+def _what_to_do(policy: Any, inputs: PolicyInputs | None) -> str:
+    if inputs is None:
+        return (
+            "Name another key, or build the wrapper with image_key=None or "
+            "use_state=False."
+        )
+    if inputs.history_size == 1:
+        return f"{type(policy).__name__} was trained with it: name its key."
+    return (
+        f"The policy looks back on {inputs.history_size} observations: append "
+        "policy.make_environment_transform() to the environment, or "
+        f"ObservationHistory({inputs.history_size}, storage=...) to the buffer."
     )
-
-
-def _predict_action_chunk(policy: Any, batch: dict[str, Any]) -> Tensor:
-    return policy.predict_action_chunk(batch)
-
-
-def _call(policy: Any, batch: dict[str, Any]) -> Tensor:
-    return policy(batch)

@@ -1,0 +1,51 @@
+"""Files that are there whole or not at all, whenever the process ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+OWNER = "LeRobotWriter"
+
+
+def flush_to_disk(path: Path) -> None:
+    """Wait until a file, or the list of a folder's entries, is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file under another name, then rename it: it is never half there."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    flush_to_disk(partial)
+    partial.replace(path)
+    flush_to_disk(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON with :func:`write_text`."""
+    write_text(path, json.dumps(value, indent=4, ensure_ascii=False))
+
+
+def commit_folder(partial: Path, path: Path) -> None:
+    """Give a finished folder its name, once all its files are on the disk."""
+    for file in partial.iterdir():
+        flush_to_disk(file)
+    flush_to_disk(partial)
+    partial.rename(path)
+    flush_to_disk(path.parent)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,213 @@
+"""Videos of one camera: encoded an episode at a time, put together without loss."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from torchrl_vla.data.lerobot_writer.durability import OWNER
+from torchrl_vla.schema import SchemaError, import_extra
+
+#: SVT-AV1 of some builds ends the whole process on smaller pictures.
+_SMALLEST_AV1 = 32
+
+
+@dataclass(frozen=True)
+class VideoEncoding:
+    """How pictures become video. The default is LeRobot's.
+
+    Every second picture is a key frame: a video that is sampled at random places is
+    decoded from the key frame before each.
+
+    Args:
+        codec: an encoder of FFmpeg.
+        pixel_format: what it encodes.
+        options: of the encoder, by FFmpeg's names.
+
+    Examples:
+        >>> VideoEncoding().codec, VideoEncoding.lossless().pixel_format
+        ('libsvtav1', 'rgb24')
+    """
+
+    codec: str = "libsvtav1"
+    pixel_format: str = "yuv420p"
+    options: Mapping[str, str] = field(
+        default_factory=lambda: {
+            "g": "2",
+            "crf": "30",
+            "preset": "12",
+            "svtav1-params": "fast-decode=0",
+        }
+    )
+
+    @classmethod
+    def h264(cls, crf: int = 23) -> VideoEncoding:
+        """Return H.264, which encodes faster, decodes anywhere and is larger."""
+        return cls("libx264", "yuv420p", {"g": "2", "crf": str(crf)})
+
+    @classmethod
+    def lossless(cls) -> VideoEncoding:
+        """Return H.264 in RGB without loss: the pictures come back bit for bit."""
+        return cls("libx264rgb", "rgb24", {"g": "2", "qp": "0", "preset": "veryfast"})
+
+
+class EpisodeVideo:
+    """Encode the pictures of one camera in one episode, as they come.
+
+    Picture ``k`` is shown at ``k / fps`` exactly.
+
+    Args:
+        path: of the mp4 file.
+
+    Keyword Args:
+        fps: pictures per second.
+        encoding: codec and options.
+
+    Raises:
+        SchemaError: the codec does not take pictures of this size.
+    """
+
+    def __init__(self, path: Path, *, fps: int, encoding: VideoEncoding) -> None:
+        self._av = import_extra("av", "datasets", OWNER)
+        self._fps, self._encoding = fps, encoding
+        self._path, self._n_frames = path, 0
+        self._container: Any = None
+
+    def add(self, picture: np.ndarray) -> None:
+        """Append one RGB picture, uint8 ``[h, w, 3]``."""
+        if self._container is None:
+            self._open(*picture.shape[:2])
+        frame = self._av.VideoFrame.from_ndarray(picture, format="rgb24")
+        frame.pts, frame.time_base = self._n_frames, Fraction(1, self._fps)
+        try:
+            self._container.mux(self._stream.encode(frame))
+        except self._av.FFmpegError as error:
+            raise self._refusal(picture.shape[:2], error) from error
+        self._n_frames += 1
+
+    def _open(self, height: int, width: int) -> None:
+        encoding = self._encoding
+        if encoding.codec == "libsvtav1" and min(height, width) < _SMALLEST_AV1:
+            reason = f"it takes {_SMALLEST_AV1} x {_SMALLEST_AV1} and more"
+            raise self._refusal((height, width), reason)
+        os.environ.setdefault("SVT_LOG", "1")  # else ten lines for every episode
+        self._container = self._av.open(str(self._path), "w")
+        stream = self._container.add_stream(
+            encoding.codec, self._fps, options=dict(encoding.options)
+        )
+        stream.pix_fmt = encoding.pixel_format
+        stream.height, stream.width = height, width
+        stream.time_base = Fraction(1, self._fps)
+        self._stream = stream
+
+    def _refusal(self, size: Sequence[int], reason: object) -> SchemaError:
+        return SchemaError(
+            f"{OWNER}: expected pictures that {self._encoding.codec!r} encodes as "
+            f"{self._encoding.pixel_format!r}, got {size[0]} x {size[1]} ({reason}). "
+            "Pass images='png', or another encoding, e.g. VideoEncoding.lossless()."
+        )
+
+    def close(self) -> None:
+        """Encode what is pending and finish the file."""
+        if self._container is not None:
+            self._container.mux(self._stream.encode())
+            self._container.close()
+            self._container = None
+
+    def discard(self) -> None:
+        """Give the file up."""
+        if self._container is not None:
+            self._container.close()
+            self._container = None
+
+
+@dataclass(frozen=True)
+class VideoFacts:
+    """What a decoder has to know before the first packet.
+
+    Two files with equal facts can be put one after the other without encoding them
+    again.
+    """
+
+    codec: str
+    pixel_format: str
+    height: int
+    width: int
+    header: bytes
+
+    @classmethod
+    def from_file(cls, path: Path) -> VideoFacts:
+        """Read them from the start of a file."""
+        av = import_extra("av", "datasets", OWNER)
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            return cls(
+                stream.codec.canonical_name,
+                stream.codec_context.pix_fmt,
+                stream.height,
+                stream.width,
+                bytes(stream.codec_context.extradata or b""),
+            )
+
+    def info(self, fps: int, encoding: VideoEncoding) -> dict[str, Any]:
+        """Return what ``info.json`` says of a video feature."""
+        numbers = {
+            f"video.{name}": int(value)
+            for name, value in encoding.options.items()
+            if name in ("g", "crf", "preset") and value.isdigit()
+        }
+        return {
+            "video.height": self.height,
+            "video.width": self.width,
+            "video.codec": self.codec,
+            "video.pix_fmt": self.pixel_format,
+            "video.fps": fps,
+            "video.channels": 3,
+            "has_audio": False,
+            **numbers,
+            "is_depth_map": False,
+        }
+
+
+def concatenate(parts: Sequence[tuple[Path, int]], path: Path, *, fps: int) -> None:
+    """Copy the packets of some videos into one, each after the other.
+
+    Nothing is decoded or encoded: the pictures stay what they are, and picture ``k``
+    of the whole is shown at ``k / fps`` exactly.
+
+    Args:
+        parts: files with equal :class:`VideoFacts`, and how many pictures each has.
+        path: of the new file.
+
+    Keyword Args:
+        fps: pictures per second of all of them.
+    """
+    av = import_extra("av", "datasets", OWNER)
+    with av.open(str(path), "w", options={"movflags": "faststart"}) as output:
+        target, n_before = None, 0
+        for part, n_frames in parts:
+            with av.open(str(part)) as source:
+                stream = source.streams.video[0]
+                ticks = 1 / (fps * stream.time_base)
+                if ticks.denominator != 1:
+                    raise SchemaError(
+                        f"{OWNER}: expected a video of {fps} pictures a second at "
+                        f"{str(part)!r}, got a time base of {stream.time_base} s."
+                    )
+                if target is None:
+                    target = output.add_stream_from_template(stream)
+                    target.time_base = stream.time_base
+                for packet in source.demux(stream):
+                    if packet.dts is None:  # the end
+                        continue
+                    packet.pts += n_before * int(ticks)
+                    packet.dts += n_before * int(ticks)
+                    packet.stream = target
+                    output.mux(packet)
+            n_before += n_frames
