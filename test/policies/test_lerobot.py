@@ -69,7 +69,9 @@ def test_float_images_and_named_cameras_pass_as_they_are():
     picture = torch.rand(2, 3, 8, 8, dtype=torch.float64)
     td["observation", "image"] = picture
     assert wrapper._asked.make_batch(td)["observation.images.top"] is not None
-    assert torch.equal(wrapper._asked.make_batch(td)["observation.images.top"], picture.float())
+    assert torch.equal(
+        wrapper._asked.make_batch(td)["observation.images.top"], picture.float()
+    )
     td["observation", "image"] = TensorDict(
         {"front": picture, "wrist": 1 - picture}, [2]
     )
@@ -96,7 +98,9 @@ def test_ids_are_decoded_and_need_a_table():
     table, td = InstructionTable(), batch(2, 2)
     ids = table.encode(td.get("language_instruction"))
     td.set("language_instruction", ids)
-    assert wrap(instructions=table).make_batch(td)["task"] == ["pick", "place"] * 2
+    assert (
+        wrap(instructions=table)._asked.make_batch(td)["task"] == ["pick", "place"] * 2
+    )
     with pytest.raises(
         UnknownInstructionError,
         match=r"^LeRobotPolicyWrapper: expected a table for the instruction ids at "

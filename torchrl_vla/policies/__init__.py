@@ -12,7 +12,7 @@ from torchrl_vla.policies.base import (
 )
 from torchrl_vla.policies.embodiment_contract import EmbodimentContract
 from torchrl_vla.policies.image_encoder import KeypointImageEncoder
-from torchrl_vla.policies.lerobot import LeRobotPolicyWrapper
+from torchrl_vla.policies.lerobot import LeRobotPolicyWrapper, make_lerobot_policy
 from torchrl_vla.policies.lerobot_health import (
     LEROBOT_POLICY_TYPES,
     HealthReport,
@@ -41,4 +41,5 @@ __all__ = [
     "TokenVLAWrapper",
     "VLAWrapperBase",
     "check_lerobot_health",
+    "make_lerobot_policy",
 ]

@@ -171,8 +171,11 @@ class PretrainedPolicy:
                 f"{len(steps)}, storage=..., first_step={steps[0]})."
             )
         batch["action"] = chunk.reshape(-1, *expected[-2:])
-        batch["action_is_pad"] = is_pad.reshape(-1, len(steps))
-        return self._preprocess(batch)
+        is_pad = is_pad.reshape(-1, len(steps))
+        batch = self._preprocess({**batch, "action_is_pad": is_pad})
+        # LeRobot 0.4.4's SmolVLA looks for the mask under the second name.
+        is_pad = is_pad.to(self.device)
+        return {**batch, "action_is_pad": is_pad, "actions_id_pad": is_pad}
 
     def _states(
         self, tensordict: TensorDictBase, size: torch.Size

@@ -320,6 +320,23 @@ class LeRobotPolicyWrapper(ContinuousVLAWrapper):
         return self._asked.kind.n_action_steps(self.config)
 
     @property
+    def target_steps(self) -> range:
+        """The steps of its training targets, from the current frame.
+
+        ``ActionChunkTransform(len(steps), storage=..., first_step=steps[0])`` makes
+        them. Diffusion's begin in the past, with its first observation.
+        """
+        if self.config is None:
+            return range(self.chunk_size)
+        steps = self.config.action_delta_indices
+        return range(steps[0], steps[0] + len(steps))
+
+    @property
+    def masks_padding(self) -> bool:
+        """True = LeRobot's loss of this policy leaves padded actions out."""
+        return self.config is not None and self._asked.kind.masks_padding(self.config)
+
+    @property
     def history_size(self) -> int:
         """How many observations the policy reads, the current one included."""
         return 1 if self.config is None else self._asked.inputs.history_size

@@ -1,0 +1,199 @@
+"""The parquet files of a LeRobot dataset."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from torchrl_vla.data.lerobot_writer.durability import OWNER, flush_to_disk
+from torchrl_vla.data.lerobot_writer.features import Feature
+from torchrl_vla.schema import import_extra
+
+#: Files in one ``chunk-<number>`` folder, as in LeRobot.
+FILES_PER_CHUNK = 1000
+#: The text of a frame's task, in the tables of single episodes.
+TASK_COLUMN = "task"
+
+
+def arrow() -> Any:
+    """Import pyarrow."""
+    return import_extra("pyarrow", "datasets", OWNER)
+
+
+def parquet() -> Any:
+    """Import pyarrow.parquet."""
+    return import_extra("pyarrow.parquet", "datasets", OWNER)
+
+
+def encode_png(picture: np.ndarray) -> bytes:
+    """Encode RGB uint8 ``[h, w, 3]`` as PNG."""
+    image = import_extra("PIL.Image", "datasets", OWNER)
+    stream = io.BytesIO()
+    image.fromarray(picture).save(stream, format="png")
+    return stream.getvalue()
+
+
+def column(feature: Feature, values: Any) -> Any:
+    """Return the arrow array of one feature.
+
+    Args:
+        feature: what it is.
+        values: numbers ``[N, *shape]``; of an ``image`` a list of PNG bytes.
+    """
+    pa = arrow()
+    if feature.dtype == "image":
+        names = [f"frame-{i:06d}.png" for i in range(len(values))]
+        return pa.StructArray.from_arrays(
+            [pa.array(values, pa.binary()), pa.array(names, pa.string())],
+            fields=list(field(feature).type),
+        )
+    flat = pa.array(np.ascontiguousarray(values).ravel(), _value_type(feature))
+    if feature.shape == (1,):
+        return flat
+    if len(feature.shape) == 1:
+        return pa.FixedSizeListArray.from_arrays(flat, type=field(feature).type)
+    for size in reversed(feature.shape):
+        offsets = np.arange(0, len(flat) + 1, size, dtype=np.int32)
+        flat = pa.ListArray.from_arrays(offsets, flat)
+    return flat
+
+
+def field(feature: Feature) -> Any:
+    """Return the arrow field of one feature, with the marks of LeRobot's."""
+    pa = arrow()
+    name, shape = feature.name, feature.shape
+    if feature.dtype == "image":
+        parts = [pa.field("bytes", pa.binary()), pa.field("path", pa.string())]
+        return pa.field(name, pa.struct(parts))
+    kind = _value_type(feature)
+    if shape == (1,):
+        return pa.field(name, kind)
+    if len(shape) == 1:
+        return pa.field(name, pa.list_(kind, shape[0]))
+    for _ in shape:
+        kind = pa.list_(kind)
+    extension = f"datasets.features.features.Array{len(shape)}DExtensionType"
+    marks = {
+        "ARROW:extension:name": extension,
+        "ARROW:extension:metadata": json.dumps([list(shape), feature.dtype]),
+    }
+    return pa.field(name, kind, metadata=marks)
+
+
+def _value_type(feature: Feature) -> Any:
+    pa = arrow()
+    return pa.bool_() if feature.dtype == "bool" else pa.from_numpy_dtype(feature.dtype)
+
+
+def data_schema(features: Sequence[Feature]) -> Any:
+    """Return the schema of ``data/``; a video is not a column."""
+    columns = [feature for feature in features if feature.dtype != "video"]
+    described = {feature.name: _described(feature) for feature in columns}
+    marks = {"huggingface": json.dumps({"info": {"features": described}})}
+    return arrow().schema([field(feature) for feature in columns], metadata=marks)
+
+
+def _described(feature: Feature) -> dict[str, Any]:
+    """Return a feature in the words of the ``datasets`` package."""
+    value = {"dtype": feature.dtype, "_type": "Value"}
+    if feature.dtype == "image":
+        return {"_type": "Image"}
+    if feature.shape == (1,):
+        return value
+    if len(feature.shape) == 1:
+        return {"feature": value, "length": feature.shape[0], "_type": "List"}
+    return {
+        "shape": list(feature.shape),
+        "dtype": feature.dtype,
+        "_type": f"Array{len(feature.shape)}D",
+    }
+
+
+def numbers_of(feature: Feature, values: Any) -> np.ndarray:
+    """Return an arrow column of numbers as ``[N, *shape]``; undoes :func:`column`."""
+    n_rows = len(values)
+    while values.type.num_fields:
+        values = values.flatten()
+    flat = values.to_numpy(zero_copy_only=False)
+    return flat.reshape(n_rows, *feature.shape)
+
+
+def write_tasks(path: Path, tasks: Sequence[str]) -> None:
+    """Write ``tasks.parquet``, which pandas reads with the text as its index."""
+    pa = arrow()
+    texts = {"name": "task", "field_name": "task", "metadata": None}
+    numbers = {"name": "task_index", "field_name": "task_index", "metadata": None}
+    described = {
+        "index_columns": ["task"],
+        "column_indexes": [],
+        "columns": [
+            {**numbers, "pandas_type": "int64", "numpy_type": "int64"},
+            {**texts, "pandas_type": "unicode", "numpy_type": "object"},
+        ],
+        "creator": {"library": "pyarrow", "version": pa.__version__},
+        "pandas_version": "2.0.0",
+    }
+    schema = pa.schema(
+        [pa.field("task_index", pa.int64()), pa.field("task", pa.string())],
+        metadata={"pandas": json.dumps(described)},
+    )
+    columns = {"task_index": list(range(len(tasks))), "task": list(tasks)}
+    parquet().write_table(pa.table(columns, schema=schema), path)
+    flush_to_disk(path)
+
+
+class RollingTables:
+    """Write rows to ``chunk-000/file-000.parquet``, and to the next when it is full.
+
+    Args:
+        folder: of the chunks.
+
+    Keyword Args:
+        file_size_mb: a file that would exceed it is not begun with another part.
+        schema: of all rows; None = that of the first part.
+    """
+
+    def __init__(self, folder: Path, *, file_size_mb: float, schema: Any = None) -> None:
+        self._folder, self._schema = folder, schema
+        self._limit = file_size_mb * 2**20
+        self._n_files = 0
+        self._writer: Any = None
+
+    def place(self, size: int) -> dict[str, int]:
+        """Return the chunk and file of a part of about ``size`` bytes, to come next."""
+        if self._writer is not None and self._file.tell() + size >= self._limit:
+            self.close()
+        number = self._n_files - (self._writer is not None)
+        chunk, file = divmod(number, FILES_PER_CHUNK)
+        return {"chunk_index": chunk, "file_index": file}
+
+    def write(self, table: Any, place: Mapping[str, int]) -> None:
+        """Append a part, as one row group, to the file of its place."""
+        if self._writer is None:
+            path = self._folder / place_name(place, "parquet")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("wb")
+            schema = table.schema if self._schema is None else self._schema
+            self._writer = parquet().ParquetWriter(self._file, schema)
+            self._n_files += 1
+        self._writer.write_table(table, row_group_size=max(1, len(table)))
+
+    def close(self) -> None:
+        """Finish the file that is being written."""
+        if self._writer is not None:
+            self._writer.close()
+            self._file.close()
+            flush_to_disk(Path(self._file.name))
+            self._writer = None
+
+
+def place_name(place: Mapping[str, int], suffix: str) -> str:
+    """Return the path of a numbered file, e.g. ``chunk-000/file-002.mp4``."""
+    return (
+        f"chunk-{place['chunk_index']:03d}/file-{place['file_index']:03d}.{suffix}"
+    )
