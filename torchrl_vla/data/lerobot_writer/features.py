@@ -256,8 +256,8 @@ def _feature(
     name = to_lerobot(key)
     if "/" in name:
         raise SchemaError(
-            f"{OWNER}: expected names without '/', which LeRobot refuses, got {name!r}. "
-            "Rename the entry."
+            f"{OWNER}: expected names without '/', which LeRobot refuses, got "
+            f"{name!r}. Rename the entry."
         )
     if is_non_tensor(value) or value.dtype not in _DTYPES:
         kind = type(value).__name__ if is_non_tensor(value) else value.dtype
@@ -304,9 +304,7 @@ def _check_image(key: NestedKey, value: Tensor) -> None:
     )
 
 
-def _check_cameras(
-    features: Sequence[Feature], metadata: RobotDatasetMetadata
-) -> None:
+def _check_cameras(features: Sequence[Feature], metadata: RobotDatasetMetadata) -> None:
     declared = metadata.cameras
     keys = [to_canonical(feature.name) for feature in features if feature.is_picture]
     if not declared or (keys == [IMAGE_KEY] and len(declared) == 1):

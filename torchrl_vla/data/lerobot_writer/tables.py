@@ -19,6 +19,8 @@ FILES_PER_CHUNK = 1000
 #: The text of a frame's task, in the tables of single episodes.
 TASK_COLUMN = "task"
 
+_IMAGES_AT_ONCE = 256
+
 
 def arrow() -> Any:
     """Import pyarrow."""
@@ -39,7 +41,7 @@ def encode_png(picture: np.ndarray) -> bytes:
 
 
 def column(feature: Feature, values: Any) -> Any:
-    """Return the arrow array of one feature.
+    """Return the arrow column of one feature.
 
     Args:
         feature: what it is.
@@ -47,11 +49,16 @@ def column(feature: Feature, values: Any) -> Any:
     """
     pa = arrow()
     if feature.dtype == "image":
-        names = [f"frame-{i:06d}.png" for i in range(len(values))]
-        return pa.StructArray.from_arrays(
-            [pa.array(values, pa.binary()), pa.array(names, pa.string())],
-            fields=list(field(feature).type),
-        )
+        rows = [
+            {"bytes": data, "path": f"frame-{i:06d}.png"}
+            for i, data in enumerate(values)
+        ]
+        kind = field(feature).type
+        parts = [  # one array holds 2 GiB at most
+            pa.array(rows[start : start + _IMAGES_AT_ONCE], kind)
+            for start in range(0, len(rows), _IMAGES_AT_ONCE)
+        ]
+        return pa.chunked_array(parts, kind)
     flat = pa.array(np.ascontiguousarray(values).ravel(), _value_type(feature))
     if feature.shape == (1,):
         return flat
@@ -114,13 +121,28 @@ def _described(feature: Feature) -> dict[str, Any]:
     }
 
 
-def numbers_of(feature: Feature, values: Any) -> np.ndarray:
-    """Return an arrow column of numbers as ``[N, *shape]``; undoes :func:`column`."""
-    n_rows = len(values)
-    while values.type.num_fields:
-        values = values.flatten()
-    flat = values.to_numpy(zero_copy_only=False)
-    return flat.reshape(n_rows, *feature.shape)
+def stored(column: Any) -> Any:
+    """Return a column of a table without extension types.
+
+    They are there in a process that has imported LeRobot's ``datasets``, and only
+    there.
+    """
+    pa = arrow()
+    if isinstance(column.type, pa.ExtensionType):
+        return pa.chunked_array([chunk.storage for chunk in column.chunks])
+    return column
+
+
+def numbers_of(feature: Feature, column: Any) -> np.ndarray:
+    """Return a column of a table as ``[N, *shape]``; undoes :func:`column`."""
+    parts = [np.empty((0, *feature.shape), feature.dtype)]
+    for values in stored(column).chunks:
+        n_rows = len(values)
+        while values.type.num_fields:
+            values = values.flatten()
+        flat = values.to_numpy(zero_copy_only=False)
+        parts.append(flat.reshape(n_rows, *feature.shape))
+    return np.concatenate(parts)
 
 
 def write_tasks(path: Path, tasks: Sequence[str]) -> None:
@@ -155,11 +177,10 @@ class RollingTables:
 
     Keyword Args:
         file_size_mb: a file that would exceed it is not begun with another part.
-        schema: of all rows; None = that of the first part.
     """
 
-    def __init__(self, folder: Path, *, file_size_mb: float, schema: Any = None) -> None:
-        self._folder, self._schema = folder, schema
+    def __init__(self, folder: Path, *, file_size_mb: float) -> None:
+        self._folder = folder
         self._limit = file_size_mb * 2**20
         self._n_files = 0
         self._writer: Any = None
@@ -178,8 +199,7 @@ class RollingTables:
             path = self._folder / place_name(place, "parquet")
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("wb")
-            schema = table.schema if self._schema is None else self._schema
-            self._writer = parquet().ParquetWriter(self._file, schema)
+            self._writer = parquet().ParquetWriter(self._file, table.schema)
             self._n_files += 1
         self._writer.write_table(table, row_group_size=max(1, len(table)))
 
@@ -194,6 +214,4 @@ class RollingTables:
 
 def place_name(place: Mapping[str, int], suffix: str) -> str:
     """Return the path of a numbered file, e.g. ``chunk-000/file-002.mp4``."""
-    return (
-        f"chunk-{place['chunk_index']:03d}/file-{place['file_index']:03d}.{suffix}"
-    )
+    return f"chunk-{place['chunk_index']:03d}/file-{place['file_index']:03d}.{suffix}"

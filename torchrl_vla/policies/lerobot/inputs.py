@@ -89,6 +89,32 @@ def in_history(key: NestedKey | None, inputs: PolicyInputs) -> NestedKey | None:
     return (HISTORY_KEY, *path[1:]) if path[0] == OBSERVATION_KEY else key
 
 
+def read_size(name: str, given: int | None, read: int) -> int:
+    """Return a size that the configuration says; one that is given must agree."""
+    if given is not None and given != read:
+        raise ValueError(
+            f"LeRobotPolicyWrapper: expected {name}={read}, as the policy's "
+            f"configuration says, got {given}. Leave it out."
+        )
+    return read
+
+
+def what_to_do(policy: Any, inputs: PolicyInputs | None) -> str:
+    """Return what to do when an input is missing."""
+    if inputs is None:
+        return (
+            "Name another key, or build the wrapper with image_key=None or "
+            "use_state=False."
+        )
+    if inputs.history_size == 1:
+        return f"{type(policy).__name__} was trained with it: name its key."
+    return (
+        f"The policy looks back on {inputs.history_size} observations: append "
+        "policy.make_environment_transform() to the environment, or "
+        f"ObservationHistory({inputs.history_size}, storage=...) to the buffer."
+    )
+
+
 def match_cameras(
     given: list[str],
     wanted: list[str],

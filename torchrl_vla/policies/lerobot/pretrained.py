@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from tensordict import NestedKey, TensorDictBase
 from torch import Tensor, nn
+from torchrl.data import Unbounded
+from torchrl.envs import TensorDictPrimer, Transform
 
 from torchrl_vla.policies.lerobot.checkpoint import Processor, check_statistics
 from torchrl_vla.policies.lerobot.inputs import (
@@ -25,8 +27,10 @@ from torchrl_vla.schema import (
     ACTION_IS_PAD_KEY,
     IS_INIT_KEY,
     MissingKeyError,
+    RobotDatasetMetadata,
     SchemaError,
 )
+from torchrl_vla.transforms import ObservationHistory
 
 #: Where TD-MPC's last plan travels from decision to decision, ``[*B, horizon, A]``.
 PLAN_KEY: NestedKey = "policy_plan"
@@ -96,6 +100,27 @@ class PretrainedPolicy:
         if not self._call.carries_plan:
             return None
         return self.config.horizon, self.config.action_feature.shape[0]
+
+    @property
+    def metadata(self) -> RobotDatasetMetadata:
+        """What the checkpoint says about its robot: sizes and cameras."""
+        images, states = self.inputs.images, self.inputs.states
+        names = [name.removeprefix("observation.images.") for name in images]
+        return RobotDatasetMetadata(
+            f"lerobot {self.config.type}",
+            action_dim=self.config.action_feature.shape[0],
+            state_dim=states.get("observation.state"),
+            cameras=tuple(name for name in names if name != "observation.image"),
+        )
+
+    def carried(self) -> list[Transform]:
+        """Return what an environment has to carry from step to step."""
+        transforms: list[Transform] = []
+        if self.inputs.history_size > 1:
+            transforms.append(ObservationHistory(self.inputs.history_size))
+        if self.plan_shape is not None:
+            transforms.append(TensorDictPrimer({PLAN_KEY: Unbounded(self.plan_shape)}))
+        return transforms
 
     @property
     def device(self) -> torch.device:

@@ -9,14 +9,15 @@ from typing import Any
 import torch
 from tensordict import NestedKey, TensorDictBase
 from torch import Tensor
-from torchrl.data import Unbounded
-from torchrl.envs import Compose, TensorDictPrimer, Transform
+from torchrl.envs import Compose
 
 from torchrl_vla.policies.base import ContinuousVLAWrapper
 from torchrl_vla.policies.lerobot.checkpoint import Processor, read_checkpoint
 from torchrl_vla.policies.lerobot.inputs import (
     PolicyInputs,
     in_history,
+    read_size,
+    what_to_do,
 )
 from torchrl_vla.policies.lerobot.kinds import kind_of
 from torchrl_vla.policies.lerobot.objects import ObjectPolicy, PredictFunction
@@ -39,7 +40,6 @@ from torchrl_vla.schema import (
     RobotDatasetMetadata,
     SchemaError,
 )
-from torchrl_vla.transforms import ObservationHistory
 
 
 class LeRobotPolicyWrapper(ContinuousVLAWrapper):
@@ -154,10 +154,10 @@ class LeRobotPolicyWrapper(ContinuousVLAWrapper):
             reads_text = kind.reads_text
             resizes = kind.resizes_images(config)
             inputs = PolicyInputs.from_config(config, resizes, tuple(empty_cameras))
-            action_dim = _agree(
+            action_dim = read_size(
                 "action_dim", action_dim, config.action_feature.shape[0]
             )
-            chunk_size = _agree("chunk_size", chunk_size, kind.chunk_size(config))
+            chunk_size = read_size("chunk_size", chunk_size, kind.chunk_size(config))
             image_key = in_history(image_key, inputs) if inputs.images else None
             use_state = "observation.state" in inputs.states
             state_key = in_history(state_key, inputs)
@@ -190,7 +190,7 @@ class LeRobotPolicyWrapper(ContinuousVLAWrapper):
             self.environment_state_key,
             self.instruction_key,
             instructions,
-            _what_to_do(policy, inputs),
+            what_to_do(policy, inputs),
         )
         self._asked: ObjectPolicy | PretrainedPolicy
         if inputs is None:
@@ -356,14 +356,7 @@ class LeRobotPolicyWrapper(ContinuousVLAWrapper):
         if self.config is None:
             name = type(self.policy).__name__
             return RobotDatasetMetadata(name, action_dim=self.action_dim)
-        inputs = self._asked.inputs
-        names = (name.removeprefix("observation.images.") for name in inputs.images)
-        return RobotDatasetMetadata(
-            f"lerobot {self.config.type}",
-            action_dim=self.action_dim,
-            state_dim=inputs.states.get("observation.state"),
-            cameras=tuple(name for name in names if name != "observation.image"),
-        )
+        return self._asked.metadata
 
     def make_environment_transform(self) -> Compose:
         """Return what an environment has to carry for this policy.
@@ -371,12 +364,7 @@ class LeRobotPolicyWrapper(ContinuousVLAWrapper):
         ``TransformedEnv(env, policy.make_environment_transform())`` gives a policy
         that looks back its history, and TD-MPC its last plan; for others it is empty.
         """
-        transforms: list[Transform] = []
-        if self.history_size > 1:
-            transforms.append(ObservationHistory(self.history_size))
-        plan = None if self.config is None else self._asked.plan_shape
-        if plan is not None:
-            transforms.append(TensorDictPrimer({PLAN_KEY: Unbounded(plan)}))
+        transforms = [] if self.config is None else self._asked.carried()
         return Compose(*transforms)
 
     def make_training_batch(self, tensordict: TensorDictBase) -> dict[str, Any]:
@@ -429,27 +417,3 @@ class LeRobotPolicyWrapper(ContinuousVLAWrapper):
         if self.config is not None:
             self.config.device = str(self._asked.device)
         return self
-
-
-def _agree(name: str, given: int | None, read: int) -> int:
-    if given is not None and given != read:
-        raise ValueError(
-            f"LeRobotPolicyWrapper: expected {name}={read}, as the policy's "
-            f"configuration says, got {given}. Leave it out."
-        )
-    return read
-
-
-def _what_to_do(policy: Any, inputs: PolicyInputs | None) -> str:
-    if inputs is None:
-        return (
-            "Name another key, or build the wrapper with image_key=None or "
-            "use_state=False."
-        )
-    if inputs.history_size == 1:
-        return f"{type(policy).__name__} was trained with it: name its key."
-    return (
-        f"The policy looks back on {inputs.history_size} observations: append "
-        "policy.make_environment_transform() to the environment, or "
-        f"ObservationHistory({inputs.history_size}, storage=...) to the buffer."
-    )

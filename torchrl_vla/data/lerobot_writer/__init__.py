@@ -1,0 +1,6 @@
+"""LeRobot v3.0 datasets, written without LeRobot."""
+
+from torchrl_vla.data.lerobot_writer.encoder import VideoEncoding
+from torchrl_vla.data.lerobot_writer.writer import LeRobotWriter
+
+__all__ = ["LeRobotWriter", "VideoEncoding"]

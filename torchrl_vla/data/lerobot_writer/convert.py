@@ -1,0 +1,145 @@
+"""Write what there is as a LeRobot dataset."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from tensordict import NestedKey, TensorDictBase
+from torch import Tensor
+from torchrl.data import ReplayBuffer
+from tqdm import tqdm
+
+from torchrl_vla.data.dataset import DemonstrationDataset, check_folder_is_free
+from torchrl_vla.data.lerobot import LeRobotDemonstrations, LeRobotExperienceReplay
+from torchrl_vla.data.lerobot_writer.durability import remove
+from torchrl_vla.data.lerobot_writer.encoder import VideoEncoding
+from torchrl_vla.data.lerobot_writer.features import NUMBERED
+from torchrl_vla.data.lerobot_writer.journal import INFO, NOTE, PARTS, RECORDING
+from torchrl_vla.data.lerobot_writer.writer import LeRobotWriter
+from torchrl_vla.schema import (
+    EPISODE_KEY,
+    FRAME_KEY,
+    INSTRUCTION_KEY,
+    IS_INIT_KEY,
+    InstructionTable,
+    MetadataError,
+    MissingKeyError,
+    RobotDatasetMetadata,
+    SchemaError,
+)
+
+_OWNER = "write_lerobot"
+_DONE_KEY = ("next", "done")
+#: True = a step of a trajectory, False = filled up by TorchRL's ``split_trajectories``.
+_MASK_KEY = ("collector", "mask")
+_DATASETS = (DemonstrationDataset, LeRobotDemonstrations)
+
+Demonstrations = DemonstrationDataset | LeRobotDemonstrations
+
+
+def write_lerobot(
+    data: Demonstrations | LeRobotExperienceReplay | ReplayBuffer | TensorDictBase,
+    folder: Path | str,
+    *,
+    metadata: RobotDatasetMetadata | None = None,
+    instructions: InstructionTable | None = None,
+    images: Literal["video", "png"] = "video",
+    encoding: VideoEncoding | None = None,
+    extra_keys: Sequence[NestedKey] | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> Path:
+    """Write demonstrations, a buffer or a rollout as a LeRobot v3.0 dataset.
+
+    Episodes are written whole and numbered from 0, in order of ``episode_index`` and
+    ``frame_index``, whatever the order of the frames; one of which frames are missing
+    is refused. A rollout ``[*B, T]`` without those is cut where ``("next", "done")`` or
+    before ``is_init`` is True and at its end, which ends an episode like any other.
+
+    **Reads** robot space, as :class:`LeRobotWriter` does. Of a buffer the storage is
+    read, without the buffer's transforms, which lead to model space.
+
+    Args:
+        data: what to write.
+        folder: of the dataset.
+
+    Keyword Args:
+        metadata: of the robot; None = that of ``data``, which then has to be a dataset.
+        instructions: for instructions that are ids; None = those of the dataset.
+        images: ``"video"`` or ``"png"``.
+        encoding: of videos; None = LeRobot's. Pictures that come from a video are
+            encoded again, which costs quality; ``VideoEncoding.lossless()`` does not.
+        extra_keys: entries to write beside the usual ones; None = all of a dataset's,
+            and none of anything else.
+        overwrite: True = a LeRobot dataset in the folder is replaced, once the new one
+            is finished.
+        progress: True = show a progress bar.
+
+    Returns:
+        The folder.
+
+    Raises:
+        FileExistsError: the folder has contents.
+        MissingKeyError: nothing says where episodes begin.
+        SchemaError: frames of an episode are missing or there twice.
+        MetadataError: there is no metadata.
+
+    Examples:
+        >>> import tempfile
+        >>> from torchrl_vla.envs import TabletopEnv
+        >>> env = TabletopEnv(2, image_size=32, seed=0)
+        >>> rollout = env.rollout(5, env.make_expert(), break_when_any_done=False)
+        >>> folder = write_lerobot(
+        ...     rollout,
+        ...     tempfile.mkdtemp() + "/reach",
+        ...     metadata=env.metadata,
+        ...     instructions=env.instructions,
+        ...     progress=False,
+        ... )
+        >>> sorted(path.name for path in folder.iterdir())
+        ['data', 'meta', 'videos']
+    """
+    folder = Path(folder)
+    if isinstance(data, LeRobotExperienceReplay):
+        data = data.dataset
+    if isinstance(data, _DATASETS):
+        metadata = data.metadata if metadata is None else metadata
+        instructions = data.instructions if instructions is None else instructions
+        if extra_keys is None:
+            extra_keys = _other_keys(data.frames)
+    if metadata is None:
+        raise MetadataError(
+            f"{_OWNER}: expected metadata=... for data of type {type(data).__name__}, "
+            "got None. Pass that of the environment: env.metadata."
+        )
+    if overwrite:
+        target = _beside(folder)
+    else:
+        check_folder_is_free(folder, _OWNER)
+        target = folder
+    episodes = _episodes(data)
+    try:
+        with LeRobotWriter(
+            target,
+            metadata=metadata,
+            instructions=instructions,
+            images=images,
+            encoding=encoding,
+            extra_keys=extra_keys or (),
+        ) as writer:
+            for steps in tqdm(
+                episodes, desc="write", unit="ep", disable=not progress
+            ):
+                writer.add_episode(steps)
+    except BaseException:
+        if overwrite:
+            remove(target)
+        raise
+    if overwrite:
+        _replace(folder, target)
+    return folder

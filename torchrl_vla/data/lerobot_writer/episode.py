@@ -1,0 +1,99 @@
+"""The episode that is being recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from torchrl_vla.data.lerobot_writer.encoder import EpisodeVideo, VideoEncoding
+from torchrl_vla.data.lerobot_writer.episode_stats import PictureHistogram
+from torchrl_vla.data.lerobot_writer.features import FrameSchema
+from torchrl_vla.data.lerobot_writer.tables import (
+    TASK_COLUMN,
+    arrow,
+    column,
+    data_schema,
+    encode_png,
+)
+
+
+class EpisodeBuffer:
+    """Collect the steps of one episode; pictures are encoded as they come.
+
+    Args:
+        schema: of the steps.
+        folder: for videos.
+
+    Keyword Args:
+        fps: frames per second.
+        encoding: of videos; None = images are PNG, in memory until the end.
+    """
+
+    def __init__(
+        self,
+        schema: FrameSchema,
+        folder: Path,
+        *,
+        fps: int,
+        encoding: VideoEncoding | None,
+    ) -> None:
+        self.schema = schema
+        self.histograms = {f.name: PictureHistogram() for f in schema.pictures}
+        self._tasks: list[str] = []
+        self._numbers: dict[str, list[np.ndarray]] = {
+            f.name: [] for f in schema.numbers
+        }
+        self._images: dict[str, list[bytes]] = {}
+        self._videos: dict[str, EpisodeVideo] = {}
+        for feature in schema.pictures:
+            if encoding is None:
+                self._images[feature.name] = []
+                continue
+            folder.mkdir(exist_ok=True)
+            path = folder / f"{feature.name}.mp4"
+            video = EpisodeVideo(path, fps=fps, encoding=encoding)
+            self._videos[feature.name] = video
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def add(self, columns: Mapping[str, np.ndarray], tasks: Sequence[str]) -> None:
+        """Append steps, with the values of each feature ``[T, ...]``."""
+        for name, histogram in self.histograms.items():
+            for picture in columns[name]:
+                if name in self._videos:
+                    self._videos[name].add(picture)
+                else:
+                    self._images[name].append(encode_png(picture))
+                histogram.add(picture)
+        for name, parts in self._numbers.items():
+            parts.append(columns[name].copy())  # the caller may use its buffer again
+        self._tasks += tasks
+
+    def finish(self) -> Any:
+        """Finish the videos, and return the table of the rest with its tasks."""
+        for video in self._videos.values():
+            video.close()
+        columns = [
+            column(feature, self._values(feature.name))
+            for feature in self.schema.features
+            if feature.dtype != "video"
+        ]
+        pa = arrow()
+        schema = data_schema(self.schema.features)
+        tasks = pa.field(TASK_COLUMN, pa.string())
+        texts = pa.array(self._tasks, pa.string())
+        return pa.table([*columns, texts], schema=schema.append(tasks))
+
+    def _values(self, name: str) -> Any:
+        if name in self._images:
+            return self._images[name]
+        return np.concatenate(self._numbers[name])
+
+    def discard(self) -> None:
+        """Give the videos up."""
+        for video in self._videos.values():
+            video.discard()
