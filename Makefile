@@ -14,7 +14,7 @@ CREATE = $(PYTHON) -m venv $(VENV)
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 endif
 
-.PHONY: demo demo-metaworld test lint format docs bench clean
+.PHONY: demo demo-metaworld test test-lerobot lint format docs bench clean
 
 demo: $(VENV)/.core
 	$(BIN)/torchrl-vla demo --folder $(OUT)
@@ -24,6 +24,11 @@ demo-metaworld: $(VENV)/.all
 
 test: $(VENV)/.all lint
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(MAKE) test-lerobot
+
+# LeRobot 0.6 and 0.4.4, each where there is a Python for it; says which ran.
+test-lerobot:
+	PYTHON=$(PYTHON) bash test/lerobot_lanes.sh
 
 lint: $(VENV)/.all
 	$(BIN)/ruff format --check .
@@ -51,8 +56,8 @@ $(VENV)/.core: $(VENV)/.venv pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.all: $(VENV)/.venv pyproject.toml constraints.txt
-	$(INSTALL) -e '.[metaworld,video,test,docs,dev]'
+	$(INSTALL) -e '.[metaworld,video,datasets,pusht,aloha,test,docs,dev]'
 	touch $@ $(VENV)/.core
 
 clean:
-	rm -rf $(VENV) runs docs/_build docs/auto_tutorials
+	rm -rf $(VENV) .venv-lerobot-* runs docs/_build docs/auto_tutorials

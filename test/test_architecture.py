@@ -5,7 +5,11 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-OPTIONAL = ("metaworld", "mujoco", "av", "lerobot", "transformers", "h5py", "PIL")
+OPTIONAL = (
+    *("lerobot", "transformers", "peft", "diffusers", "huggingface_hub", "datasets"),
+    *("pyarrow", "h5py", "PIL", "av", "torchcodec", "torchvision", "matplotlib"),
+    *("metaworld", "mujoco", "gym_pusht", "gym_aloha", "pygame", "pymunk"),
+)
 SUBPACKAGES = sorted(
     path.parent.name for path in (ROOT / "torchrl_vla").glob("*/__init__.py")
 )

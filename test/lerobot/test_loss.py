@@ -204,3 +204,13 @@ def test_targets_of_another_window_are_refused_and_the_right_one_named():
         SchemaError, match=r"ActionChunkTransform\(8, storage=\.\.\., first_step=-1\)"
     ):
         loss(td)
+
+
+def test_targets_that_begin_at_another_step_are_refused():
+    policy = wrap("diffusion", do_mask_loss_for_padding=True)
+    loss, td = LeRobotLoss(policy).train(), batch("diffusion", policy)
+    td["action"] = td["action_chunk"][:, 1]
+    loss(td)
+    td["action"] = td["action_chunk"][:, 0]
+    with pytest.raises(SchemaError, match=r"begin at step -1 from the frame"):
+        loss(td)

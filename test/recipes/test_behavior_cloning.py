@@ -9,7 +9,7 @@ from tensordict import TensorDict
 from torchrl_vla.data import DemonstrationDataset
 from torchrl_vla.policies import ContinuousVLAWrapper
 from torchrl_vla.recipes import ModelSpace, TrainingLog, train_behavior_cloning
-from torchrl_vla.recipes.behavior_cloning import _warmup_cosine
+from torchrl_vla.recipes.training_loop import warmup_cosine
 from torchrl_vla.schema import (
     FeatureStatistics,
     InstructionTable,
@@ -94,7 +94,7 @@ def test_the_policy_ends_with_the_average_of_its_weights_or_with_the_last():
 
 
 def test_the_learning_rate_rises_over_a_twentieth_and_falls_along_a_cosine():
-    factor = _warmup_cosine(100)
+    factor = warmup_cosine(100)
     assert [factor(step) for step in range(5)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1])
     assert factor(5) == pytest.approx(1.0)
     half = 0.5 * (1 + math.cos(math.pi * 50 / 95))

@@ -85,7 +85,7 @@ def encode_video(path: Path, pictures: np.ndarray, *, fps: int = FPS, gop: int =
 
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
-        options = {"qp": "0", "g": str(gop), "bf": "2"}
+        options = {"qp": "0", "g": str(gop), "bf": "2", "sc_threshold": "0"}
         stream = container.add_stream("libx264rgb", fps, options=options)
         stream.height, stream.width = pictures.shape[1:3]
         stream.pix_fmt = "rgb24"

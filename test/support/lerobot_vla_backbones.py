@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.metadata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -52,12 +54,17 @@ RECIPES: dict[str, tuple[str, tuple[str, ...], dict[str, Any]]] = {
             "tokenizer_max_length": 16,
             "resize_imgs_with_padding": (64, 64),
             "florence_config": {
+                "projection_dim": 16,  # where 0.4.4 looks for it
                 "vision_config": {
                     "dim_embed": [8, 8, 8, 16],
                     "num_heads": [1, 1, 1, 2],
                     "num_groups": [1, 1, 1, 2],
                     "depths": [1, 1, 1, 1],
                     "window_size": 4,
+                    "image_pos_embed": {
+                        "type": "learned_abs_2d",
+                        "max_pos_embeddings": 50,
+                    },
                     "projection_dim": 16,
                 },
                 "text_config": {
@@ -88,22 +95,29 @@ RECIPES: dict[str, tuple[str, tuple[str, ...], dict[str, Any]]] = {
         },
     ),
 }
-RECIPES["pi05"] = (
-    "pi05",
-    ONE,
-    {**RECIPES["pi0"][2], "tokenizer_max_length": 128},
-)
-RECIPES["pi0-relative"] = ("pi0", TWO, {**RECIPES["pi0"][2], "use_relative_actions": True})
+RECIPES["pi05"] = ("pi05", ONE, {**RECIPES["pi0"][2], "tokenizer_max_length": 128})
 
 
-def make_checkpoint(name: str, folder: Path) -> Made:
+def here() -> list[str]:
+    """Return the recipes that the installed LeRobot can follow.
+
+    0.4.4 has no multi-task DiT, and its pi0 and pi05 want a fork of transformers.
+    """
+    try:
+        version = importlib.metadata.version("lerobot")
+    except importlib.metadata.PackageNotFoundError:
+        return []
+    return ["xvla"] if version.startswith("0.4") else list(RECIPES)
+
+
+def make_checkpoint(name: str, folder: Path, **changes: Any) -> Made:
     """Save an untrained policy and its processors under ``folder``."""
     from lerobot.policies.factory import get_policy_class, make_policy_config
 
     kind, cameras, options = RECIPES[name]
     backbone = folder / "clip-tiny"
     make_tokenizer(backbone)
-    options = dict(options)
+    options = {**options, **changes}
     if kind == "multi_task_dit":
         make_clip(backbone)
         options |= {
@@ -112,7 +126,7 @@ def make_checkpoint(name: str, folder: Path) -> Made:
         }
     if kind == "xvla":
         options["tokenizer_name"] = str(backbone)
-    config = make_policy_config(kind, **features(cameras, False), **options)
+    config = make_policy_config(kind, **(features(cameras, False) | options))
     torch.manual_seed(7)
     policy = get_policy_class(kind)(config).eval()
     with _tokenizer_at(backbone, kind):
@@ -222,8 +236,6 @@ def _tokenizer_at(folder: Path, kind: str) -> Iterator[None]:
     if not kind.startswith("pi0"):
         yield
         return
-    import importlib
-
     module = importlib.import_module(f"lerobot.policies.{kind}.processor_{kind}")
     step = module.TokenizerProcessorStep
 

@@ -10,6 +10,11 @@ from torchrl_vla.data.lerobot import (
     RecordedObservations,
     decode_video,
 )
+from torchrl_vla.data.lerobot_writer import (
+    LeRobotWriter,
+    VideoEncoding,
+    write_lerobot,
+)
 from torchrl_vla.data.mixture import Embodiment, MixtureReplay
 from torchrl_vla.data.openx import OpenXConvention, OpenXExperienceReplay
 
@@ -20,12 +25,15 @@ __all__ = [
     "Hdf5Demonstrations",
     "LeRobotDemonstrations",
     "LeRobotExperienceReplay",
+    "LeRobotWriter",
     "MixtureReplay",
     "OpenXConvention",
     "OpenXExperienceReplay",
     "RecordedObservations",
+    "VideoEncoding",
     "collect",
     "decode_video",
     "episode_seeds",
     "run_episodes",
+    "write_lerobot",
 ]

@@ -8,7 +8,7 @@ import torch
 from tensordict import TensorDict
 from torchrl.data import RandomSampler, TensorDictReplayBuffer, TensorStorage
 from torchrl.data.replay_buffers.samplers import Sampler
-from torchrl.envs import Transform
+from torchrl.envs import Compose, Transform
 
 from torchrl_vla.schema import (
     EPISODE_KEY,
@@ -17,6 +17,7 @@ from torchrl_vla.schema import (
     RobotDatasetMetadata,
     SchemaError,
 )
+from torchrl_vla.transforms import ObservationHistory
 
 _METADATA, _INSTRUCTIONS, _FRAMES = "metadata.json", "instructions.json", "frames"
 
@@ -127,11 +128,19 @@ class DemonstrationDataset:
         self,
         batch_size: int,
         *,
+        history_size: int = 1,
         transform: Transform | None = None,
         sampler: Sampler | None = None,
         seed: int | None = None,
     ) -> TensorDictReplayBuffer:
-        """Make a buffer over the frames; i.i.d. frames unless a sampler is given."""
+        """Make a buffer over the frames; i.i.d. frames unless a sampler is given.
+
+        With ``history_size`` above 1, ``observation_history`` holds that many
+        observations before ``transform`` sees the sample.
+        """
+        if history_size > 1:
+            history = ObservationHistory(history_size, storage=self.storage)
+            transform = history if transform is None else Compose(history, transform)
         buffer = TensorDictReplayBuffer(
             storage=self.storage,
             sampler=RandomSampler() if sampler is None else sampler,

@@ -22,11 +22,12 @@ from torchrl_vla.evaluation import (
     shuffle_instructions,
     write_png,
 )
-from torchrl_vla.recipes.behavior_cloning import TrainingLog, train_behavior_cloning
+from torchrl_vla.recipes.behavior_cloning import train_behavior_cloning
 from torchrl_vla.recipes.checkpoint import make_policy, save_checkpoint
 from torchrl_vla.recipes.environments import ENVIRONMENTS
 from torchrl_vla.recipes.model_space import ModelSpace
 from torchrl_vla.recipes.report import write_report
+from torchrl_vla.recipes.training_loop import TrainingLog
 from torchrl_vla.schema import IMAGE_KEY
 
 _MEANINGS = {

@@ -60,7 +60,7 @@ ENVIRONMENTS: dict[str, EnvironmentDefaults] = {
 
 
 def make_environment(
-    name: EnvironmentName,
+    name: EnvironmentName | str,
     *,
     tasks: tuple[str, ...] = (),
     num_envs: int = 32,
@@ -71,9 +71,12 @@ def make_environment(
     """Make one of the environments that the command line knows.
 
     Args:
-        name: ``"tabletop"``, ``"metaworld"``, ``"pusht"`` or ``"aloha"``.
+        name: ``"tabletop"``, ``"metaworld"``, ``"pusht"`` or ``"aloha"``, or one of
+            its tasks, such as ``"metaworld/reach"``.
         tasks: of that environment; empty takes its default. PushT has ``"push-t"``
-            and ALOHA ``"insertion"`` or ``"transfer_cube"``, one at a time.
+            and ALOHA ``"insertion"`` or ``"transfer_cube"``, one at a time. A tabletop
+            task may name its colour, as in ``"reach-red"``: then the instruction is
+            the same in every episode, for policies that read no text.
         num_envs: how many run side by side.
         image_size: side of the images in pixels. None is the environment's own size,
             and no images (state only) in MetaWorld. ALOHA has one size only.
@@ -88,6 +91,14 @@ def make_environment(
         >>> make_environment("tabletop", num_envs=2).batch_size
         torch.Size([2])
     """
+    name, _, task = name.partition("/")
+    if task and tasks:
+        raise ValueError(
+            f"make_environment: expected tasks in one place, got {name!r} with "
+            f"{task!r} and tasks={tasks}."
+        )
+    if task:
+        tasks = (task,)
     if name not in get_args(EnvironmentName):
         raise ValueError(
             f"make_environment: expected one of {get_args(EnvironmentName)}, got "
@@ -96,7 +107,8 @@ def make_environment(
     tasks = tuple(tasks) or ENVIRONMENTS[name].tasks
     size = {} if image_size is None else {"image_size": image_size}
     if name == "tabletop":
-        return TabletopEnv(num_envs, tasks=tasks, seed=seed, **size)
+        tasks, colors = _split_colors(tasks)
+        return TabletopEnv(num_envs, tasks=tasks, colors=colors, seed=seed, **size)
     simulators = {"num_envs": num_envs, "num_workers": num_workers, "seed": seed}
     if name == "pusht":
         _check_one_task(name, tasks, ENVIRONMENTS[name].tasks)
@@ -115,6 +127,18 @@ def make_environment(
         **size,
         **simulators,
     )
+
+
+def _split_colors(tasks: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Split tabletop tasks such as ``"reach-red"`` into tasks and named colours."""
+    parts = [task.partition("-")[::2] for task in tasks]
+    names = tuple(dict.fromkeys(name for name, _ in parts))
+    colors = tuple(dict.fromkeys(color for _, color in parts if color))
+    if colors and len(parts) != len(names) * len(colors):
+        raise ValueError(
+            f"make_environment: expected every task with every colour, got {tasks}."
+        )
+    return names, colors
 
 
 def _check_one_task(name: str, tasks: tuple[str, ...], known: tuple[str, ...]) -> None:

@@ -58,7 +58,9 @@ class ModelSpace:
             chunk_size: ``H``.
             storage: of the buffer that is sampled; chunks are gathered from it.
         """
-        parts = [ActionChunkTransform(chunk_size, storage=storage), self.action_scaling]
+        # The storage's indices end the episodes, also where `done` says otherwise.
+        chunks = ActionChunkTransform(chunk_size, storage=storage, done_key=None)
+        parts = [chunks, self.action_scaling]
         state_scaling = self.state_scaling
         if state_scaling is not None:
             parts.append(state_scaling)

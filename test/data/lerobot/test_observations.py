@@ -27,8 +27,17 @@ def indices(dataset, rows):
 
 @pytest.mark.parametrize("history_size", [1, 3])
 def test_it_keeps_the_contract_of_transforms(dataset, history_size):
+    transform = dataset.observations(history_size)
+    writes = [("observation", "image", "front")]
+    if history_size > 1:
+        names = [("image", "front"), ("state",), ("environment_state",)]
+        writes += [("observation_history", *name) for name in names]
+        writes += ["history_is_pad"]
     check_transform(
-        lambda: dataset.observations(history_size), indices(dataset, [0, 5])
+        transform,
+        indices(dataset, [0, 5]),
+        reads=["episode_index", "frame_index"],
+        writes=writes,
     )
 
 

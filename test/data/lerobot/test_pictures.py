@@ -23,6 +23,7 @@ from lerobot_folders import (
 
 from torchrl_vla.data import LeRobotDemonstrations
 from torchrl_vla.data.lerobot.pictures import OpenVideos
+from torchrl_vla.data.lerobot.video import DECODERS
 from torchrl_vla.schema import SchemaError
 
 RECORDING = record()
@@ -101,11 +102,7 @@ def test_only_the_last_used_videos_stay_open(monkeypatch):
         def close(self):
             closed.append(self.path)
 
-    monkeypatch.setitem(
-        __import__("torchrl_vla.data.lerobot.pictures").data.lerobot.pictures.DECODERS,
-        "pyav",
-        Video,
-    )
+    monkeypatch.setitem(DECODERS, "pyav", Video)
     videos = OpenVideos("pyav", 2)
     first = videos.get("a", None)
     videos.get("b", None)

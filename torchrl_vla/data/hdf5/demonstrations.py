@@ -161,15 +161,26 @@ class Hdf5Demonstrations(DemonstrationDataset):
         self,
         batch_size: int,
         *,
+        history_size: int = 1,
         transform: Transform | None = None,
         sampler: Sampler | None = None,
         seed: int | None = None,
     ) -> TensorDictReplayBuffer:
-        """Make a buffer over the frames; images are read before ``transform``."""
+        """Make a buffer over the frames; images are read before ``transform``.
+
+        Raises:
+            SchemaError: a history of images, which stay in the file.
+        """
+        if history_size > 1 and self.images is not None:
+            raise SchemaError(
+                "Hdf5Demonstrations: expected history_size=1 with cameras, got "
+                f"{history_size}. Write the images to a folder first: to_folder(...)."
+            )
         steps = [] if self.images is None else [ReadHdf5Images(self.images)]
         steps += [] if transform is None else [transform]
         return super().replay_buffer(
             batch_size,
+            history_size=history_size,
             transform=Compose(*steps) if steps else None,
             sampler=sampler,
             seed=seed,

@@ -255,15 +255,18 @@ class LeRobotDemonstrations:
         self,
         batch_size: int,
         *,
+        history_size: int = 1,
         transform: Transform | None = None,
         sampler: Sampler | None = None,
         seed: int | None = None,
     ) -> TensorDictReplayBuffer:
         """Make a buffer over the frames; i.i.d. frames unless a sampler is given.
 
-        Pictures are decoded before ``transform`` sees the sample.
+        Pictures are decoded, and with ``history_size`` above 1 as many observations
+        gathered in ``observation_history``, before ``transform`` sees the sample.
         """
-        steps = [step for step in (self.observations(), transform) if step is not None]
+        steps = [self.observations(history_size), transform]
+        steps = [step for step in steps if step is not None]
         buffer = TensorDictReplayBuffer(
             storage=self.storage,
             sampler=RandomSampler() if sampler is None else sampler,

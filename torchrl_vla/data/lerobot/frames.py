@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -51,23 +53,29 @@ def write_frames(layout: LeRobotLayout, folder: Path) -> InstructionTable:
     _check_columns(layout, files, [*numbers, *pictures])
     table, task_ids = _tasks(layout)
     frames = _allocate(layout, numbers, folder / "frames", with_task=len(table) > 0)
-    writers = {name: PictureWriter(folder, name) for name in pictures}
     row = 0
-    for path, file in zip(layout.data_files, files):
-        for batch in file.iter_batches(_ROWS_AT_ONCE, columns=[*numbers, *pictures]):
+    with ExitStack() as stack:
+        writers = [stack.enter_context(PictureWriter(folder, n)) for n in pictures]
+        for path, batch in _batches(layout, files, [*numbers, *pictures]):
             rows = slice(row, row + batch.num_rows)
             for name, feature in numbers.items():
                 values = _numbers(path, name, feature, batch.column(name))
                 frames.get(to_canonical(name))[rows] = values
-            for name, writer in writers.items():
-                writer.extend(layout.root, batch.column(name))
+            for writer in writers:
+                writer.extend(layout.root, batch.column(writer.name))
             row += batch.num_rows
-    for writer in writers.values():
-        writer.close()
     _check_frames(layout, frames)
     if len(table):
         frames.get(INSTRUCTION_KEY).copy_(_instructions(layout, frames, task_ids))
     return table
+
+
+def _batches(
+    layout: LeRobotLayout, files: list[Any], columns: list[str]
+) -> Iterator[tuple[Path, Any]]:
+    for path, file in zip(layout.data_files, files):
+        for batch in file.iter_batches(_ROWS_AT_ONCE, columns=columns):
+            yield path, batch
 
 
 class PictureWriter:
@@ -107,7 +115,10 @@ class PictureWriter:
             )
         return path.read_bytes()
 
-    def close(self) -> None:
+    def __enter__(self) -> PictureWriter:
+        return self
+
+    def __exit__(self, *error: object) -> None:
         """Write the offsets."""
         self._blob.close()
         np.save(self._folder / "ends.npy", np.asarray(self._ends, dtype=np.int64))

@@ -20,6 +20,7 @@ from torchrl_vla.data.lerobot.video import DECODERS, VideoIndex
 from torchrl_vla.schema import SchemaError, import_extra
 
 _OPEN_VIDEOS = 64
+_left_by_parent: list[Any] = []
 
 
 class Camera(Protocol):
@@ -188,7 +189,10 @@ class PictureReader:
 
     def read(self, rows: Tensor) -> dict[str, Tensor]:
         """Return uint8 ``[N, C, h, w]`` of each camera, in channels-last memory."""
-        if self._process != os.getpid():  # a decoder does not survive a fork
+        if self._process != os.getpid():
+            # A decoder does not survive a fork. To close it would wait for threads
+            # that only the parent has.
+            _left_by_parent.append((self._videos, self._pool))
             self._reset()
         out = {}
         with self._lock:

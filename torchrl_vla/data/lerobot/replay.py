@@ -44,6 +44,8 @@ class LeRobotExperienceReplay(TensorDictReplayBuffer):
 
     Keyword Args:
         chunk_size: ``H``; None = no chunks.
+        first_step: the chunk's first action, in steps from the frame; see
+            :class:`~torchrl_vla.transforms.ActionChunkTransform`.
         history_size: ``T``, how many observations, with the current one.
         episodes: which to keep; None = all.
         cameras: which to decode; None = all, ``()`` = none.
@@ -86,6 +88,7 @@ class LeRobotExperienceReplay(TensorDictReplayBuffer):
         batch_size: int,
         *,
         chunk_size: int | None = None,
+        first_step: int = 0,
         history_size: int = 1,
         episodes: Sequence[int] | None = None,
         cameras: Sequence[str] | None = None,
@@ -111,14 +114,19 @@ class LeRobotExperienceReplay(TensorDictReplayBuffer):
                 statistics=statistics,
             )
         self.dataset = dataset
-        self._settings = {"chunk_size": chunk_size, "history_size": history_size}
+        self._settings = {"chunk_size": chunk_size, "first_step": first_step}
+        self._settings |= {"history_size": history_size}
         self._settings |= {"sampler": sampler, "transform": transform, "seed": seed}
         steps = [dataset.observations(history_size)]
         if chunk_size is not None:
             # LeRobot's chunks know no end but the episode's, whatever next.done says.
-            steps.append(
-                ActionChunkTransform(chunk_size, storage=dataset.storage, done_key=None)
+            chunks = ActionChunkTransform(
+                chunk_size,
+                storage=dataset.storage,
+                first_step=first_step,
+                done_key=None,
             )
+            steps.append(chunks)
         steps = [step for step in (*steps, transform) if step is not None]
         super().__init__(
             storage=dataset.storage,

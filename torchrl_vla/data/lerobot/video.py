@@ -62,7 +62,9 @@ class VideoIndex(NamedTuple):
                 "The recording or the download was not finished."
             ) from error
         if not packets:
-            raise SchemaError(f"{_OWNER}: expected frames in {str(path)!r}, got none.")
+            raise SchemaError(
+                f"{_OWNER}: expected a finished video at {str(path)!r}, got no frames."
+            )
         pts, is_key = zip(*sorted(packets))
         return cls(np.array(pts, np.int64), np.array(is_key, bool), time_base_s)
 
@@ -115,16 +117,16 @@ class PyAVVideo:
             yield rows[:, : 3 * frame.width].reshape(frame.height, frame.width, 3)
 
     def _decode(self, number: int) -> Any:
-        place = int(np.searchsorted(self._keys, number, side="right")) - 1
+        wanted = self._index.pts[number]
+        place = int(np.searchsorted(self._keys, number, "right")) - 1
         if self._next is None or not self._keys[max(place, 0)] <= self._next <= number:
             self._jump(place)
         while place >= 0:
             for frame in self._frames:
-                shown = int(np.searchsorted(self._index.pts, frame.pts))
-                self._next = shown + 1
-                if shown == number:
+                self._next = int(np.searchsorted(self._index.pts, frame.pts, "right"))
+                if frame.pts == wanted:
                     return frame
-                if shown > number:  # the file's own index led past it
+                if frame.pts > wanted:  # the file's own index led past it
                     break
             place -= 1
             self._jump(place)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-import torch
-from tensordict import NestedKey, TensorDictBase
-from torch import Tensor
+from tensordict import NestedKey, TensorDictBase, unravel_key
 from torchrl.data import ReplayBuffer
 from tqdm import tqdm
 
@@ -18,32 +16,22 @@ from torchrl_vla.data.dataset import DemonstrationDataset, check_folder_is_free
 from torchrl_vla.data.lerobot import LeRobotDemonstrations, LeRobotExperienceReplay
 from torchrl_vla.data.lerobot_writer.durability import remove
 from torchrl_vla.data.lerobot_writer.encoder import VideoEncoding
+from torchrl_vla.data.lerobot_writer.episodes import DATASETS, find_episodes
 from torchrl_vla.data.lerobot_writer.features import NUMBERED
 from torchrl_vla.data.lerobot_writer.journal import INFO, NOTE, PARTS, RECORDING
 from torchrl_vla.data.lerobot_writer.writer import LeRobotWriter
 from torchrl_vla.schema import (
-    EPISODE_KEY,
-    FRAME_KEY,
     INSTRUCTION_KEY,
-    IS_INIT_KEY,
     InstructionTable,
     MetadataError,
-    MissingKeyError,
     RobotDatasetMetadata,
-    SchemaError,
 )
 
 _OWNER = "write_lerobot"
-_DONE_KEY = ("next", "done")
-#: True = a step of a trajectory, False = filled up by TorchRL's ``split_trajectories``.
-_MASK_KEY = ("collector", "mask")
-_DATASETS = (DemonstrationDataset, LeRobotDemonstrations)
-
-Demonstrations = DemonstrationDataset | LeRobotDemonstrations
 
 
 def write_lerobot(
-    data: Demonstrations | LeRobotExperienceReplay | ReplayBuffer | TensorDictBase,
+    data: DemonstrationDataset | LeRobotDemonstrations | ReplayBuffer | TensorDictBase,
     folder: Path | str,
     *,
     metadata: RobotDatasetMetadata | None = None,
@@ -107,7 +95,7 @@ def write_lerobot(
     folder = Path(folder)
     if isinstance(data, LeRobotExperienceReplay):
         data = data.dataset
-    if isinstance(data, _DATASETS):
+    if isinstance(data, DATASETS):
         metadata = data.metadata if metadata is None else metadata
         instructions = data.instructions if instructions is None else instructions
         if extra_keys is None:
@@ -117,12 +105,12 @@ def write_lerobot(
             f"{_OWNER}: expected metadata=... for data of type {type(data).__name__}, "
             "got None. Pass that of the environment: env.metadata."
         )
+    target = folder
     if overwrite:
         target = _beside(folder)
     else:
         check_folder_is_free(folder, _OWNER)
-        target = folder
-    episodes = _episodes(data)
+    episodes, read = find_episodes(data)
     try:
         with LeRobotWriter(
             target,
@@ -132,14 +120,45 @@ def write_lerobot(
             encoding=encoding,
             extra_keys=extra_keys or (),
         ) as writer:
-            for steps in tqdm(
-                episodes, desc="write", unit="ep", disable=not progress
-            ):
-                writer.add_episode(steps)
-    except BaseException:
+            for rows in tqdm(episodes, desc="write", unit="ep", disable=not progress):
+                writer.add_episode(read(rows))
         if overwrite:
+            _replace(folder, target)
+    finally:
+        if target != folder:
             remove(target)
-        raise
-    if overwrite:
-        _replace(folder, target)
+        elif not (folder / INFO).is_file():
+            _remove_dataset(folder)  # half a copy is of no use
     return folder
+
+
+def _other_keys(frames: TensorDictBase) -> list[NestedKey]:
+    known = (*NUMBERED, INSTRUCTION_KEY)
+    keys = [unravel_key(key) for key in frames.keys(True, True)]
+    return [key for key in keys if key not in known]
+
+
+def _beside(folder: Path) -> Path:
+    """Make a folder next to the one that is to be replaced."""
+    there = (folder / INFO).is_file() or (folder / RECORDING).is_dir()
+    if folder.is_dir() and any(folder.iterdir()) and not there:
+        raise FileExistsError(
+            f"{_OWNER}: expected a LeRobot dataset to replace at {str(folder)!r}, got "
+            f"{sorted(path.name for path in folder.iterdir())}. Choose another folder."
+        )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+
+
+def _replace(folder: Path, source: Path) -> None:
+    """Move a dataset to the place of another; what is not a dataset's stays."""
+    folder.mkdir(exist_ok=True)
+    _remove_dataset(folder)
+    for part in PARTS:  # with meta/, which makes it a dataset, last
+        if (source / part).is_dir():
+            shutil.move(source / part, folder / part)
+
+
+def _remove_dataset(folder: Path) -> None:
+    for part in (INFO, *PARTS, RECORDING, NOTE):
+        remove(folder / part)

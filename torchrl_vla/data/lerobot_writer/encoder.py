@@ -201,7 +201,7 @@ def concatenate(parts: Sequence[tuple[Path, int]], path: Path, *, fps: int) -> N
                         f"{str(part)!r}, got a time base of {stream.time_base} s."
                     )
                 if target is None:
-                    target = output.add_stream_from_template(stream)
+                    target = output.add_stream_from_template(stream, opaque=True)
                     target.time_base = stream.time_base
                 for packet in source.demux(stream):
                     if packet.dts is None:  # the end

@@ -163,7 +163,7 @@ class LeRobotWriter:
             MissingKeyError: the action or the instruction is missing.
             MetadataError: it contradicts the metadata.
         """
-        if step.batch_size not in ([], [1]):
+        if tuple(step.batch_size) not in ((), (1,)):
             raise SchemaError(
                 f"{OWNER}.add: expected one step, batch size [] or [1], got "
                 f"{list(step.batch_size)}. Give each environment a writer of its own, "

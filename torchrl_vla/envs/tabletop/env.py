@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -54,6 +54,8 @@ class TabletopEnv(EnvBase):
         tasks: ``"reach"`` ("reach the red block"), ``"push"`` ("push the red block to
             the left"), or both, drawn evenly.
         num_blocks: blocks on a table, each of another colour, 2 to 6.
+        colors: of the blocks that an instruction may name; empty = all six. With one,
+            ``"reach"`` has a single instruction, for policies that read no text.
         image_size: side of the camera image in pixels.
         max_steps: time limit in steps; None is 40, or 100 with pushing.
         seed: of the episode seeds that are drawn when a reset names none.
@@ -80,6 +82,7 @@ class TabletopEnv(EnvBase):
         *,
         tasks: Sequence[str] = ("reach",),
         num_blocks: int = 3,
+        colors: Sequence[str] = (),
         image_size: int = 48,
         max_steps: int | None = None,
         seed: int | None = None,
@@ -90,6 +93,11 @@ class TabletopEnv(EnvBase):
             raise ValueError(
                 f"TabletopEnv: expected tasks from {_TASKS}, got {tasks!r}. Pass a "
                 "tuple of one or both."
+            )
+        if isinstance(colors, str) or not set(colors) <= set(PALETTE):
+            raise ValueError(
+                f"TabletopEnv: expected colors from {tuple(PALETTE)}, got {colors!r}. "
+                "Pass a tuple of some, or none for all."
             )
         for name, value, low, high in (
             ("num_envs", num_envs, 1, 1 << 20),
@@ -104,9 +112,10 @@ class TabletopEnv(EnvBase):
         super().__init__(device=torch.device(device), batch_size=[num_envs])
         self.tasks = tuple(tasks)
         self.num_blocks = num_blocks
+        self.colors = tuple(color for color in PALETTE if color in colors or not colors)
         self.image_size = image_size
         self.max_steps = max_steps or (100 if "push" in tasks else 40)
-        self.instructions = InstructionTable(_texts(self.tasks))
+        self.instructions = InstructionTable(_texts(self.tasks, self.colors))
         self.metadata = RobotDatasetMetadata(
             "tabletop",
             embodiment_id="tabletop gripper",
@@ -121,7 +130,9 @@ class TabletopEnv(EnvBase):
             control_frequency_hz=_RATE_HZ,
             cameras=("image",),
         )
-        self._ids = self.instructions.ids.to(self.device)
+        self._ids = InstructionTable(_texts(self.tasks, PALETTE)).ids.to(self.device)
+        named = [list(PALETTE).index(color) for color in self.colors]
+        self._named_colors = torch.tensor(named, device=self.device)
         self._make_specs()
         self._generator = torch.Generator(device=self.device)
         self.set_seed(torch.seed() % (1 << 31) if seed is None else seed)
@@ -190,6 +201,8 @@ class TabletopEnv(EnvBase):
             )
         share = self.tasks.count("push") / len(self.tasks)
         fresh = Scene.from_seeds(episode_seeds, self.num_blocks, share)
+        if len(self.colors) < len(PALETTE):
+            fresh.recolor(self._named_colors)
         if self.scene is None or bool(rows.all()):
             self.scene = fresh
             self._seeds = episode_seeds.clone()
@@ -254,15 +267,16 @@ class TabletopEnv(EnvBase):
         )
 
 
-def _texts(tasks: Sequence[str]) -> list[str]:
-    """All instructions, in the order of the rows that ``_observe`` computes."""
+def _texts(tasks: Sequence[str], colors: Iterable[str]) -> list[str]:
+    """All instructions; of all colours in the order that ``_observe`` counts on."""
+    colors = tuple(colors)
     texts = []
     if "reach" in tasks:
-        texts += [f"reach the {color} block" for color in PALETTE]
+        texts += [f"reach the {color} block" for color in colors]
     if "push" in tasks:
         texts += [
             f"push the {color} block to the {place}"
-            for color in PALETTE
+            for color in colors
             for place in PLACES
         ]
     return texts

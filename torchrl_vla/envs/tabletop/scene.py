@@ -87,6 +87,23 @@ class Scene:
             is_push=rest[:, 2] < push_share,
         )
 
+    def recolor(self, named: Tensor) -> None:
+        """Give the named block one of a few colours, by exchange with what has it.
+
+        Which one depends on nothing but the colour that the block had.
+
+        Args:
+            named: indices in ``PALETTE`` of the colours to choose from, int64 ``[C]``.
+        """
+        before = self.target_color
+        after = torch.where(
+            torch.isin(before, named), before, named[before % len(named)]
+        )
+        colors = torch.where(
+            self.colors == after[:, None], before[:, None], self.colors
+        )
+        self.colors = colors.scatter(1, self.target[:, None], after[:, None])
+
     def replace_rows(self, rows: Tensor, other: Scene) -> None:
         """Take ``other``'s tables where ``rows`` (bool ``[N]``) is True."""
         for name in vars(self):

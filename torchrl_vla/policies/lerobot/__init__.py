@@ -1,7 +1,16 @@
 """LeRobot's policies, with their own processors, as policies of ours."""
 
 from torchrl_vla.policies.lerobot.kinds import KINDS, PolicyKind
-from torchrl_vla.policies.lerobot.untrained import make_lerobot_policy
+from torchrl_vla.policies.lerobot.untrained import (
+    lerobot_statistics,
+    make_lerobot_policy,
+)
 from torchrl_vla.policies.lerobot.wrapper import LeRobotPolicyWrapper
 
-__all__ = ["KINDS", "LeRobotPolicyWrapper", "PolicyKind", "make_lerobot_policy"]
+__all__ = [
+    "KINDS",
+    "LeRobotPolicyWrapper",
+    "PolicyKind",
+    "lerobot_statistics",
+    "make_lerobot_policy",
+]

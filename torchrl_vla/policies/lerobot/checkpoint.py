@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from torchrl_vla.policies.lerobot.kinds import kind_of
+from torchrl_vla.policies.lerobot.weights import check_weights
 from torchrl_vla.schema import SchemaError, import_extra
 
 _OWNER = "LeRobotPolicyWrapper.from_pretrained"
@@ -40,6 +41,7 @@ def read_checkpoint(
     device: str | torch.device | None = None,
     overrides: Mapping[str, Any] | None = None,
     processor_overrides: Mapping[str, Mapping[str, Any]] | None = None,
+    statistics: Mapping[str, Mapping[str, Any]] | None = None,
     cache_folder: Path | str | None = None,
 ) -> Checkpoint:
     """Load policy, preprocessor and postprocessor.
@@ -50,6 +52,8 @@ def read_checkpoint(
         device: where the policy runs; None = where it was trained, if that is there.
         overrides: fields of the policy's configuration.
         processor_overrides: arguments of the preprocessor's steps, by step.
+        statistics: replace those of the features that they name, in both pipelines,
+            as LeRobot does when it trains a checkpoint on other data.
         cache_folder: of the Hub's files; None = the Hub's own.
 
     Raises:
@@ -76,6 +80,9 @@ def read_checkpoint(
         )
     except Exception as error:
         raise _unreadable(folder, "processors", error) from error
+    if statistics is not None:
+        preprocessor = _with_statistics(preprocessor, statistics)
+        postprocessor = _with_statistics(postprocessor, statistics)
     check_statistics(preprocessor, postprocessor)
     return Checkpoint(policy, preprocessor, postprocessor)
 
@@ -180,34 +187,22 @@ def _read_policy(factory: Any, folder: Path, config: Any) -> torch.nn.Module:
             "are mixed up."
         ) from error
     if (Path(base) / _WEIGHTS).is_file():
-        _check_weights(policy, Path(base) / _WEIGHTS)
+        check_weights(policy, Path(base) / _WEIGHTS)
     if adapter is not None:
         policy = peft.PeftModel.from_pretrained(policy, str(folder), config=adapter)
         policy.eval()
     return policy
 
 
-def _check_weights(policy: torch.nn.Module, path: Path) -> None:
-    """Refuse a policy of which a part kept its random initial weights."""
-    safetensors = import_extra("safetensors", "lerobot", _OWNER)
-    with safetensors.safe_open(path, framework="pt") as file:
-        stored = set(file.keys())
-    weights = policy.state_dict(keep_vars=True)
-    # Tied weights are stored once.
-    present = {value.data_ptr() for name, value in weights.items() if name in stored}
-    missing = [
-        name
-        for name, value in weights.items()
-        if name not in stored and value.numel() and value.data_ptr() not in present
-    ]
-    spare = sorted(stored - set(weights))
-    if missing or spare:
-        raise SchemaError(
-            f"{_OWNER}: expected the weights of {type(policy).__name__} in "
-            f"{str(path)!r}, got none for {missing[:5]} ({len(missing)} in all), which "
-            f"would stay random, and unknown ones {spare[:5]} ({len(spare)}). The "
-            "checkpoint is of another version or configuration."
-        )
+def _with_statistics(
+    pipeline: Processor, statistics: Mapping[str, Mapping[str, Any]]
+) -> Processor:
+    module = import_extra("lerobot.processor.normalize_processor", "lerobot", _OWNER)
+    known: dict[str, Any] = {}
+    for step in pipeline.steps:
+        if getattr(step, "norm_map", None) is not None:
+            known |= step._tensor_stats
+    return module.hotswap_stats(pipeline, {**known, **statistics})
 
 
 def check_statistics(preprocessor: Processor, postprocessor: Processor) -> None:
@@ -235,8 +230,8 @@ def check_statistics(preprocessor: Processor, postprocessor: Processor) -> None:
         raise SchemaError(
             f"{_OWNER}: expected statistics of every feature that is normalized, got "
             f"none of {missing}. LeRobot would leave them unnormalized in silence. "
-            "Pass processor_overrides={'normalizer_processor': {'stats': "
-            "dataset_stats}}, or make the processors with dataset_stats=..."
+            "Load it with statistics={<feature>: {'mean': ..., 'std': ...}}, or make "
+            "the processors with dataset_stats=..."
         )
 
 

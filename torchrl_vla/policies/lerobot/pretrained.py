@@ -25,6 +25,7 @@ from torchrl_vla.policies.lerobot.kinds import kind_of
 from torchrl_vla.policies.lerobot.reading import InputReader
 from torchrl_vla.schema import (
     ACTION_IS_PAD_KEY,
+    ACTION_KEY,
     IS_INIT_KEY,
     MissingKeyError,
     RobotDatasetMetadata,
@@ -195,12 +196,27 @@ class PretrainedPolicy:
                 f"{list(is_pad.shape)}. Make them with ActionChunkTransform("
                 f"{len(steps)}, storage=..., first_step={steps[0]})."
             )
+        self._check_alignment(tensordict, chunk, steps[0])
         batch["action"] = chunk.reshape(-1, *expected[-2:])
         is_pad = is_pad.reshape(-1, len(steps))
         batch = self._preprocess({**batch, "action_is_pad": is_pad})
         # LeRobot 0.4.4's SmolVLA looks for the mask under the second name.
         is_pad = is_pad.to(self.device)
         return {**batch, "action_is_pad": is_pad, "actions_id_pad": is_pad}
+
+    def _check_alignment(
+        self, tensordict: TensorDictBase, chunk: Tensor, first_step: int
+    ) -> None:
+        """Refuse targets that begin at another step than the policy's do."""
+        action = tensordict.get(ACTION_KEY, None)
+        if action is None or torch.equal(chunk[..., -first_step, :], action):
+            return
+        raise SchemaError(
+            f"LeRobotPolicyWrapper: expected targets that begin at step {first_step} "
+            f"from the frame, got others: their element {-first_step} is not the "
+            f"frame's own {ACTION_KEY!r}. Make them with first_step={first_step}, in "
+            "robot space: the policy's preprocessor normalizes."
+        )
 
     def _states(
         self, tensordict: TensorDictBase, size: torch.Size

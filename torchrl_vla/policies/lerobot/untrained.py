@@ -33,6 +33,7 @@ def make_lerobot_policy(
     metadata: RobotDatasetMetadata,
     *,
     image_sizes: Mapping[str | None, tuple[int, int, int]] | None = None,
+    environment_statistics: FeatureStatistics | None = None,
     instructions: InstructionTable | None = None,
     device: str = "cpu",
     config: Mapping[str, Any] | None = None,
@@ -47,6 +48,8 @@ def make_lerobot_policy(
         metadata: of the training data, with statistics of actions and states.
         image_sizes: ``(C, h, w)`` of each camera; the key None is one image without a
             camera's name.
+        environment_statistics: of ``("observation", "environment_state")``, for a
+            policy that is to read it.
         instructions: table that gives instruction ids their texts.
         device: where the policy runs.
         config: fields of the policy's configuration, e.g. ``{"chunk_size": 20}``.
@@ -67,7 +70,7 @@ def make_lerobot_policy(
             "FeatureStatistics.from_samples."
         )
     feature, kinds = types.PolicyFeature, types.FeatureType
-    statistics = {"action": _to_lerobot(metadata.action_statistics)}
+    statistics: dict[str, Any] = lerobot_statistics(metadata, environment_statistics)
     inputs = {}
     if metadata.state_dim is not None:
         inputs["observation.state"] = feature(kinds.STATE, (metadata.state_dim,))
@@ -76,7 +79,9 @@ def make_lerobot_policy(
                 f"{owner}: expected state_statistics beside state_dim="
                 f"{metadata.state_dim}, got none in {metadata.dataset_id!r}."
             )
-        statistics["observation.state"] = _to_lerobot(metadata.state_statistics)
+    if environment_statistics is not None:
+        size = (environment_statistics.dim,)
+        inputs["observation.environment_state"] = feature(kinds.ENV, size)
     for camera, size in (image_sizes or {}).items():
         is_named = camera is not None
         name = f"observation.images.{camera}" if is_named else "observation.image"
@@ -111,6 +116,19 @@ def make_lerobot_policy(
     )
 
 
-def _to_lerobot(statistics: FeatureStatistics) -> dict[str, Tensor]:
+def lerobot_statistics(
+    metadata: RobotDatasetMetadata,
+    environment_statistics: FeatureStatistics | None = None,
+) -> dict[str, dict[str, Tensor]]:
+    """Return the statistics that there are as LeRobot's processors take them."""
+    found = {
+        "action": metadata.action_statistics,
+        "observation.state": metadata.state_statistics,
+        "observation.environment_state": environment_statistics,
+    }
     names = ("mean", "std", "min", "max", "q01", "q99")
-    return {name: getattr(statistics, name).float() for name in names}
+    return {
+        feature: {name: getattr(value, name).float() for name in names}
+        for feature, value in found.items()
+        if value is not None
+    }

@@ -221,6 +221,7 @@ class LeRobotPolicyWrapper(ContinuousVLAWrapper):
         dtype: torch.dtype | None = None,
         overrides: Mapping[str, Any] | None = None,
         processor_overrides: Mapping[str, Mapping[str, Any]] | None = None,
+        statistics: Mapping[str, Mapping[str, Any]] | None = None,
         cache_folder: Path | str | None = None,
         **options: Any,
     ) -> LeRobotPolicyWrapper:
@@ -229,14 +230,13 @@ class LeRobotPolicyWrapper(ContinuousVLAWrapper):
         Args:
             source: a folder that LeRobot saved, or a repo id of the Hugging Face Hub.
             revision: of the repo.
-            device: where the policy runs; None = where it was trained, if that is
-                there.
+            device: where the policy runs; None = where it was trained, or the CPU.
             dtype: to compute in, by autocast as LeRobot's ``use_amp`` does; the weights
                 and the chunk stay float32. None = as the weights are.
-            overrides: fields of the policy's configuration, e.g.
-                ``{"n_action_steps": 8}``.
+            overrides: fields of the configuration, e.g. ``{"n_action_steps": 8}``.
             processor_overrides: arguments of the preprocessor's steps, by step, e.g.
-                ``{"normalizer_processor": {"stats": stats}}``.
+                ``{"device_processor": {"device": "cpu"}}``.
+            statistics: replace the checkpoint's, by LeRobot's names, in both pipelines.
             cache_folder: of the Hub's files; None = the Hub's own.
             options: of :class:`LeRobotPolicyWrapper`, such as ``rename_map``.
 
@@ -252,6 +252,7 @@ class LeRobotPolicyWrapper(ContinuousVLAWrapper):
             device=device,
             overrides=overrides,
             processor_overrides=processor_overrides,
+            statistics=statistics,
             cache_folder=cache_folder,
         )
         return cls(

@@ -1,0 +1,150 @@
+"""LeRobot's larger policies, on tiny backbones: the facts and the actions."""
+
+from __future__ import annotations
+
+import contextlib
+from unittest import mock
+
+import lerobot_vla_backbones as backbones
+import pytest
+import torch
+from lerobot_checkpoints import SIDE, A, features, lerobot_is_new, observe
+from lerobot_streams import Stream, lerobot_actions
+
+from torchrl_vla.objectives import LeRobotLoss
+from torchrl_vla.policies import LeRobotPolicyWrapper
+from torchrl_vla.policies.lerobot.kinds import KINDS, NOT_EXERCISED
+from torchrl_vla.schema import SchemaError
+
+pytestmark = pytest.mark.lerobot
+
+STEPS, ROWS = 11, 3
+NAMES = backbones.here()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def narrow_backbones():
+    with backbones.narrow_gemma() if lerobot_is_new() else contextlib.nullcontext():
+        yield
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    made = {}
+
+    def make(name: str):
+        if name not in made:
+            folder = tmp_path_factory.mktemp(name)
+            made[name] = backbones.make_checkpoint(name, folder)
+        return made[name]
+
+    return make
+
+
+def load(made, **options) -> LeRobotPolicyWrapper:
+    return LeRobotPolicyWrapper.from_pretrained(made.folder, **options)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_actions_are_those_of_lerobots_own_loop_bit_for_bit(name, checkpoint):
+    made = checkpoint(name)
+    observations = observe(made, STEPS, ROWS)
+    expected = lerobot_actions(made.folder, observations, seed=11)
+    stream = Stream(load(made))
+    torch.manual_seed(11)
+    for step, (td, action) in enumerate(zip(observations, expected)):
+        assert torch.equal(stream.act(td), action), step
+    assert len({a.sum().item() for a in expected}) == STEPS  # it does move
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_two_streams_through_one_policy_are_what_each_is_alone(name, checkpoint):
+    made = checkpoint(name)
+    policy = load(made)
+    streams = [observe(made, STEPS, rows, seed=rows) for rows in (2, 3)]
+    alone = []
+    for observations in streams:
+        stream, actions = Stream(load(made)), []
+        for step, td in enumerate(observations):
+            torch.manual_seed(step)
+            actions.append(stream.act(td))
+        alone.append(actions)
+    together = [Stream(policy), Stream(policy)]
+    for step in range(STEPS):
+        for stream, observations, actions in zip(together, streams, alone):
+            torch.manual_seed(step)
+            assert torch.equal(stream.act(observations[step]), actions[step]), step
+
+
+def test_sizes_are_read_from_the_checkpoint_and_any_batch_gives_a_chunk(checkpoint):
+    facts = {}
+    for name in NAMES:
+        policy, (td,) = load(checkpoint(name)), observe(checkpoint(name), 1, 4)
+        if policy.history_size > 1:
+            Stream(policy).history.begin(td)
+        facts[name] = (
+            tuple(policy(td.reshape(2, 2))["action_chunk"].shape),
+            policy.n_action_steps,
+            policy.history_size,
+            policy.metadata.cameras,
+        )
+    expected = {
+        "multi_task_dit": ((2, 2, 3, A), 3, 2, ("front", "wrist")),
+        "xvla": ((2, 2, 8, A), 3, 1, ("front", "wrist")),
+        "pi0": ((2, 2, 8, A), 3, 1, ("front", "wrist")),
+        "pi05": ((2, 2, 8, A), 3, 1, ()),
+    }
+    assert facts == {name: expected[name] for name in NAMES}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_loss_listens_to_the_padding_mask_where_it_is_said_to(name, checkpoint):
+    changes = {"do_mask_loss_for_padding": True} if name == "multi_task_dit" else {}
+    for overrides in {str(value): value for value in ({}, changes)}.values():
+        policy = load(checkpoint(name), overrides=overrides).train()
+        loss = LeRobotLoss(policy, train_on_padding=True)
+        (td,) = observe(checkpoint(name), 1, 2)
+        if policy.history_size > 1:
+            Stream(policy).history.begin(td)
+        steps = len(policy.target_steps)
+        td["action_chunk"] = torch.randn(2, steps, A)
+        values = []
+        for valid in (steps, 1):
+            td["action_is_pad"] = (torch.arange(steps) >= valid).expand(2, -1)
+            torch.manual_seed(0)
+            values.append(loss(td)["loss_lerobot"].item())
+        assert (values[0] != values[1]) == policy.masks_padding
+        assert policy.masks_padding == bool(overrides)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_image_of_another_size_is_resized_by_the_policy_or_refused(name, checkpoint):
+    """Multi-task DiT would squeeze it; the others keep its proportions."""
+    policy, (td,) = load(checkpoint(name)), observe(checkpoint(name), 1, 2)
+    expected = (
+        pytest.raises(SchemaError, match="the size that the policy was trained with")
+        if name == "multi_task_dit"
+        else contextlib.nullcontext()
+    )
+    td["observation", "image"] = (
+        torch.nn.functional.pad(td["observation", "image"], (0, 0, 0, SIDE))
+        if name == "pi05"
+        else td["observation", "image"].apply(
+            lambda image: torch.nn.functional.pad(image, (0, 0, 0, SIDE))
+        )
+    )
+    if policy.history_size > 1:
+        Stream(policy).history.begin(td)
+    with expected:
+        assert policy(td)["action_chunk"].shape == (2, policy.chunk_size, A)
+
+
+def test_every_policy_that_lerobot_registers_was_exercised_or_has_a_reason():
+    from lerobot.configs.policies import PreTrainedConfig
+    import lerobot.policies.factory  # noqa: F401  it registers them
+
+    registered = set(PreTrainedConfig.get_known_choices())
+    assert registered <= set(KINDS) | set(NOT_EXERCISED)
+    assert not set(KINDS) & set(NOT_EXERCISED)
+    if lerobot_is_new():
+        assert set(KINDS) <= registered

@@ -1,0 +1,85 @@
+"""What each entry point says where its optional package is not installed."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+from lerobot_folders import record, write_folder
+
+from torchrl_vla.data import (
+    Hdf5Demonstrations,
+    LeRobotDemonstrations,
+    LeRobotExperienceReplay,
+    LeRobotWriter,
+)
+from torchrl_vla.envs import AlohaEnv, MetaWorldEnv, PushTEnv
+from torchrl_vla.evaluation import write_video
+from torchrl_vla.policies import LeRobotPolicyWrapper, make_lerobot_policy
+from torchrl_vla.schema import MissingExtraError, RobotDatasetMetadata
+
+METADATA = RobotDatasetMetadata("d", action_dim=2, control_frequency_hz=10.0)
+
+
+ENTRY_POINTS = {
+    "from_pretrained": (
+        ("lerobot", "lerobot"),
+        lambda folder: LeRobotPolicyWrapper.from_pretrained(folder),
+    ),
+    "from_environment": (
+        ("lerobot", "lerobot"),
+        lambda folder: LeRobotPolicyWrapper.from_environment(
+            {"LEROBOT_POLICY": str(folder)}
+        ),
+    ),
+    "make_lerobot_policy": (
+        ("lerobot", "lerobot"),
+        lambda folder: make_lerobot_policy("act", METADATA),
+    ),
+    "LeRobotDemonstrations": (
+        ("pyarrow", "datasets"),
+        lambda folder: LeRobotDemonstrations.from_folder(folder / "dataset"),
+    ),
+    "LeRobotExperienceReplay": (
+        ("pyarrow", "datasets"),
+        lambda folder: LeRobotExperienceReplay(folder / "dataset", 2),
+    ),
+    "LeRobotWriter": (
+        ("pyarrow", "datasets"),
+        lambda folder: LeRobotWriter(folder / "new", metadata=METADATA),
+    ),
+    "Hdf5Demonstrations": (
+        ("h5py", "datasets"),
+        lambda folder: Hdf5Demonstrations.from_file(
+            folder / "demo.hdf5", layout="robomimic", state_keys=("s",), instruction="lift"
+        ),
+    ),
+    "PushTEnv": (("gym_pusht", "pusht"), lambda folder: PushTEnv()),
+    "AlohaEnv": (("gym_aloha", "aloha"), lambda folder: AlohaEnv()),
+    "MetaWorldEnv": (
+        ("metaworld", "metaworld"),
+        lambda folder: MetaWorldEnv(("reach",)),
+    ),
+    "write_video": (
+        ("av", "video"),
+        lambda folder: write_video(
+            folder / "film.mp4", torch.zeros(2, 3, 16, 16).byte(), rate_hz=10
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ENTRY_POINTS)
+def test_an_entry_point_says_which_extra_to_install(name, monkeypatch, tmp_path):
+    (package, extra), run = ENTRY_POINTS[name]
+    write_folder(tmp_path / "dataset", record((2,)))
+    (tmp_path / "demo.hdf5").touch()
+    for module in list(sys.modules):
+        if module.split(".")[0] == package:
+            monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
+    with pytest.raises(
+        MissingExtraError, match=rf"{package}.*pip install 'torchrl-vla\[{extra}\]'"
+    ):
+        run(tmp_path)

@@ -1,0 +1,51 @@
+"""Demonstrations by the name that a user types."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from tensordict import is_tensor_collection
+
+from torchrl_vla.data import DemonstrationDataset, LeRobotDemonstrations
+from torchrl_vla.schema import IMAGE_KEY
+
+#: What the recipes train on.
+Demonstrations = DemonstrationDataset | LeRobotDemonstrations
+
+_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+def open_dataset(source: Path | str) -> Demonstrations:
+    """Open demonstrations: a folder of ours or of LeRobot's, or one of the Hub.
+
+    Args:
+        source: a folder that ``torchrl-vla collect`` or LeRobot wrote, or a repo id of
+            the Hugging Face Hub, ``"user/name"``. A folder of that name wins.
+
+    Raises:
+        FileNotFoundError: there is no such folder or repo.
+        MissingExtraError: it is LeRobot's, and the extra ``datasets`` is not installed.
+        SchemaError: the recording was not finished, or is none.
+    """
+    folder = Path(source).expanduser()
+    if (folder / "meta").is_dir():
+        return LeRobotDemonstrations.from_folder(folder)
+    if not folder.is_dir() and is_repo_id(source):
+        return LeRobotDemonstrations.from_hub(str(source))
+    return DemonstrationDataset.from_folder(folder)
+
+
+def is_repo_id(source: Path | str) -> bool:
+    """Tell whether a text can be a repo id, ``"user/name"``; a ``Path`` never is."""
+    return isinstance(source, str) and _REPO_ID.fullmatch(source) is not None
+
+
+def image_sizes_of(dataset: Demonstrations) -> dict[str | None, tuple[int, int, int]]:
+    """Return ``(C, h, w)`` of each camera; None is one image without a name."""
+    images = dataset.replay_buffer(1, seed=0).sample().get(IMAGE_KEY, None)
+    if images is None:
+        return {}
+    if not is_tensor_collection(images):
+        return {None: tuple(images.shape[-3:])}
+    return {name: tuple(images[name].shape[-3:]) for name in sorted(images.keys())}
