@@ -8,7 +8,7 @@ from unittest import mock
 import lerobot_vla_backbones as backbones
 import pytest
 import torch
-from lerobot_checkpoints import SIDE, A, features, lerobot_is_new, observe
+from lerobot_checkpoints import SIDE, TWO, A, features, lerobot_is_new, observe
 from lerobot_streams import Stream, lerobot_actions
 
 from torchrl_vla.objectives import LeRobotLoss
@@ -126,22 +126,103 @@ def test_an_image_of_another_size_is_resized_by_the_policy_or_refused(name, chec
         if name == "multi_task_dit"
         else contextlib.nullcontext()
     )
-    td["observation", "image"] = (
-        torch.nn.functional.pad(td["observation", "image"], (0, 0, 0, SIDE))
-        if name == "pi05"
-        else td["observation", "image"].apply(
-            lambda image: torch.nn.functional.pad(image, (0, 0, 0, SIDE))
-        )
-    )
+    images = td["observation", "image"]
+    cameras = [images] if name == "pi05" else list(images.values())
+    tall = [torch.nn.functional.pad(image, (0, 0, 0, SIDE)) for image in cameras]
+    if name == "pi05":
+        td["observation", "image"] = tall[0]
+    else:
+        td["observation", "image"] = dict(zip(images.keys(), tall))
     if policy.history_size > 1:
         Stream(policy).history.begin(td)
     with expected:
         assert policy(td)["action_chunk"].shape == (2, policy.chunk_size, A)
 
 
+needs_pi0 = pytest.mark.skipif("pi0" not in NAMES, reason="lerobot 0.4.4 has no pi0")
+
+
+@needs_pi0
+def test_a_chunk_of_relative_actions_stays_with_the_observation_that_made_it(tmp_path):
+    """Normalized actions are 0.5 here; mean 1 and deviation 2 make 2 of them.
+
+    The first three are relative to the state, the gripper is not.
+    """
+    from lerobot.policies.pi0 import modeling_pi0
+
+    made = backbones.make_relative_checkpoint(tmp_path)
+    observations = observe(made, 6, 2)
+    states = [td["observation", "state"] for td in observations]
+
+    def expected(state):
+        return torch.cat([2 + state[:, :3], torch.full((len(state), 1), 2.0)], -1)
+
+    def constant(shape, device):
+        return torch.full(shape, 0.5, device=device)
+
+    with mock.patch.object(modeling_pi0, "sample_noise", constant):
+        policy = load(made)
+        stream, other = Stream(policy), Stream(policy)
+        for step, td in enumerate(observations):
+            anchor = states[step - step % 3]
+            torch.testing.assert_close(stream.act(td), expected(anchor))
+            # Another robot, at another place and later in its chunk.
+            if step:
+                other.act(observations[-step])
+        # LeRobot's own loop adds the state of the moment, so that its chunk drifts.
+        theirs = lerobot_actions(made.folder, observations, seed=0)
+    for state, action in zip(states, theirs):
+        torch.testing.assert_close(action, expected(state))
+
+
+@needs_pi0
+def test_the_targets_of_relative_actions_are_relative_to_their_observation(tmp_path):
+    made = backbones.make_relative_checkpoint(tmp_path)
+    policy, (td,) = load(made), observe(made, 1, 2)
+    state = td["observation", "state"]
+    chunk = torch.full((2, 8, 4), 2.0)
+    chunk[..., :3] += state[:, None, :3]
+    td["action_chunk"], td["action_is_pad"] = chunk, torch.zeros(2, 8).bool()
+    target = policy.make_training_batch(td)["action"]
+    torch.testing.assert_close(target, torch.full((2, 8, 4), 0.5))
+
+
+@needs_pi0
+def test_a_checkpoint_with_openpis_names_of_the_weights_loads(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    made = backbones.make_checkpoint("pi0", tmp_path)
+    expected = load(made).state_dict()
+    path = made.folder / "model.safetensors"
+    weights = load_file(path)
+    save_file({k.removeprefix("model."): v for k, v in weights.items()}, path)
+    got = load(made).state_dict()
+    assert set(got) == set(expected)
+    assert all(torch.equal(got[name], value) for name, value in expected.items())
+
+
+@needs_pi0
+def test_weights_that_pi0_could_not_load_do_not_stay_random_in_silence(checkpoint):
+    with pytest.raises(SchemaError, match=r"action_in_proj.*would stay random"):
+        load(checkpoint("pi0"), overrides={"max_action_dim": 12})
+
+
+@pytest.mark.skipif("pi0" in NAMES, reason="lerobot 0.6 has a pi0 that runs")
+def test_the_pi0_of_an_older_lerobot_says_what_it_lacks(tmp_path):
+    from lerobot.policies.factory import make_policy_config
+
+    config = make_policy_config("pi0", **features(TWO, False))
+    config.save_pretrained(tmp_path)
+    for name in ("policy_preprocessor.json", "policy_postprocessor.json"):
+        (tmp_path / name).write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(SchemaError, match="incorrect transformer version"):
+        LeRobotPolicyWrapper.from_pretrained(tmp_path)
+
+
 def test_every_policy_that_lerobot_registers_was_exercised_or_has_a_reason():
-    from lerobot.configs.policies import PreTrainedConfig
     import lerobot.policies.factory  # noqa: F401  it registers them
+    from lerobot.configs.policies import PreTrainedConfig
 
     registered = set(PreTrainedConfig.get_known_choices())
     assert registered <= set(KINDS) | set(NOT_EXERCISED)

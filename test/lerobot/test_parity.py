@@ -8,6 +8,7 @@ from lerobot_checkpoints import RECIPES, observe
 from lerobot_streams import Stream, lerobot_actions
 
 from torchrl_vla.policies import LeRobotPolicyWrapper
+from torchrl_vla.testing import check_policy
 
 pytestmark = pytest.mark.lerobot
 
@@ -84,9 +85,7 @@ def test_an_environment_that_is_reset_alone_starts_anew_and_the_others_go_on(
     fresh = Stream(load(made))
     torch.manual_seed(reset_at)
     for step, td in enumerate(alone[:interval]):
-        torch.testing.assert_close(
-            fresh.act(td)[0], actions[reset_at + step][1], rtol=0, atol=1e-6
-        )
+        assert torch.equal(fresh.act(td)[0], actions[reset_at + step][1]), step
 
 
 def test_the_policys_own_queues_and_mode_are_left_as_they_were(checkpoint):
@@ -170,3 +169,10 @@ def test_the_state_dict_is_the_policys(checkpoint):
     assert not torch.equal(policy(td.copy())["action_chunk"], expected)
     policy.load_state_dict(weights)
     assert torch.equal(policy(td.copy())["action_chunk"], expected)
+
+
+@pytest.mark.parametrize("name", DETERMINISTIC)
+def test_the_policy_keeps_the_contract_of_every_policy_here(name, checkpoint):
+    made = checkpoint(name)
+    (td,) = observe(made, 1, 3)
+    check_policy(load(made), td.select("observation"))

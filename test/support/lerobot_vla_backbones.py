@@ -12,7 +12,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-from lerobot_checkpoints import ONE, TEXTS, TWO, Made, features, make_processors
+from lerobot_checkpoints import ONE, TEXTS, TWO, A, Made, features, stats
 
 # name: (policy type, cameras, configuration)
 RECIPES: dict[str, tuple[str, tuple[str, ...], dict[str, Any]]] = {
@@ -112,7 +112,11 @@ def here() -> list[str]:
 
 def make_checkpoint(name: str, folder: Path, **changes: Any) -> Made:
     """Save an untrained policy and its processors under ``folder``."""
-    from lerobot.policies.factory import get_policy_class, make_policy_config
+    from lerobot.policies.factory import (
+        get_policy_class,
+        make_policy_config,
+        make_pre_post_processors,
+    )
 
     kind, cameras, options = RECIPES[name]
     backbone = folder / "clip-tiny"
@@ -129,13 +133,43 @@ def make_checkpoint(name: str, folder: Path, **changes: Any) -> Made:
     config = make_policy_config(kind, **(features(cameras, False) | options))
     torch.manual_seed(7)
     policy = get_policy_class(kind)(config).eval()
+    statistics = stats()
+    if config.action_feature.shape != (A,):
+        size = config.action_feature.shape
+        statistics["action"] = {"mean": torch.ones(size), "std": torch.full(size, 2.0)}
     with _tokenizer_at(backbone, kind):
-        processors = make_processors(policy)
+        processors = make_pre_post_processors(config, dataset_stats=statistics)
     checkpoint = folder / "pretrained_model"
     policy.save_pretrained(checkpoint)
     for processor in processors:
         processor.save_pretrained(checkpoint)
     return Made(checkpoint, cameras, False, True)
+
+
+def make_relative_checkpoint(folder: Path) -> Made:
+    """Save a pi0 that moves nothing and whose actions are relative to the state.
+
+    Three joints and a gripper, which stays absolute; action statistics are mean 1 and
+    deviation 2, and the denoised actions are the noise.
+    """
+    from lerobot.configs.types import FeatureType, PolicyFeature
+
+    made = make_checkpoint(
+        "pi0",
+        folder,
+        output_features={"action": PolicyFeature(FeatureType.ACTION, (4,))},
+        use_relative_actions=True,
+        relative_exclude_joints=["gripper"],
+        action_feature_names=["x", "y", "z", "gripper"],
+    )
+    from safetensors.torch import load_file, save_file
+
+    path = made.folder / "model.safetensors"
+    weights = load_file(path)
+    for name in ("weight", "bias"):
+        weights[f"model.action_out_proj.{name}"].zero_()
+    save_file(weights, path)
+    return made
 
 
 def make_tokenizer(folder: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -13,18 +14,21 @@ from torchrl_vla.data.lerobot_writer.episode_stats import (
 
 def test_statistics_of_four_numbers_are_those_worked_out_by_hand():
     stats = number_statistics(np.array([[1.0], [2.0], [3.0], [10.0]], np.float32))
-    assert {name: value.tolist() for name, value in stats.items()} == {
-        "min": [1.0],
-        "max": [10.0],
-        "mean": [4.0],
-        "std": [np.sqrt((9 + 4 + 1 + 36) / 4)],
-        "count": [4],
-        "q01": [1.03],  # 1 + 0.03 of the way to the next
-        "q10": [1.3],
-        "q50": [2.5],
-        "q90": [3 + 0.7 * 7],
-        "q99": [3 + 0.97 * 7],
-    }
+    assert {name: value.item() for name, value in stats.items()} == pytest.approx(
+        {
+            "min": 1,
+            "max": 10,
+            "mean": 4,
+            "std": np.sqrt((9 + 4 + 1 + 36) / 4),
+            "count": 4,
+            "q01": 1.03,  # 3 % of the way from the first to the second
+            "q10": 1.3,
+            "q50": 2.5,
+            "q90": 3 + 0.7 * 7,
+            "q99": 3 + 0.97 * 7,
+        },
+        rel=1e-12,
+    )
 
 
 def test_truth_values_are_numbers_and_matrices_are_of_their_last_dimension():

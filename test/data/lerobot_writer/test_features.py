@@ -214,7 +214,9 @@ def test_an_instruction_is_an_id_or_a_text(instruction):
 
 
 def test_ids_without_a_table_are_refused():
-    with pytest.raises(SchemaError, match="expected instructions=... to turn the ids"):
+    with pytest.raises(
+        SchemaError, match=r"expected instructions=\.\.\. to turn the ids"
+    ):
         read_tasks(make_episode(2), None)
 
 

@@ -68,15 +68,22 @@ class LeRobotDemonstrations:
 
     Examples:
         >>> import tempfile
-        >>> from torchrl_vla.data.lerobot.example import write_example
-        >>> dataset = LeRobotDemonstrations.from_folder(
-        ...     write_example(tempfile.mkdtemp() + "/example"),
-        ...     cache_folder=tempfile.mkdtemp(),
+        >>> from torchrl_vla.data import write_lerobot
+        >>> from torchrl_vla.envs import TabletopEnv
+        >>> env = TabletopEnv(2, image_size=16, seed=0)
+        >>> folder = write_lerobot(
+        ...     env.rollout(5, env.make_expert(), break_when_any_done=False),
+        ...     tempfile.mkdtemp() + "/reach",
+        ...     metadata=env.metadata,
+        ...     instructions=env.instructions,
+        ...     images="png",
+        ...     progress=False,
         ... )
-        >>> dataset.num_episodes, len(dataset), dataset.metadata.control_frequency_hz
-        (2, 7, 10.0)
-        >>> dataset.frames["action"].shape
-        torch.Size([7, 2])
+        >>> dataset = LeRobotDemonstrations.from_folder(
+        ...     folder, cache_folder=tempfile.mkdtemp()
+        ... )
+        >>> dataset.num_episodes, dataset.frames["action"].shape
+        (2, torch.Size([10, 2]))
     """
 
     def __init__(

@@ -67,19 +67,25 @@ class LeRobotExperienceReplay(TensorDictReplayBuffer):
 
     Examples:
         >>> import tempfile
-        >>> from torchrl_vla.data.lerobot.example import write_example
+        >>> from torchrl_vla.data import write_lerobot
+        >>> from torchrl_vla.envs import TabletopEnv
+        >>> env = TabletopEnv(2, image_size=16, seed=0)
+        >>> folder = write_lerobot(
+        ...     env.rollout(5, env.make_expert(), break_when_any_done=False),
+        ...     tempfile.mkdtemp() + "/reach",
+        ...     metadata=env.metadata,
+        ...     instructions=env.instructions,
+        ...     images="png",
+        ...     progress=False,
+        ... )
         >>> replay = LeRobotExperienceReplay(
-        ...     write_example(tempfile.mkdtemp() + "/example"),
-        ...     batch_size=16,
-        ...     chunk_size=3,
-        ...     seed=0,
-        ...     cache_folder=tempfile.mkdtemp(),
+        ...     folder, 8, chunk_size=3, seed=0, cache_folder=tempfile.mkdtemp()
         ... )
         >>> sample = replay.sample()
-        >>> sample["action_chunk"].shape, sample["observation", "image", "front"].shape
-        (torch.Size([16, 3, 2]), torch.Size([16, 3, 8, 8]))
+        >>> sample["action_chunk"].shape, sample["observation", "image"].shape
+        (torch.Size([8, 3, 2]), torch.Size([8, 3, 16, 16]))
         >>> sum(len(batch) for batch in replay.iter_epoch(4))
-        7
+        10
     """
 
     def __init__(

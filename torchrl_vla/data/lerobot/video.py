@@ -95,7 +95,7 @@ class PyAVVideo:
 
     def __init__(self, path: Path, index: VideoIndex) -> None:
         av = import_extra("av", "datasets", _OWNER)
-        self._path, self._index = path, index
+        self._path, self._index, self._error = path, index, av.FFmpegError
         self._keys = index.is_key.nonzero()[0]
         self._container = av.open(str(path))
         self._stream = self._container.streams.video[0]
@@ -117,6 +117,20 @@ class PyAVVideo:
             yield rows[:, : 3 * frame.width].reshape(frame.height, frame.width, 3)
 
     def _decode(self, number: int) -> Any:
+        problem: Exception | str = "no picture for it"
+        try:
+            frame = self._search(number)
+        except self._error as error:
+            frame, problem = None, error
+        if frame is None:
+            self._next = None
+            raise SchemaError(
+                f"{_OWNER}: expected frame {number} in {str(self._path)!r}, got "
+                f"{problem}. The file is damaged: fetch the dataset again."
+            )
+        return frame
+
+    def _search(self, number: int) -> Any | None:
         wanted = self._index.pts[number]
         place = int(np.searchsorted(self._keys, number, "right")) - 1
         if self._next is None or not self._keys[max(place, 0)] <= self._next <= number:
@@ -130,10 +144,7 @@ class PyAVVideo:
                     break
             place -= 1
             self._jump(place)
-        raise SchemaError(
-            f"{_OWNER}: expected frame {number} in {str(self._path)!r}, got no picture "
-            "for it from PyAV. The file is damaged: fetch the dataset again."
-        )
+        return None
 
     def _jump(self, place: int) -> None:
         if place < 0:

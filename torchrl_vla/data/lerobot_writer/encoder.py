@@ -189,25 +189,47 @@ def concatenate(parts: Sequence[tuple[Path, int]], path: Path, *, fps: int) -> N
         fps: pictures per second of all of them.
     """
     av = import_extra("av", "datasets", OWNER)
+    delay = max(_delay(part, fps) for part, _ in parts)
     with av.open(str(path), "w", options={"movflags": "faststart"}) as output:
-        target, n_before = None, 0
+        target, n_before, n_packets = None, 0, 0
         for part, n_frames in parts:
             with av.open(str(part)) as source:
                 stream = source.streams.video[0]
-                ticks = 1 / (fps * stream.time_base)
-                if ticks.denominator != 1:
-                    raise SchemaError(
-                        f"{OWNER}: expected a video of {fps} pictures a second at "
-                        f"{str(part)!r}, got a time base of {stream.time_base} s."
-                    )
+                tick = _ticks_per_frame(part, stream, fps)
                 if target is None:
                     target = output.add_stream_from_template(stream, opaque=True)
                     target.time_base = stream.time_base
                 for packet in source.demux(stream):
                     if packet.dts is None:  # the end
                         continue
-                    packet.pts += n_before * int(ticks)
-                    packet.dts += n_before * int(ticks)
+                    packet.pts += n_before * tick
+                    # In the order of decoding; a short part can have less delay.
+                    packet.dts = (n_packets - delay) * tick
                     packet.stream = target
                     output.mux(packet)
+                    n_packets += 1
             n_before += n_frames
+            if n_packets != n_before:
+                raise SchemaError(
+                    f"{OWNER}: expected {n_frames} pictures in {str(part)!r}, got "
+                    f"{n_packets - n_before + n_frames}."
+                )
+
+
+def _ticks_per_frame(path: Path, stream: Any, fps: int) -> int:
+    ticks = 1 / (fps * stream.time_base)
+    if ticks.denominator != 1:
+        raise SchemaError(
+            f"{OWNER}: expected a video of {fps} pictures a second at {str(path)!r}, "
+            f"got a time base of {stream.time_base} s."
+        )
+    return int(ticks)
+
+
+def _delay(path: Path, fps: int) -> int:
+    """Return how many frames before the first is shown decoding has to begin."""
+    av = import_extra("av", "datasets", OWNER)
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        first = next(container.demux(stream))
+        return -first.dts // _ticks_per_frame(path, stream, fps)

@@ -131,8 +131,10 @@ class TabletopEnv(EnvBase):
             cameras=("image",),
         )
         self._ids = InstructionTable(_texts(self.tasks, PALETTE)).ids.to(self.device)
-        named = [list(PALETTE).index(color) for color in self.colors]
-        self._named_colors = torch.tensor(named, device=self.device)
+        self._named_colors = None
+        if len(self.colors) < len(PALETTE):
+            named = [list(PALETTE).index(color) for color in self.colors]
+            self._named_colors = torch.tensor(named, device=self.device)
         self._make_specs()
         self._generator = torch.Generator(device=self.device)
         self.set_seed(torch.seed() % (1 << 31) if seed is None else seed)
@@ -200,9 +202,9 @@ class TabletopEnv(EnvBase):
                 "not reset ignore theirs."
             )
         share = self.tasks.count("push") / len(self.tasks)
-        fresh = Scene.from_seeds(episode_seeds, self.num_blocks, share)
-        if len(self.colors) < len(PALETTE):
-            fresh.recolor(self._named_colors)
+        fresh = Scene.from_seeds(
+            episode_seeds, self.num_blocks, share, self._named_colors
+        )
         if self.scene is None or bool(rows.all()):
             self.scene = fresh
             self._seeds = episode_seeds.clone()

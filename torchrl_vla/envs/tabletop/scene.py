@@ -64,11 +64,18 @@ class Scene:
     is_push: Tensor
 
     @classmethod
-    def from_seeds(cls, seeds: Tensor, num_blocks: int, push_share: float) -> Scene:
+    def from_seeds(
+        cls,
+        seeds: Tensor,
+        num_blocks: int,
+        push_share: float,
+        named: Tensor | None = None,
+    ) -> Scene:
         """Lay the tables that int64 ``seeds`` ``[N]`` stand for.
 
         Blocks and gripper start in different cells of a three by three grid, off its
-        middle by a jitter, so nothing touches at the start.
+        middle by a jitter, so nothing touches at the start. The named block has one of
+        the colours ``named``, int64 ``[C]``; None = any.
         """
         n_colors = len(PALETTE)
         draws = uniforms(seeds, 9 + 18 + n_colors + 3)
@@ -77,32 +84,22 @@ class Scene:
         middle = torch.stack([cells % 3 - 1, cells // 3 - 1], -1) * _GRID
         spread = (jitter.unflatten(-1, (9, 2))[:, : num_blocks + 1] * 2 - 1) * _JITTER
         positions = middle + spread
+        colors, which = hues.argsort(-1), rest[:, 0] * num_blocks
+        target = which.long()
+        if named is not None:  # by exchange with whatever has that colour
+            wanted = named[((which - target) * len(named)).long()][:, None]
+            other = colors.gather(1, target[:, None])
+            colors = torch.where(colors == wanted, other, colors)
+            colors = colors.scatter(1, target[:, None], wanted)
         return cls(
             gripper=positions[:, 0],
             speed=torch.ones_like(positions[:, 0, 0]),
             blocks=positions[:, 1:],
-            colors=hues.argsort(-1)[:, :num_blocks],
-            target=(rest[:, 0] * num_blocks).long(),
+            colors=colors[:, :num_blocks],
+            target=target,
             place=(rest[:, 1] * len(PLACES)).long(),
             is_push=rest[:, 2] < push_share,
         )
-
-    def recolor(self, named: Tensor) -> None:
-        """Give the named block one of a few colours, by exchange with what has it.
-
-        Which one depends on nothing but the colour that the block had.
-
-        Args:
-            named: indices in ``PALETTE`` of the colours to choose from, int64 ``[C]``.
-        """
-        before = self.target_color
-        after = torch.where(
-            torch.isin(before, named), before, named[before % len(named)]
-        )
-        colors = torch.where(
-            self.colors == after[:, None], before[:, None], self.colors
-        )
-        self.colors = colors.scatter(1, self.target[:, None], after[:, None])
 
     def replace_rows(self, rows: Tensor, other: Scene) -> None:
         """Take ``other``'s tables where ``rows`` (bool ``[N]``) is True."""

@@ -26,7 +26,7 @@ class PolicyKind:
         n_action_steps: from the configuration, how many of them LeRobot executes.
         reads_text: True = the policy follows the instruction.
         resizes_images: from the configuration, True = the policy brings any image to
-            its own size.
+            its own size without distorting it.
         masks_padding: from the configuration, True = its training loss leaves padded
             actions out.
     """

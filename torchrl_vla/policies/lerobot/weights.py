@@ -12,6 +12,8 @@ from torch import Tensor
 from torchrl_vla.schema import SchemaError, import_extra
 
 _OWNER = "LeRobotPolicyWrapper.from_pretrained"
+#: In XVLA's older layout, for writing text, which LeRobot leaves out.
+_NEVER_USED = ".final_logits_bias"
 
 
 def check_weights(policy: torch.nn.Module, path: Path) -> None:
@@ -66,7 +68,8 @@ def _compare(weights: dict[str, Tensor], file: Any) -> tuple[list[str], list[str
         for name, value in weights.items()
         if value.numel() and value.data_ptr() not in loaded
     ]
-    return missing, sorted(known - used)
+    spare = [name for name in known - used if not name.endswith(_NEVER_USED)]
+    return missing, sorted(spare)
 
 
 def _shape(shape: Any) -> tuple[int, ...]:
