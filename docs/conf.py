@@ -55,6 +55,7 @@ suppress_warnings = ["config.cache"]
 LINKS = {
     "](docs/images/": "](images/",
     "](docs/architecture.md)": "](architecture.md)",
+    "](docs/lerobot.md)": "](lerobot.md)",
     "](docs/silent_errors.md)": "](silent_errors.md)",
     "](tutorials/)": "](auto_tutorials/index.rst)",
     "](benchmarks/README.md)": "](benchmarks.md)",

@@ -24,7 +24,7 @@ NAMES = backbones.here()
 
 @pytest.fixture(scope="module", autouse=True)
 def narrow_backbones():
-    with backbones.narrow_gemma() if lerobot_is_new() else contextlib.nullcontext():
+    with backbones.narrow_gemma():
         yield
 
 

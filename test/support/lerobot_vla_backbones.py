@@ -12,7 +12,16 @@ from typing import Any
 from unittest import mock
 
 import torch
-from lerobot_checkpoints import ONE, TEXTS, TWO, A, Made, features, stats
+from lerobot_checkpoints import (
+    ONE,
+    TEXTS,
+    TWO,
+    A,
+    Made,
+    features,
+    lerobot_is_new,
+    stats,
+)
 
 # name: (policy type, cameras, configuration)
 RECIPES: dict[str, tuple[str, tuple[str, ...], dict[str, Any]]] = {
@@ -249,7 +258,9 @@ def narrow_gemma() -> Iterator[None]:
 
         return make
 
-    names = ("PaliGemmaForConditionalGenerationWithPiGemma", "PiGemmaForCausalLM")
+    names = ("PaliGemmaForConditionalGeneration", "GemmaForCausalLM")
+    if lerobot_is_new():
+        names = ("PaliGemmaForConditionalGenerationWithPiGemma", "PiGemmaForCausalLM")
     changes = {
         module: {
             "get_gemma_config": lambda variant: _NarrowGemma(),

@@ -41,7 +41,8 @@ class Evaluate:
     image_size: int | None = None
     """Side of the images in pixels. Left out, MetaWorld has state alone."""
     num_envs: int = 32
-    """How many environments run side by side; the result does not depend on it."""
+    """How many environments run side by side; the result of a policy that draws no
+    noise does not depend on it."""
     num_workers: int = 0
     """Processes that share the simulators (not the tabletop's)."""
     seed: int = 1

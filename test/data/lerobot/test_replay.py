@@ -157,6 +157,15 @@ def test_a_pickled_dataset_gives_the_same_pictures(folder, tmp_path):
     assert (samples[0] == samples[1]).all()
 
 
+@pytest.mark.parametrize(
+    "options", [{"cameras": ()}, {"decoder": "pyav"}, {"statistics": "exact"}]
+)
+def test_how_to_open_is_refused_beside_an_open_dataset(folder, tmp_path, options):
+    dataset = LeRobotDemonstrations.from_folder(folder, cache_folder=tmp_path)
+    with pytest.raises(ValueError, match=rf"expected no \['{next(iter(options))}'\]"):
+        LeRobotExperienceReplay(dataset, 4, **options)
+
+
 @pytest.mark.parametrize("source", ["./absent", "a/b/c", "absent", Path("some/where")])
 def test_a_path_that_is_not_there_is_not_asked_of_the_hub(source):
     with pytest.raises(FileNotFoundError, match="expected a folder or a repository"):

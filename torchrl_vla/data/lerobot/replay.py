@@ -39,7 +39,7 @@ class LeRobotExperienceReplay(TensorDictReplayBuffer):
 
     Args:
         source: a folder, ``"user/name"`` on the Hub (a folder of that name wins), or
-            an open dataset.
+            an open dataset, which has its cameras, decoder and statistics already.
         batch_size: frames per sample.
 
     Keyword Args:
@@ -107,6 +107,9 @@ class LeRobotExperienceReplay(TensorDictReplayBuffer):
         seed: int | None = None,
     ) -> None:
         if isinstance(source, LeRobotDemonstrations):
+            options = {"cameras": cameras, "decoder": decoder, "revision": revision}
+            options |= {"cache_folder": cache_folder, "statistics": statistics}
+            _check_is_open(options)
             dataset = source if episodes is None else source.select_episodes(episodes)
         else:
             open_dataset, options = _find(source, revision)
@@ -166,8 +169,9 @@ class LeRobotExperienceReplay(TensorDictReplayBuffer):
 
     def _over(self, dataset: LeRobotDemonstrations) -> LeRobotExperienceReplay:
         settings = dict(self._settings)
-        for name in ("sampler", "transform"):  # each buffer has its own
-            settings[name] = copy.deepcopy(settings[name])
+        settings["sampler"] = copy.deepcopy(settings["sampler"])  # each has its own
+        if settings["transform"] is not None:
+            settings["transform"] = settings["transform"].clone()
         return LeRobotExperienceReplay(dataset, self._batch_size, **settings)
 
     def iter_epoch(
@@ -187,6 +191,16 @@ class LeRobotExperienceReplay(TensorDictReplayBuffer):
         for rows in torch.randperm(len(self), generator=generator).split(size):
             if len(rows) == size or not drop_last:
                 yield self[rows].set("index", rows)
+
+
+def _check_is_open(options: dict[str, object]) -> None:
+    """Refuse what only says how to open a dataset, beside one that is open."""
+    unused = [k for k, v in options.items() if v not in (None, "stored")]
+    if unused:
+        raise ValueError(
+            f"LeRobotExperienceReplay: expected no {unused} beside an open dataset. "
+            "Pass them to LeRobotDemonstrations.from_folder."
+        )
 
 
 def _find(source: str | Path, revision: str | None) -> tuple:

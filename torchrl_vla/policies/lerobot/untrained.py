@@ -98,7 +98,7 @@ def make_lerobot_policy(
             **(config or {}),
         )
         policy = factory.get_policy_class(policy_type)(policy_config)
-    except (TypeError, ValueError, OSError) as error:
+    except (TypeError, ValueError, OSError, NotImplementedError) as error:
         raise SchemaError(
             f"{owner}: expected a configuration that LeRobot's {policy_type!r} takes, "
             f"got {type(error).__name__}: {error}. Inputs are {sorted(inputs)}; change "
