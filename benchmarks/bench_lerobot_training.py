@@ -94,6 +94,7 @@ class StateTwice(Transform):
         return self._call(tensordict_reset)
 
     def transform_observation_spec(self, observation_spec: Any) -> Any:
+        """Add the environment state."""
         observation_spec[ENVIRONMENT_STATE_KEY] = observation_spec[STATE_KEY].clone()
         return observation_spec
 
@@ -160,9 +161,10 @@ def row(
     title: str, name: str, budget: Budget, log: TrainingLog, result: EvaluationResult
 ) -> str:
     low, high = (100 * bound for bound in result.interval)
+    minutes, rate = log.seconds / 60, 100 * result.success_rate
     return (
         f"{title:<20}{name:<9}{budget.demonstrations:>6}{budget.steps:>7}"
-        f"{budget.batch_size:>6}{log.seconds / 60:>9.1f}{100 * result.success_rate:>9.1f}"
+        f"{budget.batch_size:>6}{minutes:>9.1f}{rate:>9.1f}"
         f"  [{low:.1f}, {high:.1f}] of {len(result)}"
     )
 
@@ -181,7 +183,7 @@ def main() -> None:
         tabletop, metaworld = replace(tabletop, **tiny), replace(metaworld, **tiny)
     env = TabletopEnv(min(32, tabletop.episodes), colors=("red",), image_size=32)
     compare("tabletop, images", env, tabletop)
-    for task in ("reach", "drawer-close"):
+    for task in ("reach", "door-open"):
         env = MetaWorldEnv(task, num_envs=min(16, metaworld.episodes), seed=0)
         env = TransformedEnv(env, Compose(StateTwice()))
         compare(f"{task}, state", env, metaworld)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -167,13 +168,9 @@ def test_full_files_are_followed_by_others_and_every_frame_is_found(tmp_path):
 
 
 def test_more_episodes_than_are_written_at_once_are_all_there(tmp_path):
-    metadata, count = METADATA, 203
+    count, metadata = 203, replace(METADATA, cameras=())
     steps = make_episode(1, cameras=())
-    from dataclasses import replace
-
-    with LeRobotWriter(
-        tmp_path / "a", metadata=replace(metadata, cameras=()), instructions=TABLE
-    ) as writer:
+    with LeRobotWriter(tmp_path / "a", metadata=metadata, instructions=TABLE) as writer:
         for number in range(count):
             steps["action"].fill_(number)
             writer.add_episode(steps)

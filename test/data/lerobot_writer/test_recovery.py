@@ -14,7 +14,7 @@ from lerobot_steps import METADATA, TABLE, files_below, make_episode
 
 from torchrl_vla.data import LeRobotDemonstrations, LeRobotWriter
 from torchrl_vla.data.lerobot_writer import assembly, journal, writer
-from torchrl_vla.schema import ExecutionError, SchemaError
+from torchrl_vla.schema import ExecutionError, MissingKeyError, SchemaError
 
 SUPPORT = Path(__file__).parents[2] / "support"
 KILLED_IN_THE_FOURTH_EPISODE = """
@@ -132,7 +132,7 @@ def test_a_dataset_that_only_had_to_clear_up_is_cleared_up(tmp_path, monkeypatch
     opened.close()
     opened._journal._lock.release()
     monkeypatch.undo()
-    with pytest.raises(FileExistsError, match="got a finished dataset. Open it with"):
+    with pytest.raises(FileExistsError, match=r"got a finished dataset\. Open it"):
         LeRobotWriter.resume(tmp_path / "a")
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["data", "meta"]
     frames = read(tmp_path / "a", tmp_path)
@@ -140,9 +140,13 @@ def test_a_dataset_that_only_had_to_clear_up_is_cleared_up(tmp_path, monkeypatch
 
 
 def test_an_error_while_recording_leaves_a_recording_that_can_be_resumed(tmp_path):
-    with pytest.raises(ZeroDivisionError), begin(tmp_path / "a") as opened:
-        opened.add(make_episode(1)[0])
-        raise ZeroDivisionError
+    def record():
+        with begin(tmp_path / "a") as opened:
+            opened.add(make_episode(1)[0])
+            opened.add(make_episode(1).exclude("action")[0])
+
+    with pytest.raises(MissingKeyError, match=r"expected \['action'\] in the step"):
+        record()
     resumed = LeRobotWriter.resume(tmp_path / "a")
     assert resumed.num_episodes == 2
     resumed.release()
@@ -161,9 +165,7 @@ def test_a_resumed_recording_keeps_its_settings_and_its_schema(tmp_path):
 
 def test_a_second_writer_is_refused_while_the_first_records(tmp_path):
     opened = begin(tmp_path / "a")
-    with pytest.raises(
-        FileExistsError, match="got an unfinished recording. Go on with"
-    ):
+    with pytest.raises(FileExistsError, match=r"got an unfinished recording\. Go on"):
         LeRobotWriter(tmp_path / "a", metadata=METADATA)
     with pytest.raises(ExecutionError, match="got one that another writer holds"):
         LeRobotWriter.resume(tmp_path / "a")
@@ -176,7 +178,9 @@ def test_a_folder_with_other_contents_is_refused(tmp_path):
         LeRobotWriter(tmp_path, metadata=METADATA)
     with pytest.raises(FileNotFoundError, match=r"an unfinished recording.*notes.txt"):
         LeRobotWriter.resume(tmp_path)
-    with pytest.raises(FileNotFoundError, match="an unfinished recording.*got nothing"):
+    with pytest.raises(
+        FileNotFoundError, match=r"an unfinished recording.*got nothing"
+    ):
         LeRobotWriter.resume(tmp_path / "nowhere")
 
 
@@ -184,5 +188,5 @@ def test_a_journal_with_a_hole_is_refused(tmp_path):
     begin(tmp_path / "a").release()
     episode = tmp_path / "a" / "recording" / "episode-000000"
     episode.rename(tmp_path / "elsewhere")
-    with pytest.raises(SchemaError, match="expected 'episode-000000' in .*000001"):
+    with pytest.raises(SchemaError, match=r"expected 'episode-000000' in .*000001"):
         LeRobotWriter.resume(tmp_path / "a")

@@ -21,7 +21,7 @@ from torchrl_vla.policies.lerobot.inputs import (
     to_policy_image,
     to_policy_state,
 )
-from torchrl_vla.policies.lerobot.kinds import kind_of
+from torchrl_vla.policies.lerobot.kinds import PolicyKind, kind_of
 from torchrl_vla.policies.lerobot.reading import InputReader
 from torchrl_vla.schema import (
     ACTION_IS_PAD_KEY,
@@ -92,8 +92,12 @@ class PretrainedPolicy:
         self.inputs = inputs
         self.rename_map = dict(rename_map)
         self.dtype = dtype
-        self.kind = kind_of(self.config.type)
         self._call = self.kind.call(self.config)
+
+    @property
+    def kind(self) -> PolicyKind:
+        """What is known about the policy's type."""
+        return kind_of(self.config.type)
 
     @property
     def plan_shape(self) -> tuple[int, int] | None:
@@ -120,7 +124,8 @@ class PretrainedPolicy:
         if self.inputs.history_size > 1:
             transforms.append(ObservationHistory(self.inputs.history_size))
         if self.plan_shape is not None:
-            transforms.append(TensorDictPrimer({PLAN_KEY: Unbounded(self.plan_shape)}))
+            plan = {PLAN_KEY: Unbounded(self.plan_shape)}
+            transforms.append(TensorDictPrimer(plan, expand_specs=True))
         return transforms
 
     @property
