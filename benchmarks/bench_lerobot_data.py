@@ -52,10 +52,7 @@ CASES = (
     Case("video, 2 x 96 px", "video", (96, 96), ("front", "wrist"), LONG),
     Case("video, 480 x 640 px", "video", (480, 640), ("front",), SHORT),
 )
-QUICK = tuple(
-    case._replace(size=(64, 96), lengths=(9, 12)) if case.cameras else case
-    for case in CASES
-)
+QUICK = tuple(case._replace(size=(64, 96), lengths=(15, 20)) for case in CASES)
 
 
 def write(case: Case, folder: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import inspect
 import pkgutil
 import re
@@ -39,10 +39,12 @@ napoleon_use_rtype = False
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
 
+HAS_LEROBOT = importlib.util.find_spec("lerobot") is not None
 sphinx_gallery_conf = {
     "examples_dirs": "../tutorials",
     "gallery_dirs": "auto_tutorials",
-    "filename_pattern": r"/\d\d_",
+    # Shown without output where what it needs is not installed.
+    "filename_pattern": r"/\d\d_" if HAS_LEROBOT else r"/\d\d_(?!lerobot)",
     "within_subsection_order": FileNameSortKey,
     "download_all_examples": False,
     "show_memory": False,

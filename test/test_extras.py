@@ -52,7 +52,10 @@ ENTRY_POINTS = {
     "Hdf5Demonstrations": (
         ("h5py", "datasets"),
         lambda folder: Hdf5Demonstrations.from_file(
-            folder / "demo.hdf5", layout="robomimic", state_keys=("s",), instruction="lift"
+            folder / "demo.hdf5",
+            layout="robomimic",
+            state_keys=("s",),
+            instruction="lift",
         ),
     ),
     "PushTEnv": (("gym_pusht", "pusht"), lambda folder: PushTEnv()),

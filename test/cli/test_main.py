@@ -4,9 +4,10 @@ import json
 
 import av
 import pytest
+import torch
 
 from torchrl_vla.cli.main import main
-from torchrl_vla.data import DemonstrationDataset
+from torchrl_vla.data import DemonstrationDataset, LeRobotDemonstrations
 from torchrl_vla.evaluation import EvaluationResult
 
 
@@ -28,6 +29,31 @@ def test_collect_train_and_evaluate_make_a_chain(tmp_path, capsys):
         pictures = sum(1 for _ in container.decode(video=0))
     assert pictures == sum(episode.length for episode in result.episodes[:4])
     assert "over 5 episodes" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("images", ["png", "video"])
+def test_collect_writes_a_lerobot_dataset_on_request(tmp_path, capsys, images):
+    folder, ours = tmp_path / "lerobot", tmp_path / "ours"
+    small = ["--episodes", "6", "--image-size", "32", "--num-envs", "4"]
+    assert main(["collect", "--folder", str(ours), *small]) == 0
+    as_lerobot = ["--format", "lerobot", "--images", images]
+    assert main(["collect", "--folder", str(folder), *small, *as_lerobot]) == 0
+    assert "6 episodes" in capsys.readouterr().out
+    expected = DemonstrationDataset.from_folder(ours).frames
+    dataset = LeRobotDemonstrations.from_folder(folder, cache_folder=tmp_path / "cache")
+    for key in ("action", ("observation", "state"), "language_instruction"):
+        assert torch.equal(dataset.frames[key], expected[key]), key
+    pictures = dataset.replay_buffer(1)[torch.arange(len(dataset))]
+    shown = pictures["observation", "image"].float()
+    error = (shown - expected["observation", "image"].float()).abs().mean()
+    assert error == 0 if images == "png" else error < 10
+    assert main(["collect", "--folder", str(folder), *small, *as_lerobot]) == 1
+    assert "collect: expected no dataset at" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "cache",
+        "lerobot",
+        "ours",
+    ]
 
 
 def test_the_demo_prints_every_evaluation_and_where_the_report_is(tmp_path, capsys):

@@ -12,9 +12,10 @@ from torchrl_vla.data import LeRobotDemonstrations, VideoEncoding, write_lerobot
 
 pytestmark = [
     pytest.mark.lerobot,
-    # LeRobot 0.4.4, when it decodes a video and when it computes statistics.
+    # LeRobot 0.4.4, when it decodes a video and when it writes numbers.
     pytest.mark.filterwarnings("ignore:The video decoding and encoding:UserWarning"),
     pytest.mark.filterwarnings("ignore:Converting input from bool:RuntimeWarning"),
+    pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning"),
 ]
 
 FPS, LENGTHS = 20, (6, 4, 9)
@@ -65,7 +66,7 @@ def record(folder: Path, dtype: str) -> None:
                 picture = 255 * ((ramp + rng.random(3)) % 1)
                 frame[name] = picture.astype(np.uint8)
             dataset.add_frame(frame)
-        dataset.save_episode()
+        dataset.save_episode(parallel_encoding=False)
     dataset.finalize()
 
 

@@ -10,15 +10,16 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from lerobot_steps import FPS, METADATA, TABLE, TASKS, make_frames
+from lerobot_steps import FPS, METADATA, TABLE, TASKS, files_below, make_frames
 
 from torchrl_vla.data import VideoEncoding, decode_video, write_lerobot
 
 pytestmark = [
     pytest.mark.lerobot,
-    # LeRobot 0.4.4, when it decodes a video and when it computes statistics.
+    # LeRobot 0.4.4, when it decodes a video and when it writes numbers.
     pytest.mark.filterwarnings("ignore:The video decoding and encoding:UserWarning"),
     pytest.mark.filterwarnings("ignore:Converting input from bool:RuntimeWarning"),
+    pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning"),
 ]
 
 LENGTHS = (5, 3, 7)
@@ -96,7 +97,8 @@ def test_every_entry_of_every_frame_is_what_was_written(written):
                 others = frames["observation", "image", camera].float() / 255
                 error = (got - others).abs().mean((1, 2, 3))
                 assert error.argmin() == row, "another frame's picture"
-                assert error[row] < 0.05
+                # Quality crf 30 of saturated colours, at half their resolution.
+                assert error[row] < 0.1
             else:
                 assert torch.equal(got, expected), (row, camera)
 
@@ -202,18 +204,14 @@ def test_the_files_are_those_that_lerobot_itself_writes(tmp_path):
     info = json.loads((tmp_path / "ours" / "meta" / "info.json").read_text())
     theirs = tmp_path / "theirs"
     _write_with_lerobot(theirs, info["features"], frames)
-    files = [
-        sorted(
-            str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()
-        )
-        for root in (tmp_path / "ours", theirs)
-    ]
-    assert files[0] == files[1]
-    for name in files[0]:
+    assert files_below(tmp_path / "ours") == files_below(theirs)
+    for name in files_below(theirs):
         if name.endswith(".parquet"):
             ours, expected = (
                 pq.read_table(r / name) for r in (tmp_path / "ours", theirs)
             )
+            if expected.column_names[-1] == "__index_level_0__":  # 0.4.4's tasks
+                expected = expected.rename_columns(["task_index", "task"])
             _assert_same_schema(ours.schema, expected.schema)
             for column in set(ours.column_names) & {"action", "index", "task_index"}:
                 assert (
@@ -223,14 +221,9 @@ def test_the_files_are_those_that_lerobot_itself_writes(tmp_path):
     their_info = json.loads((theirs / "meta" / "info.json").read_text())
     video = info["features"][CAMERA].pop("info")
     their_video = their_info["features"][CAMERA].pop("info")
-    assert (
-        video.items()
-        >= {
-            name: value
-            for name, value in their_video.items()
-            if name in video and name != "video.preset"
-        }.items()
-    )
+    shared = video.keys() & their_video.keys()  # 0.4.4 says less of the encoder
+    assert len(shared) >= 6
+    assert {k: video[k] for k in shared} == {k: their_video[k] for k in shared}
     for feature in (*info["features"].values(), *their_info["features"].values()):
         feature.pop("info", None)
     assert info == their_info
@@ -269,7 +262,7 @@ def _write_with_lerobot(folder: Path, features: dict, frames) -> None:
             item[f"observation.images.{camera}"] = picture
         dataset.add_frame(item)
         if frame["next", "done"]:
-            dataset.save_episode()
+            dataset.save_episode(parallel_encoding=False)
     dataset.finalize()
 
 
@@ -277,7 +270,7 @@ def _assert_same_schema(ours, theirs) -> None:
     """Types of the statistics of flags differ between LeRobot's versions."""
     assert sorted(ours.names) == sorted(theirs.names)
     for name in ours.names:
-        if "stats/" not in name and name != "__index_level_0__":
+        if "stats/" not in name and name != "task":
             assert ours.field(name).type == theirs.field(name).type, name
     marks = [schema.metadata or {} for schema in (ours, theirs)]
     if b"huggingface" in marks[1]:

@@ -52,8 +52,8 @@ def make_episode(
     )
     for camera in cameras:
         phase = torch.rand(length, 3, 1, 1, generator=generator)
-        picture = (phase + rows + columns).frac()
-        steps["observation", "image", camera] = (255 * picture).to(torch.uint8)
+        wave = (2 * (phase + rows + columns).frac() - 1).abs()
+        steps["observation", "image", camera] = (255 * wave).to(torch.uint8)
     return steps
 
 

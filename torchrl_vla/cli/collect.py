@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from torchrl_vla.data import collect
+from torchrl_vla.data import collect, write_lerobot
+from torchrl_vla.data.dataset import check_folder_is_free
+from torchrl_vla.data.lerobot_writer.writer import check_writer_extras
 from torchrl_vla.recipes import ENVIRONMENTS, ExpertEnvironmentName, make_environment
 
 
@@ -32,6 +36,10 @@ class Collect:
     """Processes that share the simulators (MetaWorld)."""
     seed: int = 0
     """Seed of the initial states and the noise."""
+    format: Literal["memmap", "lerobot"] = "memmap"
+    """The folder's format: ours, or LeRobot v3.0, which takes the extra `datasets`."""
+    images: Literal["video", "png"] = "video"
+    """How a LeRobot dataset holds them. Video wants 32 pixels and more."""
 
     def run(self) -> None:
         """Collect, and print what was collected."""
@@ -45,13 +53,18 @@ class Collect:
         )
         noise = ENVIRONMENTS[self.env].noise if self.noise is None else self.noise
         expert = env.make_expert(noise=noise, seed=self.seed)
-        dataset = collect(
-            env,
-            expert,
-            self.episodes,
-            folder=self.folder,
-            seed=self.seed,
-            balanced=True,
-        )
+
+        options = {"seed": self.seed, "balanced": True}
+        if self.format == "memmap":
+            print(collect(env, expert, self.episodes, folder=self.folder, **options))
+        else:  # what can be refused is, before all the episodes
+            check_folder_is_free(self.folder, "collect")
+            check_writer_extras(self.images)
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=self.folder.parent) as folder:
+                recorded = collect(
+                    env, expert, self.episodes, folder=Path(folder) / "ours", **options
+                )
+                write_lerobot(recorded, self.folder, images=self.images)
+                print(recorded)
         env.close()
-        print(dataset)

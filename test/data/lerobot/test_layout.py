@@ -92,6 +92,12 @@ def test_a_folder_without_info_is_refused_with_its_contents(tmp_path):
         LeRobotLayout.from_folder(tmp_path)
 
 
+def test_a_recording_of_ours_that_is_not_finished_is_refused(tmp_path):
+    (tmp_path / "UNFINISHED.txt").touch()
+    with pytest.raises(SchemaError, match=r"an unfinished recording\. Finish it with"):
+        LeRobotLayout.from_folder(tmp_path)
+
+
 @pytest.mark.parametrize("entry", ["total_episodes", "total_frames"])
 def test_counts_that_do_not_add_up_are_refused(folder, entry):
     edit_info(folder, **{entry: 9})

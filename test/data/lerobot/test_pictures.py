@@ -23,25 +23,30 @@ from lerobot_folders import (
 
 from torchrl_vla.data import LeRobotDemonstrations
 from torchrl_vla.data.lerobot.pictures import OpenVideos
-from torchrl_vla.data.lerobot.video import DECODERS
+from torchrl_vla.data.lerobot.video import DECODERS, torchcodec_loads
 from torchrl_vla.schema import SchemaError
 
 RECORDING = record()
 N = sum(RECORDING.lengths)
 
 
-def reader_of(folder, tmp_path):
+def reader_of(folder, tmp_path, decoder="pyav"):
     dataset = LeRobotDemonstrations.from_folder(
-        folder, cache_folder=tmp_path, decoder="pyav"
+        folder, cache_folder=tmp_path, decoder=decoder
     )
     return dataset._reader
 
 
-@pytest.fixture(scope="module", params=["image", "video"])
+KINDS = [("image", "pyav"), ("video", "pyav")]
+KINDS += [("video", "torchcodec")] if torchcodec_loads() else []
+
+
+@pytest.fixture(scope="module", params=KINDS, ids="-".join)
 def reader(request, tmp_path_factory):
-    path = tmp_path_factory.mktemp(request.param)
-    options = {"pictures": request.param, "files": 3}
-    return reader_of(write_folder(path / "push", RECORDING, **options), path / "cache")
+    kind, decoder = request.param
+    path = tmp_path_factory.mktemp(kind)
+    folder = write_folder(path / "push", RECORDING, pictures=kind, files=3)
+    return reader_of(folder, path / "cache", decoder)
 
 
 def check(pictures, rows):

@@ -62,11 +62,12 @@ def fingerprint(root: Path) -> str:
     digest.update(f"{_READER_VERSION} {root.resolve()}".encode())
     digest.update((root / "meta" / "info.json").read_bytes())
     for name in ("meta", "data", "videos", "images"):
-        for path in sorted((root / name).rglob("*")):
-            stat = path.stat()
-            if path.is_file():
-                place = path.relative_to(root)
-                digest.update(f"{place} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+        for place, folders, files in os.walk(root / name, followlinks=True):
+            folders.sort()
+            for path in (Path(place, file) for file in sorted(files)):
+                size, time_ns = path.stat().st_size, path.stat().st_mtime_ns
+                line = f"{path.relative_to(root)} {size} {time_ns}\n"
+                digest.update(line.encode())
     return digest.hexdigest()
 
 

@@ -27,6 +27,7 @@ from torchrl_vla.schema import (
     INSTRUCTION_KEY,
     InstructionTable,
     SchemaError,
+    import_extra,
     to_canonical,
 )
 
@@ -168,6 +169,9 @@ def _allocate(
 
 def _numbers(path: Path, name: str, feature: Feature, column: Any) -> Tensor:
     n_rows, per_frame = len(column), values_per_frame(feature.shape)
+    # A matrix is an extension type in a process that has imported LeRobot's `datasets`.
+    if isinstance(column, import_extra("pyarrow", "datasets", OWNER).ExtensionArray):
+        column = column.storage
     nulls = column.null_count
     while column.type.num_fields:
         column = column.flatten()

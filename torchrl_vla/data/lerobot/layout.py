@@ -133,6 +133,11 @@ class LeRobotLayout:
 def read_info(root: Path) -> dict[str, Any]:
     """Read ``meta/info.json`` and refuse a format that is not one of ours."""
     path = root / "meta" / "info.json"
+    if not path.is_file() and (root / "UNFINISHED.txt").is_file():
+        raise SchemaError(
+            f"{OWNER}: expected a finished dataset at {str(root)!r}, got an unfinished "
+            "recording. Finish it with LeRobotWriter.resume(folder).close()."
+        )
     if not path.is_file():
         there = sorted(entry.name for entry in root.iterdir())
         raise FileNotFoundError(

@@ -21,6 +21,7 @@ from torchrl_vla.schema import (
     MetadataError,
     RobotDatasetMetadata,
     SchemaError,
+    import_extra,
 )
 
 _IMAGES = ("video", "png")
@@ -65,6 +66,7 @@ class LeRobotWriter:
         MetadataError: there is no rate, or not a whole one.
         FileExistsError: the folder has contents.
         ValueError: ``images`` is neither.
+        MissingExtraError: the extra ``datasets`` is not installed.
 
     Examples:
         >>> import tempfile, torch
@@ -106,6 +108,7 @@ class LeRobotWriter:
                 f"{OWNER}: expected no encoding with images='png', got {encoding}. "
                 "Pass images='video'."
             )
+        check_writer_extras(images)
         settings = RecordingSettings(
             metadata=metadata,
             fps=_whole_rate(metadata),
@@ -313,6 +316,16 @@ class LeRobotWriter:
             f"{OWNER}({str(self.folder)!r}, {state}, {self.num_episodes} episodes, "
             f"{self.num_frames} frames pending)"
         )
+
+
+def check_writer_extras(images: Literal["video", "png"]) -> None:
+    """Import what writing takes now, and not when the first episode ends.
+
+    Raises:
+        MissingExtraError: a package of the extra ``datasets`` is absent.
+    """
+    for module in ("pyarrow.parquet", "av" if images == "video" else "PIL.Image"):
+        import_extra(module, "datasets", OWNER)
 
 
 def _whole_rate(metadata: RobotDatasetMetadata) -> int:

@@ -9,12 +9,17 @@ from typing import Any, NamedTuple
 
 import torch
 
+from torchrl_vla.policies.lerobot.adapters import (
+    ADAPTER,
+    WEIGHTS,
+    base_of,
+    put_adapter_on,
+)
 from torchrl_vla.policies.lerobot.kinds import kind_of
 from torchrl_vla.policies.lerobot.weights import check_weights
 from torchrl_vla.schema import SchemaError, import_extra
 
 _OWNER = "LeRobotPolicyWrapper.from_pretrained"
-_WEIGHTS, _ADAPTER = "model.safetensors", "adapter_model.safetensors"
 _PROCESSORS = ("policy_preprocessor.json", "policy_postprocessor.json")
 
 Processor = Callable[[Any], Any]
@@ -119,9 +124,9 @@ def _find_folder(
 
 def _check_files(folder: Path) -> None:
     there = sorted(path.name for path in folder.iterdir())
-    if "config.json" not in there or not {_WEIGHTS, _ADAPTER} & set(there):
+    if "config.json" not in there or not {WEIGHTS, ADAPTER} & set(there):
         raise SchemaError(
-            f"{_OWNER}: expected 'config.json' and {_WEIGHTS!r} (or {_ADAPTER!r}) in "
+            f"{_OWNER}: expected 'config.json' and {WEIGHTS!r} (or {ADAPTER!r}) in "
             f"{str(folder)!r}, got {there}. Pass the folder that LeRobot saved as "
             "'pretrained_model'."
         )
@@ -170,14 +175,10 @@ def _read_config(
 
 def _read_policy(factory: Any, folder: Path, config: Any) -> torch.nn.Module:
     policy_class = factory.get_policy_class(config.type)
-    adapter = None
-    base = str(folder)
-    if not (folder / _WEIGHTS).is_file():
-        peft = import_extra("peft", "lerobot", _OWNER)
-        adapter = peft.PeftConfig.from_pretrained(base)
-        base = adapter.base_model_name_or_path
+    is_adapter = not (folder / WEIGHTS).is_file()
+    base = _find_base(folder) if is_adapter else folder
     try:
-        policy = policy_class.from_pretrained(base, config=config)
+        policy = policy_class.from_pretrained(str(base), config=config)
     except (OSError, ValueError, ImportError) as error:
         raise _unreadable(folder, "policy", error) from error
     except RuntimeError as error:
@@ -186,12 +187,27 @@ def _read_policy(factory: Any, folder: Path, config: Any) -> torch.nn.Module:
             f"{str(folder)!r}, got: {error}. An override changed a size, or the files "
             "are mixed up."
         ) from error
-    if (Path(base) / _WEIGHTS).is_file():
-        check_weights(policy, Path(base) / _WEIGHTS)
-    if adapter is not None:
-        policy = peft.PeftModel.from_pretrained(policy, str(folder), config=adapter)
-        policy.eval()
-    return policy
+    weights = policy.state_dict(keep_vars=True)
+    check_weights(weights, base / WEIGHTS, type(policy).__name__)
+    return put_adapter_on(policy, folder) if is_adapter else policy
+
+
+def _find_base(folder: Path) -> Path:
+    name = base_of(folder)
+    try:
+        base = _find_folder(name, None, None)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{_OWNER}: expected the checkpoint {name!r}, which the adapter in "
+            f"{str(folder)!r} was trained on, got: {error} Or write where it is now to "
+            "'base_model_name_or_path' in adapter_config.json."
+        ) from error
+    if not (base / WEIGHTS).is_file():
+        raise SchemaError(
+            f"{_OWNER}: expected {WEIGHTS!r} in {str(base)!r}, which the adapter in "
+            f"{str(folder)!r} was trained on, got {sorted(p.name for p in base.iterdir())}."
+        )
+    return base
 
 
 def _with_statistics(

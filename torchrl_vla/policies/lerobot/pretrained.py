@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torchrl.data import Unbounded
 from torchrl.envs import TensorDictPrimer, Transform
 
+from torchrl_vla.policies.lerobot.adapters import without_adapter
 from torchrl_vla.policies.lerobot.checkpoint import Processor, check_statistics
 from torchrl_vla.policies.lerobot.inputs import (
     PolicyInputs,
@@ -44,14 +45,6 @@ def find_config(policy: Any) -> Any | None:
     if module is None or not isinstance(policy, module.PreTrainedPolicy):
         return None
     return policy.config
-
-
-def without_adapter(policy: Any) -> Any:
-    """Return the policy inside a peft adapter."""
-    peft = sys.modules.get("peft")
-    if peft is not None and isinstance(policy, peft.PeftModel):
-        return policy.get_base_model()
-    return policy
 
 
 class PretrainedPolicy:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,32 +17,51 @@ _OWNER = "LeRobotPolicyWrapper.from_pretrained"
 _NEVER_USED = ".final_logits_bias"
 
 
-def check_weights(policy: torch.nn.Module, path: Path) -> None:
-    """Refuse a policy of which a part kept its random initial weights.
+def check_weights(weights: Mapping[str, Tensor], path: Path, name: str) -> None:
+    """Refuse weights of which a part was not read but kept its random initial value.
 
     LeRobot renames the weights of older layouts while it loads them, and its pi0 goes
     on with random ones when that fails. So values decide, not names.
 
     Args:
-        policy: read from the checkpoint.
-        path: of the checkpoint's ``model.safetensors``.
+        weights: by name.
+        path: of the file that they were read from.
+        name: whose they are, for the error.
 
     Raises:
         SchemaError: a weight is not in the file, or one in the file is not used.
     """
     safetensors = import_extra("safetensors", "lerobot", _OWNER)
     with safetensors.safe_open(path, framework="pt") as file:
-        missing, spare = _compare(policy.state_dict(keep_vars=True), file)
+        missing, spare = _compare(weights, file)
     if missing or spare:
         raise SchemaError(
-            f"{_OWNER}: expected the weights of {type(policy).__name__} in "
+            f"{_OWNER}: expected the weights of {name} in "
             f"{str(path)!r}, got none for {missing[:5]} ({len(missing)} in all), which "
             f"would stay random, and unknown ones {spare[:5]} ({len(spare)}). The "
             "checkpoint is of another version or configuration."
         )
 
 
-def _compare(weights: dict[str, Tensor], file: Any) -> tuple[list[str], list[str]]:
+def changed_weights(weights: Mapping[str, Tensor], path: Path) -> list[str]:
+    """Return the names of those in a file that are others in an adapted policy.
+
+    Args:
+        weights: of the policy inside the adapter, by name.
+        path: of the file that it was read from.
+    """
+    for inner in (".base_layer.", ".original_module."):
+        weights = {name.replace(inner, "."): value for name, value in weights.items()}
+    safetensors = import_extra("safetensors", "lerobot", _OWNER)
+    with safetensors.safe_open(path, framework="pt") as file:
+        return sorted(
+            name
+            for name in file.keys()  # noqa: SIM118  it is no dictionary
+            if name in weights and not _same(weights[name], file.get_tensor(name))
+        )
+
+
+def _compare(weights: Mapping[str, Tensor], file: Any) -> tuple[list[str], list[str]]:
     """Return the policy's weights without a source, and the file's without a use."""
     by_shape = defaultdict(list)
     for name in file.keys():  # noqa: SIM118  it is no dictionary

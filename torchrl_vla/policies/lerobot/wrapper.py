@@ -12,6 +12,7 @@ from torch import Tensor
 from torchrl.envs import Compose
 
 from torchrl_vla.policies.base import ContinuousVLAWrapper
+from torchrl_vla.policies.lerobot.adapters import save_policy
 from torchrl_vla.policies.lerobot.checkpoint import Processor, read_checkpoint
 from torchrl_vla.policies.lerobot.inputs import (
     PolicyInputs,
@@ -307,8 +308,7 @@ class LeRobotPolicyWrapper(ContinuousVLAWrapper):
         own = self._own("save_pretrained")
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        self.policy.save_pretrained(folder)
-        self.config.save_pretrained(folder)  # an adapter does not save it
+        save_policy(self.policy, self.config, folder)
         own.preprocessor.save_pretrained(folder)
         own.postprocessor.save_pretrained(folder)
         return folder
