@@ -4,6 +4,7 @@ import pytest
 import torch
 from tensordict import MemoryMappedTensor, TensorDict
 from torchrl.data import SliceSampler
+from torchrl.envs import Transform
 
 from torchrl_vla.data import DemonstrationDataset
 from torchrl_vla.schema import (
@@ -150,3 +151,23 @@ def test_a_dataset_prints_episodes_and_frames_of_each_instruction():
         "        2         7  push",
         "        1         2  lift",
     ]
+
+
+def test_a_buffer_gathers_as_many_observations_as_asked():
+    dataset = make_dataset()
+    seen = []
+
+    class Peek(Transform):
+        def forward(self, tensordict):
+            seen.append(set(tensordict.keys()))
+            return tensordict
+
+    batch = dataset.replay_buffer(32, history_size=2, transform=Peek(), seed=0).sample()
+    state = dataset.frames["observation", "state"]
+    for row, index in enumerate(batch["index"].tolist()):
+        first = int(batch["frame_index"][row]) == 0
+        expected = torch.stack([state[index if first else index - 1], state[index]])
+        assert torch.equal(batch["observation_history", "state"][row], expected)
+        assert batch["history_is_pad"][row].tolist() == [first, False]
+    assert "observation_history" in seen[0]
+    assert "observation_history" not in dataset.replay_buffer(2).sample()

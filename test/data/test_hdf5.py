@@ -318,3 +318,13 @@ def test_quotes_around_an_instruction_are_not_part_of_it(tmp_path):
     path = write_libero(tmp_path / "quoted.hdf5", text='"open it"')
     dataset = Hdf5Demonstrations.from_file(path, **LIBERO)
     assert dataset.instructions.texts == ("open it",)
+
+
+def test_history_is_gathered_where_there_are_no_images_and_refused_where_there_are(
+    libero, robomimic
+):
+    states = Hdf5Demonstrations.from_file(robomimic, **ROBOMIMIC)
+    batch = states.replay_buffer(8, history_size=2, seed=0).sample()
+    assert batch["observation_history", "state"].shape[:2] == (8, 2)
+    with pytest.raises(SchemaError, match="history_size=1 with cameras, got 2"):
+        Hdf5Demonstrations.from_file(libero, **LIBERO).replay_buffer(8, history_size=2)

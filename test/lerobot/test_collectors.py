@@ -151,6 +151,23 @@ def test_collected_actions_are_those_of_each_episode_alone(kind, policies):
     assert data["action"][data["is_decision"].squeeze(-1)].std(0).max() > 1e-3
 
 
+def test_acts_collected_actions_are_bit_for_bit_its_chunks_for_those_rows(policies):
+    policy = policies["act"]
+    data = make_collected(policy)
+    chunk = torch.zeros(ROWS, policy.chunk_size, policy.action_dim)
+    age = torch.zeros(ROWS, dtype=torch.int64)
+    for step in range(STEPS):
+        now = data[:, step]
+        asked = now["is_decision"].squeeze(-1)
+        if asked.any():
+            seen = now[asked].select("observation", "language_instruction")
+            chunk[asked] = policy(seen)["action_chunk"]
+            age[asked] = 0
+        assert torch.equal(chunk[torch.arange(ROWS), age], now["action"]), step
+        age += 1
+    assert age.max() <= policy.n_action_steps
+
+
 def test_the_plan_travels_with_its_row_and_begins_at_zero(policies):
     data = make_collected(policies["tdmpc"])
     plan, after = data["policy_plan"], data["next", "policy_plan"]

@@ -133,3 +133,26 @@ def test_a_loss_that_is_not_finite_raises_and_names_the_step():
 def test_sizes_that_are_not_positive_are_refused(wrong):
     with pytest.raises(ValueError, match="expected steps >= 1 and batch_size >= 1"):
         train(Constant(1), make_dataset(), **wrong)
+
+
+def test_the_average_is_of_weights_and_leaves_counters_as_they_are():
+    class Counting(Constant):
+        def __init__(self):
+            super().__init__(1)
+            self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+
+        def predict_chunk(self, tensordict):
+            self.calls += 1
+            return super().predict_chunk(tensordict)
+
+    policy = Counting()
+    train(policy, make_dataset(), steps=5, ema_decay=0.5)
+    assert policy.calls == 5
+
+
+def test_episodes_end_where_their_indices_say():
+    dataset = make_dataset((0.0, 2.0, 4.0))
+    dataset.frames["next", "done"] = torch.tensor([[True], [False], [False]])
+    space = ModelSpace(dataset.metadata)
+    buffer = dataset.replay_buffer(1, transform=space.transforms(2, dataset.storage))
+    assert buffer[:]["action_is_pad"][:, 1].tolist() == [False, False, True]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
 import pytest
@@ -7,8 +8,18 @@ import torch
 
 from torchrl_vla.data import collect
 from torchrl_vla.envs import TabletopEnv
-from torchrl_vla.recipes import ModelSpace, load_actor, make_policy, save_checkpoint
-from torchrl_vla.schema import IncompatibleMetadataError, SchemaError
+from torchrl_vla.recipes import (
+    ModelSpace,
+    load_actor,
+    make_policy,
+    prepare_environment,
+    save_checkpoint,
+)
+from torchrl_vla.schema import (
+    IncompatibleMetadataError,
+    MissingExtraError,
+    SchemaError,
+)
 
 
 @pytest.fixture(scope="module")
@@ -58,3 +69,26 @@ def test_a_folder_that_is_not_there_is_named(tmp_path):
 def test_a_folder_without_its_parts_is_refused_with_what_is_missing(tmp_path):
     with pytest.raises(SchemaError, match=r"got no \['metadata.json', 'model_space.js"):
         load_actor(tmp_path, metadata=TabletopEnv().metadata)
+
+
+def test_options_of_lerobots_checkpoints_are_refused(dataset, policy, tmp_path):
+    folder = save_checkpoint(tmp_path, policy, ModelSpace(dataset.metadata))
+    metadata = TabletopEnv().metadata
+    with pytest.raises(SchemaError, match=r"expected no \['rename_map'\] for"):
+        load_actor(folder, metadata=metadata, rename_map={"a": "b"})
+
+
+def test_a_checkpoint_of_the_hub_says_which_extra_it_needs(monkeypatch):
+    monkeypatch.setitem(sys.modules, "lerobot", None)
+    with pytest.raises(
+        MissingExtraError,
+        match=r"'runs/policy' of the .* \(there is no such folder\).*\[lerobot\]'",
+    ):
+        load_actor("runs/policy", metadata=TabletopEnv().metadata)
+
+
+def test_an_environment_for_a_policy_that_carries_nothing_stays_as_it_is(
+    dataset, policy
+):
+    env = TabletopEnv(2, image_size=16)
+    assert prepare_environment(env, ModelSpace(dataset.metadata).actor(policy)) is env

@@ -83,3 +83,38 @@ def test_aloha_does_the_task_that_was_asked_for():
 def test_what_an_environment_does_not_have_is_refused(name, kwargs, message):
     with pytest.raises(ValueError, match=message):
         make_environment(name, **kwargs)
+
+
+def test_a_task_can_be_a_part_of_the_name():
+    env = make_environment("metaworld/reach", num_envs=1)
+    assert env.tasks == ("reach",)
+    env.close()
+    assert make_environment("tabletop/push").tasks == ("push",)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "texts"),
+    [
+        (("reach-red",), ("reach the red block",)),
+        (
+            ("reach-red", "reach-blue"),
+            ("reach the red block", "reach the blue block"),
+        ),
+    ],
+)
+def test_a_tabletop_task_can_name_its_colours(tasks, texts):
+    assert make_environment("tabletop", tasks=tasks).instructions.texts == texts
+
+
+@pytest.mark.parametrize(
+    ("name", "tasks", "message"),
+    [
+        ("metaworld/reach", ("push",), "expected tasks in one place, got 'metaworld'"),
+        ("tabletop", ("reach-red", "push"), "every task with every colour"),
+        ("tabletop", ("reach-pink",), "colors from .*got .'pink',"),
+        ("metaworld/fly", (), "fly"),
+    ],
+)
+def test_tasks_that_make_no_sense_are_refused(name, tasks, message):
+    with pytest.raises(ValueError, match=message):
+        make_environment(name, tasks=tasks)

@@ -134,7 +134,7 @@ def _split_colors(tasks: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, .
     parts = [task.partition("-")[::2] for task in tasks]
     names = tuple(dict.fromkeys(name for name, _ in parts))
     colors = tuple(dict.fromkeys(color for _, color in parts if color))
-    if colors and len(parts) != len(names) * len(colors):
+    if colors and set(parts) != {(name, color) for name in names for color in colors}:
         raise ValueError(
             f"make_environment: expected every task with every colour, got {tasks}."
         )

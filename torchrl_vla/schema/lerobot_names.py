@@ -7,6 +7,9 @@ from tensordict import NestedKey, unravel_key
 from torchrl_vla.schema.errors import SchemaError
 from torchrl_vla.schema.keys import IMAGE_KEY, INSTRUCTION_KEY
 
+#: What LeRobot has no field for (units, bounds, conventions), beside its own files.
+DECLARED_FILE = "meta/torchrl_vla.json"
+
 _CAMERA_PREFIX = "observation.images."
 _GROUPS = ("observation", "next")
 _RENAMED = {"task": INSTRUCTION_KEY, "index": "dataset_index"}

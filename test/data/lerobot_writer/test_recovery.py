@@ -61,9 +61,7 @@ def test_a_process_that_is_killed_loses_no_finished_episode(tmp_path, where, cou
     ended = subprocess.run(command, env={**os.environ, "PYTHONPATH": path})
     assert ended.returncode == -signal.SIGKILL
     assert "unfinished recording" in (folder / "UNFINISHED.txt").read_text()
-    with pytest.raises(
-        FileNotFoundError, match=r"with 'meta/info.json' at .*UNFINISHED"
-    ):
+    with pytest.raises(SchemaError, match=r"got an unfinished recording\. Finish it"):
         read(folder, tmp_path)
     resumed = LeRobotWriter.resume(folder, instructions=TABLE)
     assert (resumed.num_episodes, resumed.num_frames) == (count, 0)

@@ -50,7 +50,7 @@ def test_what_is_written_is_read_back_bit_for_bit(tmp_path, options):
     assert metadata.control_frequency_hz == METADATA.control_frequency_hz
 
 
-def test_a_finished_folder_holds_lerobots_files_and_no_others(tmp_path):
+def test_a_finished_folder_holds_lerobots_files_and_our_declaration(tmp_path):
     with open_writer(tmp_path / "a") as writer:
         writer.add_episode(make_episode(2))
     assert files_below(tmp_path / "a") == [
@@ -59,6 +59,7 @@ def test_a_finished_folder_holds_lerobots_files_and_no_others(tmp_path):
         "meta/info.json",
         "meta/stats.json",
         "meta/tasks.parquet",
+        "meta/torchrl_vla.json",
         "videos/observation.images.front/chunk-000/file-000.mp4",
         "videos/observation.images.wrist/chunk-000/file-000.mp4",
     ]

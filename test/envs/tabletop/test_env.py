@@ -7,6 +7,7 @@ from torchrl.envs.utils import check_env_specs
 
 from torchrl_vla.envs import TabletopEnv
 from torchrl_vla.envs.tabletop.rendering import draw_camera, draw_scene
+from torchrl_vla.envs.tabletop.scene import PALETTE
 from torchrl_vla.evaluation import evaluate
 from torchrl_vla.schema import validate_vla_tensordict
 
@@ -386,3 +387,42 @@ def test_the_state_does_not_show_the_blocks_and_the_image_not_the_gripper():
     image = ("observation", "image")
     assert torch.equal(after[image], data[image])
     assert not torch.equal(after["observation", "state"], moved["observation", "state"])
+
+
+@pytest.mark.parametrize("tasks", [("reach",), ("push",), ("reach", "push")])
+def test_only_the_colours_that_were_asked_for_are_named(tasks):
+    env = TabletopEnv(300, tasks=tasks, colors=("blue", "red"), image_size=8)
+    td = env.reset(episode_seeds=torch.arange(300))
+    texts = set(env.instructions.decode(td["language_instruction"]))
+    assert texts == set(env.instructions.texts)
+    assert {text.split()[2] for text in texts} == {"red", "blue"}
+    assert torch.isin(env.scene.target_color, torch.tensor([0, 2])).all()
+    # Blocks still differ from each other, and every colour still occurs.
+    ordered = env.scene.colors.sort(-1).values
+    assert (ordered[:, 1:] > ordered[:, :-1]).all()
+    assert len(env.scene.colors.unique()) == 6
+
+
+def test_colours_change_neither_where_things_are_nor_the_other_seeds():
+    seeds = torch.arange(50)
+    scenes = []
+    for colors in ((), ("red",), tuple(PALETTE)):
+        env = TabletopEnv(50, colors=colors, image_size=8)
+        env.reset(episode_seeds=seeds)
+        scenes.append(env.scene)
+    for other in scenes[1:]:
+        assert torch.equal(scenes[0].blocks, other.blocks)
+        assert torch.equal(scenes[0].target, other.target)
+    assert torch.equal(scenes[0].colors, scenes[2].colors)
+
+
+def test_the_expert_reaches_the_only_colour():
+    env = TabletopEnv(8, colors=("green",), image_size=8, seed=0)
+    rollout = env.rollout(40, env.make_expert(), break_when_all_done=True)
+    assert rollout["next", "success"].any(1).all()
+
+
+@pytest.mark.parametrize("colors", ["red", ("pink",)])
+def test_colours_that_are_none_are_refused(colors):
+    with pytest.raises(ValueError, match=r"expected colors from \('red', .*got"):
+        TabletopEnv(1, colors=colors)

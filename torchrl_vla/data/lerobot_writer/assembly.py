@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,7 @@ from torchrl_vla.data.lerobot_writer.tables import (
     stored,
     write_tasks,
 )
+from torchrl_vla.schema.lerobot_names import DECLARED_FILE
 
 _VERSION = "v3.0"
 _ROWS_AT_ONCE = 100
@@ -100,6 +103,9 @@ def assemble(
             for name, stats in statistics.items()
         },
     )
+    # What LeRobot has no field for: units, bounds, conventions.
+    declared = replace(settings.metadata, action_statistics=None, state_statistics=None)
+    write_json(folder / DECLARED_FILE, json.loads(declared.to_json()))
     _flush_folders(folder)
     described = _info(schema, settings, info, n_tasks=len(tasks), rows=rows)
     write_json(folder / INFO, described)

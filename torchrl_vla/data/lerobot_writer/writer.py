@@ -53,7 +53,8 @@ class LeRobotWriter:
 
     Keyword Args:
         metadata: of the robot: names, dimensions, cameras, its rate in whole frames
-            per second. What LeRobot has no place for (units, bounds) is not written.
+            per second. What LeRobot has no place for
+            (units, bounds) goes to ``meta/torchrl_vla.json``, which it passes over.
         instructions: for instructions that are ids; None = they are text.
         images: ``"video"``, or ``"png"``: without loss, in the tables, and larger.
         encoding: of videos; None = LeRobot's.

@@ -78,27 +78,26 @@ def save_policy(policy: Any, config: Any, folder: Path) -> None:
         policy.save_pretrained(folder)
         return
     for adapter in policy.peft_config.values():
-        if not adapter.base_model_name_or_path:
-            adapter.base_model_name_or_path = _find_base(policy, config)
+        base = adapter.base_model_name_or_path
+        adapter.base_model_name_or_path = _check_base(policy, base, config)
     config.use_peft = True
     policy.save_pretrained(folder)
     config.save_pretrained(folder)
 
 
-def _find_base(policy: Any, config: Any) -> str:
-    path = Path(config.pretrained_path or "") / WEIGHTS
-    if not path.is_file():
-        raise SchemaError(
-            f"{_WRITER}: expected the checkpoint under the adapter on disk, since an "
-            f"adapter is saved without it, got {config.pretrained_path!r} as "
-            "config.pretrained_path. Save the policy before it is adapted, load it "
-            "from there, and adapt that."
-        )
-    if changed := changed_weights(without_adapter(policy).state_dict(), path):
-        raise SchemaError(
-            f"{_WRITER}: expected the weights under the adapter as in {str(path)!r}, "
-            f"got others at {changed[:5]} ({len(changed)} in all), which would be "
-            "lost. Save the policy before it is adapted, load it from there, and "
-            "adapt that."
-        )
-    return str(path.parent)
+def _check_base(policy: Any, base: str | None, config: Any) -> str:
+    path = Path(base or config.pretrained_path or "") / WEIGHTS
+    if path.is_file():
+        changed = changed_weights(without_adapter(policy).state_dict(), path)
+        if not changed:
+            return base or str(path.parent)
+        got = f"others at {changed[:5]} ({len(changed)} in all)"
+    elif base:
+        return base  # a repo id
+    else:
+        got = f"no such folder at config.pretrained_path={config.pretrained_path!r}"
+    raise SchemaError(
+        f"{_WRITER}: expected the weights under the adapter, which is saved without "
+        f"them, as they are on disk, got {got}. Save the policy before it is adapted, "
+        "load it from there, and adapt that."
+    )

@@ -203,9 +203,10 @@ def _find_base(folder: Path) -> Path:
             "'base_model_name_or_path' in adapter_config.json."
         ) from error
     if not (base / WEIGHTS).is_file():
+        there = sorted(path.name for path in base.iterdir())
         raise SchemaError(
             f"{_OWNER}: expected {WEIGHTS!r} in {str(base)!r}, which the adapter in "
-            f"{str(folder)!r} was trained on, got {sorted(p.name for p in base.iterdir())}."
+            f"{str(folder)!r} was trained on, got {there}."
         )
     return base
 

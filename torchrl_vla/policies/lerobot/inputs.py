@@ -21,6 +21,8 @@ from torchrl_vla.schema import (
 from torchrl_vla.schema.lerobot_names import to_canonical
 
 _OWNER = "LeRobotPolicyWrapper"
+#: The policies that LeRobot shows a blank image where a camera is missing.
+_FILL_ABSENT_CAMERAS = ("smolvla", "pi0", "pi05")
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class PolicyInputs:
 
         Raises:
             SchemaError: an absent camera is none of the policy's, or an input is of a
-                type that has no place in our schema.
+                type that has no place in our schema; the policy needs all its cameras.
         """
         images, states = {}, {}
         for name, feature in config.input_features.items():
@@ -72,6 +74,12 @@ class PolicyInputs:
             raise SchemaError(
                 f"{_OWNER}: expected some of the policy's cameras {sorted(images)} at "
                 f"argument 'empty_cameras', got {unknown}."
+            )
+        if absent and config.type not in _FILL_ABSENT_CAMERAS:
+            raise SchemaError(
+                f"{_OWNER}: expected every camera of a policy of type {config.type!r}, "
+                f"which cannot do without one, got empty_cameras={list(absent)}. Only "
+                f"{list(_FILL_ABSENT_CAMERAS)} have a stand-in."
             )
         for name in absent:
             del images[_full_name(name)]

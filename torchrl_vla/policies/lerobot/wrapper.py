@@ -303,7 +303,7 @@ class LeRobotPolicyWrapper(ContinuousVLAWrapper):
         """Write policy and processors to a folder that LeRobot itself loads.
 
         Raises:
-            SchemaError: it does not wrap a policy of LeRobot's.
+            SchemaError: it wraps no policy of LeRobot's, or a baseless adapter.
         """
         own = self._own("save_pretrained")
         folder = Path(folder)
