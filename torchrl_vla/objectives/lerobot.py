@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from numbers import Number
 from typing import Any, Protocol
 
 import torch
@@ -121,6 +120,6 @@ class LeRobotLoss(LossModule):
         for name, value in (log or {}).items():
             if isinstance(value, Tensor):
                 out["log", name] = value.detach()
-            elif isinstance(value, Number):
-                out["log", name] = torch.tensor(float(value), device=loss.device)
+            else:  # a number, or pi0's list of one per dimension
+                out["log", name] = torch.tensor(value, dtype=torch.float32)
         return out
