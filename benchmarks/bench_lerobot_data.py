@@ -9,10 +9,10 @@ cameras of 96 px as PNG in parquet, the same as mp4, and one camera of 480 x 640
 actions under a shuffling ``DataLoader`` in this process. It gives floats; ours stays
 uint8, and "ours, as floats" converts them too. Both decode videos with torchcodec
 where it loads (it needs FFmpeg's libraries: ``apt-get install ffmpeg``), else with
-PyAV. LeRobot decodes with a thread for each camera, ours with one for each core, and
-with a single one in "ours, 1 decoder". Before anything is timed, frames, states,
-chunks and masks are compared. The last rows are the process's memory in MiB after
-each of three epochs of ours.
+PyAV. LeRobot decodes with a thread for each camera; ours does large pictures with one
+for each core, and with a single one in "ours, 1 decoder". Before anything is timed,
+frames, states, chunks and masks are compared. The last rows are the process's memory
+in MiB after each of three epochs of ours.
 """
 
 from __future__ import annotations
@@ -151,8 +151,9 @@ def compare(case: Case, folder: Path, decoder: str, rounds: int) -> None:
     batches = (batch for _ in itertools.count() for batch in loader)
     contestants = {"ours": ours.sample}
     if case.cameras:
-        contestants["ours, 1 decoder"] = single.sample
         contestants["ours, as floats"] = lambda: as_floats(ours.sample())
+    if len(case.cameras) == 1:
+        contestants["ours, 1 decoder"] = single.sample
     contestants["LeRobot"] = lambda: next(batches)
     times = time_in_turns(contestants, rounds)
     columns = {

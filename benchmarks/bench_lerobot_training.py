@@ -75,8 +75,8 @@ class Budget:
     episodes: int
 
 
-TABLETOP = Budget(600, 0.3, 3000, 32, 3e-4, 2e-3, 300)
-METAWORLD = Budget(60, 0.1, 3000, 64, 1e-3, 1e-3, 100)
+TABLETOP = Budget(600, 0.3, 2500, 32, 3e-4, 2e-3, 300)
+METAWORLD = Budget(60, 0.1, 3000, 64, 1e-3, 1e-3, 300)
 
 
 class StateTwice(Transform):

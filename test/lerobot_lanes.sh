@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Run the tests of LeRobot on each of its two versions that an interpreter is there for:
 # 0.6 needs Python 3.12 or later, 0.4.4 serves the earlier ones. Each has its own
-# environment, because they need other versions of torch than the rest of the suite.
+# environment (5 to 9 GB), because they need other versions of torch than the rest of
+# the suite, and torchvision, which brings CUDA.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -22,8 +23,14 @@ PY
     return 1
 }
 
+# Make the environment $2 with the interpreter $1, unless it is there and up to date.
 install() {
     local python=$1 venv=$2
+    if [ "$venv/.done" -nt pyproject.toml ] \
+        && [ "$venv/.done" -nt constraints-lerobot.txt ]; then
+        return 0
+    fi
+    rm -rf "$venv"
     if command -v uv >/dev/null; then
         uv venv --quiet --python "$python" "$venv"
         uv pip install --quiet --python "$venv/bin/python" \
@@ -33,32 +40,27 @@ install() {
         "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
             -c constraints-lerobot.txt -e '.[lerobot,test]'
     fi
+    touch "$venv/.done"
 }
 
-run_lane() {
-    local lerobot=$1 low=$2 high=$3 python venv
-    if ! python=$(find_python "$low" "$high"); then
-        echo "LeRobot $lerobot: NOT RUN, no Python $low to $high on this machine"
-        return 1
-    fi
-    venv=".venv-lerobot-$lerobot"
-    if [ ! "$venv/.done" -nt pyproject.toml ] \
-        || [ ! "$venv/.done" -nt constraints-lerobot.txt ]; then
-        rm -rf "$venv"
-        install "$python" "$venv" || exit 1
-        touch "$venv/.done"
-    fi
-    echo "LeRobot $lerobot: running on $("$venv/bin/python" --version)"
-    OMP_NUM_THREADS=1 "$venv/bin/python" -m pytest -n 2 --dist loadfile \
-        -m lerobot test/lerobot || exit 1
-    ran=$((ran + 1))
-}
-
-ran=0
-summary=()
+venvs=() jobs=() summary=()
 for lane in "0.6 3.12 3.13" "0.4.4 3.10 3.11"; do
-    # shellcheck disable=SC2086
-    if run_lane $lane; then summary+=("ran ${lane%% *}"); else summary+=("not ${lane%% *}"); fi
+    read -r lerobot low high <<<"$lane"
+    if python=$(find_python "$low" "$high"); then
+        venv=".venv-lerobot-$lerobot"
+        install "$python" "$venv" & # a failure ends it here, and the script below
+        jobs+=($!) venvs+=("$venv") summary+=("ran $lerobot")
+    else
+        echo "LeRobot $lerobot: NOT RUN, no Python $low to $high on this machine"
+        summary+=("did not run $lerobot")
+    fi
+done
+for job in "${jobs[@]}"; do wait "$job"; done
+
+for venv in "${venvs[@]}"; do
+    echo "LeRobot ${venv##*-}: running on $("$venv/bin/python" --version)"
+    OMP_NUM_THREADS=1 "$venv/bin/python" -m pytest -n 2 --dist loadfile \
+        -m lerobot test/lerobot
 done
 echo "LeRobot lanes: ${summary[*]}"
-[ "$ran" -gt 0 ]
+[ "${#venvs[@]}" -gt 0 ]

@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-pytestmark = pytest.mark.lerobot
+pytestmark = [
+    pytest.mark.lerobot,
+    pytest.mark.filterwarnings("ignore:The video decoding and encoding:UserWarning"),
+]
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 SCRIPTS = sorted(path.name for path in FOLDER.glob("bench_lerobot*.py"))

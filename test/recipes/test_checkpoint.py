@@ -18,6 +18,7 @@ from torchrl_vla.recipes import (
 from torchrl_vla.schema import (
     IncompatibleMetadataError,
     MissingExtraError,
+    RobotDatasetMetadata,
     SchemaError,
 )
 
@@ -92,3 +93,28 @@ def test_an_environment_for_a_policy_that_carries_nothing_stays_as_it_is(
 ):
     env = TabletopEnv(2, image_size=16)
     assert prepare_environment(env, ModelSpace(dataset.metadata).actor(policy)) is env
+
+
+def test_names_count_only_where_units_or_references_are_declared(
+    dataset, policy, tmp_path
+):
+    lerobots = RobotDatasetMetadata(
+        "pusht",
+        embodiment_id="2d pointer",
+        action_names=("motor_0", "motor_1"),
+        state_names=("motor_0", "motor_1"),
+        control_frequency_hz=10.0,
+        action_statistics=dataset.metadata.action_statistics,
+        state_statistics=dataset.metadata.state_statistics,
+    )
+    env = TabletopEnv(1)
+    folder = save_checkpoint(tmp_path, policy, ModelSpace(lerobots))
+    assert load_actor(folder, metadata=env.metadata).replan_interval is None
+    declared = replace(lerobots, action_reference="delta")
+    save_checkpoint(tmp_path, policy, ModelSpace(declared))
+    with pytest.raises(IncompatibleMetadataError, match=r"'motor_0'.*another order"):
+        load_actor(folder, metadata=env.metadata)
+    slower = replace(lerobots, control_frequency_hz=5.0)
+    save_checkpoint(tmp_path, policy, ModelSpace(slower))
+    with pytest.raises(IncompatibleMetadataError, match=r"5\.0 against 10\.0"):
+        load_actor(folder, metadata=env.metadata)

@@ -115,7 +115,17 @@ class LeRobotLoss(LossModule):
             )
         target = read_target(tensordict, self.policy.chunk_key, "LeRobotLoss")
         read_pad_mask(tensordict, self.tensor_keys.pad_mask, target, "LeRobotLoss")
-        loss, log = network(self.policy.make_training_batch(tensordict))
+        batch = self.policy.make_training_batch(tensordict)
+        try:
+            loss, log = network(batch)
+        except TypeError as error:
+            if network.training:
+                raise
+            raise SchemaError(  # LeRobot 0.4.4's ACT
+                f"LeRobotLoss: expected {type(network).__name__} to have a loss in "
+                f"evaluation mode, got TypeError: {error}. Call loss.train(), also for "
+                "a validation loss."
+            ) from error
         out = TensorDict({"loss_lerobot": loss})
         for name, value in (log or {}).items():
             if isinstance(value, Tensor):

@@ -95,7 +95,8 @@ def load_actor(
             the Hugging Face Hub.
         metadata: of where it will act; must be compatible with the training data. Of a
             LeRobot checkpoint only the sizes are known, unless ``metadata.json`` lies
-            beside it; its cameras are paired by name.
+            beside it; its cameras are paired by name. Names are not compared where the
+            data declared neither units nor a reference of actions, as LeRobot's do.
         instructions: for a LeRobot policy that reads text, the table of the ids that it
             will be given: the environment's.
         replan_interval: actions to execute before asking again; None = the chunk, or
@@ -174,7 +175,7 @@ def _load_ours(
             "for LeRobot's."
         )
     trained = RobotDatasetMetadata.from_json(folder / _METADATA)
-    trained.check_compatible(metadata)
+    _what_it_means(trained).check_compatible(metadata)
     mode = json.loads((folder / _SPACE).read_text())["mode"]
     policy = TinyVLA.from_folder(folder / _POLICY).eval()
     return ModelSpace(trained, mode).actor(policy, replan_interval=replan_interval)
@@ -188,5 +189,17 @@ def _trained_with(folder: Path, policy: LeRobotPolicyWrapper) -> RobotDatasetMet
     inner = folder / "pretrained_model"
     for path in (folder / _METADATA, inner / _METADATA):
         if path.is_file():
-            return replace(RobotDatasetMetadata.from_json(path), cameras=())
+            trained = _what_it_means(RobotDatasetMetadata.from_json(path))
+            return replace(trained, cameras=())
     return replace(policy.metadata, cameras=())
+
+
+def _what_it_means(metadata: RobotDatasetMetadata) -> RobotDatasetMetadata:
+    """Return what can be compared of it.
+
+    LeRobot's datasets declare no units and no references, and call robots and
+    dimensions whatever they like: PushT's x and y are ``motor_0`` and ``motor_1``.
+    """
+    if metadata.action_units is not None or metadata.action_reference is not None:
+        return metadata
+    return replace(metadata, embodiment_id=None, action_names=None, state_names=None)

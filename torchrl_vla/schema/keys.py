@@ -13,9 +13,9 @@ key                            dtype     shape            meaning
                                                           ``{camera: image}``
 ``("observation", "state")``   float     ``[*B, S]``      proprioception; names and
                                                           units in the metadata
-``("observation",              float     ``[*B, E]``      simulator state that a
-"environment_state")``                                    camera would not show
-``observation_history``                 ``[*B, T, ...]`` the last ``T`` observations,
+``(..., "environment_state")`` float     ``[*B, E]``      beside ``state``: simulator
+                                                          state that no camera shows
+``observation_history``                  ``[*B, T, ...]`` the last ``T`` observations,
                                                           the oldest first, under the
                                                           names of ``observation``
 ``history_is_pad``             bool      ``[*B, T]``      **True = padded**: before the

@@ -22,6 +22,7 @@ from lerobot_folders import (
 )
 
 from torchrl_vla.data import LeRobotDemonstrations
+from torchrl_vla.data.lerobot import pictures
 from torchrl_vla.data.lerobot.pictures import OpenVideos
 from torchrl_vla.data.lerobot.video import DECODERS, torchcodec_loads
 from torchrl_vla.schema import SchemaError
@@ -49,11 +50,11 @@ def reader(request, tmp_path_factory):
     return reader_of(folder, path / "cache", decoder)
 
 
-def check(pictures, rows):
+def check(found, rows):
     for camera in CAMERAS:
         name = f"observation.images.{camera}"
         expected = torch.from_numpy(RECORDING.pictures[name][rows])
-        assert torch.equal(pictures[name], expected.permute(0, 3, 1, 2))
+        assert torch.equal(found[name], expected.permute(0, 3, 1, 2))
 
 
 def test_any_rows_in_any_order_and_more_than_once(reader):
@@ -67,6 +68,7 @@ def test_any_rows_in_any_order_and_more_than_once(reader):
 
 @pytest.mark.parametrize("n_threads", [1, 3])
 def test_threads_change_nothing(reader, monkeypatch, n_threads):
+    monkeypatch.setattr(pictures, "_PIXELS_WORTH_A_THREAD", 1)
     monkeypatch.setattr(reader, "_n_threads", n_threads)
     reader._reset()
     rows = [4, 4, 0, 14, 7, 3, 9]
@@ -78,16 +80,17 @@ def read_in_child(reader, rows, queue):
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_forked_process_opens_its_own_decoders(reader):
+def test_a_forked_process_opens_its_own_decoders(reader, monkeypatch):
+    monkeypatch.setattr(pictures, "_PIXELS_WORTH_A_THREAD", 1)
     rows = [12, 1, 5]
     check(reader.read(torch.tensor(rows)), rows)
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
     child = context.Process(target=read_in_child, args=(reader, rows, queue))
     child.start()
-    pictures = queue.get(timeout=30)
+    found = queue.get(timeout=30)
     child.join()
-    check({k: torch.from_numpy(v) for k, v in pictures.items()}, rows)
+    check({k: torch.from_numpy(v) for k, v in found.items()}, rows)
     check(reader.read(torch.tensor(rows)), rows)
 
 
@@ -116,12 +119,12 @@ def test_only_the_last_used_videos_stay_open(monkeypatch):
     assert closed == ["b"]
 
 
-def rewrite_pictures(folder, pictures):
+def rewrite_pictures(folder, entries):
     path = folder / "data/chunk-000/file-000.parquet"
     table = pq.read_table(path)
     name = "observation.images.front"
     kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
-    column = pa.array(pictures, kind)
+    column = pa.array(entries, kind)
     table = table.set_column(table.column_names.index(name), name, column)
     pq.write_table(table, path)
 
@@ -137,8 +140,8 @@ def test_pictures_may_lie_in_files_of_their_own(tmp_path):
         (folder / path).write_bytes(encode_png(picture))
         entries.append({"bytes": None, "path": path})
     rewrite_pictures(folder, entries)
-    pictures = reader_of(folder, tmp_path / "cache").read(torch.tensor([1, 0]))
-    found = pictures["observation.images.front"].permute(0, 2, 3, 1).numpy()
+    decoded = reader_of(folder, tmp_path / "cache").read(torch.tensor([1, 0]))
+    found = decoded["observation.images.front"].permute(0, 2, 3, 1).numpy()
     assert (found == stored[[1, 0]]).all()
     (folder / "images/frame-1.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"expected the picture .*frame-1.png"):

@@ -20,6 +20,8 @@ from torchrl_vla.data.lerobot.video import DECODERS, VideoIndex
 from torchrl_vla.schema import SchemaError, import_extra
 
 _OPEN_VIDEOS = 64
+# Smaller pictures are decoded so fast that threads only wait for Python's lock.
+_PIXELS_WORTH_A_THREAD = 180 * 180
 _left_by_parent: list[Any] = []
 
 
@@ -205,7 +207,9 @@ class PictureReader:
 
     def _read(self, camera: Camera, rows: np.ndarray, out: np.ndarray) -> None:
         order = camera.order(rows)
-        parts = [part for part in np.array_split(order, self._n_threads) if len(part)]
+        _, h, w = camera.shape
+        n_threads = self._n_threads if h * w >= _PIXELS_WORTH_A_THREAD else 1
+        parts = [part for part in np.array_split(order, n_threads) if len(part)]
         if len(parts) == 1:
             camera.decode(rows[order], order, out, self._videos[0])
             return
