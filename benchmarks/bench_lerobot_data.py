@@ -56,7 +56,7 @@ QUICK = tuple(case._replace(size=(64, 96), lengths=(15, 20)) for case in CASES)
 
 
 def write(case: Case, folder: Path) -> None:
-    """Write moving shapes over noise with LeRobot."""
+    """Write a dataset with LeRobot."""
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
     vector = {"dtype": "float32", "shape": (WIDTH,), "names": None}
@@ -76,16 +76,24 @@ def write(case: Case, folder: Path) -> None:
         streaming_encoding=case.dtype == "video",
     )
     rng = np.random.default_rng(0)
-    y, x = np.mgrid[: case.size[0], : case.size[1]]
-    noise = rng.integers(0, 256, (*case.size, 3))
+    h, w = case.size
+    y, x = np.mgrid[:h, :w]
+    texture = rng.integers(0, 256, (h // 3, w // 3, 3))
     for length in case.lengths:
         for step in range(length):
             frame = {
                 name: rng.normal(size=WIDTH).astype(np.float32)
                 for name in ("observation.state", "action")
             }
-            moving = np.stack([x + 3 * step, y - step, x + y], -1)
-            pixels = np.where((moving // 24) % 2 == 0, noise, moving) % 256
+            # Three gradients that move, and a corner of fine texture that does not:
+            # some 16 kB a frame of 480 x 640, as in recordings of robots.
+            colors = [
+                x * 255 // max(w, 1) + 5 * step,
+                y * 255 // max(h, 1),
+                (x + y) // 2 + 3 * step,
+            ]
+            pixels = np.stack(colors, -1) % 256
+            pixels[: h // 3, : w // 3] = texture
             frame |= dict.fromkeys(cameras, pixels.astype(np.uint8))
             dataset.add_frame(frame | {"task": "push the block"})
         dataset.save_episode()
