@@ -42,9 +42,7 @@ CHUNK = 8
 ACT: dict[str, Any] = {
     "chunk_size": CHUNK,
     "n_action_steps": CHUNK,
-    "dim_model": 64,
     "n_heads": 4,
-    "dim_feedforward": 256,
     "n_encoder_layers": 2,
     "n_vae_encoder_layers": 1,
     "latent_dim": 8,
@@ -62,6 +60,7 @@ class Budget:
         steps: optimizer steps.
         batch_size: frames per step.
         act_lr: ACT's peak learning rate.
+        act_width: ACT's ``dim_model``; its feed-forward layers are four times as wide.
         tiny_lr: TinyVLA's.
         episodes: of the evaluation.
     """
@@ -71,12 +70,13 @@ class Budget:
     steps: int
     batch_size: int
     act_lr: float
+    act_width: int
     tiny_lr: float
     episodes: int
 
 
-TABLETOP = Budget(600, 0.3, 2500, 32, 3e-4, 2e-3, 300)
-METAWORLD = Budget(60, 0.1, 3000, 64, 1e-3, 1e-3, 300)
+TABLETOP = Budget(600, 0.3, 2500, 32, 3e-4, 64, 2e-3, 300)
+METAWORLD = Budget(60, 0.1, 3000, 64, 3e-4, 128, 1e-3, 300)
 
 
 class StateTwice(Transform):
@@ -102,7 +102,9 @@ class StateTwice(Transform):
 def train_act(
     dataset: DemonstrationDataset, budget: Budget
 ) -> tuple[MultiStepActorWrapper, TrainingLog]:
-    policy = fit_lerobot_policy("act", dataset, config=ACT)
+    width = budget.act_width
+    sizes = {"dim_model": width, "dim_feedforward": 4 * width}
+    policy = fit_lerobot_policy("act", dataset, config={**ACT, **sizes})
     log = train_lerobot(
         policy,
         dataset,
