@@ -142,8 +142,10 @@ def make_checkpoint(name: str, folder: Path, **changes: Any) -> Made:
     config = make_policy_config(kind, **(features(cameras, False) | options))
     torch.manual_seed(7)
     policy = get_policy_class(kind)(config).eval()
-    if kind == "xvla":  # Florence leaves it as the memory was, now and then NaN
-        torch.nn.init.normal_(policy.model.vlm.image_projection, std=0.02)
+    for key, weight in policy.named_parameters():
+        # 0.4.4's Florence leaves it as the memory was, now and then NaN.
+        if key.endswith("image_projection"):
+            torch.nn.init.normal_(weight, std=0.02)
     statistics = stats()
     if config.action_feature.shape != (A,):
         size = config.action_feature.shape
