@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -34,6 +35,53 @@ def check_folder_is_free(folder: Path, owner: str) -> None:
             f"{sorted(path.name for path in folder.iterdir())}. Choose another folder, "
             "or pass overwrite=True."
         )
+
+
+def make_frame_buffer(
+    storage: TensorStorage,
+    batch_size: int,
+    steps: Sequence[Transform | None],
+    sampler: Sampler | None,
+    seed: int | None,
+) -> TensorDictReplayBuffer:
+    """Make a buffer over frames; i.i.d. frames unless a sampler is given.
+
+    Args:
+        storage: of the frames.
+        batch_size: frames per sample.
+        steps: transforms of the samples, in order; None is left out.
+        sampler: None = i.i.d. frames.
+        seed: of the sampler; None = TorchRL's own generator.
+    """
+    found = [step for step in steps if step is not None]
+    buffer = TensorDictReplayBuffer(
+        storage=storage,
+        sampler=RandomSampler() if sampler is None else sampler,
+        batch_size=batch_size,
+        transform=Compose(*found) if found else None,
+    )
+    if seed is not None:
+        buffer.set_rng(torch.Generator().manual_seed(seed))
+    return buffer
+
+
+def split_episodes(
+    owner: str, episodes: torch.Tensor, fraction: float, seed: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw a part of ``fraction`` of the episodes; the rest is the other part.
+
+    Raises:
+        ValueError: one part would be empty.
+    """
+    cut = round(fraction * len(episodes))
+    if not 0 < cut < len(episodes):
+        raise ValueError(
+            f"{owner}.split: expected a fraction that leaves episodes on both sides, "
+            f"got {fraction} of {len(episodes)} episodes."
+        )
+    generator = torch.Generator().manual_seed(seed)
+    shuffled = episodes[torch.randperm(len(episodes), generator=generator)]
+    return shuffled[:cut], shuffled[cut:]
 
 
 class DemonstrationDataset:
@@ -138,18 +186,12 @@ class DemonstrationDataset:
         With ``history_size`` above 1, ``observation_history`` holds that many
         observations before ``transform`` sees the sample.
         """
+        history = None
         if history_size > 1:
             history = ObservationHistory(history_size, storage=self.storage)
-            transform = history if transform is None else Compose(history, transform)
-        buffer = TensorDictReplayBuffer(
-            storage=self.storage,
-            sampler=RandomSampler() if sampler is None else sampler,
-            batch_size=batch_size,
-            transform=transform,
+        return make_frame_buffer(
+            self.storage, batch_size, [history, transform], sampler, seed
         )
-        if seed is not None:
-            buffer.set_rng(torch.Generator().manual_seed(seed))
-        return buffer
 
     def select_episodes(self, episodes: torch.Tensor) -> DemonstrationDataset:
         """Return the dataset of some episodes, in memory, with the same metadata.
@@ -169,19 +211,8 @@ class DemonstrationDataset:
             ValueError: one part would be empty.
         """
         episodes = self.frames.get(EPISODE_KEY).unique()
-        cut = round(fraction * len(episodes))
-        if not 0 < cut < len(episodes):
-            raise ValueError(
-                "DemonstrationDataset.split: expected a fraction that leaves episodes "
-                f"on both sides, got {fraction} of {len(episodes)} episodes."
-            )
-        order = torch.randperm(
-            len(episodes), generator=torch.Generator().manual_seed(seed)
-        )
-        shuffled = episodes[order]
-        return self.select_episodes(shuffled[:cut]), self.select_episodes(
-            shuffled[cut:]
-        )
+        first, second = split_episodes("DemonstrationDataset", episodes, fraction, seed)
+        return self.select_episodes(first), self.select_episodes(second)
 
     def __repr__(self) -> str:
         rows = self.instructions.rows(self.frames.get(INSTRUCTION_KEY))

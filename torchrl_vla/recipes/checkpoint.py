@@ -12,7 +12,7 @@ from torchrl.envs import EnvBase, TransformedEnv
 
 from torchrl_vla.execution import MultiStepActorWrapper
 from torchrl_vla.policies import LeRobotPolicyWrapper, TinyVLA
-from torchrl_vla.recipes.datasets import Demonstrations, image_sizes_of, is_repo_id
+from torchrl_vla.recipes.datasets import Demonstrations, image_sizes_of
 from torchrl_vla.recipes.model_space import ModelSpace
 from torchrl_vla.schema import (
     InstructionTable,
@@ -20,6 +20,7 @@ from torchrl_vla.schema import (
     SchemaError,
     import_extra,
 )
+from torchrl_vla.schema.lerobot_names import is_repo_id
 
 _METADATA, _SPACE, _POLICY = "metadata.json", "model_space.json", "policy"
 _LEROBOT = ("config.json", "pretrained_model")

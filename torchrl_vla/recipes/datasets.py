@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from tensordict import is_tensor_collection
 
 from torchrl_vla.data import DemonstrationDataset, LeRobotDemonstrations
 from torchrl_vla.schema import IMAGE_KEY
+from torchrl_vla.schema.lerobot_names import is_repo_id
 
 #: What the recipes train on.
 Demonstrations = DemonstrationDataset | LeRobotDemonstrations
-
-_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 def open_dataset(source: Path | str) -> Demonstrations:
@@ -34,11 +32,6 @@ def open_dataset(source: Path | str) -> Demonstrations:
     if not folder.is_dir() and is_repo_id(source):
         return LeRobotDemonstrations.from_hub(str(source))
     return DemonstrationDataset.from_folder(folder)
-
-
-def is_repo_id(source: Path | str) -> bool:
-    """Tell whether a text can be a repo id, ``"user/name"``; a ``Path`` never is."""
-    return isinstance(source, str) and _REPO_ID.fullmatch(source) is not None
 
 
 def image_sizes_of(dataset: Demonstrations) -> dict[str | None, tuple[int, int, int]]:

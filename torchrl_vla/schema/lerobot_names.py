@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 from tensordict import NestedKey, unravel_key
 
 from torchrl_vla.schema.errors import SchemaError
@@ -10,6 +13,7 @@ from torchrl_vla.schema.keys import IMAGE_KEY, INSTRUCTION_KEY
 #: What LeRobot has no field for (units, bounds, conventions), beside its own files.
 DECLARED_FILE = "meta/torchrl_vla.json"
 
+_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _CAMERA_PREFIX = "observation.images."
 _GROUPS = ("observation", "next")
 _RENAMED = {"task": INSTRUCTION_KEY, "index": "dataset_index"}
@@ -76,3 +80,8 @@ def to_lerobot(key: NestedKey) -> str:
             f"{list(_RENAMED)} mean something else there. Rename or drop the entry."
         )
     return name
+
+
+def is_repo_id(source: Path | str) -> bool:
+    """Tell whether a text can be a repo id, ``"user/name"``; a ``Path`` never is."""
+    return isinstance(source, str) and _REPO_ID.fullmatch(source) is not None

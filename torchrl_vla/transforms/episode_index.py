@@ -80,6 +80,35 @@ class EpisodeIndex:
         position, _, last = self.find_span(episode, frame)
         return position, last
 
+    def window(
+        self, episode: Tensor, frame: Tensor, first_step: int, size: int
+    ) -> tuple[Tensor, Tensor]:
+        """Find the rows of consecutive frames around each frame.
+
+        Steps outside the episode repeat its first or last frame.
+
+        Args:
+            episode: int64 ``[*B]``.
+            frame: int64 ``[*B]``.
+            first_step: where the windows begin, in steps from the frame.
+            size: ``T``, their length.
+
+        Returns:
+            Rows, int64 ``[*B, T]``, and bool ``[*B, T]``, True = outside the episode.
+
+        Raises:
+            MissingKeyError: a frame is not in the index.
+        """
+        found = self.find_span(episode.reshape(-1), frame.reshape(-1))
+        position, first, last = (value.unsqueeze(-1) for value in found)
+        steps = torch.arange(first_step, first_step + size, device=position.device)
+        wanted = position + steps
+        rows = torch.minimum(torch.maximum(wanted, first), last)
+        is_pad = rows != wanted
+        if self.order is not None:
+            rows = self.order[rows]
+        return rows.view(*episode.shape, size), is_pad.view(*episode.shape, size)
+
     def find_span(
         self, episode: Tensor, frame: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:

@@ -218,8 +218,8 @@ class ObservationHistory(Transform):
             )
         episode = self._read(tensordict, self.episode_key)
         frame = self._read(tensordict, self.frame_key)
-        snapshot = self._stored.current()
-        rows, is_pad = snapshot.rows(episode, frame, 1 - self.n_steps, self.n_steps)
+        snapshot, size = self._stored.current(), self.n_steps
+        rows, is_pad = snapshot.index.window(episode, frame, 1 - size, size)
         stored = snapshot.frames.get(self.observation_key, None)
         if stored is None:
             raise SchemaError(

@@ -71,7 +71,7 @@ class StorageActions:
         """
         snapshot, actions = self._current()
         if first_step:
-            rows, is_pad = snapshot.rows(episode, frame, first_step, size)
+            rows, is_pad = snapshot.index.window(episode, frame, first_step, size)
             chunk = actions.index_select(0, rows.flatten())
             return chunk.view(*rows.shape, actions.shape[-1]), is_pad
         index, shape = snapshot.index, episode.shape

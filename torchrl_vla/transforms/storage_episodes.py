@@ -29,33 +29,6 @@ class Snapshot:
     shape: torch.Size
     index: EpisodeIndex
 
-    def rows(
-        self, episode: Tensor, frame: Tensor, first_step: int, size: int
-    ) -> tuple[Tensor, Tensor]:
-        """Find a window of consecutive frames around each frame.
-
-        Steps outside the episode repeat its first or last frame.
-
-        Args:
-            episode: int64 ``[*B]``.
-            frame: int64 ``[*B]``.
-            first_step: where the windows begin, in steps from the frame.
-            size: ``T``, their length.
-
-        Returns:
-            Rows of the flattened storage, int64 ``[*B, T]``, and bool ``[*B, T]``,
-            True = outside the episode.
-        """
-        found = self.index.find_span(episode.reshape(-1), frame.reshape(-1))
-        position, first, last = (value.unsqueeze(-1) for value in found)
-        steps = torch.arange(first_step, first_step + size, device=position.device)
-        wanted = position + steps
-        rows = torch.minimum(torch.maximum(wanted, first), last)
-        is_pad = rows != wanted
-        if self.index.order is not None:
-            rows = self.index.order[rows]
-        return rows.view(*episode.shape, size), is_pad.view(*episode.shape, size)
-
 
 class StorageEpisodes:
     """Index a storage's frames by episode, again whenever it has been written to.

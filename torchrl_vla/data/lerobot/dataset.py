@@ -8,10 +8,11 @@ from pathlib import Path
 import torch
 from tensordict import NestedKey, TensorDict
 from torch import Tensor
-from torchrl.data import RandomSampler, TensorDictReplayBuffer, TensorStorage
+from torchrl.data import TensorDictReplayBuffer, TensorStorage
 from torchrl.data.replay_buffers.samplers import Sampler
-from torchrl.envs import Compose, Transform
+from torchrl.envs import Transform
 
+from torchrl_vla.data.dataset import make_frame_buffer, split_episodes
 from torchrl_vla.data.lerobot.cache import cached_copy, default_cache_folder
 from torchrl_vla.data.lerobot.frames import read_frames
 from torchrl_vla.data.lerobot.layout import OWNER, Feature, LeRobotLayout
@@ -273,16 +274,7 @@ class LeRobotDemonstrations:
         gathered in ``observation_history``, before ``transform`` sees the sample.
         """
         steps = [self.observations(history_size), transform]
-        steps = [step for step in steps if step is not None]
-        buffer = TensorDictReplayBuffer(
-            storage=self.storage,
-            sampler=RandomSampler() if sampler is None else sampler,
-            batch_size=batch_size,
-            transform=Compose(*steps) if steps else None,
-        )
-        if seed is not None:
-            buffer.set_rng(torch.Generator().manual_seed(seed))
-        return buffer
+        return make_frame_buffer(self.storage, batch_size, steps, sampler, seed)
 
     def select_episodes(
         self, episodes: Tensor | Sequence[int]
@@ -313,19 +305,8 @@ class LeRobotDemonstrations:
         Raises:
             ValueError: one part would be empty.
         """
-        episodes = self.episodes
-        cut = round(fraction * len(episodes))
-        if not 0 < cut < len(episodes):
-            raise ValueError(
-                f"{OWNER}.split: expected a fraction that leaves episodes on both "
-                f"sides, got {fraction} of {len(episodes)} episodes."
-            )
-        generator = torch.Generator().manual_seed(seed)
-        shuffled = episodes[torch.randperm(len(episodes), generator=generator)]
-        return (
-            self.select_episodes(shuffled[:cut]),
-            self.select_episodes(shuffled[cut:]),
-        )
+        first, second = split_episodes(OWNER, self.episodes, fraction, seed)
+        return self.select_episodes(first), self.select_episodes(second)
 
     def __repr__(self) -> str:
         cameras = ", ".join(self.cameras) or "none"

@@ -79,7 +79,8 @@ class RecordedObservations(Transform):
                 f"{sorted(map(str, tensordict.keys(True, True)))}."
             )
         tensordict = tensordict.copy()  # buffer[:] hands out the storage itself
-        rows, is_pad = self._rows(episode.cpu(), frame.cpu())
+        size = self.history_size
+        rows, is_pad = self._index.window(episode.cpu(), frame.cpu(), 1 - size, size)
         history = TensorDict({}, rows.shape)
         pictures = {} if self._reader is None else self._reader.read(rows.flatten())
         for name, picture in pictures.items():
@@ -93,16 +94,6 @@ class RecordedObservations(Transform):
             tensordict.set(HISTORY_KEY, seen)
             tensordict.set(HISTORY_IS_PAD_KEY, is_pad.to(tensordict.device))
         return tensordict
-
-    def _rows(self, episode: Tensor, frame: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the rows ``[*B, T]`` of each frame and those before it."""
-        position, _ = self._index.find(episode, frame)
-        back = torch.arange(1 - self.history_size, 1)
-        steps = torch.maximum(back, -frame.unsqueeze(-1))  # to the episode's first
-        rows = position.unsqueeze(-1) + steps
-        if self._index.order is not None:
-            rows = self._index.order[rows]
-        return rows, frame.unsqueeze(-1) + back < 0
 
     def _columns(self) -> list[tuple[NestedKey, Tensor]]:
         stored = self._frames.get(OBSERVATION_KEY, None)

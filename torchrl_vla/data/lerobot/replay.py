@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -15,9 +14,8 @@ from torchrl.envs import Compose, Transform
 
 from torchrl_vla.data.lerobot.dataset import LeRobotDemonstrations
 from torchrl_vla.schema import InstructionTable, RobotDatasetMetadata
+from torchrl_vla.schema.lerobot_names import is_repo_id
 from torchrl_vla.transforms import ActionChunkTransform
-
-_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 class LeRobotExperienceReplay(TensorDictReplayBuffer):
@@ -212,7 +210,7 @@ def _find(source: str | Path, revision: str | None) -> tuple:
                 f"revision={revision!r}, got the folder {str(source)!r}."
             )
         return LeRobotDemonstrations.from_folder, {}
-    if isinstance(source, Path) or not _REPOSITORY.fullmatch(source):
+    if not is_repo_id(source):
         raise FileNotFoundError(
             "LeRobotExperienceReplay: expected a folder or a repository 'user/name', "
             f"got {str(source)!r}, which is not there."

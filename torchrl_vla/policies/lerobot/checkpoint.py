@@ -18,6 +18,7 @@ from torchrl_vla.policies.lerobot.adapters import (
 from torchrl_vla.policies.lerobot.kinds import kind_of
 from torchrl_vla.policies.lerobot.weights import check_weights
 from torchrl_vla.schema import SchemaError, import_extra
+from torchrl_vla.schema.lerobot_names import is_repo_id
 
 _OWNER = "LeRobotPolicyWrapper.from_pretrained"
 _PROCESSORS = ("policy_preprocessor.json", "policy_postprocessor.json")
@@ -99,8 +100,7 @@ def _find_folder(
     if path.is_dir():
         inner = path / "pretrained_model"  # LeRobot's training saves one level deeper
         return inner if inner.is_dir() and not (path / "config.json").exists() else path
-    looks_local = isinstance(source, Path) or text.startswith((".", "~", "/"))
-    if looks_local or text.count("/") != 1:
+    if not is_repo_id(source):
         raise FileNotFoundError(
             f"{_OWNER}: expected a checkpoint folder or a repo id 'owner/name', got "
             f"{text!r}, where there is no folder. Check the path."
