@@ -24,6 +24,7 @@ PY
 }
 
 # Make the environment $2 with the interpreter $1, unless it is there and up to date.
+# No download is kept: beside the environment itself a copy of it would fill a small disk.
 install() {
     local python=$1 venv=$2
     if [ "$venv/.done" -nt pyproject.toml ] \
@@ -37,30 +38,34 @@ install() {
             -c constraints-lerobot.txt -e '.[lerobot,test]'
     else
         "$python" -m venv "$venv"
-        "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
-            -c constraints-lerobot.txt -e '.[lerobot,test]'
+        "$venv/bin/python" -m pip install --quiet --no-cache-dir \
+            --disable-pip-version-check -c constraints-lerobot.txt -e '.[lerobot,test]'
     fi
     touch "$venv/.done"
 }
 
-venvs=() jobs=() summary=()
+free_gigabytes() { df -Pk . | awk 'NR == 2 { print int($4 / 1048576) }'; }
+
+# One after the other, so that the disk holds the downloads of one at a time. Where it
+# could not hold the next one, the environment that has done its work makes room.
+summary=() used=""
 for lane in "0.6 3.12 3.13" "0.4.4 3.10 3.11"; do
     read -r lerobot low high <<<"$lane"
-    if python=$(find_python "$low" "$high"); then
-        venv=".venv-lerobot-$lerobot"
-        install "$python" "$venv" & # a failure ends it here, and the script below
-        jobs+=($!) venvs+=("$venv") summary+=("ran $lerobot")
-    else
+    if ! python=$(find_python "$low" "$high"); then
         echo "LeRobot $lerobot: NOT RUN, no Python $low to $high on this machine"
         summary+=("did not run $lerobot")
+        continue
     fi
-done
-for job in "${jobs[@]}"; do wait "$job"; done
-
-for venv in "${venvs[@]}"; do
-    echo "LeRobot ${venv##*-}: running on $("$venv/bin/python" --version)"
+    venv=".venv-lerobot-$lerobot"
+    if [ -n "$used" ] && [ ! -e "$venv/.done" ] && [ "$(free_gigabytes)" -lt 16 ]; then
+        echo "LeRobot $lerobot: less than 16 GB of disk free, removing $used"
+        rm -rf "$used"
+    fi
+    install "$python" "$venv"
+    echo "LeRobot $lerobot: running on $("$venv/bin/python" --version)"
     OMP_NUM_THREADS=1 "$venv/bin/python" -m pytest -n 2 --dist loadfile \
         -m lerobot test/lerobot
+    summary+=("ran $lerobot") used=$venv
 done
 echo "LeRobot lanes: ${summary[*]}"
-[ "${#venvs[@]}" -gt 0 ]
+[ -n "$used" ]

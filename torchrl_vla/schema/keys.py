@@ -40,8 +40,21 @@ key                            dtype     shape            meaning
                                                           that a row is from: its robot
                                                           and its statistics
 ``action_tokens``              int64     ``[*B, H, A]``   discrete actions
-``log_probs``                  float     ``[*B]``         log-probability of
-                                                          ``action_tokens``
+``chunk_choice``               float     ``[*B, H, A]``   the chunk that a Gaussian
+                                                          head sampled, model space
+``denoising_path``             float     ``[*B,K+1,H,A]`` what a flow or diffusion head
+                                                          sampled: noise first, the
+                                                          chunk last, model space
+``log_probs``                  float     ``[*B]``         log-probability of the tokens,
+                                                          chunk or path that was chosen
+``element_log_probs``          float     ``[*B, H, A]``   its terms: one per number of
+                                                          the chunk
+``reference_log_probs``        float     ``[*B, H, A]``   the same under a frozen
+                                                          reference policy
+``guide_chunk``                float     ``[*B, H, A]``   real-time chunking: actions
+                                                          that a new chunk continues
+``guide_weight``               float     ``[*B, H]``      how strictly: 1 = frozen,
+                                                          0 = free
 ``success``                    bool      ``[*B, 1]``      True = task achieved
 ``is_init``                    bool      ``[*B, 1]``      True = an episode's first
                                                           step
@@ -54,6 +67,12 @@ key                            dtype     shape            meaning
                                                           on this step
 ``decision_index``             int64     ``[*B, 1]``      number of the decision whose
                                                           chunk is being executed
+``observation_age``            int64     ``[*B, 1]``      steps from the observation
+                                                          that a chunk was planned from
+                                                          to its first executed action
+``will_decide``                bool      ``[*B, 1]``      True = the policy sees what
+                                                          this step will show; absent:
+                                                          it may
 ``executed_steps``             int64     ``[*B, 1]``      base steps that an outer
                                                           step ran
 ``is_executed``                bool      ``[*B, H]``      True = this position of the
@@ -84,7 +103,13 @@ STATE_DIM_IS_PAD_KEY: NestedKey = "state_dim_is_pad"
 CAMERA_IS_PAD_KEY: NestedKey = "camera_is_pad"
 EMBODIMENT_KEY: NestedKey = "embodiment_index"
 ACTION_TOKENS_KEY: NestedKey = "action_tokens"
+CHUNK_CHOICE_KEY: NestedKey = "chunk_choice"
+DENOISING_PATH_KEY: NestedKey = "denoising_path"
 LOG_PROBS_KEY: NestedKey = "log_probs"
+ELEMENT_LOG_PROBS_KEY: NestedKey = "element_log_probs"
+REFERENCE_LOG_PROBS_KEY: NestedKey = "reference_log_probs"
+GUIDE_CHUNK_KEY: NestedKey = "guide_chunk"
+GUIDE_WEIGHT_KEY: NestedKey = "guide_weight"
 
 SUCCESS_KEY: NestedKey = "success"
 IS_INIT_KEY: NestedKey = "is_init"
@@ -94,5 +119,7 @@ EPISODE_SEED_KEY: NestedKey = "episode_seed"
 
 IS_DECISION_KEY: NestedKey = "is_decision"
 DECISION_INDEX_KEY: NestedKey = "decision_index"
+OBSERVATION_AGE_KEY: NestedKey = "observation_age"
+WILL_DECIDE_KEY: NestedKey = "will_decide"
 EXECUTED_STEPS_KEY: NestedKey = "executed_steps"
 IS_EXECUTED_KEY: NestedKey = "is_executed"
