@@ -9,6 +9,7 @@ from torchrl_vla.envs import TabletopEnv, ToyVLAEnv
 from torchrl_vla.schema import (
     ExecutionError,
     MissingKeyError,
+    SchemaError,
     validate_vla_tensordict,
 )
 
@@ -213,3 +214,23 @@ def test_the_progress_bar_counts_what_is_kept(tmp_path, capsys):
     env = make_env()
     collect(env, OddFails(env.make_expert()), 3, folder=tmp_path)
     assert "3/3" in capsys.readouterr().err.split("\r")[-1]
+
+
+def test_a_picture_that_was_not_drawn_is_not_recorded(tmp_path):
+    class NobodyLooks(TensorDictModuleBase):
+        def __init__(self, expert):
+            super().__init__()
+            self.expert, self.in_keys = expert, expert.in_keys
+            self.out_keys = ["action", "will_decide"]
+
+        def forward(self, tensordict):
+            flag = torch.zeros(*tensordict.batch_size, 1, dtype=torch.bool)
+            return self.expert(tensordict).set("will_decide", flag)
+
+    env = make_env(tasks=("push",), draw_on_demand=True)
+    expert = env.make_expert()
+    message = r"^collect: expected images of the step.*draw_on_demand=False"
+    with pytest.raises(SchemaError, match=message):
+        collect_from(env, NobodyLooks(expert), 2, tmp_path / "stale")
+    dataset = collect_from(env, expert, 2, tmp_path / "fresh")  # looks at every step
+    assert "image_is_stale" not in dataset.frames

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchrl.envs.utils import check_env_specs
 
-from torchrl_vla.envs.gymnasium import GymnasiumEnv, ObservationKeys
+from torchrl_vla.envs.gymnasium import GymnasiumEnv
+from torchrl_vla.envs.observation_keys import ObservationKeys
 from torchrl_vla.envs.simulators import SimulationError
 from torchrl_vla.schema import (
     MissingKeyError,

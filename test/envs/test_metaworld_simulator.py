@@ -19,7 +19,8 @@ def pictures(opengl):
 
     def draw(*args, seed=0, **kwargs):
         envs.append(make(*args, **kwargs))
-        return envs[-1].reset(seed=seed)[0]["image"]
+        envs[-1].reset(seed=seed)
+        return envs[-1].draw()
 
     yield draw
     for env in envs:
@@ -139,8 +140,10 @@ def test_the_goal_moves_in_the_image_with_the_seed(pictures):
     assert (first != second).any()
 
 
-def test_without_cameras_there_are_no_images():
-    assert set(make("reach").reset(seed=0)[0]) == {"state", "instruction"}
+@pytest.mark.parametrize("cameras", [(), ("corner2",)])
+def test_observations_have_no_images(cameras):
+    observed = make("reach", cameras=cameras).reset(seed=0)[0]
+    assert set(observed) == {"state", "instruction"}
 
 
 def test_unknown_cameras_are_refused_with_the_known_ones():

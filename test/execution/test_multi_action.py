@@ -21,6 +21,8 @@ from torchrl.envs import (
 )
 from torchrl.envs.utils import check_env_specs
 
+from torchrl_vla.envs import TabletopEnv
+from torchrl_vla.envs.tabletop.scene import CONTACT
 from torchrl_vla.envs.toy import ToyVLAEnv
 from torchrl_vla.execution import MultiAction
 from torchrl_vla.schema import ExecutionError, InstructionTable, MissingKeyError
@@ -341,6 +343,68 @@ def test_stepping_does_not_leave_anything_in_the_callers_tensordict():
     env.step(td)
     new = {key for key in td.keys(True, True) if key[0] != "next"} - before
     assert new == set()
+
+
+class Flags(Transform):
+    """Remembers what the base environment is told about who will look."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[list[bool]] = []
+
+    def _inv_call(self, tensordict):
+        self.seen = [*self.seen, tensordict["will_decide"].flatten().tolist()]
+        return tensordict
+
+
+@pytest.mark.parametrize("batch_size", [[], [2], [2, 1]])
+@pytest.mark.parametrize(
+    ("horizon", "n_executed", "told"),
+    [
+        (3, None, [False, False, True]),
+        (3, 2, [False, True]),
+        (3, 1, [True]),
+        (1, None, [True]),
+    ],
+)
+def test_nobody_looks_before_the_chunks_last_step(
+    horizon, n_executed, told, batch_size
+):
+    flags = Flags()
+    env = TransformedEnv(
+        ToyVLAEnv(1, 1, batch_size=batch_size),
+        Compose(flags, MultiAction(horizon, n_executed=n_executed)),
+    )
+    td = env.reset().set("action_chunk", torch.zeros(*batch_size, horizon, 1))
+    out = env.step(td)
+    rows = torch.Size(batch_size).numel()
+    assert flags.seen == [[flag] * rows for flag in told]
+    assert "will_decide" not in out.keys(True)
+
+
+def test_an_end_that_the_environment_does_not_know_of_cannot_be_drawn():
+    def make(draw_on_demand, limit):
+        base = TabletopEnv(
+            2, tasks=("push",), image_size=8, draw_on_demand=draw_on_demand
+        )
+        env = TransformedEnv(base, Compose(StepCounter(limit), MultiAction(8)))
+        td = env.reset(episode_seeds=torch.tensor([0, 1]))
+        # Block 0 of row 1 is in the way and moves from the first step on.
+        gripper, block = base.scene.gripper[1], base.scene.target_block[1]
+        towards = (block - gripper) / (block - gripper).norm()
+        base.scene.gripper = torch.stack(
+            [base.scene.gripper[0], block - towards * CONTACT]
+        )
+        chunk = torch.stack([torch.zeros(2), towards]).unsqueeze(1).expand(2, 8, 2)
+        return env, td.set("action_chunk", chunk)
+
+    env, td = make(True, limit=2)
+    message = r"'image_is_stale' True in rows \[\[1\]\].*Give the time limit"
+    with pytest.raises(ExecutionError, match=message):
+        env.step(td)
+    for options in ({"draw_on_demand": False, "limit": 2}, {"limit": 8}):
+        env, td = make(**{"draw_on_demand": True, **options})
+        assert env.step(td)["next", "done"].all()
 
 
 def test_missing_chunk_is_named():

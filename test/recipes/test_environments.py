@@ -118,3 +118,15 @@ def test_a_tabletop_task_can_name_its_colours(tasks, texts):
 def test_tasks_that_make_no_sense_are_refused(name, tasks, message):
     with pytest.raises(ValueError, match=message):
         make_environment(name, tasks=tasks)
+
+
+@pytest.mark.parametrize("name", ["tabletop", "pusht"])
+def test_an_environment_may_draw_on_demand(name):
+    env = make_environment(name, num_envs=2, image_size=16, draw_on_demand=True)
+    assert not env.reset()["image_is_stale"].any()
+    env.close()
+
+
+def test_drawing_on_demand_takes_images():
+    with pytest.raises(ValueError, match=r"^MetaWorldEnv: expected images that are"):
+        make_environment("metaworld/reach", draw_on_demand=True)

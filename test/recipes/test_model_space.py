@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from tensordict import TensorDict
-from tensordict.nn import TensorDictModule
+from tensordict.nn import TensorDictModule, TensorDictModuleBase
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 
 from torchrl_vla.recipes import ModelSpace, RobotSpacePolicy
@@ -107,3 +107,35 @@ def test_metadata_without_action_statistics_are_refused():
     space = ModelSpace(RobotDatasetMetadata("bare", action_dim=1))
     with pytest.raises(MetadataError, match=r"expected statistics in .bare., got None"):
         _ = space.action_scaling
+
+
+def test_a_guide_in_robot_space_is_shown_to_the_policy_in_model_space():
+    class Guided(TensorDictModuleBase):
+        in_keys, out_keys = [("observation", "state")], ["action_chunk"]
+        optional_in_keys = ["guide_chunk", "guide_weight"]
+
+        def forward(self, td):
+            self.seen = td["guide_chunk"].clone(), td["guide_weight"].clone()
+            return td.set("action_chunk", 2 * td["guide_chunk"])
+
+    space, policy = make_space(), Guided()
+    wrapped = RobotSpacePolicy(policy, space.action_scaling, space.state_scaling)
+    assert wrapped.optional_in_keys == ["guide_chunk", "guide_weight"]
+    data = observe(90.0)
+    data["guide_chunk"] = torch.tensor([[[7.0], [4.0]]])
+    data["guide_weight"] = torch.tensor([[1.0, 0.5]])
+    data = wrapped(data)
+    # 5 + 2 * z: the guide is 2 and -1 in model space, and twice that comes back.
+    assert policy.seen[0].flatten().tolist() == [2.0, -1.0]
+    assert policy.seen[1].flatten().tolist() == [1.0, 0.5]
+    assert data["action_chunk"].flatten().tolist() == [9.0, 3.0]
+    assert data["guide_chunk"].flatten().tolist() == [7.0, 4.0]
+
+
+def test_a_policy_without_optional_inputs_has_none_here_either():
+    space = make_space()
+    wrapped = RobotSpacePolicy(make_policy(), space.action_scaling, space.state_scaling)
+    assert wrapped.optional_in_keys == []
+    data = observe(90.0)
+    data["guide_chunk"] = torch.zeros(1, 2, 1)
+    assert wrapped(data)["action_chunk"].flatten().tolist() == [4.0, 4.0]

@@ -1,12 +1,20 @@
 from __future__ import annotations
 
 import gymnasium
+import numpy as np
 import pytest
 import torch
 from torchrl.data import Unbounded
 from torchrl.envs import TransformedEnv
 
-from torchrl_vla.envs import GymnasiumEnv, MetaWorldEnv, TabletopEnv, ToyVLAEnv
+from torchrl_vla.envs import (
+    Drawing,
+    GymnasiumEnv,
+    MetaWorldEnv,
+    TabletopEnv,
+    ToyVLAEnv,
+)
+from torchrl_vla.envs.drawing import may_be_seen
 from torchrl_vla.schema import InstructionTable
 from torchrl_vla.testing import check_env
 from torchrl_vla.transforms import SuccessReward
@@ -268,3 +276,105 @@ def test_episodes_that_are_too_short_show_nothing():
         ValueError, match="expected episodes of Broken of more than 3 st"
     ):
         check_env(Broken(max_steps=2))
+
+
+class Clock(gymnasium.Env):
+    """Shows its time."""
+
+    observation_space = action_space = gymnasium.spaces.Box(-1.0, 1.0, (1,))
+
+    def reset(self, *, seed=None, options=None):
+        self.time = 0
+        return np.zeros(1), {}
+
+    def step(self, action):
+        self.time += 1
+        return np.zeros(1), 0.0, False, False, {"rings": False}
+
+    def draw(self):
+        return np.full((2, 2, 3), self.time, np.uint8)
+
+
+class OnDemand(GymnasiumEnv):
+    """Right, for the wrong ones below to inherit from."""
+
+    def __init__(self):
+        super().__init__(
+            Clock,
+            observe=lambda observation: {"state": observation},
+            instructions="wait",
+            success_key="rings",
+            num_envs=3,
+            max_steps=5,
+            drawing=Drawing(Clock.draw, (2, 2, 3)),
+            draw_on_demand=True,
+        )
+
+
+class NeverStale(OnDemand):
+    """Says nothing of what it did not draw."""
+
+    def _output(self):
+        return super()._output().set("image_is_stale", torch.zeros(3, 1).bool())
+
+
+class LooksAway(OnDemand):
+    """Does not draw although somebody looks."""
+
+    def _to_draw(self, tensordict, rows):
+        return np.zeros(len(rows), bool)
+
+
+class Blanks(OnDemand):
+    """Shows nothing where it has nothing new to show."""
+
+    def _output(self):
+        out = super()._output()
+        out["observation", "image"][out["image_is_stale"][:, 0]] = 0
+        return out
+
+
+class SkipsPhysics(OnDemand):
+    """Pays for looking."""
+
+    def _step(self, tensordict):
+        out = super()._step(tensordict)
+        return out.set("reward", out["reward"] - out["image_is_stale"].float())
+
+
+class MissesTheEnd(OnDemand):
+    """Does not know of its time limit."""
+
+    def _to_draw(self, tensordict, rows):
+        return may_be_seen(tensordict, self.batch_size)[rows].numpy()
+
+
+class NoImage(OnDemand):
+    """Has no images, and says that they are fresh."""
+
+    def _make_specs(self, layout):
+        super()._make_specs(layout)
+        del self.observation_spec["observation", "image"]
+
+    def _output(self):
+        return super()._output().exclude(("observation", "image"))
+
+
+@pytest.mark.parametrize(
+    ("env", "complaint"),
+    [
+        (NeverStale, "same .*'image'.* where somebody looks, and the last drawn where"),
+        (LooksAway, "expected no stale image where somebody looks"),
+        (Blanks, "and the last drawn where nobody does"),
+        (SkipsPhysics, "same 'reward' but for images where nobody looks"),
+        (MissesTheEnd, "the last image of an episode to be drawn"),
+        (NoImage, "expected an image beside 'image_is_stale', got none"),
+    ],
+)
+def test_an_environment_that_draws_too_little_is_found(env, complaint):
+    with pytest.raises(AssertionError, match=complaint):
+        check_env(env(), max_steps=5)
+
+
+def test_one_that_draws_on_demand_passes():
+    check_env(OnDemand(), max_steps=5)

@@ -425,3 +425,15 @@ def test_in_an_environment_it_does_nothing():
     env.append_transform(ActionChunkTransform(4))
     check_env_specs(env)
     assert set(map(str, env.rollout(3).keys(True, True))) == before
+
+
+def test_a_frame_that_was_not_drawn_is_not_cloned():
+    frames = make_frames([4])
+    frames["image_is_stale"] = torch.tensor([[False], [True], [True], [False]])
+    buffer = TensorDictReplayBuffer(storage=LazyTensorStorage(4), batch_size=4)
+    buffer.append_transform(ActionChunkTransform(2, storage=buffer.storage))
+    buffer.extend(frames)
+    message = r"^ActionChunkTransform: expected images.*True in 2 of 4 frames"
+    with pytest.raises(SchemaError, match=message):
+        buffer[:]
+    assert buffer[torch.tensor([0, 3])]["action_chunk"].shape == (2, 2, 2)

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from tensordict.nn import TensorDictModuleBase
+from torchrl.envs import EnvBase
 
-from torchrl_vla.cli.options import open_environment, read_json
-from torchrl_vla.evaluation import Recorder, evaluate, write_video
+from torchrl_vla.cli.options import OptionError, open_environment, read_json
+from torchrl_vla.evaluation import (
+    ControlName,
+    EvaluationResult,
+    Recorder,
+    compare,
+    evaluate,
+    hash_folder,
+    hash_weights,
+    make_control,
+    write_video,
+)
 from torchrl_vla.recipes import load_actor, prepare_environment
 
 
@@ -47,8 +60,13 @@ class Evaluate:
     """Processes that share the simulators (not the tabletop's)."""
     seed: int = 1
     """Seed of the episodes; use another than the demonstrations'."""
+    control: ControlName | None = None
+    """Evaluate once more on the same seeds with this input taken away from the policy,
+    and say what it was worth."""
     json: Path | None = None
-    """Where to write every episode's record."""
+    """Where to write every episode's record and what is needed to repeat it; with
+    --control also a file for that arm, its name before the ending. `compare` reads
+    both."""
     video: Path | None = None
     """Where to write a video (.mp4) of the first four episodes; needs the extra
     `video`, and in MetaWorld --image-size."""
@@ -71,16 +89,67 @@ class Evaluate:
             **self._lerobot_options(),
         )
         env = prepare_environment(env, actor)
+        arm = None if self.control is None else self._control_arm(actor, env)
+        known = {"policy": self._policy(actor), "command": self._command()}
         recorder = None if self.video is None else Recorder(min(4, self.episodes))
-        torch.manual_seed(self.seed)  # policies that sample noise
-        result = evaluate(env, actor, self.episodes, seed=self.seed, recorder=recorder)
-        env.close()
+        result = self._measure(env, actor, known, recorder)
         print(result)
-        if self.json is not None:
-            self.json.write_text(result.to_json())
+        self._write(result, self.json)
+        if arm is not None:
+            control = self._measure(env, arm, {**known, "control": self.control})
+            names = ("policy", str(self.control))
+            print(f"\n{compare(result, control, names=names)}")
+            self._write(control, self._control_json())
+        env.close()
         if recorder is not None:
             rate_hz = env.metadata.control_frequency_hz
             write_video(self.video, torch.cat(recorder.films), rate_hz=rate_hz)
+
+    def _measure(
+        self,
+        env: EnvBase,
+        actor: TensorDictModuleBase,
+        known: dict[str, Any],
+        recorder: Recorder | None = None,
+    ) -> EvaluationResult:
+        torch.manual_seed(self.seed)  # policies that sample noise
+        return evaluate(
+            env,
+            actor,
+            self.episodes,
+            seed=self.seed,
+            recorder=recorder,
+            provenance=known,
+        )
+
+    def _control_arm(
+        self, actor: TensorDictModuleBase, env: EnvBase
+    ) -> TensorDictModuleBase:
+        try:
+            return make_control(str(self.control), actor, env)
+        except ValueError as error:
+            raise OptionError(f"--control: {error}") from error
+
+    def _policy(self, actor: TensorDictModuleBase) -> dict[str, str]:
+        """Return which policy it is; one of the Hub has no folder of its own."""
+        folder = Path(self.policy).expanduser()
+        digest = hash_folder(folder) if folder.is_dir() else hash_weights(actor)
+        return {"source": self.policy, "sha256": digest}
+
+    def _command(self) -> dict[str, Any]:
+        """Return the command line, option by option, as JSON holds it."""
+        text = json.dumps({"command": "evaluate", **asdict(self)}, default=str)
+        return json.loads(text)
+
+    def _control_json(self) -> Path | None:
+        if self.json is None:
+            return None
+        return self.json.with_suffix(f".{self.control}{self.json.suffix}")
+
+    @staticmethod
+    def _write(result: EvaluationResult, path: Path | None) -> None:
+        if path is not None:
+            path.write_text(result.to_json())
 
     def _lerobot_options(self) -> dict[str, Any]:
         options = {

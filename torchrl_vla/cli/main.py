@@ -1,5 +1,6 @@
-"""The ``torchrl-vla`` command: ``demo``, ``collect``, ``train``, ``evaluate``.
+"""The ``torchrl-vla`` command.
 
+Its subcommands are ``demo``, ``collect``, ``train``, ``evaluate`` and ``compare``.
 Each subcommand is a frozen dataclass whose fields are its options and whose ``run`` is
 a thin reading of the library; ``--help`` is the documentation.
 """
@@ -13,6 +14,7 @@ from typing import Annotated
 import tyro
 
 from torchrl_vla.cli.collect import Collect
+from torchrl_vla.cli.compare import Compare
 from torchrl_vla.cli.demo import Demo
 from torchrl_vla.cli.evaluate import Evaluate
 from torchrl_vla.cli.train import Train
@@ -23,6 +25,7 @@ Command = (
     | Annotated[Collect, tyro.conf.subcommand("collect")]
     | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[Compare, tyro.conf.subcommand("compare")]
 )
 
 

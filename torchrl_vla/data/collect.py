@@ -30,6 +30,7 @@ from torchrl_vla.schema import (
     FeatureStatistics,
     InstructionTable,
     MissingKeyError,
+    check_images_are_fresh,
     instruction_texts,
     is_text,
 )
@@ -77,6 +78,7 @@ def collect(
         ValueError: ``episodes`` is below 1, or no multiple with ``balanced``.
         ExecutionError: ``max_attempts`` gave too few successes.
         MissingKeyError: the environment does not write what a dataset holds.
+        SchemaError: the environment draws on demand, and did not draw a frame.
         FileExistsError: the folder has contents and ``overwrite`` is False.
     """
     if episodes < 1:
@@ -164,6 +166,7 @@ def _columns(
     """Return what is stored of a step, each ``[N, ...]``."""
     data = step.data.reshape(-1) if step.data.ndim else step.data.unsqueeze(0)
     _check_keys(data)
+    check_images_are_fresh("collect", data[step.episode >= 0])
     action = data.get(EXPERT_ACTION_KEY, None)
     instruction = data.get(INSTRUCTION_KEY)
     if is_text(instruction):

@@ -16,6 +16,7 @@ from torchrl_vla.schema import (
     ACTION_KEY,
     EPISODE_SEED_KEY,
     IS_INIT_KEY,
+    IS_WAITING_KEY,
     ExecutionError,
     MissingKeyError,
 )
@@ -30,7 +31,8 @@ class EpisodeStep:
 
     Args:
         data: the step, ``[N]``, with its ``next``.
-        episode: which episode each row belongs to, int64 ``[N]``; -1 = none.
+        episode: which episode each row belongs to, int64 ``[N]``; -1 = none, also
+            while a row waits for the others (``is_waiting``).
         frame: 0-based step within the episode, int64 ``[N]``.
         done: True = this was the episode's last step, bool ``[N]``.
     """
@@ -65,8 +67,9 @@ def run_episodes(
     """Run one episode per seed, each exactly once, and yield every step.
 
     Rows take the next seed as they finish, so short episodes are not over-counted,
-    and rows without a seed left are stepped but belong to episode -1. ``is_init`` is
-    written where the environment does not write it.
+    and rows without a seed left are stepped but belong to episode -1. Steps on which
+    an executor makes a row wait are no part of its episode: they belong to -1 and do
+    not count. ``is_init`` is written where the environment does not write it.
 
     Args:
         env: batched with ``episode_seed`` in its observations, or unbatched.
@@ -87,8 +90,10 @@ def run_episodes(
         data = _act(env, policy, data)
         data = env.step(data)
         done = data.get(("next", "done")).reshape(rows.count)
-        yield EpisodeStep(data, rows.episode.clone(), rows.frame.clone(), done)
-        rows.frame += 1
+        moved = ~_waiting(data, rows.count)
+        episode = torch.where(moved, rows.episode, -1)
+        yield EpisodeStep(data, episode, rows.frame.clone(), done)
+        rows.frame += moved
         if max_steps is not None and bool((rows.frame[~done] >= max_steps).any()):
             raise ExecutionError(
                 f"run_episodes: expected episodes of at most max_steps={max_steps}, "
@@ -154,6 +159,13 @@ class _Rows:
 
 def _flag_shape(env: EnvBase) -> tuple[int, ...]:
     return (*env.batch_size, 1)
+
+
+def _waiting(data: TensorDictBase, count: int) -> Tensor:
+    waiting = data.get(IS_WAITING_KEY, None)
+    if waiting is None:
+        return torch.zeros(count, dtype=torch.bool)
+    return waiting.reshape(count).cpu()
 
 
 def _act(

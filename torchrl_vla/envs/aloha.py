@@ -13,8 +13,10 @@ import gymnasium
 import numpy as np
 from gymnasium.spaces import Box
 
-from torchrl_vla.envs.gymnasium import GymnasiumEnv, ObservationKeys
+from torchrl_vla.envs.drawing import Drawing
+from torchrl_vla.envs.gymnasium import GymnasiumEnv
 from torchrl_vla.envs.mujoco_painter import RenderingError
+from torchrl_vla.envs.observation_keys import ObservationKeys
 from torchrl_vla.schema import (
     GripperConvention,
     RobotDatasetMetadata,
@@ -76,11 +78,13 @@ class AlohaEnv(GymnasiumEnv):
         max_steps: time limit.
         instruction: what every episode is told; None = the datasets' sentence.
         num_workers: processes that share the rows; 0 steps them in this one.
+        draw_on_demand: True = draw only where the policy looks, as
+            :class:`GymnasiumEnv` says.
         seed: seed of the episode seeds; see ``set_seed``.
 
     Raises:
         MissingExtraError: the package ``gym-aloha`` is not installed.
-        ValueError: there is no such task.
+        ValueError: there is no such task; or drawing on demand without images.
         RenderingError: images were asked for and cannot be drawn here; at a reset.
 
     Examples:
@@ -105,6 +109,7 @@ class AlohaEnv(GymnasiumEnv):
         max_steps: int = 400,
         instruction: str | None = None,
         num_workers: int = 0,
+        draw_on_demand: bool = False,
         seed: int | None = None,
     ) -> None:
         if task not in get_args(AlohaTask):
@@ -113,81 +118,71 @@ class AlohaEnv(GymnasiumEnv):
             )
         import_extra("gym_aloha", "aloha", "AlohaEnv")  # before any worker
         super().__init__(
-            functools.partial(AlohaSimulator, task, images, quick_drawing),
-            observe=ObservationKeys(
-                state=("agent_pos",), images={_CAMERA: _CAMERA} if images else None
-            ),
+            functools.partial(AlohaSimulator, task, quick_drawing),
+            observe=ObservationKeys(state=("agent_pos",)),
             instructions=instruction or ALOHA_INSTRUCTIONS[task],
             success_key="is_success",
             num_envs=num_envs,
             max_steps=max_steps,
             num_workers=num_workers,
             metadata=_make_metadata(task, images),
+            drawing=Drawing(AlohaSimulator.draw, {_CAMERA: (_HEIGHT, _WIDTH, 3)})
+            if images
+            else None,
+            draw_on_demand=draw_on_demand,
             seed=seed,
         )
 
 
 class AlohaSimulator(gymnasium.Env):
-    """Run the package's simulation, and draw only what is looked at.
+    """Run the package's simulation, drawn apart from its steps.
 
-    The package draws three cameras at every step and hands out one. The action space
-    is unbounded: ``GymnasiumEnv`` clips to it, LeRobot does not clip.
+    The package draws three cameras at every step and hands out one; here its physics
+    has another ``render``, which draws none. The action space is unbounded:
+    ``GymnasiumEnv`` clips to it, LeRobot does not clip.
 
     Args:
         task: see :class:`AlohaEnv`.
-        images: True = observe ``top``.
         quick_drawing: see :class:`AlohaEnv`.
     """
 
-    def __init__(self, task: str, images: bool, quick_drawing: bool) -> None:
+    def __init__(self, task: str, quick_drawing: bool) -> None:
         with _graphics_without_a_display():
             package = import_extra("gym_aloha.env", "aloha", "AlohaEnv")
         self._env = package.AlohaEnv(task=task, obs_type="pixels_agent_pos")
         self._simulation = self._env._env
         physics = self._simulation.physics
-        self._images, self._draw = images, physics.render
+        self._draw = physics.render
         self._flags = {"shadow": False, "reflection": False} if quick_drawing else {}
         if quick_drawing:
             physics.model.vis.quality.offsamples = 0
-        physics.render = self._render
-        self._blank = np.zeros((_HEIGHT, _WIDTH, 3), np.uint8)
+        physics.render = _draw_nothing  # of this simulation alone
         self.action_space = Box(-np.inf, np.inf, (len(_NAMES),), np.float32)
-        spaces: dict[str, Any] = {"agent_pos": Box(-np.inf, np.inf, (len(_NAMES),))}
-        if images:
-            spaces[_CAMERA] = Box(0, 255, self._blank.shape, np.uint8)
-        self.observation_space = gymnasium.spaces.Dict(spaces)
+        self.observation_space = gymnasium.spaces.Dict(
+            agent_pos=Box(-np.inf, np.inf, (len(_NAMES),))
+        )
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Begin the episode of ``seed``."""
-        observation, info = self._env.reset(seed=seed, options=options)
-        return self._select(observation), info
+        return self._env.reset(seed=seed, options=options)
 
     def step(
         self, action: np.ndarray
     ) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         """Execute one action."""
-        observation, *rest = self._env.step(action)
-        return (self._select(observation), *rest)
+        return self._env.step(action)
 
-    def close(self) -> None:
-        """Free the simulation and its graphics."""
-        self._simulation.close()
+    def draw(self) -> dict[str, np.ndarray]:
+        """Return ``{"top": uint8 [480, 640, 3]}``, as the package draws it.
 
-    def _select(self, observation: dict[str, Any]) -> dict[str, Any]:
-        out = {"agent_pos": observation["agent_pos"]}
-        if self._images:
-            out[_CAMERA] = observation["pixels"][_CAMERA]
-        return out
-
-    def _render(self, height: int, width: int, camera_id: str) -> np.ndarray:
-        """Stand in for the simulation's ``render``."""
-        if not self._images or camera_id != _CAMERA:
-            return self._blank
+        Raises:
+            RenderingError: there is no graphics library that could.
+        """
         try:
-            return self._draw(
-                height, width, camera_id, render_flag_overrides=self._flags
+            image = self._draw(
+                _HEIGHT, _WIDTH, _CAMERA, render_flag_overrides=self._flags
             )
         except Exception as error:  # each graphics backend raises its own
             raise RenderingError(
@@ -197,6 +192,16 @@ class AlohaSimulator(gymnasium.Env):
                 f"is {os.environ.get('MUJOCO_GL')!r}), or go without images: "
                 "images=False."
             ) from error
+        return {_CAMERA: image}
+
+    def close(self) -> None:
+        """Free the simulation and its graphics."""
+        self._simulation.close()
+
+
+def _draw_nothing(height: int, width: int, camera_id: str) -> np.ndarray:
+    """Stand in for the ``render`` of a simulation's physics."""
+    return np.empty((0, 0, 3), np.uint8)
 
 
 @contextmanager

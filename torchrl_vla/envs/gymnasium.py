@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gymnasium
@@ -14,7 +13,9 @@ from torch import Tensor
 from torchrl.data import Binary, Bounded, Composite, Unbounded
 from torchrl.envs import EnvBase
 
+from torchrl_vla.envs.drawing import Drawing, Key, may_be_seen
 from torchrl_vla.envs.simulators import (
+    DRAWN,
     Arrays,
     Observe,
     SimulatorGroup,
@@ -25,6 +26,7 @@ from torchrl_vla.schema import (
     ACTION_KEY,
     ENVIRONMENT_STATE_KEY,
     EPISODE_SEED_KEY,
+    IMAGE_IS_STALE_KEY,
     IMAGE_KEY,
     INSTRUCTION_KEY,
     STATE_KEY,
@@ -36,62 +38,6 @@ from torchrl_vla.schema import (
 )
 
 _FLAGS = ("terminated", "truncated", SUCCESS_KEY)
-
-
-@dataclass(frozen=True)
-class ObservationKeys:
-    """Declare which entries of a dict observation are state, images and instruction.
-
-    Args:
-        state: entries that are flattened and joined, in this order.
-        images: entry of the one image, or ``{camera: entry}``.
-        instruction: entry with the text of what to do; None where there is none.
-        environment_state: entries that say what a camera would not show, flattened and
-            joined likewise.
-
-    Raises:
-        MissingKeyError: an observation lacks a declared entry; names what it has.
-
-    Examples:
-        >>> keys = ObservationKeys(state=("position", "gripper"))
-        >>> keys({"position": [1.0, 2.0], "gripper": [0.5], "goal": [9.0]})
-        {'state': array([1. , 2. , 0.5])}
-    """
-
-    state: tuple[str, ...] = ()
-    images: str | Mapping[str, str] | None = None
-    instruction: str | None = None
-    environment_state: tuple[str, ...] = ()
-
-    def __call__(self, observation: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the declared entries under the names of the schema."""
-        out: dict[str, Any] = {}
-        if self.instruction is not None:
-            out["instruction"] = self._get(observation, self.instruction)
-        for vector in ("state", "environment_state"):
-            names = getattr(self, vector)
-            if names:
-                parts = [np.ravel(self._get(observation, name)) for name in names]
-                out[vector] = np.concatenate(parts)
-        if isinstance(self.images, str):
-            out["image"] = self._get(observation, self.images)
-        elif self.images is not None:
-            out["image"] = {
-                camera: self._get(observation, name)
-                for camera, name in self.images.items()
-            }
-        return out
-
-    @staticmethod
-    def _get(observation: Mapping[str, Any], name: str) -> Any:
-        available = sorted(observation) if isinstance(observation, Mapping) else None
-        if available is None or name not in available:
-            raise MissingKeyError(
-                f"ObservationKeys: expected the entry {name!r} in the observation, got "
-                f"{type(observation).__name__} with {available}. Declare one of these, "
-                "or map the observation with a function."
-            )
-        return observation[name]
 
 
 class GymnasiumEnv(EnvBase):
@@ -113,7 +59,8 @@ class GymnasiumEnv(EnvBase):
     ``("observation", "image")`` uint8 ``[N, C, h, w]``, or one entry per camera below
     it; ``language_instruction`` int64 ids ``[N]`` of ``env.instructions``;
     ``episode_seed`` int64 ``[N]``; ``success`` bool ``[N, 1]``; ``reward`` float32
-    ``[N, 1]``; ``done``, ``terminated``, ``truncated`` bool ``[N, 1]``.
+    ``[N, 1]``; ``done``, ``terminated``, ``truncated`` bool ``[N, 1]``; drawing on
+    demand also ``image_is_stale`` bool ``[N, 1]``.
 
     Args:
         make_envs: one constructor per row, or one for all with ``num_envs``.
@@ -133,10 +80,18 @@ class GymnasiumEnv(EnvBase):
         num_workers: processes that share the rows; 0 steps them in this one.
         metadata: what state and actions mean; left out, only their sizes and the
             action bounds are declared.
+        drawing: how the simulator is drawn apart from its steps, where ``observe``
+            returns no images.
+        draw_on_demand: True = draw only where a policy looks: at resets, in rows that
+            are done, and unless ``will_decide`` is False (bool ``[N, 1]``, which the
+            executors write). A row that is not drawn keeps its last picture, and
+            ``image_is_stale`` says so. TorchRL's own worker processes do not pass
+            ``will_decide`` on; ``num_workers`` does.
         seed: seed of the episode seeds; see ``set_seed``.
 
     Raises:
-        ValueError: the numbers of constructors, rows, workers and texts disagree.
+        ValueError: the numbers of constructors, rows, workers and texts disagree; or
+            nothing says how to draw on demand.
         SchemaError: a simulator has another action or observation than the rest, than
             its own space or than ``metadata`` says; or returns non-finite numbers.
         MissingKeyError: a declared entry is absent; names what there is.
@@ -170,6 +125,8 @@ class GymnasiumEnv(EnvBase):
         max_steps: int | None = None,
         num_workers: int = 0,
         metadata: RobotDatasetMetadata | None = None,
+        drawing: Drawing | None = None,
+        draw_on_demand: bool = False,
         seed: int | None = None,
     ) -> None:
         makers = _one_per_row("make_envs", make_envs, num_envs, callable(make_envs))
@@ -181,12 +138,19 @@ class GymnasiumEnv(EnvBase):
             )
         if max_steps is not None and max_steps < 1:
             raise ValueError(f"GymnasiumEnv: expected max_steps >= 1, got {max_steps}.")
+        if draw_on_demand and drawing is None:
+            raise ValueError(
+                f"{type(self).__name__}: expected images that are drawn apart from the "
+                "steps with draw_on_demand=True, got none. Ask for images, of a "
+                "gymnasium environment with drawing=Drawing(...)."
+            )
         super().__init__(batch_size=torch.Size([rows]))
         self.max_steps = max_steps
+        self.draw_on_demand = draw_on_demand
         self._simulators: SimulatorGroup | SimulatorProcesses = (
-            SimulatorProcesses(makers, observe, success_key, num_workers)
+            SimulatorProcesses(makers, observe, success_key, drawing, num_workers)
             if num_workers
-            else SimulatorGroup(makers, observe, success_key)
+            else SimulatorGroup(makers, observe, success_key, drawing)
         )
         layout = self._shared_layout()
         single = isinstance(instructions, str)
@@ -216,7 +180,11 @@ class GymnasiumEnv(EnvBase):
             MissingKeyError: the environment has no images.
         """
         for key, value in self._now.items():
-            if key == IMAGE_KEY or key[:-1] == IMAGE_KEY:
+            if _is_image(key):
+                if self.draw_on_demand:
+                    return torch.from_numpy(
+                        self._simulators.draw(self._rows(None))[key]
+                    )
                 return value.clone()
         raise MissingKeyError(
             f"{type(self).__name__}.render: expected an image among the observations, "
@@ -250,6 +218,8 @@ class GymnasiumEnv(EnvBase):
         spec[EPISODE_SEED_KEY] = Unbounded(batch, dtype=torch.int64)
         flag = Binary(shape=(*batch, 1), dtype=torch.bool)
         spec[SUCCESS_KEY] = flag
+        if self.draw_on_demand:
+            spec[IMAGE_IS_STALE_KEY] = flag.clone()
         self.observation_spec = spec
         self.action_spec = self.metadata.make_action_spec(batch)
         self.reward_spec = Unbounded((*batch, 1))
@@ -288,7 +258,9 @@ class GymnasiumEnv(EnvBase):
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         rows = self._rows(tensordict.get("_step", None))
-        arrays = self._simulators.step(rows, self._actions(tensordict, rows))
+        arrays = self._simulators.step(
+            rows, self._actions(tensordict, rows), self._to_draw(tensordict, rows)
+        )
         self._elapsed[rows] += 1
         if self.max_steps is not None:
             arrays["truncated"] |= (self._elapsed[rows] >= self.max_steps).numpy()
@@ -303,6 +275,15 @@ class GymnasiumEnv(EnvBase):
             return list(range(self.batch_size[0]))
         return mask.reshape(self.batch_size).nonzero().flatten().tolist()
 
+    def _to_draw(self, tensordict: TensorDictBase, rows: list[int]) -> np.ndarray:
+        """Which rows to draw, done or not; the simulators know who succeeds."""
+        if not self.draw_on_demand:
+            return np.ones(len(rows), dtype=bool)
+        seen = may_be_seen(tensordict, self.batch_size).cpu()[rows]
+        if self.max_steps is not None:
+            seen = seen | (self._elapsed[rows, 0] + 1 >= self.max_steps)
+        return seen.numpy()
+
     def _actions(self, tensordict: TensorDictBase, rows: list[int]) -> np.ndarray:
         actions = tensordict.get(ACTION_KEY).detach().cpu().numpy()[rows]
         if not np.isfinite(actions).all():
@@ -316,11 +297,18 @@ class GymnasiumEnv(EnvBase):
 
     def _update(self, rows: list[int], arrays: Arrays) -> None:
         """Take in what the simulators of ``rows`` returned; others stay as they are."""
+        drawn = arrays.pop(DRAWN)
+        if self.draw_on_demand:
+            arrays[IMAGE_IS_STALE_KEY] = ~drawn
+        rows_drawn = [row for row, is_drawn in zip(rows, drawn) if is_drawn]
         for key, array in arrays.items():
+            to = rows_drawn if _is_image(key) else rows
             value = torch.from_numpy(array)
-            if len(rows) < self.batch_size[0]:
+            if len(to) < self.batch_size[0]:
+                if not to:
+                    continue
                 whole = self._now[key].clone()
-                whole[rows] = value
+                whole[to] = value
                 value = whole
             self._now[key] = value
         self._now["done"] = self._now["terminated"] | self._now["truncated"]
@@ -353,6 +341,10 @@ def _one_per_row(
             f"argument {name!r}, got {len(values)}. Give one for all rows or one each."
         )
     return values
+
+
+def _is_image(key: Key) -> bool:
+    return key == IMAGE_KEY or key[:-1] == IMAGE_KEY
 
 
 def _checked_metadata(

@@ -82,8 +82,8 @@ class SawyerTasks(gymnasium.Env):
     """Run episodes of MetaWorld tasks, each a pure function of its seed.
 
     The task of an episode is ``tasks[seed % len(tasks)]``: consecutive seeds take
-    turns. Observations are ``{"state": float64 [39], "instruction": text}`` and, with
-    cameras, ``"image"``: uint8 ``[h, w, 3]``, or ``{camera: image}`` for several.
+    turns. Observations are ``{"state": float64 [39], "instruction": text}``; pictures
+    are drawn by :meth:`draw` alone.
 
     Args:
         tasks: names without version.
@@ -103,15 +103,9 @@ class SawyerTasks(gymnasium.Env):
         self._one_image, self._stop_on_success = one_image, stop_on_success
         self._lent = pool.take(self._tasks[0])
         self.action_space = self._lent.env.action_space
-        spaces: dict[str, Any] = {
-            "state": Box(-np.inf, np.inf, (STATE_DIM,)),
-            "instruction": Text(max_length=99),
-        }
-        picture = Box(0, 255, (pool.image_size, pool.image_size, 3), np.uint8)
-        if pool.cameras:
-            pictures = gymnasium.spaces.Dict(dict.fromkeys(pool.cameras, picture))
-            spaces["image"] = picture if one_image else pictures
-        self.observation_space = gymnasium.spaces.Dict(spaces)
+        self.observation_space = gymnasium.spaces.Dict(
+            state=Box(-np.inf, np.inf, (STATE_DIM,)), instruction=Text(max_length=99)
+        )
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -134,14 +128,15 @@ class SawyerTasks(gymnasium.Env):
         ended = self._stop_on_success and bool(info["success"])
         return self._observe(state), float(reward), ended, False, info
 
+    def draw(self) -> np.ndarray | dict[str, np.ndarray]:
+        """Return uint8 ``[h, w, 3]`` of the one camera, or ``{camera: image}``."""
+        images = self._lent.painter.draw(self._lent.env.data)
+        return images.popitem()[1] if self._one_image else images
+
     def close(self) -> None:
         """Free the graphics."""
         self._pool.give_back(self._lent)
         self._pool.close()
 
     def _observe(self, state: np.ndarray) -> dict[str, Any]:
-        out = {"state": state, "instruction": INSTRUCTIONS[self._lent.task]}
-        if self._lent.painter is not None:
-            images = self._lent.painter.draw(self._lent.env.data)
-            out["image"] = images.popitem()[1] if self._one_image else images
-        return out
+        return {"state": state, "instruction": INSTRUCTIONS[self._lent.task]}

@@ -6,13 +6,14 @@ import contextlib
 import functools
 import io
 import warnings
-from typing import Any
 
 import gymnasium
 import numpy as np
 from gymnasium.spaces import Box
 
-from torchrl_vla.envs.gymnasium import GymnasiumEnv, ObservationKeys
+from torchrl_vla.envs.drawing import Drawing
+from torchrl_vla.envs.gymnasium import GymnasiumEnv
+from torchrl_vla.envs.observation_keys import ObservationKeys
 from torchrl_vla.schema import RobotDatasetMetadata, import_extra
 
 #: What the episodes of LeRobot's PushT datasets are told.
@@ -20,7 +21,7 @@ PUSHT_INSTRUCTION = "Push the T-shaped block onto the T-shaped target."
 
 _BOARD = 512.0  # side of the board in pixels, the unit of positions and actions
 _RATE_HZ = 10.0
-_CORNERS = 8  # of the two bars that make the T
+_WITHOUT_PIXELS = "environment_state_agent_pos"
 
 
 class PushTEnv(GymnasiumEnv):
@@ -51,11 +52,14 @@ class PushTEnv(GymnasiumEnv):
         max_steps: time limit.
         instruction: what every episode is told.
         num_workers: processes that share the rows; 0 steps them in this one.
+        draw_on_demand: True = draw only where the policy looks, as
+            :class:`GymnasiumEnv` says.
         seed: seed of the episode seeds; see ``set_seed``.
 
     Raises:
         MissingExtraError: the package ``gym-pusht`` is not installed.
-        ValueError: neither images nor the environment's state were asked for.
+        ValueError: neither images nor the environment's state were asked for; or
+            drawing on demand without images.
 
     Examples:
         >>> import torch
@@ -80,6 +84,7 @@ class PushTEnv(GymnasiumEnv):
         max_steps: int = 300,
         instruction: str = PUSHT_INSTRUCTION,
         num_workers: int = 0,
+        draw_on_demand: bool = False,
         seed: int | None = None,
     ) -> None:
         if not (images or environment_state):
@@ -89,10 +94,9 @@ class PushTEnv(GymnasiumEnv):
             )
         import_extra("gym_pusht", "pusht", "PushTEnv")  # before any worker
         super().__init__(
-            functools.partial(PushTSimulator, images, environment_state, image_size),
+            functools.partial(PushTSimulator, image_size),
             observe=ObservationKeys(
                 state=("agent_pos",),
-                images="pixels" if images else None,
                 environment_state=("environment_state",) if environment_state else (),
             ),
             instructions=instruction,
@@ -101,64 +105,46 @@ class PushTEnv(GymnasiumEnv):
             max_steps=max_steps,
             num_workers=num_workers,
             metadata=_make_metadata(images),
+            drawing=Drawing(PushTSimulator.draw, (image_size, image_size, 3))
+            if images
+            else None,
+            draw_on_demand=draw_on_demand,
             seed=seed,
         )
 
 
 class PushTSimulator(gymnasium.Wrapper):
-    """Run the package's simulation, with any of its observations together.
+    """Run the package's simulation, drawn apart from its steps.
 
-    The action space is unbounded: ``GymnasiumEnv`` clips to it, LeRobot does not clip.
+    The package would draw every observation with pixels. The action space is
+    unbounded: ``GymnasiumEnv`` clips to it, LeRobot does not clip.
 
     Args:
-        images: True = observe ``pixels``.
-        environment_state: True = observe ``environment_state``.
         image_size: side of the images in pixels.
     """
 
-    def __init__(self, images: bool, environment_state: bool, image_size: int) -> None:
+    def __init__(self, image_size: int) -> None:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")  # pygame's, and its greeting goes to stdout
             package = import_extra("gym_pusht.envs", "pusht", "PushTEnv")
         super().__init__(
             package.PushTEnv(
-                obs_type="pixels_agent_pos"
-                if images
-                else "environment_state_agent_pos",
+                obs_type=_WITHOUT_PIXELS,
                 observation_width=image_size,
                 observation_height=image_size,
             )
         )
-        self._adds_corners = images and environment_state
         self.action_space = Box(-np.inf, np.inf, (2,), np.float32)
-        if self._adds_corners:
-            corners = Box(0.0, _BOARD, (2 * _CORNERS,), np.float64)
-            self.observation_space = gymnasium.spaces.Dict(
-                {**self.env.observation_space, "environment_state": corners}
-            )
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Begin the episode of ``seed``."""
-        observation, info = self.env.reset(seed=seed, options=options)
-        return self._complete(observation), info
-
-    def step(
-        self, action: np.ndarray
-    ) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
-        """Execute one action."""
-        observation, *rest = self.env.step(action)
-        return (self._complete(observation), *rest)
-
-    def _complete(self, observation: dict[str, Any]) -> dict[str, Any]:
-        if self._adds_corners:
-            # Asked for as an observation: block.shapes is a set, in no fixed order.
-            simulation = self.env.unwrapped
-            simulation.obs_type = "environment_state_agent_pos"
-            observation |= simulation.get_obs()
-            simulation.obs_type = "pixels_agent_pos"
-        return observation
+    def draw(self) -> np.ndarray:
+        """Return what the package shows under ``pixels``, uint8 ``[h, w, 3]``."""
+        # The package draws in get_obs and looks there at what it is to observe.
+        simulation = self.env.unwrapped
+        simulation.obs_type = "pixels"
+        try:
+            return simulation.get_obs()
+        finally:
+            simulation.obs_type = _WITHOUT_PIXELS
 
 
 def _make_metadata(images: bool) -> RobotDatasetMetadata:

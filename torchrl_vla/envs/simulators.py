@@ -15,9 +15,9 @@ import gymnasium
 import numpy as np
 from gymnasium.vector.utils import CloudpickleWrapper
 
+from torchrl_vla.envs.drawing import Drawing, Key, to_images
 from torchrl_vla.schema import (
     ENVIRONMENT_STATE_KEY,
-    IMAGE_KEY,
     INSTRUCTION_KEY,
     STATE_KEY,
     SUCCESS_KEY,
@@ -26,9 +26,11 @@ from torchrl_vla.schema import (
     VLAError,
 )
 
-Key = str | tuple[str, ...]
 Arrays = dict[Key, np.ndarray]
 Observe = Callable[[Any], Mapping[str, Any]]
+
+#: Where a group says which of its rows it drew, bool ``[n, 1]``.
+DRAWN = "drawn"
 
 _VECTORS = {"state": STATE_KEY, "environment_state": ENVIRONMENT_STATE_KEY}
 
@@ -60,6 +62,7 @@ class SimulatorGroup:
             "environment_state": ...}`` and, where the simulator says what to do,
             ``"instruction"``.
         success_key: the entry of ``info`` that says whether the task is done.
+        drawing: how they are drawn, where ``observe`` returns no images.
         first_row: number of the first row.
     """
 
@@ -68,10 +71,11 @@ class SimulatorGroup:
         make_envs: Sequence[Callable[[], gymnasium.Env]],
         observe: Observe,
         success_key: str,
+        drawing: Drawing | None = None,
         first_row: int = 0,
     ) -> None:
         self._observe, self._success_key = observe, success_key
-        self._first_row = first_row
+        self._drawing, self._first_row = drawing, first_row
         self._envs = [make_env() for make_env in make_envs]
         self._layouts = [self._describe(row) for row in range(len(self._envs))]
 
@@ -86,17 +90,24 @@ class SimulatorGroup:
         an array of objects.
         """
         seen = [
-            self._observe(self._envs[row].reset(seed=seed)[0])
+            self._observe(self._envs[row].reset(seed=int(seed))[0])
             for row, seed in zip(rows, seeds)
         ]
         out = self._stack(rows, [self._map(row, s) for row, s in zip(rows, seen)])
+        out |= {**self.draw(rows), DRAWN: np.ones((len(rows), 1), bool)}
         if self._layouts[rows[0]].says_instruction:
             texts = [observation["instruction"] for observation in seen]
             out[INSTRUCTION_KEY] = np.array(texts, dtype=object)
         return out
 
-    def step(self, rows: Sequence[int], actions: np.ndarray) -> Arrays:
-        """Execute ``actions[i]`` in ``rows[i]``; adds the reward and the flags."""
+    def step(
+        self, rows: Sequence[int], actions: np.ndarray, to_draw: np.ndarray
+    ) -> Arrays:
+        """Execute ``actions[i]`` in ``rows[i]``; adds the reward and the flags.
+
+        Rows of ``to_draw`` and those that end are drawn: the arrays of images hold
+        these rows alone, in order.
+        """
         space = self._envs[rows[0]].action_space
         actions = np.clip(actions, space.low, space.high).astype(space.dtype)
         reward = np.empty((len(rows), 1), np.float32)
@@ -109,13 +120,22 @@ class SimulatorGroup:
             observations.append(self._map(row, self._observe(raw)))
             success[i] = self._success(row, info)
         self._check_finite("reward", rows, reward)
+        drawn = to_draw[:, None] | terminated | truncated
         return {
             **self._stack(rows, observations),
+            **self.draw([row for row, is_drawn in zip(rows, drawn) if is_drawn]),
+            DRAWN: drawn,
             "reward": reward,
             "terminated": terminated,
             "truncated": truncated,
             SUCCESS_KEY: success,
         }
+
+    def draw(self, rows: Sequence[int]) -> Arrays:
+        """Draw rows as they are now; nothing where ``observe`` returns the images."""
+        if self._drawing is None:
+            return {}
+        return self._drawing([self._envs[row] for row in rows])
 
     def close(self) -> None:
         """Close every simulator."""
@@ -134,7 +154,11 @@ class SimulatorGroup:
 
     def _stack(self, rows: Sequence[int], observations: list[Arrays]) -> Arrays:
         for row, observation in zip(rows, observations):
-            expected = self._layouts[row].observation
+            expected = tuple(
+                (key, shape)
+                for key, shape in self._layouts[row].observation
+                if self._drawing is None or key not in self._drawing.layout
+            )
             if _shapes(observation) != expected:
                 raise SchemaError(
                     f"GymnasiumEnv: expected observations {dict(expected)} of "
@@ -151,7 +175,13 @@ class SimulatorGroup:
     def _map(self, row: int, mapped: Mapping[str, Any]) -> Arrays:
         """Return what ``observe`` made of an observation as arrays of the schema."""
         observed = set(mapped) - {"instruction"}
-        if not observed or observed - {"image", *_VECTORS}:
+        if "image" in observed and self._drawing is not None:
+            raise SchemaError(
+                "GymnasiumEnv: expected no 'image' from observe, as drawing says how "
+                f"images are drawn, got {sorted(mapped)}. Leave one of the two out."
+            )
+        nothing = not observed and self._drawing is None
+        if nothing or observed - {"image", *_VECTORS}:
             raise SchemaError(
                 "GymnasiumEnv: expected 'state' and/or 'image' and/or "
                 "'environment_state', and maybe 'instruction', from the function at "
@@ -167,12 +197,8 @@ class SimulatorGroup:
                         f"{row + self._first_row}, got shape {out[key].shape}. "
                         "Flatten it in observe."
                     )
-        images = mapped.get("image")
-        if isinstance(images, Mapping):
-            for camera, image in images.items():
-                out[(*IMAGE_KEY, camera)] = _to_chw(image, camera)
-        elif images is not None:
-            out[IMAGE_KEY] = _to_chw(images, "image")
+        if mapped.get("image") is not None:
+            out |= to_images(mapped["image"])
         return out
 
     def _check_finite(self, name: str, rows: Sequence[int], values: np.ndarray) -> None:
@@ -194,11 +220,12 @@ class SimulatorGroup:
                 "environment with gymnasium.wrappers.TransformAction."
             )
         mapped = self._observe(env.observation_space.sample())
+        pictures = {} if self._drawing is None else self._drawing.layout
         return SimulatorLayout(
             str(space.dtype),
             tuple(space.low.astype(float).tolist()),
             tuple(space.high.astype(float).tolist()),
-            _shapes(self._map(row, mapped)),
+            (*_shapes(self._map(row, mapped)), *pictures.items()),
             "instruction" in mapped,
         )
 
@@ -214,6 +241,7 @@ class SimulatorProcesses:
         make_envs: one constructor per row; pickled by value, so lambdas are fine.
         observe: see :class:`SimulatorGroup`.
         success_key: see :class:`SimulatorGroup`.
+        drawing: see :class:`SimulatorGroup`.
         num_workers: processes; each gets an equal run of rows.
     """
 
@@ -222,6 +250,7 @@ class SimulatorProcesses:
         make_envs: Sequence[Callable[[], gymnasium.Env]],
         observe: Observe,
         success_key: str,
+        drawing: Drawing | None,
         num_workers: int,
     ) -> None:
         count = len(make_envs)
@@ -242,7 +271,7 @@ class SimulatorProcesses:
             self._processes.append(process)
             # Sent rather than passed: what the worker cannot unpickle is an error that
             # it reports, and not the end of it.
-            job = (list(make_envs[start:stop]), observe, success_key, start)
+            job = (list(make_envs[start:stop]), observe, success_key, drawing, start)
             self._send(len(self._pipes) - 1, CloudpickleWrapper(job))
         self._close = weakref.finalize(self, _stop, self._pipes, self._processes)
         answers = [self._receive(worker) for worker in range(num_workers)]
@@ -258,21 +287,27 @@ class SimulatorProcesses:
         """Begin the episode of each seed; see :class:`SimulatorGroup`."""
         return self._call("reset", rows, np.asarray(seeds, dtype=np.int64))
 
-    def step(self, rows: Sequence[int], actions: np.ndarray) -> Arrays:
+    def step(
+        self, rows: Sequence[int], actions: np.ndarray, to_draw: np.ndarray
+    ) -> Arrays:
         """Execute ``actions[i]`` in ``rows[i]``; see :class:`SimulatorGroup`."""
-        return self._call("step", rows, actions)
+        return self._call("step", rows, actions, to_draw)
+
+    def draw(self, rows: Sequence[int]) -> Arrays:
+        """Draw rows as they are now; see :class:`SimulatorGroup`."""
+        return self._call("draw", rows)
 
     def close(self) -> None:
         """Stop the workers."""
         self._close()
 
-    def _call(self, name: str, rows: Sequence[int], values: np.ndarray) -> Arrays:
+    def _call(self, name: str, rows: Sequence[int], *values: np.ndarray) -> Arrays:
         share: dict[int, list[int]] = {}
         for position, row in enumerate(rows):
             share.setdefault(self._owner[row], []).append(position)
         for worker, positions in share.items():
             local = [rows[position] - self._starts[worker] for position in positions]
-            self._send(worker, (name, local, values[positions]))
+            self._send(worker, (name, local, [value[positions] for value in values]))
         # Rows come in rising order and workers own runs of them: parts line up.
         parts = _all_or_raise([self._receive(worker) for worker in share])
         return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
@@ -314,11 +349,7 @@ def _serve(pipe: Connection) -> None:
         while True:
             name, rows, values = pipe.recv()
             try:
-                pipe.send(
-                    getattr(group, name)(
-                        rows, values.tolist() if name == "reset" else values
-                    )
-                )
+                pipe.send(getattr(group, name)(rows, *values))
             except Exception as error:
                 pipe.send(_portable(error))
     except (EOFError, KeyboardInterrupt):
@@ -351,13 +382,3 @@ def _stop(pipes: list[Connection], processes: list[Any]) -> None:
 
 def _shapes(arrays: Arrays) -> tuple[tuple[Key, tuple[int, ...]], ...]:
     return tuple((key, array.shape) for key, array in arrays.items())
-
-
-def _to_chw(image: Any, name: str) -> np.ndarray:
-    image = np.asarray(image)
-    if image.dtype != np.uint8 or image.ndim != 3:
-        raise SchemaError(
-            f"GymnasiumEnv: expected a uint8 image [h, w, C] at {name!r}, got "
-            f"{image.dtype} of shape {image.shape}. Convert it in observe."
-        )
-    return np.ascontiguousarray(image.transpose(2, 0, 1))

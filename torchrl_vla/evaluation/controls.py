@@ -8,10 +8,12 @@ without images does not look.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal, get_args
 
 import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
+from torchrl.envs import EnvBase
 
 from torchrl_vla.schema import (
     EPISODE_SEED_KEY,
@@ -25,6 +27,9 @@ from torchrl_vla.schema import (
 # Multiplier of a 64-bit linear congruential generator (Knuth, MMIX); its high bits
 # are well mixed, so neighbouring seeds give unrelated draws.
 _MIX = 6364136223846793005
+
+#: The control arms that :func:`make_control` knows.
+ControlName = Literal["shuffled-instruction", "blank-images", "zero-state"]
 
 
 class EditedObservation(TensorDictModuleBase):
@@ -113,6 +118,55 @@ def blank_images(actor: TensorDictModuleBase) -> EditedObservation:
 def zero_state(actor: TensorDictModuleBase) -> EditedObservation:
     """Tell the actor that every number of its own state is zero."""
     return _zeroed(actor, STATE_KEY)
+
+
+def make_control(
+    name: ControlName | str, actor: TensorDictModuleBase, env: EnvBase
+) -> EditedObservation:
+    """Take one input away from a policy, by name, if the environment has it.
+
+    Evaluated on the same seeds and given to :func:`compare`, it shows how much of the
+    success rate hangs on that input.
+
+    Args:
+        name: ``"shuffled-instruction"``, ``"blank-images"`` or ``"zero-state"``.
+        actor: the policy, with its executor.
+        env: where it will be evaluated.
+
+    Raises:
+        ValueError: there is no such control, or it would change nothing here: a single
+            instruction cannot be shuffled, and images that are not there not be blank.
+
+    Examples:
+        >>> from torchrl_vla.envs import TabletopEnv
+        >>> env = TabletopEnv(2, image_size=16)
+        >>> control = make_control("zero-state", env.make_expert(), env)
+    """
+    if name not in get_args(ControlName):
+        raise ValueError(
+            f"make_control: expected one of {get_args(ControlName)}, got {name!r}."
+        )
+    if name == "shuffled-instruction":
+        table = getattr(env, "instructions", None)
+        if table is None or len(table) < 2:
+            count = 0 if table is None else len(table)
+            raise ValueError(
+                "make_control: expected an environment with several instructions to "
+                f"shuffle, got {count}. Evaluate on more tasks, or take another "
+                "control."
+            )
+        return shuffle_instructions(actor, table)
+    key, control = {
+        "blank-images": (IMAGE_KEY, blank_images),
+        "zero-state": (STATE_KEY, zero_state),
+    }[name]
+    if key not in env.observation_spec.keys(True):
+        raise ValueError(
+            f"make_control: expected {key!r} in the observations for {name!r}, got "
+            f"{sorted(map(str, env.observation_spec.keys(True, True)))}. Take another "
+            "control."
+        )
+    return control(actor)
 
 
 def _zeroed(actor: TensorDictModuleBase, key: tuple[str, ...]) -> EditedObservation:

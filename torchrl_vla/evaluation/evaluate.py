@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from tensordict import TensorDictBase
@@ -13,6 +14,7 @@ from tqdm import tqdm
 
 from torchrl_vla.data.episodes import EpisodeStep, episode_seeds, run_episodes
 from torchrl_vla.evaluation.film import Recorder
+from torchrl_vla.evaluation.provenance import make_provenance
 from torchrl_vla.evaluation.result import EpisodeRecord, EvaluationResult
 from torchrl_vla.schema import (
     INSTRUCTION_KEY,
@@ -30,9 +32,11 @@ def evaluate(
     episodes: int,
     *,
     seed: int = 0,
+    first: int = 0,
     deterministic: bool = True,
     max_steps: int | None = None,
     recorder: Recorder | None = None,
+    provenance: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> EvaluationResult:
     """Run exactly ``episodes`` episodes and say how many succeeded.
@@ -50,9 +54,12 @@ def evaluate(
         policy: observation to ``action``; a chunk policy inside its executor.
         episodes: how many.
         seed: of the run.
+        first: the run's episode to begin with; those before it are left out.
         deterministic: True = the policy's mode, False = it samples.
         max_steps: raise when an episode takes longer; None trusts the environment.
         recorder: keeps pictures of some episodes.
+        provenance: what you know beyond the seed, the environment and the versions,
+            such as ``{"policy": hash_folder(folder)}``; goes into the result.
         progress: True = show a progress bar with the rate so far.
 
     Raises:
@@ -69,7 +76,7 @@ def evaluate(
     """
     if episodes < 1:
         raise ValueError(f"evaluate: expected episodes >= 1, got {episodes}.")
-    seeds = episode_seeds(seed, episodes)
+    seeds = episode_seeds(seed, episodes, first)
     kind = ExplorationType.DETERMINISTIC if deterministic else ExplorationType.RANDOM
     table = getattr(env, "instructions", None)
     running = [_Running() for _ in seeds]
@@ -93,7 +100,8 @@ def evaluate(
         EpisodeRecord(seed, run.instruction, run.success, run.total, run.length)
         for seed, run in zip(seeds, running)
     ]
-    return EvaluationResult(records, _provenance(seed, deterministic))
+    known = make_provenance(env, seed=seed, deterministic=deterministic)
+    return EvaluationResult(records, {**known, **(provenance or {})})
 
 
 class _Running:
@@ -145,12 +153,3 @@ def _texts(data: TensorDictBase, table: InstructionTable | None) -> list[str]:
             f"{INSTRUCTION_KEY!r} into text, got none. Set env.instructions."
         )
     return table.decode(value.reshape(-1).cpu())
-
-
-def _provenance(seed: int, deterministic: bool) -> dict[str, object]:
-    packages = ("torchrl-vla", "torch", "torchrl", "tensordict")
-    return {
-        "seed": seed,
-        "deterministic": deterministic,
-        "versions": {package: version(package) for package in packages},
-    }

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from torchrl_vla.evaluation.betting import betting_rate_interval
 from torchrl_vla.evaluation.statistics import wilson_interval
+
+#: Entry of the provenance of an evaluation whose outcomes said when it was enough.
+STOPPING = "stopping"
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,8 @@ class EvaluationResult:
 
     Args:
         episodes: in the order of their seeds.
-        provenance: what is needed to repeat it (seed, versions).
+        provenance: what is needed to repeat it (seed, versions, environment, policy);
+            nothing but what JSON holds.
 
     Examples:
         >>> records = [EpisodeRecord(i, "pick", i < 9, 1.0, 5) for i in range(10)]
@@ -72,8 +77,19 @@ class EvaluationResult:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Wilson's 95 percent interval of :attr:`success_rate`."""
+        """The 95 percent interval of :attr:`success_rate`: Wilson's.
+
+        Of an evaluation that its own outcomes stopped, as the provenance says, the
+        wider one that survives peeking.
+        """
+        if self.stopped_early:
+            return betting_rate_interval(self.successes, len(self))
         return wilson_interval(self.successes, len(self))
+
+    @property
+    def stopped_early(self) -> bool:
+        """True = the outcomes decided how many episodes there are."""
+        return STOPPING in self.provenance
 
     @property
     def mean_length(self) -> float:
@@ -89,6 +105,19 @@ class EvaluationResult:
             text: EvaluationResult(groups[text], self.provenance)
             for text in sorted(groups)
         }
+
+    def with_provenance(self, **entries: Any) -> EvaluationResult:
+        """Return the same episodes, with more known of where they come from.
+
+        Args:
+            entries: what JSON can hold; one with a known name replaces it.
+
+        Examples:
+            >>> result = EvaluationResult([EpisodeRecord(0, "", True, 1.0, 5)])
+            >>> result.with_provenance(policy="runs/reach").provenance
+            {'policy': 'runs/reach'}
+        """
+        return replace(self, provenance={**self.provenance, **entries})
 
     def to_json(self) -> str:
         """Write every episode and the provenance; the summary is for readers only."""
@@ -113,7 +142,7 @@ class EvaluationResult:
         payload = source.read_text() if isinstance(source, Path) else source
         values = json.loads(payload)
         episodes = [EpisodeRecord(**episode) for episode in values["episodes"]]
-        return cls(episodes, values["provenance"])
+        return cls(episodes, values.get("provenance", {}))
 
     def __str__(self) -> str:
         low, high = self.interval

@@ -1,7 +1,45 @@
 """Executors: from a chunk of actions to one action per control step."""
 
+from torchrl_vla.execution.asynchronous import AsyncExecutor
+from torchrl_vla.execution.base import Executor
 from torchrl_vla.execution.decisions import select_decisions
+from torchrl_vla.execution.executor import ChunkExecutor
+from torchrl_vla.execution.inference_workers import (
+    InferenceWorker,
+    StepClockWorker,
+    ThreadWorker,
+)
+from torchrl_vla.execution.interpolation import ActionInterpolation
 from torchrl_vla.execution.multi_action import MultiAction
 from torchrl_vla.execution.multi_step import MultiStepActorWrapper
+from torchrl_vla.execution.real_time_chunking import RealTimeChunking
+from torchrl_vla.execution.rtc_weights import (
+    ExponentialPrefix,
+    LinearPrefix,
+    OnesPrefix,
+    PrefixSchedule,
+    ZerosPrefix,
+)
+from torchrl_vla.execution.skip_waiting import SkipWaiting
+from torchrl_vla.execution.temporal_ensemble import TemporalEnsemble
 
-__all__ = ["MultiAction", "MultiStepActorWrapper", "select_decisions"]
+__all__ = [
+    "ActionInterpolation",
+    "AsyncExecutor",
+    "ChunkExecutor",
+    "Executor",
+    "ExponentialPrefix",
+    "InferenceWorker",
+    "LinearPrefix",
+    "MultiAction",
+    "MultiStepActorWrapper",
+    "OnesPrefix",
+    "PrefixSchedule",
+    "RealTimeChunking",
+    "SkipWaiting",
+    "StepClockWorker",
+    "TemporalEnsemble",
+    "ThreadWorker",
+    "ZerosPrefix",
+    "select_decisions",
+]

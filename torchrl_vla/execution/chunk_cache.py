@@ -42,6 +42,8 @@ class ChunkCache:
         self._cursor = 0
         self._until_due = self.interval
         self._remaining: Tensor | None = None  # None: the same for every row
+        self.waiting: Tensor | None = None  # None: no row is
+        self._last: Tensor | None = None
 
     @property
     def any_exhausted(self) -> bool:
@@ -54,11 +56,26 @@ class ChunkCache:
             return None
         return self._remaining == self._cursor
 
+    def is_last(self) -> Tensor:
+        """Return the rows whose last action was popped, bool ``[*B]``."""
+        if self._remaining is None:
+            shape, device = self.batch_size, self.serials.device
+            return torch.full(shape, self.any_exhausted, device=device)
+        return self._remaining == self._cursor
+
     def pop(self) -> Tensor:
-        """Return every row's next action, ``[*B, A]``."""
+        """Return every row's next action, ``[*B, A]``; of those that wait the last."""
         action = self._actions.select(-2, self._cursor)
         self._cursor += 1
+        if self.waiting is not None and self._last is not None:
+            action = torch.where(self.waiting.unsqueeze(-1), self._last, action)
+        self._last = action
         return action
+
+    def wait(self, rows: Tensor) -> bool:
+        """Let rows (bool ``[*B]``) wait for a new cache; return whether all do."""
+        self.waiting = rows.clone() if self.waiting is None else self.waiting | rows
+        return bool(self.waiting.all())
 
     def replace_rows(
         self, rows: Tensor, actions: Tensor, outputs: dict[NestedKey, Any], serial: int

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import torch
-from tensordict import NestedKey, TensorDictBase
+from tensordict import NestedKey, TensorDictBase, is_leaf_nontensor
 from torch import Tensor
 
 from torchrl_vla.schema import (
     EXECUTED_STEPS_KEY,
     IS_DECISION_KEY,
     IS_EXECUTED_KEY,
+    IS_WAITING_KEY,
+    OBSERVATION_AGE_KEY,
+    ROW_INDEX_KEY,
     SUCCESS_KEY,
     ExecutionError,
     MissingKeyError,
+    check_positive_int,
 )
 
 
@@ -20,40 +24,56 @@ def select_decisions(
     rollout: TensorDictBase,
     chunk_size: int,
     *,
+    ticks: int = 1,
     decision_key: NestedKey = IS_DECISION_KEY,
     reward_key: NestedKey = "reward",
+    done_key: NestedKey = "done",
     success_key: NestedKey = SUCCESS_KEY,
 ) -> TensorDictBase:
-    """Keep the steps on which the policy was asked, each with what followed from it.
+    """Keep the steps on which the policy decided, each with what followed from it.
 
     A chunk policy decides once in many steps, and only those steps hold an
     observation that its tokens and log-probs were computed from. A decision lasts
-    until the next one in the same row, so the transition is the one that
-    :class:`MultiAction` makes. The surprise: steps before a row's first decision
-    belong to a chunk planned in an earlier batch and are left out, and a decision cut
-    by the end of the rollout counts only the steps that are here.
+    until the next one in the same row or the end of the episode, so the transition is
+    the one that :class:`MultiAction` makes. The surprise: steps before a row's first
+    decision belong to a chunk planned in an earlier batch and are left out, and a
+    decision cut by the end of the rollout counts only the steps that are here. Steps
+    on which a row waited (``is_waiting``) are no part of any decision.
 
-    **Reads** a rollout ``[*B, T]`` of :class:`MultiStepActorWrapper`: ``is_decision``
-    bool ``[*B, T, 1]``, ``("next", reward_key)`` float ``[*B, T, 1]``.
+    An executor that plans ahead executes a chunk ``observation_age`` steps after the
+    observation that it was planned from. The decision then takes what the policy saw,
+    every entry that ``next`` has too, from that earlier step, and the executor's
+    outputs from its own; a decision whose observation lies before the rollout is
+    dropped.
+
+    **Reads** a rollout ``[*B, T]`` of an :class:`Executor`: ``is_decision`` bool
+    ``[*B, T, 1]``, ``("next", reward_key)`` float ``[*B, T, 1]``; where they are,
+    ``("next", done_key)`` and ``is_waiting`` bool, ``observation_age`` int64, all
+    ``[*B, T, 1]``.
 
     **Writes** a new tensordict ``[N]``, ``N`` decisions in row order: the root of the
-    decision's step; ``next`` of its last executed step, in which ``reward`` is the
-    sum over the executed steps, ``success`` (where there is one) is True if it was
-    on any, ``executed_steps`` is int64 ``[N, 1]`` and ``is_executed`` bool
-    ``[N, H]``. Discount by ``gamma ** executed_steps``, not by ``gamma``.
+    decision's step with ``row_index`` int64 ``[N]``, its row of the flattened ``*B``;
+    ``next`` of its last executed step, in which ``reward`` is the sum over the
+    executed steps, ``success`` (where there is one) is True if it was on any,
+    ``executed_steps`` is int64 ``[N, 1]`` and ``is_executed`` bool ``[N, H]``, from
+    position ``observation_age`` of the chunk on. Discount by
+    ``gamma ** executed_steps``, not by ``gamma``.
 
     Args:
         rollout: steps; time is the last batch dimension.
         chunk_size: ``H``, the length of the policy's chunks.
 
     Keyword Args:
+        ticks: steps for each action, of :class:`ActionInterpolation`.
         decision_key: where the decision mask is.
         reward_key: key of the reward inside ``next``.
+        done_key: key of the end of an episode inside ``next``.
         success_key: key of the success flag inside ``next``.
 
     Raises:
         MissingKeyError: the rollout has no decision mask.
-        ExecutionError: a decision was executed for more than ``chunk_size`` steps.
+        ExecutionError: a decision was executed past the end of its chunk, or planned
+            from an observation of another episode.
 
     Examples:
         >>> import torch
@@ -70,51 +90,116 @@ def select_decisions(
         (tensor([7., 8.]), tensor([[ True,  True,  True],
                 [ True, False, False]]))
     """
-    is_decision = rollout.get(decision_key, None)
+    check_positive_int("select_decisions", "ticks", ticks)
+    is_decision = _mask(rollout, decision_key)
     if is_decision is None:
         raise MissingKeyError(
             f"select_decisions: expected a bool [*B, T, 1] at {decision_key!r}, got "
             f"only {sorted(map(str, rollout.keys(True, True)))}. Collect the rollout "
             "with MultiStepActorWrapper."
         )
-    is_decision = is_decision.reshape(-1, rollout.batch_size[-1])
-    begun = is_decision.long().cumsum(-1) > 0
-    flat = rollout.reshape(-1)
-    decision_of_step = is_decision.flatten().long().cumsum(0) - 1
-    steps = begun.flatten().nonzero().squeeze(-1)  # those that follow a decision
-    decision_of_step = decision_of_step[steps]
+    flat, n_time = rollout.reshape(-1), rollout.batch_size[-1]
     first = is_decision.flatten().nonzero().squeeze(-1)
-    n_steps = torch.bincount(decision_of_step, minlength=len(first))
-    _check_length(n_steps, chunk_size)
+    steps, owner = _steps_of_decisions(rollout, is_decision, done_key)
+    n_steps = torch.bincount(owner, minlength=len(first))
+    age = _ages(flat, first)
+    _check_length(n_steps, age, chunk_size * ticks)
 
     decisions = flat[first]
+    decisions.set(ROW_INDEX_KEY, first // n_time)
     # Steps of one decision are neighbours in its row, so the last one is first + n - 1.
     after = flat["next"][first + n_steps - 1]
-    after.set(reward_key, _sum_per_decision(flat, reward_key, steps, decision_of_step))
+    after.set(reward_key, _sum_per_decision(flat, reward_key, steps, owner, first))
     if success_key in after.keys(True, True):
-        success = _sum_per_decision(flat, success_key, steps, decision_of_step)
+        success = _sum_per_decision(flat, success_key, steps, owner, first)
         after.set(success_key, success > 0)
     after.set(EXECUTED_STEPS_KEY, n_steps.unsqueeze(-1))
-    positions = torch.arange(chunk_size, device=n_steps.device)
-    after.set(IS_EXECUTED_KEY, positions < n_steps.unsqueeze(-1))
-    return decisions.set("next", after)
+    # A position is executed in `ticks` steps, counted from the observation.
+    begin = ticks * torch.arange(chunk_size, device=first.device)
+    end = (age + n_steps).unsqueeze(-1)
+    after.set(IS_EXECUTED_KEY, (begin + ticks > age.unsqueeze(-1)) & (begin < end))
+    decisions.set("next", after)
+    if flat.get(OBSERVATION_AGE_KEY, None) is None:
+        return decisions
+    return _look_back(decisions, flat, first, age, n_time, done_key)
+
+
+def _mask(rollout: TensorDictBase, key: NestedKey) -> Tensor | None:
+    """Return a bool of every step as ``[rows, T]``, where there is one."""
+    mask = rollout.get(key, None)
+    return None if mask is None else mask.reshape(-1, rollout.batch_size[-1])
+
+
+def _steps_of_decisions(
+    rollout: TensorDictBase, is_decision: Tensor, done_key: NestedKey
+) -> tuple[Tensor, Tensor]:
+    """Return the flat steps that follow from a decision, and from which one."""
+    follows = is_decision.long().cumsum(-1) > 0
+    waiting = _mask(rollout, IS_WAITING_KEY)
+    if waiting is not None:
+        follows = follows & ~waiting
+    owner = is_decision.flatten().long().cumsum(0) - 1
+    done = _mask(rollout, ("next", *_parts(done_key)))
+    if done is not None:
+        ended = (done.long().cumsum(-1) - done.long()).flatten()  # before this step
+        ended_at_first = ended[is_decision.flatten()]
+        if len(ended_at_first):
+            same = ended == ended_at_first[owner.clamp_min(0)]
+            follows = follows & same.reshape(follows.shape)
+    steps = follows.flatten().nonzero().squeeze(-1)
+    return steps, owner[steps]
+
+
+def _parts(key: NestedKey) -> tuple[str, ...]:
+    return (key,) if isinstance(key, str) else key
+
+
+def _ages(flat: TensorDictBase, first: Tensor) -> Tensor:
+    age = flat.get(OBSERVATION_AGE_KEY, None)
+    return torch.zeros_like(first) if age is None else age[first].reshape(-1)
+
+
+def _look_back(
+    decisions: TensorDictBase,
+    flat: TensorDictBase,
+    first: Tensor,
+    age: Tensor,
+    n_time: int,
+    done_key: NestedKey,
+) -> TensorDictBase:
+    """Take what the policy saw from the steps on which it looked."""
+    is_here = age <= first % n_time
+    decisions, first, age = decisions[is_here], first[is_here], age[is_here]
+    seen = first - age
+    done = flat.get(("next", *_parts(done_key)), None)
+    if done is not None:
+        ends = torch.nn.functional.pad(done.reshape(-1).long().cumsum(0), (1, 0))
+        if (ends[first] != ends[seen]).any():
+            raise ExecutionError(
+                "select_decisions: expected decisions planned from observations of "
+                "their own episode, got one whose 'observation_age' reaches into the "
+                "one before. Count the age from the observation that was planned from."
+            )
+    observed = flat["next"].keys(True, True, is_leaf=is_leaf_nontensor)
+    inputs = flat.select(*observed, strict=False)[seen]
+    return decisions.update(inputs)
 
 
 def _sum_per_decision(
-    flat: TensorDictBase, key: NestedKey, steps: Tensor, decision_of_step: Tensor
+    flat: TensorDictBase, key: NestedKey, steps: Tensor, owner: Tensor, first: Tensor
 ) -> Tensor:
     values = flat["next"].get(key)[steps]
     if values.dtype == torch.bool:
         values = values.long()
-    n_decisions = int(decision_of_step[-1]) + 1 if len(steps) else 0
-    total = values.new_zeros((n_decisions, *values.shape[1:]))
-    return total.index_add_(0, decision_of_step, values)
+    total = values.new_zeros((len(first), *values.shape[1:]))
+    return total.index_add_(0, owner, values)
 
 
-def _check_length(n_steps: Tensor, chunk_size: int) -> None:
-    if len(n_steps) and int(n_steps.max()) > chunk_size:
+def _check_length(n_steps: Tensor, age: Tensor, limit: int) -> None:
+    reached = n_steps + age
+    if len(reached) and int(reached.max()) > limit:
         raise ExecutionError(
-            f"select_decisions: expected decisions of at most chunk_size={chunk_size} "
-            f"steps, got one of {int(n_steps.max())}. Pass the length of the policy's "
+            f"select_decisions: expected decisions of at most chunk_size={limit} "
+            f"steps, got one of {int(reached.max())}. Pass the length of the policy's "
             "chunks."
         )

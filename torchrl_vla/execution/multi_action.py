@@ -21,8 +21,10 @@ from torchrl_vla.schema import (
     ACTION_CHUNK_KEY,
     ACTION_KEY,
     EXECUTED_STEPS_KEY,
+    IMAGE_IS_STALE_KEY,
     IS_EXECUTED_KEY,
     SUCCESS_KEY,
+    WILL_DECIDE_KEY,
     ExecutionError,
     MissingKeyError,
     check_positive_int,
@@ -43,16 +45,18 @@ class MultiAction(Transform):
     observation, and its later actions are not executed even when the others go on.
     The surprise: transforms before this one run at every base step (a
     ``SuccessReward`` there is summed), transforms after it once per outer step (there
-    it sees a success that happened at any position).
+    it sees a success that happened at any position). Environments made with
+    ``draw_on_demand=True`` are told that nobody looks between two decisions.
 
     **Reads** the chunk ``[*B, H, A]`` at ``chunk_key``; robot space, or what the
     transforms before this one turn into it.
 
-    **Writes** into ``next``: the reward summed over the executed base steps,
-    ``success`` True if it was True after any of them, ``executed_steps`` int64
-    ``[*B, 1]``, ``is_executed`` bool ``[*B, H]`` (True = that position of the chunk
-    was executed), and everything else as after the last executed base step. At reset
-    both are zero. Discount by ``gamma ** executed_steps``.
+    **Writes** for the base environment ``action`` and ``will_decide`` bool
+    ``[*B, 1]``, True at the last base step. Writes into ``next`` the reward summed
+    over the executed base steps, ``success`` True if it was True after any of them,
+    ``executed_steps`` int64 ``[*B, 1]``, ``is_executed`` bool ``[*B, H]`` (True = that
+    position of the chunk was executed), and everything else as after the last executed
+    base step. At reset both are zero. Discount by ``gamma ** executed_steps``.
 
     Args:
         chunk_size: ``H``. None leaves it to the policy; the specs are then dynamic.
@@ -67,7 +71,9 @@ class MultiAction(Transform):
     Raises:
         ValueError: ``n_executed`` is not in ``1 .. chunk_size``.
         MissingKeyError: the tensordict of a step has no chunk.
-        ExecutionError: the chunk is not ``[*B, H, A]`` with the announced ``H``.
+        ExecutionError: the chunk is not ``[*B, H, A]`` with the announced ``H``; or
+            a transform before this one ended an episode of an environment that draws
+            on demand, which could not draw its end.
 
     Examples:
         >>> import torch
@@ -151,6 +157,8 @@ class MultiAction(Transform):
         chunk = tensordict.get(self.chunk_key, None)
         self._check_chunk(chunk, tensordict)
         tensordict.set(_CHUNK_IN_FLIGHT, chunk)
+        is_last = 1 in (self.n_executed, chunk.shape[-2])
+        tensordict.set(WILL_DECIDE_KEY, _flag(tensordict, is_last))
         return tensordict.set(self.action_key, chunk[..., 0, :])
 
     def _step(
@@ -163,12 +171,14 @@ class MultiAction(Transform):
         totals = {key: after.get(key) for key in rewards}
         success = after.get(self.success_key, None)
         executed = [running]
-        for action in chunk[..., 1 : self.n_executed, :].unbind(-2):
+        actions = chunk[..., 1 : self.n_executed, :].unbind(-2)
+        for position, action in enumerate(actions, start=1):
             running = running & ~_done(after)
             if not running.any():
                 break
             executed.append(running)
             before = tensordict.copy().update(after.exclude(*rewards))
+            before.set(WILL_DECIDE_KEY, _flag(before, position == len(actions)))
             outcome = self._base_step(env.base_env, before, action, running)
             after = _choose(running, outcome, after)
             for key in rewards:
@@ -177,6 +187,7 @@ class MultiAction(Transform):
                 totals[key] = totals[key] + gained
             if success is not None:
                 success = success | after.get(self.success_key)
+        _check_ends_are_drawn(after)
         after.update(totals)
         if success is not None:
             after.set(self.success_key, success)
@@ -297,6 +308,25 @@ def _mask_of_step(tensordict: TensorDictBase) -> Tensor:
 
 def _done(after: TensorDictBase) -> Tensor:
     return after.get("done").reshape(after.batch_size)
+
+
+def _flag(tensordict: TensorDictBase, value: bool) -> Tensor:
+    shape = (*tensordict.batch_size, 1)
+    return torch.full(shape, value, dtype=torch.bool, device=tensordict.device)
+
+
+def _check_ends_are_drawn(after: TensorDictBase) -> None:
+    is_stale = after.get(IMAGE_IS_STALE_KEY, None)
+    if is_stale is None:
+        return
+    rows = is_stale.reshape(after.batch_size) & _done(after)
+    if rows.any():
+        raise ExecutionError(
+            "MultiAction: expected the last image of an episode to be drawn, got "
+            f"{IMAGE_IS_STALE_KEY!r} True in rows {rows.nonzero().tolist()}, which a "
+            "transform before MultiAction has ended. Give the time limit to the "
+            "environment (max_steps=...), or make it with draw_on_demand=False."
+        )
 
 
 def _mask_for(base: EnvBase, running: Tensor) -> Tensor:

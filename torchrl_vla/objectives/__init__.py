@@ -1,7 +1,34 @@
-"""What training minimizes."""
+"""What training minimizes, and the advantages that it weighs with."""
 
 from torchrl_vla.objectives.bc import BCLoss
+from torchrl_vla.objectives.chunk_ppo import ChunkPPOLoss, Granularity
+from torchrl_vla.objectives.decision_gae import DecisionGAE
+from torchrl_vla.objectives.diffusion_bc import DiffusionBCLoss
+from torchrl_vla.objectives.flow_matching import FlowMatchingLoss
+from torchrl_vla.objectives.group_advantage import (
+    GroupAdvantage,
+    GRPOAdvantage,
+    RLOOAdvantage,
+)
 from torchrl_vla.objectives.lerobot import LeRobotLoss
+from torchrl_vla.objectives.recompute import (
+    add_reference_log_probs,
+    recompute_log_probs,
+)
 from torchrl_vla.objectives.token_bc import TokenBCLoss
 
-__all__ = ["BCLoss", "LeRobotLoss", "TokenBCLoss"]
+__all__ = [
+    "BCLoss",
+    "ChunkPPOLoss",
+    "DecisionGAE",
+    "DiffusionBCLoss",
+    "FlowMatchingLoss",
+    "GRPOAdvantage",
+    "Granularity",
+    "GroupAdvantage",
+    "LeRobotLoss",
+    "RLOOAdvantage",
+    "TokenBCLoss",
+    "add_reference_log_probs",
+    "recompute_log_probs",
+]

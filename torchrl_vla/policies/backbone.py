@@ -114,9 +114,9 @@ class TinyBackbone(nn.Module):
             data, rows = self._read_texts(instruction_texts(value), tensordict)
         else:
             data, rows = self._read_ids(value, tensordict)
-        rows = _fill(rows)
+        rows = fill_rows(rows)
         if len(data) <= len(rows):
-            return self.text(_fill(data))[rows]
+            return self.text(fill_rows(data))[rows]
         return self.text(data[rows])
 
     def _read_texts(
@@ -239,10 +239,11 @@ def _linear(in_features: int | None, out_features: int) -> nn.Linear:
 
 def _rows(value: Tensor, batch: torch.Size) -> Tensor:
     """Turn ``[*B, ...]`` into ``[N, ...]`` in whole blocks of rows."""
-    return _fill(value.reshape(batch.numel(), *value.shape[len(batch) :]))
+    return fill_rows(value.reshape(batch.numel(), *value.shape[len(batch) :]))
 
 
-def _fill(rows: Tensor) -> Tensor:
+def fill_rows(rows: Tensor) -> Tensor:
+    """Fill up to whole blocks of rows, so that each is computed alike in any batch."""
     missing = -len(rows) % _BLOCK
     if not missing:
         return rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -51,12 +52,19 @@ def write_policy(
     (folder / _CONFIG).write_text(json.dumps(payload, indent=2), encoding="utf-8")
 
 
-def read_policy(folder: str | Path, cls: type[Policy], **parts: nn.Module) -> Policy:
+def read_policy(
+    folder: str | Path,
+    cls: type[Policy],
+    parsers: dict[str, Callable[[Any], Any]] | None = None,
+    **parts: nn.Module,
+) -> Policy:
     """Rebuild a policy from its folder, on the CPU.
 
     Args:
         folder: written by :func:`write_policy`.
         cls: the policy's class.
+        parsers: make an argument out of its JSON, by name; they are called for the
+            arguments that the folder has.
         **parts: constructor arguments that are modules; they must be in the state in
             which they were when the policy was written.
 
@@ -77,7 +85,10 @@ def read_policy(folder: str | Path, cls: type[Policy], **parts: nn.Module) -> Po
             f"{cls.__name__}.from_folder: expected a {cls.__name__} in {folder}, got a "
             f"{payload['policy']}. Read it with {payload['policy']}.from_folder."
         )
-    arguments = {name: _tuples(value) for name, value in payload["arguments"].items()}
+    arguments = {
+        name: (parsers or {}).get(name, _tuples)(value)
+        for name, value in payload["arguments"].items()
+    }
     table = None
     if (folder / _INSTRUCTIONS).is_file():
         text = (folder / _INSTRUCTIONS).read_text(encoding="utf-8")

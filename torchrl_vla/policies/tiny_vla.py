@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
+import torch
 from tensordict import NestedKey, TensorDictBase
 from torch import Tensor
 
 from torchrl_vla.policies.backbone import TinyBackbone
-from torchrl_vla.policies.base import ContinuousVLAWrapper, TokenVLAWrapper
-from torchrl_vla.policies.folder import read_policy, write_policy
+from torchrl_vla.policies.base import ContinuousVLAWrapper
+from torchrl_vla.policies.folder import read_policy
+from torchrl_vla.policies.tiny_policy import TinyPolicy, json_config, read_keys
+from torchrl_vla.policies.token import TokenVLAWrapper
+from torchrl_vla.policies.token_sampling import TokenSampling
 from torchrl_vla.schema import (
     IMAGE_KEY,
     INSTRUCTION_KEY,
@@ -19,52 +23,8 @@ from torchrl_vla.schema import (
 )
 from torchrl_vla.tokenizers import ActionTokenizerBase
 
-_CONFIGURABLE = (
-    "action_dim",
-    "chunk_size",
-    "state_dim",
-    "cameras",
-    "hidden",
-    "depth",
-    "text_dim",
-    "text_max_bytes",
-    "image_key",
-    "state_key",
-    "instruction_key",
-)
 
-
-class _TinyPolicy:
-    """What the two tiny policies share: a backbone, its instructions, a folder."""
-
-    backbone: TinyBackbone
-
-    @property
-    def instructions(self) -> InstructionTable | None:
-        """The table that gives instruction ids their texts.
-
-        A loss copies its policy: set the table before building the loss.
-        """
-        return self.backbone.instructions
-
-    @instructions.setter
-    def instructions(self, table: InstructionTable | None) -> None:
-        self.backbone.instructions = table
-
-    def to_folder(self, folder: str | Path) -> None:
-        """Write ``config.json``, ``weights.pt`` and ``instructions.json``.
-
-        Raises:
-            ValueError: the policy has not seen a state yet (``state_dim=None``).
-        """
-        config = {**self.config, "state_dim": self._state_dim()}
-        write_policy(folder, self, config, self.instructions)
-
-    def _state_dim(self) -> int | None:
-        return None if self.state_key is None else self.backbone.state.in_features
-
-
-class TinyVLA(_TinyPolicy, ContinuousVLAWrapper):
+class TinyVLA(TinyPolicy, ContinuousVLAWrapper):
     """Predict a chunk of continuous actions from images, state and an instruction.
 
     About 0.6 million weights that really use all three inputs. **Reads** uint8 (or
@@ -126,7 +86,7 @@ class TinyVLA(_TinyPolicy, ContinuousVLAWrapper):
         state_key: NestedKey | None = STATE_KEY,
         instruction_key: NestedKey = INSTRUCTION_KEY,
     ) -> None:
-        keys = _keys(cameras, image_key, state_key, instruction_key)
+        keys = read_keys(cameras, image_key, state_key, instruction_key)
         super().__init__(action_dim=action_dim, chunk_size=chunk_size, **keys)
         self.backbone = TinyBackbone(
             chunk_size * action_dim,
@@ -138,7 +98,7 @@ class TinyVLA(_TinyPolicy, ContinuousVLAWrapper):
             text_max_bytes=text_max_bytes,
             **keys,
         )
-        self.config = _config(locals())
+        self.config = json_config(locals())
         self.instructions = instructions
 
     @classmethod
@@ -152,7 +112,7 @@ class TinyVLA(_TinyPolicy, ContinuousVLAWrapper):
         return flat.unflatten(-1, (self.chunk_size, self.action_dim))
 
 
-class TinyTokenVLA(_TinyPolicy, TokenVLAWrapper):
+class TinyTokenVLA(TinyPolicy, TokenVLAWrapper):
     """Predict a chunk of action tokens from images, state and an instruction.
 
     :class:`TinyVLA` with one categorical distribution per action dimension and step
@@ -163,6 +123,8 @@ class TinyTokenVLA(_TinyPolicy, TokenVLAWrapper):
         action_dim: ``A``.
         chunk_size: ``H``.
         action_tokenizer: gives the vocabulary and decodes.
+        sampling: temperature and truncation; see :class:`TokenVLAWrapper`.
+        allowed_tokens: which tokens may be chosen; see there.
         **options: the other arguments of :class:`TinyVLA`.
 
     Examples:
@@ -187,6 +149,8 @@ class TinyTokenVLA(_TinyPolicy, TokenVLAWrapper):
         action_dim: int,
         chunk_size: int,
         action_tokenizer: ActionTokenizerBase,
+        sampling: TokenSampling | None = None,
+        allowed_tokens: Tensor | None = None,
         state_dim: int | None = None,
         cameras: tuple[str, ...] | None = None,
         instructions: InstructionTable | None = None,
@@ -198,11 +162,13 @@ class TinyTokenVLA(_TinyPolicy, TokenVLAWrapper):
         state_key: NestedKey | None = STATE_KEY,
         instruction_key: NestedKey = INSTRUCTION_KEY,
     ) -> None:
-        keys = _keys(cameras, image_key, state_key, instruction_key)
+        keys = read_keys(cameras, image_key, state_key, instruction_key)
         super().__init__(
             action_dim=action_dim,
             chunk_size=chunk_size,
             action_tokenizer=action_tokenizer,
+            sampling=sampling,
+            allowed_tokens=allowed_tokens,
             **keys,
         )
         self.backbone = TinyBackbone(
@@ -215,8 +181,22 @@ class TinyTokenVLA(_TinyPolicy, TokenVLAWrapper):
             text_max_bytes=text_max_bytes,
             **keys,
         )
-        self.config = _config(locals())
+        self.config = json_config(locals())
+        if allowed_tokens is not None:
+            self.config["allowed_tokens"] = allowed_tokens.tolist()
         self.instructions = instructions
+
+    def to_folder(self, folder: str | Path) -> None:
+        """Write the policy, ``sampling`` as it is now, but not the tokenizer.
+
+        Raises:
+            ValueError: the policy has not seen a state yet (``state_dim=None``).
+        """
+        if self.sampling is not None:
+            self.config["sampling"] = asdict(self.sampling)
+        else:
+            self.config.pop("sampling", None)
+        super().to_folder(folder)
 
     @classmethod
     def from_folder(
@@ -233,28 +213,13 @@ class TinyTokenVLA(_TinyPolicy, TokenVLAWrapper):
         Raises:
             ValueError: the tokenizer maps tokens to other actions than that one.
         """
-        return read_policy(folder, cls, action_tokenizer=action_tokenizer)
+        parsers = {
+            "sampling": lambda value: TokenSampling(**value),
+            "allowed_tokens": torch.tensor,
+        }
+        return read_policy(folder, cls, parsers, action_tokenizer=action_tokenizer)
 
     def predict_logits(self, tensordict: TensorDictBase) -> Tensor:
         """Return unnormalized log-probabilities, ``[*B, H, A, V]``."""
         shape = (self.chunk_size, self.action_dim, self.vocab_size)
         return self.backbone(tensordict).unflatten(-1, shape)
-
-
-def _keys(
-    cameras: tuple[str, ...] | None,
-    image_key: NestedKey,
-    state_key: NestedKey | None,
-    instruction_key: NestedKey,
-) -> dict[str, NestedKey | None]:
-    """The keys that the policy reads: no images for a policy without cameras."""
-    return {
-        "image_key": None if cameras == () else image_key,
-        "state_key": state_key,
-        "instruction_key": instruction_key,
-    }
-
-
-def _config(arguments: dict[str, Any]) -> dict[str, Any]:
-    """The constructor's arguments that a JSON file can hold."""
-    return {name: arguments[name] for name in _CONFIGURABLE}

@@ -66,6 +66,7 @@ def make_environment(
     num_envs: int = 32,
     image_size: int | None = None,
     num_workers: int = 0,
+    draw_on_demand: bool = False,
     seed: int | None = None,
 ) -> EnvBase:
     """Make one of the environments that the command line knows.
@@ -81,10 +82,13 @@ def make_environment(
         image_size: side of the images in pixels. None is the environment's own size,
             and no images (state only) in MetaWorld. ALOHA has one size only.
         num_workers: processes that share the simulators; the tabletop needs none.
+        draw_on_demand: True = draw only where the policy looks; images between two
+            decisions are then stale, and fit neither for recording nor for cloning.
         seed: of the episode seeds.
 
     Raises:
-        ValueError: there is no such environment, task or image size.
+        ValueError: there is no such environment, task or image size; or drawing on
+            demand without images.
         MissingExtraError: the environment's package is not installed.
 
     Examples:
@@ -108,8 +112,14 @@ def make_environment(
     size = {} if image_size is None else {"image_size": image_size}
     if name == "tabletop":
         tasks, colors = _split_colors(tasks)
-        return TabletopEnv(num_envs, tasks=tasks, colors=colors, seed=seed, **size)
-    simulators = {"num_envs": num_envs, "num_workers": num_workers, "seed": seed}
+        drawing = {"draw_on_demand": draw_on_demand, **size}
+        return TabletopEnv(num_envs, tasks=tasks, colors=colors, seed=seed, **drawing)
+    simulators = {
+        "num_envs": num_envs,
+        "num_workers": num_workers,
+        "draw_on_demand": draw_on_demand,
+        "seed": seed,
+    }
     if name == "pusht":
         _check_one_task(name, tasks, ENVIRONMENTS[name].tasks)
         return PushTEnv(environment_state=True, **size, **simulators)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tensordict import TensorDictBase
+from tensordict import NestedKey, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
+from torch import Tensor
+from torch.distributions import Distribution
 from torchrl.data.replay_buffers import Storage
 from torchrl.envs import Compose
 
 from torchrl_vla.execution import MultiStepActorWrapper
-from torchrl_vla.schema import ACTION_CHUNK_KEY, RobotDatasetMetadata
+from torchrl_vla.schema import ACTION_CHUNK_KEY, GUIDE_CHUNK_KEY, RobotDatasetMetadata
 from torchrl_vla.transforms import ActionChunkTransform, ActionScaling, StateScaling
 from torchrl_vla.transforms.affine_scaling import ScalingMode
 
@@ -85,7 +87,10 @@ class RobotSpacePolicy(TensorDictModuleBase):
     """Let a policy of model space speak robot space.
 
     **Reads** what the policy reads, in robot space; **writes** what it writes, with
-    ``action_chunk`` in robot space. The state in the tensordict is left as it was.
+    ``action_chunk`` in robot space. The state in the tensordict is left as it was, and
+    so is ``guide_chunk``, where the policy takes one: chunks in robot space. The
+    choice of a stochastic policy stays in model space, so a loss takes this policy,
+    and observations in robot space, as it takes the one inside.
 
     Args:
         policy: writes ``action_chunk`` in model space.
@@ -104,14 +109,43 @@ class RobotSpacePolicy(TensorDictModuleBase):
         self.action_scaling = action_scaling
         self.state_scaling = state_scaling
         self.in_keys = list(policy.in_keys)
+        self.optional_in_keys = list(getattr(policy, "optional_in_keys", ()))
         self.out_keys = list(policy.out_keys)
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write the policy's outputs, the chunk in robot space."""
-        model_space = tensordict.select(*self.in_keys, strict=False)
-        if self.state_scaling is not None:
-            model_space = self.state_scaling(model_space)
-        answer = self.policy(model_space)
+        answer = self.policy(self._to_model_space(tensordict))
         tensordict.update(answer.select(*self.out_keys))
         chunk = self.action_scaling.denormalize(answer.get(ACTION_CHUNK_KEY))
         return tensordict.set(ACTION_CHUNK_KEY, chunk)
+
+    @property
+    def choice_key(self) -> NestedKey:
+        """Where a stochastic policy writes its choice, which stays in model space."""
+        return self.policy.choice_key
+
+    def get_dist(self, tensordict: TensorDictBase) -> Distribution:
+        """Return a stochastic policy's distribution of choices."""
+        return self.policy.get_dist(self._to_model_space(tensordict))
+
+    def element_log_probs(self, tensordict: TensorDictBase) -> Tensor:
+        """Return the terms ``[*B, H, A]`` of the choice's log-probability."""
+        return self.policy.element_log_probs(self._to_model_space(tensordict, True))
+
+    def log_prob(self, tensordict: TensorDictBase) -> Tensor:
+        """Return the choice's log-probability ``[*B]``."""
+        return self.policy.log_prob(self._to_model_space(tensordict, True))
+
+    def _to_model_space(
+        self, tensordict: TensorDictBase, with_choice: bool = False
+    ) -> TensorDictBase:
+        keys = [*self.in_keys, *self.optional_in_keys]
+        if with_choice:
+            keys.append(self.choice_key)
+        model_space = tensordict.select(*keys, strict=False)
+        guide = model_space.get(GUIDE_CHUNK_KEY, None)
+        if guide is not None:
+            model_space.set(GUIDE_CHUNK_KEY, self.action_scaling.normalize(guide))
+        if self.state_scaling is None:
+            return model_space
+        return self.state_scaling(model_space)

@@ -73,10 +73,18 @@ key                            dtype     shape            meaning
 ``will_decide``                bool      ``[*B, 1]``      True = the policy sees what
                                                           this step will show; absent:
                                                           it may
+``image_is_stale``             bool      ``[*B, 1]``      True = the image shows an
+                                                          earlier step; only of
+                                                          environments that draw on
+                                                          demand
+``is_waiting``                 bool      ``[*B, 1]``      True = the row was not stepped:
+                                                          it waits for the others
 ``executed_steps``             int64     ``[*B, 1]``      base steps that an outer
                                                           step ran
 ``is_executed``                bool      ``[*B, H]``      True = this position of the
                                                           chunk was executed
+``row_index``                  int64     ``[N]``          row of the flattened ``[*B]``
+                                                          that a decision is from
 ============================== ========= ================ ========================
 
 Every component takes other keys as arguments; these are the shared defaults.
@@ -121,5 +129,8 @@ IS_DECISION_KEY: NestedKey = "is_decision"
 DECISION_INDEX_KEY: NestedKey = "decision_index"
 OBSERVATION_AGE_KEY: NestedKey = "observation_age"
 WILL_DECIDE_KEY: NestedKey = "will_decide"
+IMAGE_IS_STALE_KEY: NestedKey = "image_is_stale"
+IS_WAITING_KEY: NestedKey = "is_waiting"
 EXECUTED_STEPS_KEY: NestedKey = "executed_steps"
 IS_EXECUTED_KEY: NestedKey = "is_executed"
+ROW_INDEX_KEY: NestedKey = "row_index"

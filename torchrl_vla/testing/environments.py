@@ -13,10 +13,12 @@ from torchrl.envs.utils import check_env_specs
 from torchrl_vla.schema import (
     ENVIRONMENT_STATE_KEY,
     EPISODE_SEED_KEY,
+    IMAGE_IS_STALE_KEY,
     IMAGE_KEY,
     INSTRUCTION_KEY,
     STATE_KEY,
     SUCCESS_KEY,
+    WILL_DECIDE_KEY,
     UnknownInstructionError,
     instruction_texts,
     is_text,
@@ -33,7 +35,10 @@ def check_env(env: EnvBase, *, max_steps: int | None = None, seed: int = 0) -> N
     is a function of the row's seed alone, and every step carries the seed; a partial
     reset and a step masked by ``_step`` leave the other rows as they are; what was
     handed out is never written to again; an episode is truncated at the time limit,
-    and only there. Rows are compared bit for bit.
+    and only there. An environment that draws on demand (it has ``image_is_stale``)
+    shows the same as ever wherever ``will_decide`` is not False, says where an image
+    is stale, and draws at resets and the end of episodes. Rows are compared bit for
+    bit.
 
     Args:
         env: the environment. It is reset and stepped with random actions; its
@@ -80,6 +85,8 @@ got [...].
         if env.batch_size.numel() > 1:
             _check_masked_step(name, env, seeds, actions, played)
             _check_partial_reset(name, env, seeds, actions, played)
+        if IMAGE_IS_STALE_KEY in observations:
+            _check_drawing(name, env, seeds, actions, played)
         if max_steps is not None:
             _check_time_limit(name, env, max_steps)
 
@@ -90,6 +97,7 @@ def _play(
     actions: Sequence[TensorDictBase],
     *,
     masks: Mapping[int, Tensor] | None = None,
+    will_decide: Sequence[Tensor] | None = None,
 ) -> list[TensorDictBase]:
     """Return what a reset and each step showed; ``masks`` are of those steps' rows."""
     td = env.reset(episode_seeds=seeds)
@@ -98,6 +106,8 @@ def _play(
         td = td.copy().update(action.clone())
         if masks and i in masks:
             td.set("_step", masks[i])
+        if will_decide is not None:
+            td.set(WILL_DECIDE_KEY, will_decide[i])
         td = env.step(td)
         handed_out.append(td["next"])
         copies.append(td["next"].clone())
@@ -248,11 +258,52 @@ def _check_partial_reset(
     _check_same(name, what, _rows(expected, rows), _rows(shown, rows))
 
 
+def _check_drawing(
+    name: str,
+    env: EnvBase,
+    seeds: Tensor,
+    actions: list[TensorDictBase],
+    played: list[TensorDictBase],
+) -> None:
+    """Nobody looks at some steps of some rows; where somebody does, all is as ever."""
+    rows = torch.arange(env.batch_size.numel(), device=env.device)
+    looks = [(rows + when) % 3 == 2 for when in range(len(actions))]
+    looks = [look.view(*env.batch_size, 1) for look in looks]
+    blind = _play(env, seeds, actions, will_decide=looks)
+    shown = [
+        key
+        for key in env.full_observation_spec.keys(True, True)
+        if key == IMAGE_KEY or key[:-1] == IMAGE_KEY
+    ]
+    if not shown:
+        raise AssertionError(
+            f"{name}: expected an image beside {IMAGE_IS_STALE_KEY!r}, got none."
+        )
+    other = [td.exclude(*shown, IMAGE_IS_STALE_KEY) for td in played]
+    what = "but for images where nobody looks"
+    _check_same(name, what, other, blind)
+    everybody = torch.ones((*env.batch_size, 1), dtype=torch.bool, device=env.device)
+    last = played[0].select(*shown)
+    for look, always, td in zip([everybody, *looks], played, blind):
+        is_stale = td[IMAGE_IS_STALE_KEY]
+        if always[IMAGE_IS_STALE_KEY].any() or (is_stale & look).any():
+            raise AssertionError(
+                f"{name}: expected no stale image where somebody looks, got "
+                f"{IMAGE_IS_STALE_KEY!r} True."
+            )
+        fresh = ~is_stale[..., 0]
+        last = last.clone()
+        last[fresh] = always.select(*shown)[fresh]
+        what = "where somebody looks, and the last drawn where nobody does"
+        _check_same(name, what, [last], [td.select(*shown)])
+
+
 def _check_time_limit(name: str, env: EnvBase, max_steps: int) -> None:
     steps = torch.zeros((*env.batch_size, 1), dtype=torch.int64, device=env.device)
+    nobody_looks = torch.zeros_like(steps, dtype=torch.bool)
     td = env.reset()
     for _ in range(max_steps + 1):
-        td.update(env.full_action_spec.rand())
+        td.update(env.full_action_spec.rand()).set(WILL_DECIDE_KEY, nobody_looks)
         shown, td = env.step_and_maybe_reset(td)
         shown, steps = shown["next"], steps + 1
         late = (steps >= max_steps) & ~shown["done"]
@@ -262,6 +313,12 @@ def _check_time_limit(name: str, env: EnvBase, max_steps: int) -> None:
             raise AssertionError(
                 f"{name}: expected episodes truncated after max_steps={max_steps} and "
                 f"only there, got one that {what} after {int(steps[late | early][0])}."
+            )
+        is_stale = shown.get(IMAGE_IS_STALE_KEY, nobody_looks)
+        if (is_stale & shown["done"]).any():
+            raise AssertionError(
+                f"{name}: expected the last image of an episode to be drawn, got "
+                f"{IMAGE_IS_STALE_KEY!r} True where 'done' is."
             )
         steps = steps.masked_fill(shown["done"], 0)
 

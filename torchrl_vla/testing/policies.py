@@ -9,7 +9,12 @@ from tensordict import NestedKey, TensorDictBase, unravel_key
 from tensordict.nn import InteractionType, TensorDictModuleBase, set_interaction_type
 from torch import Tensor
 
-from torchrl_vla.schema import ACTION_CHUNK_KEY, ACTION_TOKENS_KEY, LOG_PROBS_KEY
+from torchrl_vla.schema import (
+    ACTION_CHUNK_KEY,
+    ELEMENT_LOG_PROBS_KEY,
+    LOG_PROBS_KEY,
+)
+from torchrl_vla.testing.identity import check_identity
 
 
 def check_policy(
@@ -17,9 +22,10 @@ def check_policy(
     tensordict: TensorDictBase,
     *,
     row_tolerance: float = 1e-4,
+    ratio_tolerance: float = 0.0,
     chunk_key: NestedKey = ACTION_CHUNK_KEY,
-    tokens_key: NestedKey = ACTION_TOKENS_KEY,
     log_probs_key: NestedKey = LOG_PROBS_KEY,
+    element_log_probs_key: NestedKey = ELEMENT_LOG_PROBS_KEY,
 ) -> None:
     """Check that a policy writes what it announces, for any batch, and nothing else.
 
@@ -27,9 +33,12 @@ def check_policy(
     chunk is a finite float ``[*B, H, A]`` with the policy's ``chunk_size`` and
     ``action_dim``; asked twice without sampling it answers the same; a row's answer
     depends neither on the leading batch dimensions nor on the rows beside it; asking
-    does not switch the policy between training and evaluation. With a token head
-    besides: ``log_prob`` returns what was written, exactly, from the current weights
-    and from nothing that lies in the batch.
+    does not switch the policy between training and evaluation. A policy with
+    ``get_dist`` that writes log-probabilities besides: its choice is one that the
+    distribution could have drawn; ``log_prob`` and ``element_log_probs`` return what
+    was written, exactly, whichever rows are asked about together
+    (:func:`check_identity`), from the current weights and from nothing in the batch
+    but the inputs and the choice.
 
     Args:
         policy: the policy.
@@ -38,9 +47,11 @@ def check_policy(
     Keyword Args:
         row_tolerance: how much a row may depend on the rows beside it (0 = not in the
             last bit).
+        ratio_tolerance: how far a stochastic policy's ratio may be from 1 when its
+            rows are asked about in other batches (0 = equal in the last bit).
         chunk_key: where the policy writes its chunk.
-        tokens_key: where a token policy writes its tokens.
-        log_probs_key: where a token policy writes their log-probability.
+        log_probs_key: where a stochastic policy writes its choice's log-probability.
+        element_log_probs_key: where it writes the terms of it.
 
     Raises:
         AssertionError: the contract is broken; the message says how.
@@ -80,12 +91,24 @@ def check_policy(
             f"{name}: expected training={training} after a call as before, got "
             f"{policy.training}."
         )
-    if tokens_key in map(unravel_key, policy.out_keys):
+    written = {unravel_key(key) for key in policy.out_keys}
+    if callable(getattr(policy, "get_dist", None)) and log_probs_key in written:
+        keys = (log_probs_key, element_log_probs_key)
+        poison = (*keys, chunk_key, "logits")
         for kind in (InteractionType.DETERMINISTIC, InteractionType.RANDOM):
-            with set_interaction_type(kind), torch.no_grad():
+            with set_interaction_type(kind):
                 answer = policy(tensordict.clone())
-            _check_tokens(name, policy, answer, tokens_key)
-            _check_log_prob(name, policy, answer, log_probs_key)
+            _check_choice(name, policy, answer)
+            answer = answer.detach()
+            _check_elements(name, policy, answer, *keys)
+            _check_log_prob(name, policy, answer, log_probs_key, poison)
+            check_identity(
+                policy,
+                answer,
+                tolerance=ratio_tolerance,
+                log_probs_key=log_probs_key,
+                element_log_probs_key=element_log_probs_key,
+            )
 
 
 def _ask(policy: TensorDictModuleBase, tensordict: TensorDictBase) -> TensorDictBase:
@@ -171,24 +194,60 @@ def _check_rows(
     _check_same(name, "without the row before", answer[1:], rest, tolerance)
 
 
-def _check_tokens(
-    name: str, policy: TensorDictModuleBase, answer: TensorDictBase, key: NestedKey
-) -> None:
-    tokens = answer.get(key)
-    shape = (*answer.batch_size, policy.chunk_size, policy.action_dim)
-    if tokens.shape != shape or tokens.dtype != torch.int64:
+def _check_choice(name: str, policy: Any, answer: TensorDictBase) -> None:
+    choice = answer.get(policy.choice_key)
+    with torch.no_grad():
+        drawn = policy.get_dist(answer).sample()
+    if choice.shape != drawn.shape or choice.dtype != drawn.dtype:
         raise AssertionError(
-            f"{name}: expected int64 tokens {list(shape)} at {key!r}, got "
-            f"{list(tokens.shape)} {tokens.dtype}."
+            f"{name}: expected a choice {drawn.dtype} {list(drawn.shape)} at "
+            f"{policy.choice_key!r}, as get_dist draws it, got {choice.dtype} "
+            f"{list(choice.shape)}."
+        )
+    if choice.requires_grad:
+        raise AssertionError(
+            f"{name}: expected a choice without a gradient at {policy.choice_key!r}: "
+            "a log-probability is of what was chosen."
         )
 
 
-def _check_log_prob(name: str, policy: Any, answer: TensorDictBase, key: NestedKey):
+def _check_elements(
+    name: str,
+    policy: Any,
+    answer: TensorDictBase,
+    key: NestedKey,
+    element_key: NestedKey,
+) -> None:
+    total, elements = answer.get(key), answer.get(element_key)
+    shape = (*answer.batch_size, policy.chunk_size, policy.action_dim)
+    if elements.shape != shape or total.shape != answer.batch_size:
+        raise AssertionError(
+            f"{name}: expected log-probs {list(answer.batch_size)} at {key!r} and "
+            f"their terms {list(shape)} at {element_key!r}, got {list(total.shape)} "
+            f"and {list(elements.shape)}."
+        )
+    if not torch.allclose(elements.sum((-2, -1)), total, rtol=1e-4, atol=1e-4):
+        raise AssertionError(
+            f"{name}: expected {key!r} to be the sum of {element_key!r} over H and A, "
+            f"got a difference of {(elements.sum((-2, -1)) - total).abs().max():g}."
+        )
+
+
+def _check_log_prob(
+    name: str,
+    policy: Any,
+    answer: TensorDictBase,
+    key: NestedKey,
+    poison: tuple[NestedKey, ...],
+) -> None:
     written = answer.get(key)
+    poisoned = answer.clone()
+    for poisoned_key in poison:
+        if unravel_key(poisoned_key) != policy.choice_key:
+            value = answer.get(poisoned_key, written.unsqueeze(-1))
+            poisoned.set(poisoned_key, value + 1.0)
     with torch.no_grad():
         again = policy.log_prob(answer)
-        poisoned = answer.clone().set(key, written + 1.0)
-        poisoned.set("logits", torch.zeros(*answer.batch_size, 1))
         unmoved = policy.log_prob(poisoned)
     if not torch.equal(again, written):
         raise AssertionError(
@@ -198,7 +257,7 @@ def _check_log_prob(name: str, policy: Any, answer: TensorDictBase, key: NestedK
     if not torch.equal(again, unmoved):
         raise AssertionError(
             f"{name}: expected log_prob from the current weights, got a value that "
-            f"depends on {key!r} or 'logits' in the batch."
+            f"depends on one of {list(poison)} in the batch."
         )
     parameters = [p for p in policy.parameters() if p.requires_grad]
     gradients = torch.autograd.grad(

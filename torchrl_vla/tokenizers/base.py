@@ -24,6 +24,11 @@ class ActionTokenizerBase(nn.Module, ABC):
     def vocab_size(self) -> int:
         """``V``: tokens are in ``[0, V)``."""
 
+    @property
+    def is_action_token(self) -> Tensor | None:
+        """Which tokens ``decode`` takes, bool ``[V]``; None = all of them."""
+        return None
+
     @abstractmethod
     def encode(self, actions: Tensor) -> Tensor:
         """Turn actions ``[..., A]`` into int64 tokens of the same shape."""

@@ -154,6 +154,14 @@ class VocabTailActionTokenizer(ActionTokenizerBase):
         """Size of the window, or of the whole vocabulary for its own ids."""
         return self.full_vocab_size or self.num_bins
 
+    @property
+    def is_action_token(self) -> Tensor | None:
+        """The tail of the vocabulary, bool ``[V]``; None where tokens are offsets."""
+        first = self.vocab_size - self.num_bins
+        if not first:
+            return None
+        return torch.arange(self.vocab_size, device=self.edges.device) >= first
+
     def encode(self, actions: Tensor) -> Tensor:
         """Turn actions ``[..., A]`` into tokens."""
         self._check_width(actions, self._width)

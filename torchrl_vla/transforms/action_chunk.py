@@ -16,6 +16,7 @@ from torchrl_vla.schema import (
     FRAME_KEY,
     MissingKeyError,
     SchemaError,
+    check_images_are_fresh,
     check_positive_int,
 )
 from torchrl_vla.transforms.action_windows import window_chunks
@@ -67,7 +68,8 @@ class ActionChunkTransform(Transform):
             action.
         MissingKeyError: a key is missing, or a flat sample comes without a storage.
         SchemaError: the frames of an episode have holes or repeat, shapes disagree,
-            or the sampled action is not the stored one.
+            the sampled action is not the stored one, or an image is of an earlier
+            step.
 
     Examples:
         >>> import torch
@@ -156,6 +158,7 @@ class ActionChunkTransform(Transform):
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write the chunk and its mask into sampled data."""
+        check_images_are_fresh("ActionChunkTransform", tensordict)
         (action,) = self._get(tensordict, [self.action_key])
         build = self._from_windows if self._stored is None else self._from_storage
         chunk, is_pad = build(tensordict, action)

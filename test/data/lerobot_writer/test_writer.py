@@ -217,3 +217,13 @@ def test_pictures_that_the_codec_refuses_do_not_stay_in_the_episode(tmp_path):
     writer.close()
     info = json.loads((tmp_path / "a" / "meta" / "info.json").read_text())
     assert info["features"]["observation.images.front"]["shape"] == [32, 48, 3]
+
+
+def test_a_picture_that_was_not_drawn_is_not_written(tmp_path):
+    steps = make_episode(3)
+    steps["image_is_stale"] = torch.tensor([[False], [True], [False]])
+    with open_writer(tmp_path / "a") as writer:
+        with pytest.raises(SchemaError, match=r"^LeRobotWriter.*True in 1 of 3 frames"):
+            writer.add_episode(steps)
+        writer.add_episode(steps.set("image_is_stale", torch.zeros(3, 1).bool()))
+        assert writer.num_episodes == 1

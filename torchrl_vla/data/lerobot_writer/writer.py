@@ -21,6 +21,7 @@ from torchrl_vla.schema import (
     MetadataError,
     RobotDatasetMetadata,
     SchemaError,
+    check_images_are_fresh,
     import_extra,
 )
 
@@ -162,8 +163,9 @@ class LeRobotWriter:
         Its pictures are encoded before this returns.
 
         Raises:
-            SchemaError: the step has another batch size, or entries that cannot be
-                recorded or are not what they were in the first step.
+            SchemaError: the step has another batch size, entries that cannot be
+                recorded or are not what they were in the first step, or an image
+                that was not drawn at this step.
             MissingKeyError: the action or the instruction is missing.
             MetadataError: it contradicts the metadata.
         """
@@ -198,6 +200,7 @@ class LeRobotWriter:
 
     def _extend(self, steps: TensorDictBase) -> None:
         self._check_is_open()
+        check_images_are_fresh(OWNER, steps)
         settings = self._journal.settings
         schema = self._journal.schema if self._episode is None else self._episode.schema
         if schema is None:

@@ -10,12 +10,14 @@ from torch import Tensor
 from torchrl.data import Binary, Bounded, Composite, Unbounded
 from torchrl.envs import EnvBase
 
+from torchrl_vla.envs.drawing import may_be_seen
 from torchrl_vla.envs.tabletop.expert import TabletopExpert
 from torchrl_vla.envs.tabletop.rendering import draw_camera, draw_scene
 from torchrl_vla.envs.tabletop.scene import MAX_SPEED, PALETTE, PLACES, Scene
 from torchrl_vla.schema import (
     ACTION_KEY,
     EPISODE_SEED_KEY,
+    IMAGE_IS_STALE_KEY,
     INSTRUCTION_KEY,
     SUCCESS_KEY,
     InstructionTable,
@@ -45,7 +47,8 @@ class TabletopEnv(EnvBase):
     float32 ``[N, 2]`` (the gripper's x and y, table units), ``language_instruction``
     int64 ``[N]``, ``success`` bool ``[N, 1]``, ``episode_seed`` int64 ``[N]``, reward
     (1 on the successful step, else 0), and ``terminated`` on success or at a
-    wrong block, ``truncated`` at ``max_steps``.
+    wrong block, ``truncated`` at ``max_steps``; drawing on demand also
+    ``image_is_stale`` bool ``[N, 1]``.
 
     Args:
         num_envs: ``N``, how many tables.
@@ -58,6 +61,10 @@ class TabletopEnv(EnvBase):
             ``"reach"`` has a single instruction, for policies that read no text.
         image_size: side of the camera image in pixels.
         max_steps: time limit in steps; None is 40, or 100 with pushing.
+        draw_on_demand: True = draw only where a policy looks: at resets, in rows that
+            are done, and unless ``will_decide`` is False (bool ``[N, 1]``, which the
+            executors write). A row that is not drawn keeps its last picture;
+            ``image_is_stale`` is True where a block has moved since.
         seed: of the episode seeds that are drawn when a reset names none.
         device: where everything lives.
 
@@ -85,6 +92,7 @@ class TabletopEnv(EnvBase):
         colors: Sequence[str] = (),
         image_size: int = 48,
         max_steps: int | None = None,
+        draw_on_demand: bool = False,
         seed: int | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
@@ -115,6 +123,7 @@ class TabletopEnv(EnvBase):
         self.colors = tuple(color for color in PALETTE if color in colors or not colors)
         self.image_size = image_size
         self.max_steps = max_steps or (100 if "push" in tasks else 40)
+        self.draw_on_demand = draw_on_demand
         self.instructions = InstructionTable(_texts(self.tasks, self.colors))
         self.metadata = RobotDatasetMetadata(
             "tabletop",
@@ -160,6 +169,10 @@ class TabletopEnv(EnvBase):
             episode_seed=Unbounded(shape, dtype=torch.int64, device=device),
             shape=shape,
         )
+        if self.draw_on_demand:
+            self.observation_spec[IMAGE_IS_STALE_KEY] = Binary(
+                shape=(*shape, 1), dtype=torch.bool, device=device
+            )
         self.action_spec = self.metadata.make_action_spec(shape, device)
         self.reward_spec = Bounded(0.0, 1.0, shape=(*shape, 1), device=device)
         flag = Binary(shape=(*shape, 1), dtype=torch.bool, device=device)
@@ -210,6 +223,7 @@ class TabletopEnv(EnvBase):
             self._seeds = episode_seeds.clone()
             self._steps = torch.zeros_like(episode_seeds)
             self._image = draw_camera(self.scene, self.image_size)
+            self._has_moved = torch.zeros_like(rows)
         else:
             self.scene.replace_rows(rows, fresh)
             self._seeds = torch.where(rows, episode_seeds, self._seeds)
@@ -229,24 +243,33 @@ class TabletopEnv(EnvBase):
             self.scene.replace_rows(~running, before)
         self._steps = self._steps + (1 if running is None else running.long())
         if self.scene.blocks is not before.blocks:
-            self._draw((self.scene.blocks != before.blocks).flatten(1).any(1))
+            moved = (self.scene.blocks != before.blocks).flatten(1).any(1)
+            self._has_moved = self._has_moved | moved
         success, failure = (flag.unsqueeze(-1) for flag in self.scene.outcome())
         terminated = success | failure
         truncated = (self._steps >= self.max_steps).unsqueeze(-1) & ~terminated
+        done = terminated | truncated
+        self._draw(self._has_moved & self._is_looked_at(tensordict, done))
         out = self._observe(success)
         out.set("reward", success.float())
         out.set("terminated", terminated)
         out.set("truncated", truncated)
-        return out.set("done", terminated | truncated)
+        return out.set("done", done)
+
+    def _is_looked_at(self, tensordict: TensorDictBase, done: Tensor) -> Tensor:
+        if not self.draw_on_demand:
+            return torch.ones_like(done[:, 0])
+        return may_be_seen(tensordict, self.batch_size) | done[:, 0]
 
     def _draw(self, rows: Tensor) -> None:
-        """Redraw the tables on which something moved; the others look as before."""
+        """Redraw tables; on the others nothing moved, or nobody looks."""
         index = rows.nonzero()[:, 0]
         if len(index):
             moved = Scene(**{name: v[index] for name, v in vars(self.scene).items()})
             image = self._image.clone()  # the old one belongs to the rollout
             image[index] = draw_camera(moved, self.image_size)
             self._image = image
+            self._has_moved = self._has_moved & ~rows
 
     def _observe(self, success: Tensor) -> TensorDict:
         scene = self.scene
@@ -255,7 +278,7 @@ class TabletopEnv(EnvBase):
         push_row = scene.target_color * len(PLACES) + scene.place
         if "reach" in self.tasks:
             push_row = push_row + n_colors
-        return TensorDict(
+        out = TensorDict(
             {
                 "observation": {"image": self._image, "state": scene.gripper},
                 INSTRUCTION_KEY: self._ids[
@@ -267,6 +290,9 @@ class TabletopEnv(EnvBase):
             self.batch_size,
             device=self.device,
         )
+        if self.draw_on_demand:
+            out.set(IMAGE_IS_STALE_KEY, self._has_moved.unsqueeze(-1))
+        return out
 
 
 def _texts(tasks: Sequence[str], colors: Iterable[str]) -> list[str]:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 # SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number
 # generators", OOPSLA 2014), its constants as signed 64-bit numbers.
-_GOLDEN = -7046029254386353131
+GOLDEN = -7046029254386353131
 _FIRST = -4658895280553007687
 _SECOND = -7723592293110705685
 
@@ -32,12 +32,13 @@ def uniforms(seeds: Tensor, count: int) -> Tensor:
         True
     """
     counter = torch.arange(1, count + 1, device=seeds.device)
-    state = _mix(seeds.unsqueeze(-1) + _GOLDEN) + counter * _GOLDEN
+    state = mix(seeds.unsqueeze(-1) + GOLDEN) + counter * GOLDEN
     # 24 bits are what a float32 holds exactly
-    return (_shift_right(_mix(state), 40)).to(torch.float32) / (1 << 24)
+    return (_shift_right(mix(state), 40)).to(torch.float32) / (1 << 24)
 
 
-def _mix(x: Tensor) -> Tensor:
+def mix(x: Tensor) -> Tensor:
+    """Scramble int64 numbers: every bit of the result depends on every bit."""
     x = (x ^ _shift_right(x, 30)) * _FIRST
     x = (x ^ _shift_right(x, 27)) * _SECOND
     return x ^ _shift_right(x, 31)

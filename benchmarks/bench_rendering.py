@@ -1,0 +1,128 @@
+"""Execute chunks in MetaWorld and draw every step, the decisions, or nothing.
+
+    OMP_NUM_THREADS=1 python benchmarks/bench_rendering.py
+
+All step the same simulators through the same chunks of random actions. TorchRL's
+``MultiAction`` draws every step, as ours does by default; "on demand" is ours in an
+environment made with ``draw_on_demand=True``; "no images" has no cameras at all, and
+nobody who draws can be faster. The columns are milliseconds per outer step (K base
+steps of every row), base steps per second, and the gain if a chunk cost its physics
+and one picture and nothing else.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+
+import torch
+from contest import check_equal, print_head, print_rows, read_quick, time_in_turns
+from tensordict import TensorDictBase
+from torch import Tensor
+from torchrl.envs import EnvBase, TransformedEnv
+from torchrl.envs.transforms import MultiAction as PeerMultiAction
+
+from torchrl_vla.envs import MetaWorldEnv
+from torchrl_vla.execution import MultiAction
+
+#: Task, cameras, image size and rounds.
+VIEWS = [
+    ("reach", ("corner2",), 64, 11),
+    ("reach", ("corner2",), 480, 7),
+    ("push", ("corner2",), 480, 7),
+    ("reach", ("corner2", "topview", "gripperPOV"), 480, 5),
+]
+QUICK_VIEWS = [("reach", ("corner2",), 8, 2)]
+ROWS = 2
+ACTION_DIM = 4
+CHECKED_CHUNKS = 3
+
+
+class Player:
+    """Step one environment through chunks, from the same seeds as the others."""
+
+    def __init__(self, env: EnvBase, chunks: Tensor) -> None:
+        self.env, self.chunks, self.position = env, chunks, 0
+        rows = env.batch_size[0]
+        self.now = env.reset(episode_seeds=torch.arange(rows))
+
+    def __call__(self) -> TensorDictBase:
+        """Execute the next chunk."""
+        chunk = self.chunks[self.position % len(self.chunks)]
+        self.position += 1
+        inputs = self.now.exclude("reward", "executed_steps", "is_executed")
+        self.now = self.env.step(inputs.set("action_chunk", chunk))["next"]
+        return self.now
+
+    def look(self) -> Tensor:
+        """Return the pixels and numbers of a decision point, as one vector."""
+        shown = self().get("observation")
+        leaves = [
+            value.flatten() for _, value in sorted(shown.items(True, True), key=str)
+        ]
+        return torch.cat([leaf.double() for leaf in leaves])
+
+
+def make_players(
+    task: str, cameras: tuple[str, ...], size: int, horizon: int
+) -> dict[str, Player]:
+    def make(transform: Callable[[], object], **options: object) -> Player:
+        base = MetaWorldEnv(
+            task,
+            num_envs=ROWS,
+            image_size=size,
+            max_steps=1_000_000,
+            stop_on_success=False,
+            **options,
+        )
+        return Player(TransformedEnv(base, transform()), chunks)
+
+    def peer() -> PeerMultiAction:
+        return PeerMultiAction(stack_rewards=False, chunk_key="action_chunk")
+
+    generator = torch.Generator().manual_seed(0)
+    shape = (8, ROWS, horizon, ACTION_DIM)
+    chunks = torch.rand(shape, generator=generator) * 2 - 1
+    ours = lambda: MultiAction(horizon)  # noqa: E731
+    return {
+        "TorchRL": make(peer, cameras=cameras),
+        "every step": make(ours, cameras=cameras),
+        "on demand": make(ours, cameras=cameras, draw_on_demand=True),
+        "no images": make(ours),
+    }
+
+
+def compare(
+    task: str, cameras: tuple[str, ...], size: int, rounds: int, horizon: int
+) -> None:
+    players = make_players(task, cameras, size, horizon)
+    title = f"{task} {len(cameras)} x {size} px, K={horizon}"
+    drawing = {name: p for name, p in players.items() if name != "no images"}
+    for _ in range(CHECKED_CHUNKS):
+        check_equal(title, {name: player.look() for name, player in drawing.items()})
+    times = time_in_turns(players, rounds)
+    columns = {
+        name: (f"{ROWS * horizon / statistics.median(spent) * 1e3:.0f}", "")
+        for name, spent in times.items()
+    }
+    drawn, bare = (statistics.median(times[n]) for n in ("every step", "no images"))
+    at_best = drawn / (bare + (drawn - bare) / horizon)
+    columns["every step"] = (columns["every step"][0], f"{at_best:.1f}")
+    print_rows(title, times, "on demand", columns)
+    for player in players.values():
+        player.env.close()
+
+
+def main() -> None:
+    quick = read_quick(__doc__)
+    torch.set_num_threads(1)
+    print("chunks in MetaWorld, 1 thread")
+    print_head("on demand", "steps/s", "at best")
+    with torch.no_grad():
+        for view in QUICK_VIEWS if quick else VIEWS:
+            for horizon in (2,) if quick else (8, 16):
+                compare(*view, horizon)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""Whether two evaluations measured the same thing, and what to say if not quite."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from torchrl_vla.evaluation.result import EvaluationResult
+from torchrl_vla.schema import VLAError
+
+_LISTED = 3
+
+
+class ComparisonError(VLAError, ValueError):
+    """Two evaluations do not measure the same thing."""
+
+
+def check_same_setting(
+    a: EvaluationResult, b: EvaluationResult, names: tuple[str, str]
+) -> None:
+    """Raise unless both used one environment, and both modes or both samples.
+
+    What an evaluation does not say of itself, as old files do not, is not compared.
+
+    Raises:
+        ComparisonError: lists what differs.
+    """
+    about_a, about_b = (_environment(result) for result in (a, b))
+    differing = [
+        f"{key} {_short(about_a[key])} and {_short(about_b[key])}"
+        for key in about_a
+        if key in about_b and about_a[key] != about_b[key]
+    ]
+    if differing:
+        raise ComparisonError(
+            f"compare: expected {names[0]} and {names[1]} from the same environment, "
+            f"got {'; '.join(differing)}. Evaluate both in one."
+        )
+    modes = [result.provenance.get("deterministic") for result in (a, b)]
+    if None not in modes and modes[0] != modes[1]:
+        raise ComparisonError(
+            f"compare: expected both evaluations with the same deterministic, got "
+            f"{modes[0]} for {names[0]} and {modes[1]} for {names[1]}: one took the "
+            "policy's mode and the other samples. Evaluate both alike."
+        )
+
+
+def check_same_episodes(
+    a: EvaluationResult, b: EvaluationResult, names: tuple[str, str]
+) -> None:
+    """Raise unless each episode of one has its counterpart in the other.
+
+    Raises:
+        ComparisonError: says how many seeds are shared and how many are not, or which
+            of them have another instruction.
+    """
+    told = []
+    for result, name in ((a, names[0]), (b, names[1])):
+        seeds = Counter(episode.seed for episode in result.episodes)
+        twice = [seed for seed, count in seeds.items() if count > 1]
+        if twice:
+            raise ComparisonError(
+                f"compare: expected every seed once, got {_list(twice)} more than "
+                f"once in {name}. Repeated episodes tell nothing new: leave them out."
+            )
+        told.append({episode.seed: episode.instruction for episode in result.episodes})
+    shared = told[0].keys() & told[1].keys()
+    only_a, only_b = len(told[0]) - len(shared), len(told[1]) - len(shared)
+    if only_a or only_b:
+        raise ComparisonError(
+            f"compare: expected the same seeds, got {len(shared)} shared, {only_a} "
+            f"only in {names[0]}, {only_b} only in {names[1]}. Evaluate both with the "
+            "same seed and episodes; or pass unpaired=True (--unpaired), for a wider "
+            "interval that needs no pairs."
+        )
+    other = [seed for seed in sorted(shared) if told[0][seed] != told[1][seed]]
+    if other:
+        seed = other[0]
+        raise ComparisonError(
+            f"compare: expected the same instruction for each seed, got {len(other)} "
+            f"of {len(shared)} that differ, seed {seed}: {told[0][seed]!r} in "
+            f"{names[0]} and {told[1][seed]!r} in {names[1]}. The environments are "
+            "not the same: evaluate both with the same tasks."
+        )
+
+
+def remark_differences(
+    a: EvaluationResult,
+    b: EvaluationResult,
+    names: tuple[str, str],
+    *,
+    is_paired: bool,
+) -> list[str]:
+    """Return a sentence for each thing that may matter and is no error."""
+    remarks = [
+        f"{name} does not say which environment it used; that it is the same one is "
+        "taken on trust."
+        for result, name in ((a, names[0]), (b, names[1]))
+        if not _environment(result)
+    ]
+    versions_a, versions_b = (_mapping(result, "versions") for result in (a, b))
+    differing = [
+        f"{package} {versions_a.get(package)} and {versions_b.get(package)}"
+        for package in sorted(versions_a.keys() | versions_b.keys())
+        if versions_a.get(package) != versions_b.get(package)
+    ]
+    if versions_a and versions_b and differing:
+        remarks.append(f"the versions differ: {', '.join(differing)}.")
+    hashes = [_mapping(result, "policy").get("sha256") for result in (a, b)]
+    arms = [result.provenance.get("control") for result in (a, b)]
+    if hashes[0] is not None and hashes[0] == hashes[1] and arms[0] == arms[1]:
+        remarks.append("both are the same policy, by the hash of its files.")
+    if is_paired:
+        return remarks
+    texts_a, texts_b = (set(result.by_instruction()) for result in (a, b))
+    if texts_a != texts_b:
+        lonely = ", ".join(repr(text) for text in sorted(texts_a ^ texts_b)[:_LISTED])
+        remarks.append(
+            f"{len(texts_a ^ texts_b)} instructions were given to one policy only, "
+            f"such as {lonely}: the rates are of other mixtures of tasks."
+        )
+    if a.stopped_early or b.stopped_early:
+        remarks.append(
+            "an evaluation was stopped by its own outcomes, which the interval of "
+            "independent episodes does not allow for: it is too narrow."
+        )
+    return remarks
+
+
+def _environment(result: EvaluationResult) -> dict[str, Any]:
+    return _mapping(result, "environment")
+
+
+def _mapping(result: EvaluationResult, key: str) -> dict[str, Any]:
+    value = result.provenance.get(key)
+    return dict(value) if isinstance(value, dict) else {}
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _list(values: list[int]) -> str:
+    text = ", ".join(map(str, sorted(values)[:_LISTED]))
+    return (
+        text if len(values) <= _LISTED else f"{text} and {len(values) - _LISTED} more"
+    )

@@ -1,0 +1,157 @@
+"""What has to be written down so that an evaluation can be repeated and compared."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torchrl.envs import EnvBase, TransformedEnv
+
+from torchrl_vla.schema import InstructionTable, RobotDatasetMetadata
+
+_PACKAGES = ("torchrl-vla", "torch", "torchrl", "tensordict")
+
+#: Named only where they are installed; they change what is simulated or predicted.
+_OPTIONAL = (
+    *("lerobot", "transformers", "diffusers", "numpy"),
+    *("gymnasium", "mujoco", "metaworld", "gym-pusht", "pymunk", "gym-aloha"),
+)
+
+_CHUNK_BYTES = 1 << 20
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that a result depends on.
+
+    Nothing is imported; packages that are not installed are left out.
+
+    Examples:
+        >>> package_versions()["python"] == platform.python_version()
+        True
+    """
+    versions = {"python": platform.python_version()}
+    for package in (*_PACKAGES, *_OPTIONAL):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return versions
+
+
+def describe_environment(env: EnvBase) -> dict[str, Any]:
+    """Return what makes an environment the same one as in another evaluation.
+
+    The class, the robot, the instructions and the time limit, as far as the
+    environment tells them. How many run side by side is left out on purpose: the
+    initial states do not depend on it. So are the images: policies with and without
+    them may be compared.
+
+    Examples:
+        >>> from torchrl_vla.envs import TabletopEnv
+        >>> env = TabletopEnv(2, colors=("red",), image_size=16)
+        >>> describe_environment(env)["instructions"]
+        ['reach the red block']
+    """
+    base = env
+    while isinstance(base, TransformedEnv):
+        base = base.base_env
+    about: dict[str, Any] = {"class": type(base).__name__}
+    metadata = getattr(env, "metadata", None)
+    if isinstance(metadata, RobotDatasetMetadata):
+        about["robot"] = metadata.embodiment_id
+    table = getattr(env, "instructions", None)
+    if isinstance(table, InstructionTable):
+        about["instructions"] = list(table.texts)
+    max_steps = getattr(env, "max_steps", None)
+    if isinstance(max_steps, int):
+        about["max_steps"] = max_steps
+    return about
+
+
+def make_provenance(env: EnvBase, *, seed: int, deterministic: bool) -> dict[str, Any]:
+    """Return what :func:`evaluate` knows of how it was done.
+
+    Args:
+        env: where.
+        seed: of the run.
+        deterministic: True = the policy's mode, False = it sampled.
+    """
+    return {
+        "seed": seed,
+        "deterministic": deterministic,
+        "environment": describe_environment(env),
+        "num_envs": env.batch_size.numel(),
+        "versions": package_versions(),
+        "platform": platform.platform(),
+    }
+
+
+def hash_folder(folder: Path | str) -> str:
+    """Return the SHA-256 of a checkpoint folder: its file names and their bytes.
+
+    Where the folder lies and when it was written changes nothing; another byte, a
+    renamed file or one more does.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+
+    Examples:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     _ = Path(folder, "a.txt").write_text("x")
+        ...     hash_folder(folder)[:8]
+        '71fa51bc'
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"hash_folder: expected a folder at {str(folder)!r}, got none. Pass the "
+            "folder of a checkpoint."
+        )
+    files = {
+        path.relative_to(folder).as_posix(): path
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+    digest = hashlib.sha256()
+    for name in sorted(files):
+        _add(digest, name.encode())
+        digest.update(files[name].stat().st_size.to_bytes(8, "little"))
+        with files[name].open("rb") as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+def hash_weights(module: nn.Module) -> str:
+    """Return the SHA-256 of a policy's parameters and buffers, wherever they are.
+
+    For a policy that lies in no folder: one that is being trained, or was downloaded.
+
+    Examples:
+        >>> layer = nn.Linear(1, 1)
+        >>> before = hash_weights(layer)
+        >>> hash_weights(layer.to(torch.float64)) == before
+        False
+    """
+    digest = hashlib.sha256()
+    state = module.state_dict()
+    for name in sorted(state):
+        value = state[name]
+        if not isinstance(value, torch.Tensor):  # a module's own extra state
+            continue
+        _add(digest, f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        flat = value.detach().cpu().contiguous().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _add(digest: Any, name: bytes) -> None:
+    # The length first, so that no two lists of names run together the same way.
+    digest.update(len(name).to_bytes(8, "little"))
+    digest.update(name)

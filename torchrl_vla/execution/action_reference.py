@@ -1,0 +1,41 @@
+"""Which chunks may be joined."""
+
+from __future__ import annotations
+
+from torchrl_vla.schema.conventions import REFERENCES
+
+
+def check_reference(owner: str, action_reference: str) -> None:
+    """Refuse to join chunks that are measured from different states.
+
+    A chunk that is relative to the state in which it was made means nothing beside one
+    that was made in another state: half of it would move the robot to the wrong place,
+    smoothly. Absolute targets and deltas carry no such anchor.
+
+    Args:
+        owner: the executor that asks; opens the error message.
+        action_reference: what the policy's actions are measured from.
+
+    Raises:
+        ValueError: it is ``"relative"``, or none of ``REFERENCES``.
+
+    Examples:
+        >>> check_reference("RealTimeChunking", "relative")
+        Traceback (most recent call last):
+        ...
+        ValueError: RealTimeChunking: expected an action_reference of 'absolute' or \
+'delta', got 'relative'. A chunk is measured from the state in which it was made, so \
+two of them cannot be joined. Make the actions absolute before the executor.
+    """
+    if action_reference not in REFERENCES:
+        raise ValueError(
+            f"{owner}: expected an action_reference of {list(REFERENCES)}, got "
+            f"{action_reference!r}."
+        )
+    if action_reference == "relative":
+        raise ValueError(
+            f"{owner}: expected an action_reference of 'absolute' or 'delta', got "
+            "'relative'. A chunk is measured from the state in which it was made, so "
+            "two of them cannot be joined. Make the actions absolute before the "
+            "executor."
+        )

@@ -1,0 +1,208 @@
+"""Drive a robot faster than its policy was trained to act."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tensordict import NestedKey, TensorDictBase, unravel_key
+from torch import Tensor
+
+from torchrl_vla.execution.action_reference import check_reference
+from torchrl_vla.execution.base import Executor, flag
+from torchrl_vla.schema import (
+    IS_WAITING_KEY,
+    OBSERVATION_AGE_KEY,
+    WILL_DECIDE_KEY,
+    check_positive_int,
+)
+
+
+class ActionInterpolation(Executor):
+    r"""Reach each action of an executor in ``k`` ticks, along a straight line.
+
+    A policy that was trained at 10 Hz jerks a robot that is controlled at 50 Hz. The
+    executor inside is asked at every ``k``-th step only, and the robot is led there
+    from the action before:
+
+    .. math:: a_{t+j} = a^- + \tfrac{j + 1}{k} (a - a^-), \quad j = 0 .. k - 1
+
+    The first action of an episode has none before it and is held. The surprise: rows
+    share their ticks, so a row that begins an episode between two actions of the
+    others waits up to ``k - 1`` steps for them: with more than one row the environment
+    needs :class:`SkipWaiting`. Angles that wrap around, axis-angles and quaternions
+    are interpolated as the numbers they are; keep them from jumping.
+
+    **Reads** what the executor reads, on every ``k``-th step.
+
+    **Writes** what the executor writes, on every step, ``action`` interpolated:
+    ``is_decision`` on the first tick of the action that a new chunk begins with,
+    ``will_decide`` False before an action's last tick, ``observation_age`` (where it
+    is written) in ticks; and ``is_waiting`` bool ``[*B, 1]``.
+
+    Args:
+        executor: whose actions are reached, asked once in ``ticks`` steps.
+        ticks: ``k``, control steps for each action.
+
+    Keyword Args:
+        action_reference: what the actions are measured from, of ``REFERENCES``; only
+            ``"absolute"`` can be interpolated. A delta would be executed ``k`` times,
+            and a chunk that is relative to a state has none before it.
+
+    Raises:
+        ValueError: ``ticks < 1``, or the reference is not ``"absolute"``.
+        TypeError: ``executor`` is none.
+        MissingKeyError: more than one row, and no :class:`SkipWaiting`.
+        ExecutionError: as :class:`Executor`.
+
+    Examples:
+        >>> from tensordict import TensorDict
+        >>> from tensordict.nn import TensorDictModule
+        >>> from torchrl_vla.execution import MultiStepActorWrapper
+        >>> actor = TensorDictModule(
+        ...     lambda s: s.unsqueeze(-1) + torch.tensor([[0.0], [1.0]]),
+        ...     in_keys=["state"],
+        ...     out_keys=["action_chunk"],
+        ... )
+        >>> executor = ActionInterpolation(
+        ...     MultiStepActorWrapper(actor), 2, action_reference="absolute"
+        ... )
+        >>> step = TensorDict(
+        ...     {"state": torch.zeros(1, 1), "is_init": torch.ones(1, 1).bool()}, [1]
+        ... )
+        >>> first = executor(step.clone())["action"].item()
+        >>> step["is_init"] = torch.zeros(1, 1).bool()
+        >>> first, [executor(step.clone())["action"].item() for _ in range(3)]
+        (0.0, [0.0, 0.5, 1.0])
+    """
+
+    def __init__(
+        self, executor: Executor, ticks: int, *, action_reference: str
+    ) -> None:
+        check_positive_int("ActionInterpolation", "ticks", ticks)
+        check_reference("ActionInterpolation", action_reference)
+        if action_reference != "absolute":
+            raise ValueError(
+                "ActionInterpolation: expected an action_reference of 'absolute', got "
+                f"{action_reference!r}: on the way to it a delta would be executed at "
+                "every tick. Turn the deltas into absolute targets before the executor."
+            )
+        if not isinstance(executor, Executor):
+            raise TypeError(
+                "ActionInterpolation: expected an Executor, got "
+                f"{type(executor).__name__}. Wrap a policy of chunks in "
+                "MultiStepActorWrapper(policy) first."
+            )
+        super().__init__(
+            action_key=executor.action_key,
+            init_key=executor.init_key,
+            decision_key=executor.decision_key,
+            decision_index_key=executor.decision_index_key,
+        )
+        self.executor = executor
+        self.ticks = ticks
+        self.in_keys = list(executor.in_keys)
+        own = [self.action_key, self.decision_key, self.decision_index_key]
+        own += [WILL_DECIDE_KEY, IS_WAITING_KEY]
+        self._output_keys = [
+            key for key in map(unravel_key, executor.out_keys) if key not in own
+        ]
+        self.out_keys = [*own, *self._output_keys]
+
+    @property
+    def makes_wait(self) -> bool:
+        """True = rows may wait, which takes :class:`SkipWaiting` in the environment."""
+        return self.ticks > 1 or self.executor.makes_wait
+
+    def reset(self) -> None:
+        """Forget the last action, and what the executor remembers."""
+        super().reset()
+        self.executor.reset()
+
+    def _serve(self, tensordict: TensorDictBase, begins: Tensor) -> TensorDictBase:
+        if self._state is None or self._state.tick == self.ticks:
+            self._state = self._next_action(tensordict, begins)
+        elif begins.any():
+            self._state.waiting = self._state.waiting | begins
+            if self._state.waiting.all():
+                self._state = self._next_action(tensordict, begins)
+        return self._write_tick(tensordict, self._state)
+
+    def _next_action(self, tensordict: TensorDictBase, begins: Tensor) -> _Period:
+        before: _Period | None = self._state
+        fresh = begins if before is None else begins | before.waiting
+        is_init = tensordict.get(self.init_key)
+        # A row that has waited begins now, whatever the environment calls its step.
+        asked = tensordict.copy().set(self.init_key, fresh.reshape(is_init.shape))
+        answer = self.executor(asked)
+        target = answer.get(self.action_key)
+        outputs = {key: answer.get(key) for key in self._output_keys}
+        if OBSERVATION_AGE_KEY in outputs:
+            outputs[OBSERVATION_AGE_KEY] = outputs[OBSERVATION_AGE_KEY] * self.ticks
+        waiting = torch.zeros_like(fresh)
+        if self.executor.makes_wait:
+            waiting = answer.get(IS_WAITING_KEY).reshape(fresh.shape)
+        origin, last = target, target
+        if before is not None:
+            origin = torch.where(fresh.unsqueeze(-1), target, before.target)
+            last = before.last
+        return _Period(
+            origin=origin,
+            target=target,
+            serials=answer.get(self.decision_index_key),
+            decided=answer.get(self.decision_key).reshape(fresh.shape),
+            will_decide=answer.get(WILL_DECIDE_KEY).reshape(fresh.shape),
+            waiting=waiting,
+            outputs=outputs,
+            last=last,
+        )
+
+    def _write_tick(
+        self, tensordict: TensorDictBase, period: _Period
+    ) -> TensorDictBase:
+        decided = period.decided if period.tick == 0 else None
+        period.tick += 1
+        action = torch.lerp(period.origin, period.target, period.tick / self.ticks)
+        action = torch.where(period.waiting.unsqueeze(-1), period.last, action)
+        period.last = action
+        tensordict.set(IS_WAITING_KEY, flag(period.waiting, period.serials, False))
+        will_decide = period.will_decide
+        if period.tick < self.ticks:
+            will_decide = torch.zeros_like(will_decide)
+        return self._write(tensordict, action, decided, period.outputs, will_decide)
+
+    def extra_repr(self) -> str:
+        """Show how many steps an action takes."""
+        return f"ticks={self.ticks}"
+
+
+@dataclass
+class _Period:
+    """The ticks of one action.
+
+    Args:
+        origin: the action before, ``[*B, A]``.
+        target: the action to be reached.
+        serials: number of the decision, int64 ``[*B, 1]``.
+        decided: True = a new chunk begins with this action, bool ``[*B]``.
+        will_decide: of the executor, bool ``[*B]``.
+        waiting: True = the row waits for the next action, bool ``[*B]``.
+        outputs: what else the executor wrote.
+        last: the action that was served last, ``[*B, A]``.
+        tick: how many were served.
+    """
+
+    origin: Tensor
+    target: Tensor
+    serials: Tensor
+    decided: Tensor
+    will_decide: Tensor
+    waiting: Tensor
+    outputs: dict[NestedKey, Any]
+    last: Tensor
+    tick: int = 0
+
+    @property
+    def batch_size(self) -> torch.Size:
+        return self.waiting.shape

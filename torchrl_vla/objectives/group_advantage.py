@@ -1,0 +1,207 @@
+"""Advantages from comparing episodes that began alike, without a critic."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from tensordict import NestedKey, TensorDictBase
+from torch import Tensor
+
+from torchrl_vla.schema import EPISODE_SEED_KEY, MissingKeyError, SchemaError
+
+
+class GroupAdvantage(ABC):
+    """Give each decision its episode's return, relative to its group's.
+
+    Abstract: :class:`GRPOAdvantage` and :class:`RLOOAdvantage` say what relative means.
+    A group is the episodes with one seed, that is, one initial state and instruction.
+    Episodes that the batch cuts off have no return yet and are dropped, as are groups
+    that are too small to compare, and groups whose mean return is not strictly inside
+    ``keep`` (dynamic sampling: where all succeed or all fail there is nothing to
+    learn). TorchRL's ``MCAdvantage`` does the same one trajectory at a time on its way
+    into a buffer, in Python; here a batch is a handful of tensor operations, and needs
+    no buffer.
+
+    **Reads** decisions ``[*B, T]``: ``episode_seed`` int64 ``[*B, T]``,
+    ``("next", "reward")`` float and ``("next", "done")`` bool ``[*B, T, 1]``.
+    **Writes** a new tensordict ``[N]`` with the decisions that are kept, in row order,
+    and their ``advantage`` float ``[N, 1]``; ``group_return`` float ``[N, 1]``, their
+    group's mean.
+
+    Keyword Args:
+        keep: bounds of a kept group's mean return, exclusive. None keeps every group.
+        group_key: what episodes of a group share.
+
+    Raises:
+        ValueError: the bounds are not increasing.
+        MissingKeyError: a key is not there.
+        SchemaError: the batch has no time dimension, or the key is not an integer.
+
+    Source: Z. Shao et al., arXiv:2402.03300 (GRPO); Q. Yu et al., arXiv:2503.14476
+    (dynamic sampling).
+    """
+
+    def __init__(
+        self,
+        *,
+        keep: tuple[float, float] | None = None,
+        group_key: NestedKey = EPISODE_SEED_KEY,
+    ) -> None:
+        if keep is not None and not keep[0] < keep[1]:
+            raise ValueError(
+                f"{type(self).__name__}: expected keep=(low, high) with low < high, "
+                f"got {keep}."
+            )
+        self.keep = keep
+        self.group_key = group_key
+
+    @abstractmethod
+    def relative(self, returns: Tensor, group: Tensor, n_groups: int) -> Tensor:
+        """Return each episode's advantage ``[E]``.
+
+        Args:
+            returns: of the episodes, ``[E]``; every group has at least two.
+            group: of each episode, int64 ``[E]`` in ``0 .. n_groups - 1``.
+            n_groups: how many groups.
+        """
+
+    def __call__(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Return the decisions that say something, with their advantage."""
+        if len(tensordict.batch_size) < 2:
+            raise SchemaError(
+                f"{type(self).__name__}: expected decisions [*B, T] with time last, "
+                f"got batch size {list(tensordict.batch_size)}."
+            )
+        horizon = tensordict.batch_size[-1]
+        done = self._read(tensordict, ("next", "done")).reshape(-1, horizon)
+        reward = self._read(tensordict, ("next", "reward")).reshape(-1, horizon)
+        seeds = self._read(tensordict, self.group_key).reshape(-1, horizon)
+        if seeds.dtype.is_floating_point:
+            raise SchemaError(
+                f"{type(self).__name__}: expected integers at {self.group_key!r}, got "
+                f"{seeds.dtype}."
+            )
+        # An episode's number: those of the rows before, and its place in its row.
+        ended_before = done.long().cumsum(-1) - done.long()
+        per_row = ended_before[:, -1] + 1
+        episode = ended_before + (per_row.cumsum(0) - per_row).unsqueeze(-1)
+        n_episodes = int(per_row.sum())
+        flat = episode.flatten()
+        returns = reward.new_zeros(n_episodes).index_add_(0, flat, reward.flatten())
+        complete = torch.zeros_like(returns).index_add_(
+            0, flat, done.flatten().to(returns.dtype)
+        )
+        seed_of = seeds.new_zeros(n_episodes).scatter_(0, flat, seeds.flatten())
+
+        kept = (complete > 0).nonzero().squeeze(-1)
+        _, group = seed_of[kept].unique(return_inverse=True)
+        kept, group, n_groups = self._comparable(kept, group, returns)
+        advantage = torch.zeros_like(returns)
+        mean = torch.zeros_like(returns)
+        says_something = torch.zeros_like(complete, dtype=torch.bool)
+        if len(kept):
+            advantage[kept] = self.relative(returns[kept], group, n_groups)
+            mean[kept] = _group_mean(returns[kept], group, n_groups)[group]
+            says_something[kept] = True
+        rows = says_something[flat].nonzero().squeeze(-1)
+        out = tensordict.reshape(-1)[rows]
+        out.set("advantage", advantage[flat[rows]].unsqueeze(-1))
+        return out.set("group_return", mean[flat[rows]].unsqueeze(-1))
+
+    def _comparable(
+        self, kept: Tensor, group: Tensor, returns: Tensor
+    ) -> tuple[Tensor, Tensor, int]:
+        """Drop the episodes whose groups have one member, or are not inside keep."""
+        n_groups = int(group.max()) + 1 if len(group) else 0
+        good = torch.bincount(group, minlength=n_groups) >= 2
+        if self.keep is not None and n_groups:
+            mean = _group_mean(returns[kept], group, n_groups)
+            good &= (mean > self.keep[0]) & (mean < self.keep[1])
+        chosen = good[group] if n_groups else torch.zeros_like(group, dtype=torch.bool)
+        kept = kept[chosen]
+        groups, group = group[chosen].unique(return_inverse=True)
+        return kept, group, len(groups)
+
+    def _read(self, tensordict: TensorDictBase, key: NestedKey) -> Tensor:
+        value = tensordict.get(key, None)
+        if value is None:
+            raise MissingKeyError(
+                f"{type(self).__name__}: expected {key!r} of decisions, got only "
+                f"{sorted(map(str, tensordict.keys(True, True)))}."
+            )
+        return value
+
+
+class GRPOAdvantage(GroupAdvantage):
+    """Subtract the group's mean return, and divide by its standard deviation.
+
+    Keyword Args:
+        keep: see :class:`GroupAdvantage`.
+        group_key: see there.
+        divide_by_std: False = only subtract the mean, which does not favour groups
+            that are nearly all alike (Z. Liu et al., arXiv:2503.20783).
+
+    Examples:
+        >>> from tensordict import TensorDict
+        >>> data = TensorDict(
+        ...     {
+        ...         "episode_seed": torch.tensor([[7], [7]]),
+        ...         "next": {
+        ...             "reward": torch.tensor([[[0.0]], [[1.0]]]),
+        ...             "done": torch.ones(2, 1, 1, dtype=torch.bool),
+        ...         },
+        ...     },
+        ...     batch_size=[2, 1],
+        ... )
+        >>> GRPOAdvantage()(data)["advantage"].flatten()
+        tensor([-0.7071,  0.7071])
+    """
+
+    def __init__(
+        self,
+        *,
+        keep: tuple[float, float] | None = None,
+        group_key: NestedKey = EPISODE_SEED_KEY,
+        divide_by_std: bool = True,
+    ) -> None:
+        super().__init__(keep=keep, group_key=group_key)
+        self.divide_by_std = divide_by_std
+
+    def relative(self, returns: Tensor, group: Tensor, n_groups: int) -> Tensor:
+        """Return ``(R - mean) / std``, the unbiased standard deviation."""
+        centred = returns - _group_mean(returns, group, n_groups)[group]
+        if not self.divide_by_std:
+            return centred
+        count = torch.bincount(group, minlength=n_groups)
+        squares = torch.zeros_like(count, dtype=returns.dtype)
+        squares.index_add_(0, group, centred**2)
+        std = (squares / (count - 1)).sqrt()
+        # A group without spread has no advantage either: 0 / 1.
+        return centred / torch.where(std > 0, std, 1.0)[group]
+
+
+class RLOOAdvantage(GroupAdvantage):
+    """Subtract the mean return of the group's *other* episodes.
+
+    An unbiased baseline, as an episode's own return is not in it.
+
+    Examples:
+        >>> returns, group = torch.tensor([0.0, 1.0, 1.0]), torch.zeros(3).long()
+        >>> RLOOAdvantage().relative(returns, group, 1)
+        tensor([-1.0000,  0.5000,  0.5000])
+
+    Source: A. Ahmadian et al., arXiv:2402.14740.
+    """
+
+    def relative(self, returns: Tensor, group: Tensor, n_groups: int) -> Tensor:
+        """Return ``R - mean of the others``."""
+        count = torch.bincount(group, minlength=n_groups).to(returns.dtype)[group]
+        mean = _group_mean(returns, group, n_groups)[group]
+        return (returns - mean) * count / (count - 1)
+
+
+def _group_mean(returns: Tensor, group: Tensor, n_groups: int) -> Tensor:
+    count = torch.bincount(group, minlength=n_groups)
+    total = torch.zeros(n_groups, dtype=returns.dtype, device=returns.device)
+    return total.index_add_(0, group, returns) / count
