@@ -50,7 +50,7 @@ def test_what_cannot_be_is_refuted_at_once(counts):
 def test_a_great_many_episodes_do_not_overflow():
     assert betting_evidence(100_000, 0) == math.inf
     low, high = betting_interval(60_000, 30_000, 10_000)
-    assert 0.29 < low < 0.3 < high < 0.31
+    assert 0.285 < low < 0.3 < high < 0.315
 
 
 @given(SMALL, SMALL, SMALL, st.sampled_from([0.8, 0.95, 0.99]))
@@ -92,15 +92,15 @@ def chance_to_reject(reject, tosses):
 
 def test_looking_after_each_episode_is_safe_here_and_not_with_a_fixed_test():
     # Exact probabilities, no simulation: equal policies, 120 pairs that differ.
-    assert 0.005 < chance_to_reject(lambda a, b: betting_evidence(a, b) >= 20, 120)
-    assert chance_to_reject(lambda a, b: betting_evidence(a, b) >= 20, 120) <= 0.05
+    betting = chance_to_reject(lambda a, b: betting_evidence(a, b) >= 20, 120)
+    assert 0.005 < betting <= 0.05
     assert chance_to_reject(lambda a, b: mcnemar_test(a, b) <= 0.05, 120) > 0.15
 
 
 def test_a_rate_is_covered_at_all_moments_at_once():
     # Rate 0.5 is mean 0: the same game.
     low, high = betting_rate_interval(90, 100)
-    assert (2 * low - 1, 2 * high - 1) == betting_interval(90, 10)
+    assert (2 * low - 1, 2 * high - 1) == pytest.approx(betting_interval(90, 10))
     assert 0.78 < low < 0.826 < 0.945 < high  # Wilson's is 0.826 to 0.945
     assert betting_rate_interval(0, 0) == (0.0, 1.0)
 

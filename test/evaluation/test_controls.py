@@ -5,8 +5,10 @@ import torch
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
 
+from torchrl_vla.envs import TabletopEnv, ToyVLAEnv
 from torchrl_vla.evaluation.controls import (
     blank_images,
+    make_control,
     shuffle_instructions,
     zero_state,
 )
@@ -71,3 +73,33 @@ def test_shuffling_needs_the_seed_of_the_episode():
     data = observation([0]).exclude("episode_seed")
     with pytest.raises(MissingKeyError, match="expected int64 seeds at 'episode_seed'"):
         shuffle_instructions(echo("language_instruction"), TABLE)(data)
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "is_changed"),
+    [
+        ("shuffled-instruction", "language_instruction", True),
+        ("blank-images", ("observation", "image"), True),
+        ("zero-state", ("observation", "state"), True),
+        ("zero-state", "episode_seed", False),
+    ],
+)
+def test_a_control_takes_away_the_input_of_its_name(name, key, is_changed):
+    env = TabletopEnv(8, image_size=16, seed=0)
+    data = env.reset()
+    told = make_control(name, echo(key), env)(data)["action"]
+    assert torch.equal(told, data[key]) != is_changed
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("deaf", r"expected one of \('shuffled-instruction', .*\), got 'deaf'"),
+        ("shuffled-instruction", r"several instructions to shuffle, got 1\. Evaluate"),
+        ("blank-images", r"expected \('observation', 'image'\) in the observations"),
+    ],
+)
+def test_a_control_that_would_change_nothing_is_refused(name, message):
+    env = ToyVLAEnv(action_dim=2, state_dim=4, image_shape=None, seed=0)
+    with pytest.raises(ValueError, match=message):
+        make_control(name, echo("episode_seed"), env)

@@ -109,12 +109,36 @@ def test_the_seeds_follow_from_the_seed_of_the_run():
     assert result.provenance["versions"]["torch"] == version("torch")
 
 
+def test_an_evaluation_can_go_on_where_another_ended():
+    parts = [
+        evaluate(SeedDecides(2), still(), count, seed=7, first=first, progress=False)
+        for first, count in ((0, 3), (3, 2))
+    ]
+    whole = evaluate(SeedDecides(2), still(), 5, seed=7, progress=False)
+    assert (*parts[0].episodes, *parts[1].episodes) == whole.episodes
+
+
+def test_the_result_says_where_and_how_it_was_made_and_what_it_was_told():
+    known = {"policy": {"sha256": "abc"}, "num_envs": "two"}
+    result = evaluate(SeedDecides(2), still(), 2, provenance=known, progress=False)
+    assert result.provenance["environment"] == {
+        "class": "SeedDecides",
+        "instructions": ["even", "odd"],
+    }
+    assert result.provenance["policy"] == {"sha256": "abc"}
+    assert result.provenance["num_envs"] == "two"
+    again = evaluate(SeedDecides(3), still(), 2, progress=False)
+    assert again.provenance["num_envs"] == 3
+    assert "policy" not in again.provenance
+
+
 def test_the_result_does_not_depend_on_how_many_run_side_by_side():
     results = []
     for num_envs in (1, 3, 8):
         env = TabletopEnv(num_envs, image_size=16)
         results.append(evaluate(env, env.make_expert(), 9, seed=2, progress=False))
-    assert results[0] == results[1] == results[2]
+    first, second, third = (result.episodes for result in results)
+    assert first == second == third
     assert results[0].success_rate == 1.0
 
 

@@ -4,7 +4,12 @@ import json
 
 import pytest
 
-from torchrl_vla.evaluation import EpisodeRecord, EvaluationResult, wilson_interval
+from torchrl_vla.evaluation import (
+    EpisodeRecord,
+    EvaluationResult,
+    betting_rate_interval,
+    wilson_interval,
+)
 
 RECORDS = [
     EpisodeRecord(5, "push", True, 2.0, 10),
@@ -67,3 +72,25 @@ def test_the_table_shows_rate_and_interval_of_each_instruction():
 def test_no_episode_is_no_result():
     with pytest.raises(ValueError, match="expected at least one episode, got 0"):
         EvaluationResult([])
+
+
+def test_a_result_that_its_outcomes_stopped_has_the_interval_for_it():
+    result = EvaluationResult(RECORDS, {"stopping": {"block": 2}})
+    assert result.stopped_early
+    assert result.interval == betting_rate_interval(2, 4)
+    assert result.by_instruction()["lift"].interval == betting_rate_interval(0, 1)
+    assert not EvaluationResult(RECORDS).stopped_early
+
+
+def test_more_can_be_said_of_where_a_result_comes_from():
+    result = EvaluationResult(RECORDS, {"seed": 5})
+    more = result.with_provenance(policy="p", seed=6)
+    assert more.provenance == {"seed": 6, "policy": "p"}
+    assert more.episodes == result.episodes
+    assert result.provenance == {"seed": 5}
+
+
+def test_a_file_without_provenance_is_still_read():
+    payload = json.loads(EvaluationResult(RECORDS).to_json())
+    del payload["provenance"]
+    assert EvaluationResult.from_json(json.dumps(payload)).provenance == {}

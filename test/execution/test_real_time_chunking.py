@@ -12,6 +12,7 @@ from tensordict.nn import TensorDictModuleBase
 from torchrl.envs import InitTracker, TransformedEnv
 
 from torchrl_vla.envs.toy import ToyVLAEnv
+from torchrl_vla.execution.decisions import select_decisions
 from torchrl_vla.execution.real_time_chunking import RealTimeChunking
 from torchrl_vla.execution.rtc_weights import (
     ExponentialPrefix,
@@ -241,6 +242,40 @@ def test_a_rollout_in_an_environment_executes_one_continuous_stream():
         14,
         18,
     ]
+
+
+class Planner(TensorDictModuleBase):
+    """A chunk that depends on the state that it saw and on its guide."""
+
+    in_keys = [("observation", "state")]
+    optional_in_keys = list(GUIDE_KEYS)
+    out_keys = ["action_chunk", "choice"]
+
+    def __init__(self, chunk_size) -> None:
+        super().__init__()
+        self.chunk_size = chunk_size
+
+    def forward(self, td):
+        ahead = torch.arange(1, self.chunk_size + 1) / 100
+        chunk = td["observation", "state"][..., None, :4] + ahead[:, None]
+        guide = td.get("guide_chunk", None)
+        if guide is not None:
+            chunk = chunk + 0.1 * td["guide_weight"][..., None] * (guide - chunk)
+        td["choice"] = chunk.clone()
+        return td.set("action_chunk", chunk)
+
+
+def test_decisions_hold_all_that_the_policy_needs_to_choose_again():
+    env = TransformedEnv(ToyVLAEnv(batch_size=[2]), InitTracker())
+    actor = Planner(8)
+    rollout = env.rollout(30, make(8, 4, 2, actor=actor, schedule=LINEAR))
+    decisions = select_decisions(rollout, 8)
+    assert decisions["observation_age"].unique().tolist() == [0, 2]
+    again = actor(decisions.select(*actor.in_keys, *GUIDE_KEYS))["action_chunk"]
+    assert torch.equal(again, decisions["choice"])
+    executed = decisions["next", "is_executed"]
+    sent = rollout["action"].reshape(-1, 4)
+    assert torch.equal(again[executed], sent)
 
 
 def test_a_policy_that_takes_no_guide_is_refused():

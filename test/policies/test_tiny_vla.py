@@ -14,7 +14,7 @@ from torchrl.objectives import ClipPPOLoss
 from torchrl_vla.envs import ToyVLAEnv
 from torchrl_vla.execution import MultiStepActorWrapper, select_decisions
 from torchrl_vla.objectives import BCLoss
-from torchrl_vla.policies import TinyTokenVLA, TinyVLA
+from torchrl_vla.policies import TinyTokenVLA, TinyVLA, TokenSampling
 from torchrl_vla.schema import InstructionTable, MissingKeyError
 from torchrl_vla.tokenizers import UniformActionTokenizer
 
@@ -353,3 +353,33 @@ def test_ppo_sees_weights_that_changed():
     out = loss(td.copy())
     assert out["clip_fraction"] > 0
     assert out["kl_approx"] != 0
+
+
+def test_a_folder_keeps_how_tokens_are_drawn(tmp_path):
+    mask = torch.tensor([True, False, True, True, True, False, True])
+    policy = tiny_tokens(allowed_tokens=mask)
+    policy.sampling = TokenSampling(temperature=0.5, top_k=3)
+    policy.to_folder(tmp_path)
+    tokenizer = policy.action_tokenizer
+    again = TinyTokenVLA.from_folder(tmp_path, action_tokenizer=tokenizer)
+    assert again.sampling == policy.sampling
+    assert torch.equal(again.allowed_tokens, mask)
+    with set_interaction_type(InteractionType.RANDOM):
+        td = ask(policy, batch(5))
+    assert torch.equal(again.log_prob(td), td["log_probs"])
+    again.sampling = None
+    again.to_folder(tmp_path)
+    plain = TinyTokenVLA.from_folder(tmp_path, action_tokenizer=tokenizer)
+    assert plain.sampling is None
+
+
+def test_the_compiled_controlled_log_prob_equals_the_eager_one():
+    td, table = id_batch(8)
+    mask = torch.arange(7) != 3
+    policy = tiny_tokens(
+        instructions=table, sampling=TokenSampling(0.7, 4, 0.9), allowed_tokens=mask
+    )
+    with set_interaction_type(InteractionType.RANDOM):
+        td = ask(policy, td)
+    compiled = torch.compile(policy.log_prob, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(td), td["log_probs"])

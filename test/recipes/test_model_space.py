@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tensordict import TensorDict
+from tensordict import NonTensorStack, TensorDict
 from tensordict.nn import TensorDictModule, TensorDictModuleBase
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 
+from torchrl_vla.execution import RealTimeChunking, ZerosPrefix
+from torchrl_vla.policies import TinyFlowVLA
 from torchrl_vla.recipes import ModelSpace, RobotSpacePolicy
 from torchrl_vla.schema import FeatureStatistics, MetadataError, RobotDatasetMetadata
+from torchrl_vla.testing import check_identity
 
 
 def make_space(mode="mean_std", with_state=True):
@@ -139,3 +142,73 @@ def test_a_policy_without_optional_inputs_has_none_here_either():
     data = observe(90.0)
     data["guide_chunk"] = torch.zeros(1, 2, 1)
     assert wrapped(data)["action_chunk"].flatten().tolist() == [4.0, 4.0]
+
+
+def make_flow_actor():
+    torch.manual_seed(0)
+    flow = TinyFlowVLA(action_dim=1, chunk_size=8, cameras=(), state_dim=1, hidden=32)
+    space = make_space()
+    return RobotSpacePolicy(flow, space.action_scaling, space.state_scaling)
+
+
+def test_a_flow_head_ends_where_a_guide_in_robot_space_is_frozen():
+    policy, data = make_flow_actor(), observe(90.0, 120.0)
+    data["language_instruction"] = NonTensorStack("go", "go")
+    with torch.no_grad():
+        free = policy(data.copy())["action_chunk"]
+        data["guide_chunk"] = free + 3.0
+        data["guide_weight"] = ZerosPrefix()(2, 4, 8).expand(2, 8)
+        moved = policy(data)["action_chunk"] - free
+    assert (moved[:, :2] > 2.5).all()  # of 3: the last of 8 steps goes 89 % of the way
+    assert (moved[:, 2:].abs() < 1.0).all()
+
+
+def test_real_time_chunking_runs_a_flow_head_in_robot_space():
+    actor = RealTimeChunking(
+        make_flow_actor(),
+        execution_horizon=3,
+        inference_delay=2,
+        action_reference="absolute",
+    )
+    actions = []
+    for step in range(6):
+        data = observe(90.0 + step)
+        data["language_instruction"] = NonTensorStack("go")
+        data["is_init"] = torch.tensor([[step == 0]])
+        with torch.no_grad():
+            data = actor(data)
+        actions.append(data["action"].item())
+    # The chunk that is entered at step 5 continues what steps 3 and 4 executed.
+    assert data["guide_chunk"][0, :2, 0].tolist() == actions[3:5]
+    assert data["is_decision"].item() is True
+
+
+def test_a_loss_takes_a_stochastic_policy_and_observations_of_robot_space():
+    torch.manual_seed(0)
+    inner = TinyGaussianVLA(
+        action_dim=1, chunk_size=2, state_dim=1, cameras=(), hidden=16
+    )
+    space = make_space()
+    policy = RobotSpacePolicy(inner, space.action_scaling, space.state_scaling)
+    data = observe(*range(80, 120, 5)).float()
+    data.set("language_instruction", NonTensorStack(*["push"] * 8))
+    with torch.no_grad(), set_interaction_type(InteractionType.RANDOM):
+        data = policy(data)
+    # The choice stays in model space: action 5 + 1 * choice.
+    torch.testing.assert_close(data["action_chunk"], 5 + data["chunk_choice"])
+    check_identity(policy, data)
+    seen = data.clone()
+    seen["observation", "state"] = (seen["observation", "state"] - 100) / 10
+    torch.testing.assert_close(policy.log_prob(data), inner.log_prob(seen))
+    assert torch.equal(policy.get_dist(data).mode, policy.get_dist(data).mean)
+    assert (data["observation", "state"] >= 80).all()
+
+    data["advantage"] = torch.ones(8, 1)
+    loss = ClipPPOLoss(policy, critic_network=None, entropy_bonus=True)
+    loss.set_keys(action=policy.choice_key, sample_log_prob="log_probs")
+    out = loss(data)
+    assert out["clip_fraction"] == 0.0
+    out["loss_objective"].backward()
+    learned = [p for p in loss.parameters() if p.requires_grad]
+    assert len(learned) == len(list(inner.parameters()))
+    assert all(p.grad is not None for p in learned)

@@ -7,10 +7,12 @@ from torch import nn
 
 from torchrl_vla.policies import (
     ContinuousVLAWrapper,
+    GaussianVLAWrapper,
     LeRobotPolicyWrapper,
     TinyTokenVLA,
     TinyVLA,
     TokenDistribution,
+    TokenSampling,
     TokenVLAWrapper,
 )
 from torchrl_vla.schema import InstructionTable
@@ -52,8 +54,10 @@ class Linear(ContinuousVLAWrapper):
 
 
 class LinearTokens(TokenVLAWrapper):
-    def __init__(self):
-        super().__init__(**SIZES, action_tokenizer=tokenizer(), image_key=None)
+    def __init__(self, **options):
+        super().__init__(
+            **SIZES, action_tokenizer=tokenizer(), image_key=None, **options
+        )
         torch.manual_seed(0)
         # Unlike states have unlike tokens.
         self.register_buffer("weights", 3 * torch.randn(S, H * A * V))
@@ -63,6 +67,16 @@ class LinearTokens(TokenVLAWrapper):
         state = td["observation", "state"].unsqueeze(-1)
         # Not a matrix product: those round a row as the rows beside it have them do.
         return ((state * self.weights).sum(-2) + self.bias).unflatten(-1, (H, A, V))
+
+
+class Gaussian(GaussianVLAWrapper):
+    def __init__(self):
+        super().__init__(**SIZES, image_key=None)
+        self.bias = nn.Parameter(torch.zeros(H, A))
+
+    def predict_mean_and_log_std(self, td):
+        state = td["observation", "state"]
+        return state[..., :1, None] + self.bias, torch.full((A,), -1.0)
 
 
 @pytest.mark.parametrize("cameras", [None, (), ("front", "wrist")])
@@ -93,6 +107,9 @@ def test_a_wrapped_policy_passes():
 def test_users_policies_pass():
     check_policy(Linear(), batch())
     check_policy(LinearTokens(), batch())
+    sharp = TokenSampling(temperature=0.5, top_k=3)
+    check_policy(LinearTokens(sampling=sharp), batch())
+    check_policy(Gaussian(), batch())
 
 
 @pytest.mark.parametrize("shape", [[1], [], [2, 2]])
@@ -247,3 +264,68 @@ class FloatTokens(LinearTokens):
 def test_a_broken_token_policy_is_found(policy, complaint):
     with pytest.raises(AssertionError, match=complaint):
         check_policy(policy(), batch())
+
+
+class Attached(Gaussian):
+    """Leaves the choice in the graph."""
+
+    def forward(self, td):
+        super().forward(td)
+        return td.set("chunk_choice", td["action_chunk"])
+
+
+class Denormalized(Gaussian):
+    """Takes the chunk, which transforms rewrite, for the choice."""
+
+    def element_log_probs(self, td):
+        return self.get_dist(td).element_log_probs(td["action_chunk"])
+
+
+class Unsummed(Gaussian):
+    """Takes the first action's log-probability for the chunk's."""
+
+    def forward(self, td):
+        super().forward(td)
+        return td.set("log_probs", td["element_log_probs"][..., 0, :].sum(-1))
+
+
+class Flat(Gaussian):
+    def forward(self, td):
+        super().forward(td)
+        return td.set("element_log_probs", td["element_log_probs"].flatten(-2))
+
+
+class ProductRounding(Gaussian):
+    """Rounds a row as the rows beside it have it do."""
+
+    def predict_mean_and_log_std(self, td):
+        mean, log_std = super().predict_mean_and_log_std(td)
+        return mean * (1 + 1e-6 * (td.batch_size.numel() < 4)), log_std
+
+
+@pytest.mark.parametrize(
+    ("policy", "complaint"),
+    [
+        (
+            Attached,
+            r"^Attached: expected a choice without a gradient at 'chunk_choice'",
+        ),
+        (
+            Denormalized,
+            r"depends on one of \[.*'action_chunk', 'logits'\] in the batch",
+        ),
+        (Unsummed, r"'log_probs' to be the sum of 'element_log_probs' over H and A"),
+        (
+            Flat,
+            r"their terms \[5, 3, 2\] at 'element_log_probs', got \[5\] and \[5, 6\]",
+        ),
+        (ProductRounding, r"ratio 1, got 5 of 5 decisions that differ.* is rounding"),
+    ],
+)
+def test_a_broken_stochastic_policy_is_found(policy, complaint):
+    with pytest.raises(AssertionError, match=complaint):
+        check_policy(policy(), batch())
+
+
+def test_rounding_is_allowed_if_one_says_so():
+    check_policy(ProductRounding(), batch(), ratio_tolerance=1e-4)

@@ -1,6 +1,7 @@
 """The ``torchrl-vla`` command.
 
-Its subcommands are ``demo``, ``collect``, ``train``, ``evaluate`` and ``compare``.
+Its subcommands are ``demo``, ``collect``, ``train``, ``finetune``, ``evaluate`` and
+``compare``.
 Each subcommand is a frozen dataclass whose fields are its options and whose ``run`` is
 a thin reading of the library; ``--help`` is the documentation.
 """
@@ -17,6 +18,7 @@ from torchrl_vla.cli.collect import Collect
 from torchrl_vla.cli.compare import Compare
 from torchrl_vla.cli.demo import Demo
 from torchrl_vla.cli.evaluate import Evaluate
+from torchrl_vla.cli.finetune import Finetune
 from torchrl_vla.cli.train import Train
 from torchrl_vla.schema import VLAError
 
@@ -24,6 +26,7 @@ Command = (
     Annotated[Demo, tyro.conf.subcommand("demo")]
     | Annotated[Collect, tyro.conf.subcommand("collect")]
     | Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Finetune, tyro.conf.subcommand("finetune")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Compare, tyro.conf.subcommand("compare")]
 )

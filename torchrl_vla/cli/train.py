@@ -12,10 +12,11 @@ from torchrl_vla.cli.options import OptionError, read_json
 from torchrl_vla.data import DemonstrationDataset, LeRobotDemonstrations
 from torchrl_vla.policies.lerobot import KINDS
 from torchrl_vla.recipes import (
-    ModelSpace,
+    Head,
     TrainingLog,
     fit_lerobot_policy,
     make_policy,
+    make_space,
     open_dataset,
     save_checkpoint,
     save_lerobot_checkpoint,
@@ -28,7 +29,7 @@ _TINY = "tiny"
 
 @dataclass(frozen=True)
 class Train:
-    """Train a policy on demonstrations: a TinyVLA, or one of LeRobot's."""
+    """Train a policy on demonstrations: a tiny one of ours, or one of LeRobot's."""
 
     dataset: str
     """Folder that `collect` wrote, folder of a LeRobot dataset (v2.1 or v3.0; needs the
@@ -47,6 +48,9 @@ class Train:
     '{"front": "camera1"}'."""
     train_on_padding: bool = False
     """Accept a LeRobot policy whose loss counts the padding past an episode's end."""
+    head: Head | None = None
+    """Of `tiny`: what it emits: regression, tokens, gaussian, flow or diffusion; left
+    out, regression. All can be fine-tuned by `torchrl-vla finetune`."""
     chunk_size: int | None = None
     """Of `tiny`: actions per chunk; left out, 8."""
     hidden: int | None = None
@@ -78,7 +82,7 @@ class Train:
         """Refuse options of another policy, which would have no effect."""
         is_tiny = self.policy == _TINY
         default = {field.name: field.default for field in fields(self)}
-        foreign = ("chunk_size", "hidden")
+        foreign = ("head", "chunk_size", "hidden")
         hint = "Give sizes as --config, e.g. --config '{\"chunk_size\": 20}'."
         if is_tiny:
             foreign = ("config", "rename_map", "train_on_padding")
@@ -96,10 +100,14 @@ class Train:
     def _train_tiny(
         self, dataset: DemonstrationDataset | LeRobotDemonstrations
     ) -> TrainingLog:
+        head = self.head or "regression"
         policy = make_policy(
-            dataset, chunk_size=self.chunk_size or 8, hidden=self.hidden or 256
+            dataset,
+            chunk_size=self.chunk_size or 8,
+            head=head,
+            hidden=self.hidden or 256,
         ).to(self.device or "cpu")
-        space = ModelSpace(dataset.metadata)
+        space = make_space(dataset.metadata, head)
         lr = 1e-3 if self.lr is None else self.lr
         log = train_behavior_cloning(
             policy, dataset, space=space, **self._budget(), lr=lr

@@ -314,14 +314,16 @@ class GymnasiumEnv(EnvBase):
         self._now["done"] = self._now["terminated"] | self._now["truncated"]
 
     def _output(self) -> TensorDict:
-        # Copies: what callers do to them must not change the rows that stay behind.
+        # Copies: what callers do to them must not change the rows that stay behind. A
+        # copy of pictures that nobody looks at would cost as much as the physics.
         out: dict[str, Any] = {}
         for key, value in self._now.items():
             *path, name = (key,) if isinstance(key, str) else key
             inner = out
             for part in path:
                 inner = inner.setdefault(part, {})
-            inner[name] = value.clone()
+            shared = self.draw_on_demand and _is_image(key)
+            inner[name] = value if shared else value.clone()
         return TensorDict(out, self.batch_size, device=self.device)
 
     def _set_seed(self, seed: int | None) -> None:

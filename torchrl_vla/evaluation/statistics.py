@@ -174,10 +174,13 @@ def mcnemar_test(only_a: int, only_b: int, *, mid_p: bool = False) -> float:
             f"only_a={only_a}, only_b={only_b}."
         )
     tosses, fewer = only_a + only_b, min(only_a, only_b)
-    # Integers of any size; one division at the end.
-    doubled = 2 * sum(comb(tosses, i) for i in range(fewer + 1))
+    # Integers of any size, and one division at the end: exact.
+    ways, doubled = 1, 0  # to have `i` heads; in either tail, so far
+    for i in range(fewer + 1):
+        doubled += 2 * ways
+        last, ways = ways, ways * (tosses - i) // (i + 1)
     if mid_p:
-        doubled -= comb(tosses, fewer)
+        doubled -= last
     return min(1.0, doubled / 2**tosses)
 
 

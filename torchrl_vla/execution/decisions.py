@@ -107,8 +107,8 @@ def select_decisions(
 
     decisions = flat[first]
     decisions.set(ROW_INDEX_KEY, first // n_time)
-    # Steps of one decision are neighbours in its row, so the last one is first + n - 1.
-    after = flat["next"][first + n_steps - 1]
+    last = first.scatter_reduce(0, owner, steps, "amax")
+    after = flat["next"][last]
     after.set(reward_key, _sum_per_decision(flat, reward_key, steps, owner, first))
     if success_key in after.keys(True, True):
         success = _sum_per_decision(flat, success_key, steps, owner, first)

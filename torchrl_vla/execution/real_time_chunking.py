@@ -287,5 +287,6 @@ def _check_takes_guide(actor: TensorDictModuleBase) -> None:
             f"RealTimeChunking: expected {type(actor).__name__} to have "
             f"{GUIDE_CHUNK_KEY!r} and {GUIDE_WEIGHT_KEY!r} in its optional_in_keys, "
             f"got {declared}: it cannot continue a chunk that is being executed. Use a "
-            "flow head, or AsyncExecutor, which needs no guide."
+            "flow head, a policy of LeRobot's whose rtc_config is enabled, or "
+            "AsyncExecutor, which needs no guide."
         )

@@ -5,15 +5,16 @@ from __future__ import annotations
 from tensordict.nn import TensorDictModuleBase
 
 from torchrl_vla.objectives.denoising import DenoisingLoss
+from torchrl_vla.schema import check_positive_int
 
 
 class DiffusionBCLoss(DenoisingLoss):
     """Teach a diffusion head to find the noise in the expert's noised chunk.
 
     The mean of ``(predict_noise(x_l, l) - noise)^2`` over valid elements, for one noise
-    level and one noise per row. Both come from PyTorch's global generator: seed it to
-    repeat a value. A padded position enters the network as 0 with noise, so the target
-    there has no influence, not even as NaN.
+    level and one noise per row and draw. Both come from PyTorch's global generator:
+    seed it to repeat a value. A padded position enters the network as 0 with noise, so
+    the target there has no influence, not even as NaN.
 
     **Reads** the policy's ``in_keys``; ``action_chunk`` float ``[*B, H, A]``, the
     expert's; ``action_is_pad`` bool ``[*B, H]``, True = padded; with
@@ -21,15 +22,21 @@ class DiffusionBCLoss(DenoisingLoss):
     dimensions that a row's robot lacks. **Writes** ``loss_bc``, a scalar.
 
     Args:
-        actor_network: policy whose ``denoising_errors(tensordict)`` returns the squared
-            errors ``[*B, H, A]`` for the target at its ``chunk_key``
+        actor_network: policy whose ``denoising_errors(tensordict, ...)`` returns the
+            squared errors ``[*B, H, A]`` for the target at its ``chunk_key``
             (``DiffusionVLAWrapper``).
+
+    Keyword Args:
+        draws: levels and noises per row. The observation is encoded once for all of
+            them, so where encoding is what costs, more draws are a steadier gradient
+            at the same price.
 
     Raises:
         MissingKeyError: the chunk or the mask is not there.
         SchemaError: the mask is not a bool ``[*B, H]`` with a False in it, the batch
             has an ``action_dim_is_pad`` that was not named, or the target holds tokens.
         TypeError: the policy has no ``denoising_errors``.
+        ValueError: ``draws`` is not positive.
 
     Source: Ho et al., "Denoising Diffusion Probabilistic Models" (2020), equation 14;
     Chi et al., "Diffusion Policy" (2023).
@@ -41,7 +48,7 @@ class DiffusionBCLoss(DenoisingLoss):
         ...     in_keys, out_keys = ["state"], ["action_chunk"]
         ...     chunk_key = "action_chunk"
         ...
-        ...     def denoising_errors(self, td):
+        ...     def denoising_errors(self, td, draws):
         ...         return td["action_chunk"] ** 2
         >>> batch = TensorDict(
         ...     state=torch.zeros(1, 3),
@@ -52,5 +59,6 @@ class DiffusionBCLoss(DenoisingLoss):
         tensor(4.)
     """
 
-    def __init__(self, actor_network: TensorDictModuleBase) -> None:
-        super().__init__(actor_network)
+    def __init__(self, actor_network: TensorDictModuleBase, *, draws: int = 1) -> None:
+        check_positive_int("DiffusionBCLoss", "draws", draws)
+        super().__init__(actor_network, draws=draws)

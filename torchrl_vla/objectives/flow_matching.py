@@ -5,15 +5,17 @@ from __future__ import annotations
 from tensordict.nn import TensorDictModuleBase
 
 from torchrl_vla.objectives.denoising import DenoisingLoss
+from torchrl_vla.schema import check_positive_int
 
 
 class FlowMatchingLoss(DenoisingLoss):
     """Teach a flow the straight way from noise to the expert's chunk.
 
     The mean of ``(velocity(x_t, t) - (data - noise))^2`` over valid elements, with
-    ``x_t = (1 - t) noise + t data`` for one time and one noise per row. Both come from
-    PyTorch's global generator: seed it to repeat a value. A padded position enters the
-    network as 0 with noise, so the target there has no influence, not even as NaN.
+    ``x_t = (1 - t) noise + t data`` for one time and one noise per row and draw. Both
+    come from PyTorch's global generator: seed it to repeat a value. A padded position
+    enters the network as 0 with noise, so the target there has no influence, not even
+    as NaN.
 
     **Reads** the policy's ``in_keys``; ``action_chunk`` float ``[*B, H, A]``, the
     expert's; ``action_is_pad`` bool ``[*B, H]``, True = padded; with
@@ -21,20 +23,23 @@ class FlowMatchingLoss(DenoisingLoss):
     dimensions that a row's robot lacks. **Writes** ``loss_bc``, a scalar.
 
     Args:
-        actor_network: policy whose ``denoising_errors(tensordict, noise_emphasis=...)``
+        actor_network: policy whose ``denoising_errors(tensordict, ...)``
             returns the squared errors ``[*B, H, A]`` for the target at its
             ``chunk_key`` (``FlowVLAWrapper``).
 
     Keyword Args:
         noise_emphasis: ``1 - t`` follows Beta(noise_emphasis, 1): 1 is uniform, 1.5
             dwells on noisy times as pi0 does.
+        draws: times and noises per row. The observation is encoded once for all of
+            them, so where encoding is what costs, more draws are a steadier gradient
+            at the same price.
 
     Raises:
         MissingKeyError: the chunk or the mask is not there.
         SchemaError: the mask is not a bool ``[*B, H]`` with a False in it, the batch
             has an ``action_dim_is_pad`` that was not named, or the target holds tokens.
         TypeError: the policy has no ``denoising_errors``.
-        ValueError: ``noise_emphasis`` is not positive.
+        ValueError: ``noise_emphasis`` or ``draws`` is not positive.
 
     Source: Lipman et al., "Flow Matching for Generative Modeling" (2023); Black et
     al., "pi0" (2024), for the times.
@@ -46,7 +51,7 @@ class FlowMatchingLoss(DenoisingLoss):
         ...     in_keys, out_keys = ["state"], ["action_chunk"]
         ...     chunk_key = "action_chunk"
         ...
-        ...     def denoising_errors(self, td, noise_emphasis):
+        ...     def denoising_errors(self, td, **options):
         ...         return td["action_chunk"] ** 2
         >>> batch = TensorDict(
         ...     state=torch.zeros(1, 3),
@@ -58,11 +63,17 @@ class FlowMatchingLoss(DenoisingLoss):
     """
 
     def __init__(
-        self, actor_network: TensorDictModuleBase, *, noise_emphasis: float = 1.0
+        self,
+        actor_network: TensorDictModuleBase,
+        *,
+        noise_emphasis: float = 1.0,
+        draws: int = 1,
     ) -> None:
         if not noise_emphasis > 0:
             raise ValueError(
                 "FlowMatchingLoss: expected a positive noise_emphasis, got "
                 f"{noise_emphasis}. 1 draws times uniformly."
             )
-        super().__init__(actor_network, noise_emphasis=float(noise_emphasis))
+        check_positive_int("FlowMatchingLoss", "draws", draws)
+        options = {"noise_emphasis": float(noise_emphasis), "draws": draws}
+        super().__init__(actor_network, **options)

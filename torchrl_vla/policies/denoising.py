@@ -108,13 +108,25 @@ class DenoisingVLAWrapper(StochasticVLAWrapper):
 
     @abstractmethod
     def denoising_errors(
-        self, tensordict: TensorDictBase, *, generator: torch.Generator | None = None
+        self,
+        tensordict: TensorDictBase,
+        *,
+        generator: torch.Generator | None = None,
+        draws: int = 1,
     ) -> Tensor:
         """Return the squared errors ``[*B, H, A]`` of the head's regression.
 
         Reads the target at ``chunk_key``, in model space, and draws a time and noise
         for each row. A loss masks and reduces the errors, and replaces padded targets
         by numbers first: a target is part of the network's input.
+
+        Args:
+            tensordict: a batch with targets in model space.
+
+        Keyword Args:
+            generator: draws time and noise; None = PyTorch's global one.
+            draws: times and noises per row, over which the errors are averaged. The
+                observation is encoded once for all of them.
         """
 
     def get_dist(self, tensordict: TensorDictBase) -> DenoisingDistribution:
@@ -147,6 +159,14 @@ class DenoisingVLAWrapper(StochasticVLAWrapper):
                 f"{list(condition.shape)}."
             )
         return condition
+
+    def _encode_and_target(
+        self, tensordict: TensorDictBase, draws: int
+    ) -> tuple[Tensor, Tensor]:
+        """Conditions and targets as rows, ``draws`` times one after the other."""
+        check_positive_int(type(self).__name__, "draws", draws)
+        condition, target = self._encode(tensordict), self._target(tensordict)
+        return condition.repeat(draws, 1), target.repeat(draws, 1, 1)
 
     def _target(self, tensordict: TensorDictBase) -> Tensor:
         """The expert's chunks as rows ``[N, H, A]``."""

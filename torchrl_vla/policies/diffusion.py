@@ -130,7 +130,11 @@ class DiffusionVLAWrapper(DenoisingVLAWrapper):
         return self._step_mean(condition, x, step, torch.zeros_like(self._sigma(step)))
 
     def denoising_errors(
-        self, tensordict: TensorDictBase, *, generator: torch.Generator | None = None
+        self,
+        tensordict: TensorDictBase,
+        *,
+        generator: torch.Generator | None = None,
+        draws: int = 1,
     ) -> Tensor:
         """Return ``(predict_noise(x_l, l) - noise)^2``, ``[*B, H, A]``.
 
@@ -141,9 +145,9 @@ class DiffusionVLAWrapper(DenoisingVLAWrapper):
 
         Keyword Args:
             generator: draws level and noise; None = PyTorch's global one.
+            draws: see :class:`DenoisingVLAWrapper`.
         """
-        condition = self._encode(tensordict)
-        data = self._target(tensordict)
+        condition, data = self._encode_and_target(tensordict, draws)
         dtype, device = torch.promote_types(data.dtype, torch.float32), data.device
         noise = torch.randn(data.shape, generator=generator, dtype=dtype, device=device)
         level = torch.randint(
@@ -152,6 +156,7 @@ class DiffusionVLAWrapper(DenoisingVLAWrapper):
         kept = self.signal[level][:, None, None]
         x = kept.sqrt() * data + (1 - kept).sqrt() * noise
         errors = (self.predict_noise(condition, x, level) - noise) ** 2
+        errors = errors.unflatten(0, (draws, -1)).mean(0)
         return errors.reshape(*tensordict.batch_size, *data.shape[1:])
 
     def _level(self, step: Tensor) -> Tensor:

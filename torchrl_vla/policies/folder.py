@@ -131,3 +131,18 @@ def _check_part(
 
 def _tuples(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
+
+
+def policy_class_of(folder: str | Path) -> str:
+    """Return the name of the class of the policy in a folder.
+
+    Raises:
+        FileNotFoundError: the folder holds no complete policy.
+    """
+    path = Path(folder) / _CONFIG
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"policy_class_of: expected {_CONFIG} in {folder}, got none. Write the "
+            "policy with to_folder; an interrupted write leaves none either."
+        )
+    return json.loads(path.read_text(encoding="utf-8"))["policy"]

@@ -147,8 +147,14 @@ class TinyFlowVLA(_TinyDenoisingPolicy, FlowVLAWrapper):
             self.noise = noise
 
     def velocity(self, condition: Tensor, x: Tensor, t: Tensor) -> Tensor:
-        """Return ``data - noise`` as expected at ``x``, ``[M, H, A]``."""
-        return self.denoiser(condition, x, t)
+        """Return ``data - noise`` as expected at ``x``, ``[M, H, A]``.
+
+        What is expected of data with mean 0 and variance 1 is put in by hand, and the
+        network adds what the observation tells: at ``t = 0`` it predicts the data.
+        """
+        time = t[:, None, None]
+        kept = (1 - time) * (1 - time) + time * time
+        return ((2 * time - 1) * x + self.denoiser(condition, x, t)) / kept
 
 
 class TinyDiffusionVLA(_TinyDenoisingPolicy, DiffusionVLAWrapper):
@@ -239,5 +245,12 @@ class TinyDiffusionVLA(_TinyDenoisingPolicy, DiffusionVLAWrapper):
         return read_policy(folder, cls)
 
     def predict_noise(self, condition: Tensor, x: Tensor, level: Tensor) -> Tensor:
-        """Return the noise that is expected in ``x``, ``[M, H, A]``."""
-        return self.denoiser(condition, x, level.to(x.dtype) / self.num_levels)
+        """Return the noise that is expected in ``x``, ``[M, H, A]``.
+
+        The network predicts the data, with the sign reversed, where all is noise, and
+        the noise where there is none, so that a step never divides its error by a
+        tiny number ("v-prediction", Salimans and Ho, 2022).
+        """
+        kept = self.signal[level][:, None, None]
+        answer = self.denoiser(condition, x, level.to(x.dtype) / self.num_levels)
+        return (1 - kept).sqrt() * x + kept.sqrt() * answer

@@ -1,9 +1,13 @@
 """Whole jobs, composed of the parts: train, save, load, and the demo."""
 
-from torchrl_vla.recipes.behavior_cloning import train_behavior_cloning
+from torchrl_vla.recipes.algorithms import ALGORITHMS, GRPO, PPO, RLOO, Algorithm
+from torchrl_vla.recipes.behavior_cloning import (
+    make_training_transform,
+    train_behavior_cloning,
+)
 from torchrl_vla.recipes.checkpoint import (
     load_actor,
-    make_policy,
+    load_checkpoint,
     prepare_environment,
     save_checkpoint,
     save_lerobot_checkpoint,
@@ -16,24 +20,57 @@ from torchrl_vla.recipes.environments import (
     ExpertEnvironmentName,
     make_environment,
 )
+from torchrl_vla.recipes.finetune_settings import FinetuneSettings, SettingsError
+from torchrl_vla.recipes.finetuning import FinetuneResult, finetune
+from torchrl_vla.recipes.heads import (
+    Head,
+    make_cloning_loss,
+    make_policy,
+    make_space,
+    make_stochastic,
+)
 from torchrl_vla.recipes.lerobot_training import fit_lerobot_policy, train_lerobot
 from torchrl_vla.recipes.model_space import ModelSpace, RobotSpacePolicy
 from torchrl_vla.recipes.report import write_report
+from torchrl_vla.recipes.rollouts import Rollouts, WorkerRollouts, make_decision_env
+from torchrl_vla.recipes.run_log import RunLog
 from torchrl_vla.recipes.training_loop import TrainingLog
+from torchrl_vla.recipes.training_state import ResumeError, TrainingState
 
 __all__ = [
+    "ALGORITHMS",
     "DEMO_SETTINGS",
     "ENVIRONMENTS",
+    "GRPO",
+    "PPO",
+    "RLOO",
+    "Algorithm",
     "DemoSettings",
     "EnvironmentName",
     "ExpertEnvironmentName",
+    "FinetuneResult",
+    "FinetuneSettings",
+    "Head",
     "ModelSpace",
+    "ResumeError",
     "RobotSpacePolicy",
+    "Rollouts",
+    "RunLog",
+    "SettingsError",
     "TrainingLog",
+    "TrainingState",
+    "WorkerRollouts",
+    "finetune",
     "fit_lerobot_policy",
     "load_actor",
+    "load_checkpoint",
+    "make_cloning_loss",
+    "make_decision_env",
     "make_environment",
     "make_policy",
+    "make_space",
+    "make_stochastic",
+    "make_training_transform",
     "open_dataset",
     "prepare_environment",
     "run_demo",

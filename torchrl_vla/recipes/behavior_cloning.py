@@ -6,10 +6,12 @@ from collections.abc import Callable
 
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
+from torchrl.data.replay_buffers import Storage
+from torchrl.envs import Compose
 
-from torchrl_vla.objectives import BCLoss
-from torchrl_vla.policies import ContinuousVLAWrapper
+from torchrl_vla.policies import TokenVLAWrapper, VLAWrapperBase
 from torchrl_vla.recipes.datasets import Demonstrations
+from torchrl_vla.recipes.heads import make_cloning_loss
 from torchrl_vla.recipes.model_space import ModelSpace
 from torchrl_vla.recipes.training_loop import (
     TrainingLog,
@@ -17,10 +19,12 @@ from torchrl_vla.recipes.training_loop import (
     run_training,
     warmup_cosine,
 )
+from torchrl_vla.schema import ACTION_CHUNK_KEY
+from torchrl_vla.transforms import ActionTokenizerTransform
 
 
 def train_behavior_cloning(
-    policy: ContinuousVLAWrapper,
+    policy: VLAWrapperBase,
     dataset: Demonstrations,
     *,
     space: ModelSpace | None = None,
@@ -38,12 +42,15 @@ def train_behavior_cloning(
 ) -> TrainingLog:
     """Clone demonstrations: i.i.d. frames, chunk targets, masked loss, AdamW.
 
+    The loss is the head's own: regression, cross-entropy of tokens, flow matching or
+    denoising.
     The learning rate warms up over a twentieth of the steps and follows a cosine to
     zero. At the end the policy holds the exponential moving average of its weights,
     which is steadier than the last ones.
 
     Args:
-        policy: trained in place; needs all its parameters (give it ``state_dim``).
+        policy: trained in place; needs all its parameters (give it ``state_dim``). Any
+            head of :func:`make_policy`.
         dataset: the demonstrations.
         space: how targets and states are normalized; ``ModelSpace(dataset.metadata)``
             by default. Act with the same one.
@@ -53,7 +60,7 @@ def train_behavior_cloning(
         weight_decay: of AdamW.
         max_grad_norm: gradients are clipped to this norm.
         ema_decay: of the moving average; None = keep the last weights.
-        loss_function: of ``BCLoss``.
+        loss_function: of ``BCLoss``, for heads that predict a chunk.
         seed: of the batches. The initial weights are the policy's.
         log_interval: steps between two entries of the log.
         callback: called with the step after each entry, e.g. to evaluate.
@@ -70,13 +77,13 @@ def train_behavior_cloning(
     space = ModelSpace(dataset.metadata) if space is None else space
     buffer = dataset.replay_buffer(
         batch_size,
-        transform=space.transforms(policy.chunk_size, dataset.storage),
+        transform=make_training_transform(policy, space, dataset.storage),
         seed=seed,
     )
     optimizer = AdamW(policy.parameters(), lr=lr, weight_decay=weight_decay)
     return run_training(
         "train_behavior_cloning",
-        BCLoss(policy, loss_function=loss_function),
+        make_cloning_loss(policy, loss_function=loss_function),
         buffer,
         policy=policy,
         optimizer=optimizer,
@@ -88,3 +95,21 @@ def train_behavior_cloning(
         callback=callback,
         progress=progress,
     )
+
+
+def make_training_transform(
+    policy: VLAWrapperBase, space: ModelSpace, storage: Storage
+) -> Compose:
+    """Return what turns sampled frames into a policy's training targets.
+
+    Args:
+        policy: gives ``H`` and, for tokens, the tokenizer.
+        space: how actions and states are normalized.
+        storage: of the buffer that is sampled; chunks are gathered from it.
+    """
+    transform = space.transforms(policy.chunk_size, storage)
+    if isinstance(policy, TokenVLAWrapper):
+        transform.append(
+            ActionTokenizerTransform(policy.action_tokenizer, in_key=ACTION_CHUNK_KEY)
+        )
+    return transform

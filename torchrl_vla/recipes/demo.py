@@ -23,8 +23,9 @@ from torchrl_vla.evaluation import (
     write_png,
 )
 from torchrl_vla.recipes.behavior_cloning import train_behavior_cloning
-from torchrl_vla.recipes.checkpoint import make_policy, save_checkpoint
+from torchrl_vla.recipes.checkpoint import save_checkpoint
 from torchrl_vla.recipes.environments import ENVIRONMENTS
+from torchrl_vla.recipes.heads import make_policy
 from torchrl_vla.recipes.model_space import ModelSpace
 from torchrl_vla.recipes.report import write_report
 from torchrl_vla.recipes.training_loop import TrainingLog

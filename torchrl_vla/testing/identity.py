@@ -17,7 +17,7 @@ from torchrl_vla.schema import (
     MissingKeyError,
 )
 
-_PROBES = 8  # sub-batches of one size that are asked about
+_PROBES = 4  # sub-batches of one size that are asked about
 _ROUNDING = 1e-2  # log-probs that differ by less may differ by rounding
 _HALF_ROUNDING = 1.0  # the same in half precision
 

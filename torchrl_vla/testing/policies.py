@@ -109,6 +109,7 @@ def check_policy(
                 log_probs_key=log_probs_key,
                 element_log_probs_key=element_log_probs_key,
             )
+        _check_gradient(name, policy, answer)  # of a sample: at its mode it may be 0
 
 
 def _ask(policy: TensorDictModuleBase, tensordict: TensorDictBase) -> TensorDictBase:
@@ -259,6 +260,9 @@ def _check_log_prob(
             f"{name}: expected log_prob from the current weights, got a value that "
             f"depends on one of {list(poison)} in the batch."
         )
+
+
+def _check_gradient(name: str, policy: Any, answer: TensorDictBase) -> None:
     parameters = [p for p in policy.parameters() if p.requires_grad]
     gradients = torch.autograd.grad(
         policy.log_prob(answer).sum(), parameters, allow_unused=True

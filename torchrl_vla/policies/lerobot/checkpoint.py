@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -91,6 +92,39 @@ def read_checkpoint(
         postprocessor = _with_statistics(postprocessor, statistics)
     check_statistics(preprocessor, postprocessor)
     return Checkpoint(policy, preprocessor, postprocessor)
+
+
+def read_ensemble_coefficient(
+    source: Path | str,
+    *,
+    revision: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    cache_folder: Path | str | None = None,
+) -> float | None:
+    """Return the ``temporal_ensemble_coeff`` that a checkpoint is to act with.
+
+    LeRobot's ACT averages its chunks with it; None = it executes them as they are, as
+    every other type does.
+
+    Args:
+        source: a folder, or a repo id of the Hugging Face Hub.
+        revision: of the repo.
+        overrides: fields of the policy's configuration.
+        cache_folder: of the Hub's files; None = the Hub's own.
+
+    Raises:
+        FileNotFoundError: ``source`` is a path to nothing.
+        MissingExtraError: ``lerobot`` is not installed.
+        SchemaError: the checkpoint lacks files.
+    """
+    import_extra("lerobot.policies.factory", "lerobot", _OWNER)
+    folder = _find_folder(source, revision, cache_folder)
+    _check_files(folder)
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except ValueError as error:
+        raise _unreadable(folder, "configuration", error) from error
+    return {**config, **(overrides or {})}.get("temporal_ensemble_coeff")
 
 
 def _find_folder(

@@ -29,6 +29,8 @@ class PolicyKind:
             its own size without distorting it.
         masks_padding: from the configuration, True = its training loss leaves padded
             actions out.
+        continues_chunks: from the configuration, True = a chunk can be guided to
+            continue another.
     """
 
     call: type[PolicyCall]
@@ -37,9 +39,19 @@ class PolicyKind:
     reads_text: bool
     resizes_images: Callable[[Any], bool]
     masks_padding: Callable[[Any], bool]
+    continues_chunks: Callable[[Any], bool] = lambda config: False
 
 
-def _vla(size_field: str, *, masks: bool) -> PolicyKind:
+def _with_rtc(config: Any) -> bool:
+    return config.rtc_config is not None and config.rtc_config.enabled
+
+
+def _vla(
+    size_field: str,
+    *,
+    masks: bool,
+    continues: Callable[[Any], bool] = lambda config: False,
+) -> PolicyKind:
     """Return a vision-language-action model that keeps nothing between two chunks."""
     return PolicyKind(
         call=ChunkCall,
@@ -48,6 +60,7 @@ def _vla(size_field: str, *, masks: bool) -> PolicyKind:
         reads_text=True,
         resizes_images=lambda config: getattr(config, size_field, None) is not None,
         masks_padding=lambda config: masks,
+        continues_chunks=continues,
     )
 
 
@@ -91,9 +104,9 @@ KINDS: dict[str, PolicyKind] = {
         resizes_images=lambda config: False,
         masks_padding=lambda config: True,
     ),
-    "smolvla": _vla("resize_imgs_with_padding", masks=True),
-    "pi0": _vla("image_resolution", masks=False),
-    "pi05": _vla("image_resolution", masks=False),
+    "smolvla": _vla("resize_imgs_with_padding", masks=True, continues=_with_rtc),
+    "pi0": _vla("image_resolution", masks=False, continues=_with_rtc),
+    "pi05": _vla("image_resolution", masks=False, continues=_with_rtc),
     "xvla": _vla("resize_imgs_with_padding", masks=False),
 }
 

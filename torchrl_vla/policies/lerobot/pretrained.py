@@ -15,6 +15,7 @@ from torchrl.envs import TensorDictPrimer, Transform
 
 from torchrl_vla.policies.lerobot.adapters import without_adapter
 from torchrl_vla.policies.lerobot.checkpoint import Processor, check_statistics
+from torchrl_vla.policies.lerobot.guided import GuidedCall
 from torchrl_vla.policies.lerobot.inputs import (
     PolicyInputs,
     cameras_of,
@@ -86,6 +87,9 @@ class PretrainedPolicy:
         self.rename_map = dict(rename_map)
         self.dtype = dtype
         self._call = self.kind.call(self.config)
+        self._guided_call: GuidedCall | None = None
+        if self.kind.continues_chunks(self.config):
+            self._guided_call = GuidedCall(self.config)
 
     @property
     def kind(self) -> PolicyKind:
@@ -98,6 +102,11 @@ class PretrainedPolicy:
         if not self._call.carries_plan:
             return None
         return self.config.horizon, self.config.action_feature.shape[0]
+
+    @property
+    def optional_in_keys(self) -> list[NestedKey]:
+        """What it reads where it is: a guide, if the policy's ``rtc_config`` is on."""
+        return [] if self._guided_call is None else list(self._guided_call.keys)
 
     @property
     def metadata(self) -> RobotDatasetMetadata:
@@ -129,13 +138,24 @@ class PretrainedPolicy:
     def ask(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor | None]:
         """Return chunks ``[N, H, A]`` in robot space, and plans ``[N, horizon, A]``."""
         plan = None if self.plan_shape is None else self._read_plan(tensordict)
-        frames = [self._preprocess(frame) for frame in self.make_frames(tensordict)]
+        guided = (
+            None if self._guided_call is None else self._guided_call.read(tensordict)
+        )
+        frames = self.make_frames(tensordict)
+        if guided is not None:
+            frames[-1]["action"] = guided[0]  # normalized as a training target is
+        frames = [self._preprocess(frame) for frame in frames]
         for frame in frames:
-            frame.pop("action", None)  # the pipelines add one that is None
+            guide = frame.pop("action", None)  # the pipelines add one that is None
         enabled = self.dtype is not None
         autocast = torch.autocast(self.device.type, self.dtype, enabled=enabled)
         with _training_flags_kept(self.policy), autocast:
-            chunk, plan = self._call(without_adapter(self.policy), frames, plan)
+            policy = without_adapter(self.policy)
+            if guided is None:
+                chunk, plan = self._call(policy, frames, plan)
+            else:
+                weight = guided[1].to(self.device)
+                chunk = self._guided_call(policy, frames[-1], guide, weight)
         if isinstance(chunk, Tensor):
             # At once: relative actions are anchored to what was preprocessed last.
             chunk = self.postprocessor(chunk.float())
@@ -288,8 +308,10 @@ def _check(
         raise SchemaError(
             "LeRobotPolicyWrapper: expected a policy whose chunks are executed as they "
             f"are, got temporal_ensemble_coeff={config.temporal_ensemble_coeff}: "
-            "LeRobot averages overlapping chunks in select_action. Execute chunks with "
-            "overrides={'temporal_ensemble_coeff': None, 'n_action_steps': "
+            "LeRobot averages overlapping chunks in select_action. Load it with "
+            "torchrl_vla.recipes.load_actor(source, ...), which gives the same actions "
+            "with TemporalEnsemble; or execute whole chunks with overrides={"
+            "'temporal_ensemble_coeff': None, 'n_action_steps': "
             f"{config.chunk_size}}}."
         )
 

@@ -55,14 +55,14 @@ class LeRobotPolicyWrapper(ContinuousVLAWrapper):
     and plans come in the tensordict, so streams can be interleaved and reset one by
     one.
 
-    Any other object that maps such a batch to a chunk is wrapped by giving its sizes;
-    it is called as it is.
+    Any other object that maps such a batch to a chunk is called as it is; give sizes.
 
     **Reads** image(s) uint8, or float in 0..1, ``[*B, C, h, w]``; state float
     ``[*B, S]``; ``("observation", "environment_state")`` where the policy wants it;
     the instruction, text or int64 ids ``[*B]``, unless the policy reads no text. A
     policy that looks back reads the same entries of ``observation_history``
-    ``[*B, T, ...]``. TD-MPC also reads ``is_init`` and ``policy_plan``.
+    ``[*B, T, ...]``. TD-MPC also reads ``is_init`` and ``policy_plan``; a policy with
+    an ``rtc_config`` ``guide_chunk`` (robot space) and ``guide_weight``, if there.
 
     **Writes** ``action_chunk`` float ``[*B, H, A]``, in robot space; TD-MPC also
     ``("next", "policy_plan")``.
@@ -96,7 +96,7 @@ class LeRobotPolicyWrapper(ContinuousVLAWrapper):
 
     Raises:
         TypeError: the policy can neither predict a chunk nor be called.
-        ValueError: sizes are missing, or are not those of the policy.
+        ValueError: sizes are missing, or not the policy's.
         SchemaError: a LeRobot policy without processors or statistics, of a type that
             was not exercised, or with temporal ensembling; it returned anything but a
             float ``[B, H, A]``; an input has another size, range or shape; cameras do
@@ -208,6 +208,7 @@ class LeRobotPolicyWrapper(ContinuousVLAWrapper):
             rename_map=rename_map or {},
             dtype=dtype,
         )
+        self.optional_in_keys = self._asked.optional_in_keys
         if self._asked.plan_shape is not None:
             self.in_keys += [IS_INIT_KEY, PLAN_KEY]
             self.out_keys = [*self.out_keys, ("next", PLAN_KEY)]
@@ -394,8 +395,7 @@ class LeRobotPolicyWrapper(ContinuousVLAWrapper):
         return self._predict(tensordict)[0]
 
     def _predict(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor | None]:
-        batch = tensordict.batch_size
-        chunk, plan = self._asked.ask(tensordict)
+        batch, (chunk, plan) = tensordict.batch_size, self._asked.ask(tensordict)
         name, sizes = type(self.policy).__name__, (self.chunk_size, self.action_dim)
         chunk = check_chunk(chunk, (batch.numel(), *sizes), name).view(*batch, *sizes)
         chunk = chunk.to(self._reader.device_of(tensordict) or chunk.device)

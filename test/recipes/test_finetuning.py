@@ -1,0 +1,354 @@
+from __future__ import annotations
+
+import shutil
+import sys
+from dataclasses import replace
+
+import cloudpickle
+import pytest
+import torch
+from torchrl.collectors import MultiSyncCollector
+from torchrl.envs import ExplorationType
+
+from torchrl_vla.data import collect
+from torchrl_vla.envs import TabletopEnv
+from torchrl_vla.evaluation import EvaluationResult
+from torchrl_vla.objectives import ChunkPPOLoss, DecisionGAE
+from torchrl_vla.recipes import (
+    GRPO,
+    PPO,
+    RLOO,
+    FinetuneSettings,
+    ResumeError,
+    RunLog,
+    SettingsError,
+    finetune,
+    load_checkpoint,
+    make_decision_env,
+    make_policy,
+    make_space,
+    make_stochastic,
+)
+from torchrl_vla.recipes.rollouts import Rollouts
+
+SMALL = FinetuneSettings(
+    algorithm=PPO(critic_warmup=1),
+    iterations=3,
+    epochs=2,
+    minibatch_size=16,
+    lr=1e-2,
+    entropy_coeff=0.1,  # a gradient also where no episode succeeds
+    eval_episodes=8,
+    eval_interval=2,
+)
+
+
+def make_env(num_envs=8):
+    return TabletopEnv(num_envs, image_size=16, num_blocks=2, max_steps=12, seed=0)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    env = make_env()
+    folder = tmp_path_factory.mktemp("data") / "demos"
+    return collect(env, env.make_expert(noise=0.3), 12, folder=folder, progress=False)
+
+
+def fresh(dataset, head="tokens"):
+    torch.manual_seed(0)
+    policy = make_policy(dataset, chunk_size=4, head=head, hidden=16, depth=1)
+    return make_stochastic(policy), make_space(dataset.metadata, head)
+
+
+def weights(policy):
+    return torch.cat([p.detach().flatten() for p in policy.parameters()])
+
+
+def run(dataset, folder, settings=SMALL, head="tokens", **options):
+    policy, space = fresh(dataset, head)
+    result = finetune(
+        policy, space, make_env(), folder, settings, progress=False, **options
+    )
+    return policy, result
+
+
+@pytest.fixture(scope="module")
+def whole(dataset, tmp_path_factory):
+    """A training that nobody interrupts."""
+    folder = tmp_path_factory.mktemp("whole")
+    return *run(dataset, folder), folder
+
+
+class KilledError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("where", ["while collecting", "while learning", "after"])
+@pytest.mark.parametrize("iteration", [1, 3])
+def test_a_training_that_was_killed_goes_on_to_the_same_weights(
+    dataset, whole, tmp_path, monkeypatch, where, iteration
+):
+    policy, space = fresh(dataset)
+    target, name = {
+        "while collecting": (Rollouts, "collect"),
+        "while learning": (ChunkPPOLoss, "forward"),
+        "after": (RunLog, "append"),
+    }[where]
+    original = getattr(target, name)
+    calls = []
+
+    def deadly(self, *arguments):
+        calls.append(arguments)
+        due = iteration if where != "while learning" else 4 * iteration - 1
+        if len(calls) == due:
+            raise KilledError
+        return original(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(target, name, deadly)
+        with pytest.raises(KilledError):
+            finetune(policy, space, make_env(), tmp_path, SMALL, progress=False)
+    resumed, result = run(dataset, tmp_path)
+    expected, uninterrupted, _ = whole
+    assert torch.equal(weights(resumed), weights(expected))
+    drop = ("seconds",)
+    assert [{k: v for k, v in row.items() if k not in drop} for row in result.log] == [
+        {k: v for k, v in row.items() if k not in drop} for row in uninterrupted.log
+    ]
+    assert result.after.episodes == uninterrupted.after.episodes
+    saved, _ = load_checkpoint(tmp_path / "policy")
+    assert torch.equal(weights(saved), weights(expected))
+
+
+def test_a_finished_training_that_is_run_again_changes_nothing(
+    dataset, whole, tmp_path
+):
+    expected, uninterrupted, folder = whole
+    copied = shutil.copytree(folder, tmp_path / "copy")
+    again, result = run(dataset, copied)
+    assert torch.equal(weights(again), weights(expected))
+    assert result.comparison == uninterrupted.comparison
+
+
+def test_random_numbers_drawn_outside_do_not_matter(dataset, whole, tmp_path):
+    policy, space = fresh(dataset)
+    torch.manual_seed(12345)
+    finetune(policy, space, make_env(), tmp_path, SMALL, progress=False)
+    assert torch.equal(weights(policy), weights(whole[0]))
+
+
+def test_another_seed_gives_other_weights(dataset, whole, tmp_path):
+    other, _ = run(dataset, tmp_path, replace(SMALL, seed=1))
+    assert not torch.equal(weights(other), weights(whole[0]))
+
+
+def test_a_folder_begun_with_other_settings_is_refused(dataset, whole, tmp_path):
+    folder = shutil.copytree(whole[2], tmp_path / "copy")
+    with pytest.raises(
+        ResumeError, match=r"\(name: \(then, now\)\): \{'lr': \(0\.01, "
+    ):
+        run(dataset, folder, replace(SMALL, lr=1e-3))
+
+
+def test_the_log_has_a_line_per_iteration_and_the_evaluations_are_paired(whole):
+    _, result, folder = whole
+    rows = RunLog.read(folder / "log.csv")
+    assert [row["iteration"] for row in rows] == [1, 2, 3]
+    assert ["success" in row for row in rows] == [False, True, True]
+    assert sorted(p.name for p in (folder / "evaluations").iterdir()) == [
+        "00000.json",
+        "00002.json",
+        "00003.json",
+    ]
+    seeds = [e.seed for e in result.before.episodes]
+    assert seeds == [e.seed for e in result.after.episodes]
+    stored = EvaluationResult.from_json(folder / "evaluations" / "00003.json")
+    assert stored.episodes == result.after.episodes
+    assert result.comparison.a == result.after
+
+
+def test_the_critic_learns_alone_at_first(dataset, tmp_path):
+    policy, space = fresh(dataset)
+    before = weights(policy)
+    settings = replace(SMALL, algorithm=PPO(critic_warmup=3))
+    finetune(policy, space, make_env(), tmp_path, settings, progress=False)
+    assert torch.equal(weights(policy), before)
+
+
+@pytest.mark.parametrize(
+    "head", ["tokens", "regression", "gaussian", "flow", "diffusion"]
+)
+def test_before_the_first_update_every_ratio_is_one(dataset, head):
+    policy, space = fresh(dataset, head)
+    env = make_decision_env(make_env(), space, chunk_size=4, seed=3)
+    rollouts = Rollouts(env, policy.eval(), num_decisions=3)
+    rollout = rollouts.collect(1)
+    rollouts.close()
+    decisions = PPO().judge(
+        rollout.set("state_value", torch.zeros(8, 3, 1)), NoCritic()
+    )
+    loss = ChunkPPOLoss(policy, granularity="token")
+    for batch in (decisions, decisions[torch.randperm(24)[:7]]):
+        out = loss(batch)
+        assert out["max_ratio"].item() == 1.0
+        assert out["clip_fraction"].item() == 0.0
+        assert out["kl_approx"].item() == 0.0
+
+
+class NoCritic(torch.nn.Module):
+    in_keys = ()
+
+    def __call__(self, tensordict):
+        shape = (*tensordict.batch_size, 1)
+        return tensordict.set("state_value", torch.zeros(shape))
+
+
+@pytest.mark.parametrize(
+    "algorithm", [GRPO(group_size=4, keep=None), RLOO(group_size=4)]
+)
+def test_groups_of_rows_begin_alike(dataset, algorithm):
+    policy, space = fresh(dataset)
+    env = make_decision_env(make_env(), space, chunk_size=4, group_size=4)
+    rollout = Rollouts(env, policy, num_decisions=3).collect(1)
+    seeds = rollout["episode_seed"][:, 0]
+    assert seeds[:4].unique().numel() == seeds[4:].unique().numel() == 1
+    images = rollout["observation", "image"][:, 0]
+    assert torch.equal(images[0], images[3])
+    assert not torch.equal(images[0], images[4])
+
+
+def test_demonstrations_are_cloned_beside(dataset, whole, tmp_path):
+    settings = replace(SMALL, bc_coeff=0.5)
+    policy, result = run(dataset, tmp_path, settings, demonstrations=dataset)
+    assert all(row["loss_bc"] > 0 for row in result.log[1:])
+    assert not torch.equal(weights(policy), weights(whole[0]))
+
+
+def test_the_reference_keeps_its_weights(dataset, tmp_path):
+    settings = replace(SMALL, reference_kl_coeff=1.0)
+    _, result = run(dataset, tmp_path, settings)
+    # nothing has changed in the critic's iteration, later the policy has moved
+    assert result.log[0]["reference_kl"] == 0.0
+    assert result.log[2]["reference_kl"] > 0.0
+
+
+@pytest.mark.parametrize(
+    ("settings", "options", "message"),
+    [
+        ({"bc_coeff": 0.5}, {}, r"expected demonstrations and bc_coeff > 0 together"),
+        (
+            {"algorithm": GRPO(group_size=5)},
+            {},
+            r"expected rows in whole groups of 5, got 8 of TabletopEnv",
+        ),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(
+    dataset, tmp_path, settings, options, message
+):
+    with pytest.raises(SettingsError, match=message):
+        run(dataset, tmp_path, replace(SMALL, **settings), **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"iterations": 0}, r"expected iterations >= 1, got 0"),
+        ({"lr": 0.0}, r"expected lr > 0, got 0\.0"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(options, message):
+    with pytest.raises(SettingsError, match=message):
+        FinetuneSettings(**options)
+
+
+def test_a_regression_head_is_refused(dataset, tmp_path):
+    torch.manual_seed(0)
+    policy = make_policy(dataset, chunk_size=4, hidden=16, depth=1)
+    space = make_space(dataset.metadata)
+    with pytest.raises(TypeError, match=r"got TinyVLA without get_dist"):
+        finetune(policy, space, make_env(), tmp_path, SMALL, progress=False)
+
+
+def test_a_collector_of_several_processes_trains_too(dataset, tmp_path):
+    policy, space = fresh(dataset)
+    before = weights(policy)
+    metadata = dataset.metadata
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    makers = [WorkerEnv(metadata, worker) for worker in range(2)]
+    collector = MultiSyncCollector(
+        makers,
+        policy,
+        frames_per_batch=2 * 4 * 3,
+        total_frames=-1,
+        exploration_type=ExplorationType.RANDOM,
+        auto_register_policy_transforms=False,
+        cat_results="stack",
+    )
+    result = finetune(
+        policy,
+        space,
+        make_env(),
+        tmp_path,
+        SMALL,
+        collector=collector,
+        progress=False,
+    )
+    assert [row["decisions"] for row in result.log] == [24, 24, 24]
+    # The first batch is of the weights that the workers were given, the third of
+    # those that they were sent: with stale ones, ratios would begin far from 1.
+    assert not torch.equal(weights(policy), before)
+
+
+class WorkerEnv:
+    """Makes the environment of a worker process."""
+
+    def __init__(self, metadata, worker):
+        self.metadata, self.worker = metadata, worker
+
+    def __call__(self):
+        space = make_space(self.metadata, "tokens")
+        return make_decision_env(make_env(4), space, chunk_size=4, seed=self.worker)
+
+
+def test_success_early_in_a_chunk_pays_at_least_as_much_as_late(dataset):
+    """An oracle that waits gains nothing: TorchRL's recipe pays it alone."""
+    space = make_space(dataset.metadata, "tokens")
+    env = make_decision_env(make_long_env(), space, chunk_size=32)
+    expert = make_long_env()
+    returns, advantages, lengths = [], [], []
+    for wait in range(4):
+        step = env.reset(episode_seeds=torch.arange(4))
+        chunk = oracle_chunk(expert, torch.arange(4), wait, space)
+        after = env.step(step.set("action_chunk", chunk))
+        data = after.unsqueeze(1)
+        returns.append(data["next", "reward"].flatten())
+        lengths.append(data["next", "executed_steps"].flatten())
+        advantages.append(DecisionGAE(NoCritic())(data)["advantage"].flatten())
+        assert after["next", "success"].flatten().tolist() == [True] * 4
+    assert all((reward == 1.0).all() for reward in returns)
+    for row in torch.stack(lengths, 1):
+        assert row.unique().numel() > 1  # it did wait
+    assert all(torch.equal(advantages[0], other) for other in advantages[1:])
+
+
+def make_long_env():
+    return TabletopEnv(4, image_size=16, num_blocks=2, max_steps=40)
+
+
+def oracle_chunk(env, seeds, wait, space):
+    """Play the expert after ``wait`` steps that stay where they are."""
+    data = env.reset(episode_seeds=seeds)
+    actions = []
+    expert = env.make_expert()
+    for index in range(32):
+        if index < wait:
+            back = 0.6 if index % 2 else -0.6  # long enough not to come down
+            action = torch.tensor([[back, 0.0]]).expand(4, 2).clone()
+        else:
+            action = expert(data.clone())["action"]
+        actions.append(action)
+        done = data.get("done")
+        if not bool(done.all()):
+            data = env.step(data.set("action", action))["next"]
+    return space.action_scaling.normalize(torch.stack(actions, 1))

@@ -1,0 +1,164 @@
+"""From rollouts to optimizer steps."""
+
+from __future__ import annotations
+
+import copy
+from math import isfinite
+from typing import Any
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor, nn
+from torchrl.objectives import LossModule
+
+from torchrl_vla.objectives import (
+    ChunkPPOLoss,
+    add_reference_log_probs,
+    recompute_log_probs,
+)
+from torchrl_vla.policies import TinyCritic
+from torchrl_vla.recipes.algorithms import count_outcomes
+from torchrl_vla.recipes.behavior_cloning import make_training_transform
+from torchrl_vla.recipes.datasets import Demonstrations
+from torchrl_vla.recipes.finetune_settings import FinetuneSettings, SettingsError
+from torchrl_vla.recipes.heads import TinyPolicies, make_cloning_loss
+from torchrl_vla.recipes.model_space import ModelSpace
+from torchrl_vla.schema import EXECUTED_STEPS_KEY
+
+
+class Learner:
+    """Turn rollouts into optimizer steps."""
+
+    def __init__(
+        self,
+        policy: TinyPolicies,
+        space: ModelSpace,
+        settings: FinetuneSettings,
+        demonstrations: Demonstrations | None,
+    ) -> None:
+        self.settings = settings
+        self.policy = policy
+        self.cloning = _Cloning(policy, space, settings, demonstrations)
+        algorithm = settings.algorithm
+        self.critic = TinyCritic.from_policy(policy) if algorithm.needs_critic else None
+        self.reference = _frozen_copy(policy) if settings.reference_kl_coeff else None
+        self.loss = ChunkPPOLoss(
+            policy,
+            self.critic,
+            granularity=settings.granularity,
+            clip_epsilon=settings.clip_epsilon,
+            entropy_coeff=settings.entropy_coeff,
+            reference_kl_coeff=settings.reference_kl_coeff,
+        )
+        groups = [{"params": list(policy.parameters()), "lr": settings.lr}]
+        self.parts: dict[str, Any] = {"policy": policy}
+        if self.critic is not None:
+            parameters = list(self.critic.parameters())
+            groups.append({"params": parameters, "lr": algorithm.critic_lr})
+            self.parts["critic"] = self.critic
+        if self.reference is not None:
+            self.parts["reference"] = self.reference
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
+        self.parts["optimizer"] = self.optimizer
+
+    def learn(self, rollout: TensorDictBase, iteration: int) -> dict[str, float]:
+        """Take the optimizer steps of a batch; return what happened."""
+        settings = self.settings
+        episodes, successes = count_outcomes(rollout)
+        decisions = settings.algorithm.judge(rollout, self.critic)
+        numbers = {
+            "env_steps": int(rollout["next", EXECUTED_STEPS_KEY].sum()),
+            "decisions": len(decisions),
+            "episodes": episodes,
+            "train_success": successes / max(1, episodes),
+        }
+        if not len(decisions):  # every group agreed: nothing to learn from
+            return numbers
+        if settings.recompute:
+            recompute_log_probs(self.policy, decisions)
+        if self.reference is not None:
+            add_reference_log_probs(self.reference, decisions)
+        warmup = getattr(settings.algorithm, "critic_warmup", 0)
+        self.cloning.begin(iteration)
+        totals: dict[str, Tensor] = {}
+        steps = 0
+        for _ in range(settings.epochs):
+            order = torch.randperm(len(decisions))
+            for rows in order.split(settings.minibatch_size):
+                out = self._step(decisions[rows], critic_only=iteration <= warmup)
+                steps += 1
+                for name, value in out.items():
+                    totals[name] = totals.get(name, 0.0) + value
+        means = {name: (total / steps).item() for name, total in totals.items()}
+        if not all(isfinite(mean) for mean in means.values()):
+            raise RuntimeError(
+                f"finetune: expected finite losses, got {means} in iteration "
+                f"{iteration}. Lower lr; the state before it is in the folder."
+            )
+        return {**numbers, **means}
+
+    def _step(self, batch: TensorDictBase, critic_only: bool) -> dict[str, Tensor]:
+        out = {
+            key: value
+            for key, value in self.loss(batch).items()
+            if key in self.loss.out_keys
+        }
+        names = [name for name in out if name.startswith("loss_")]
+        if critic_only:
+            names = ["loss_critic"]
+        total = sum(out[name] for name in names)
+        if self.cloning.loss is not None and not critic_only:
+            out["loss_bc"] = self.cloning()
+            total = total + out["loss_bc"]
+        self.optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        for group in self.optimizer.param_groups:  # the critic's norm is its own
+            nn.utils.clip_grad_norm_(group["params"], self.settings.max_grad_norm)
+        self.optimizer.step()
+        return {name: value.detach() for name, value in out.items()}
+
+
+class _Cloning:
+    """The loss of cloning demonstrations, weighted, on batches of its own."""
+
+    def __init__(
+        self,
+        policy: TinyPolicies,
+        space: ModelSpace,
+        settings: FinetuneSettings,
+        demonstrations: Demonstrations | None,
+    ) -> None:
+        if (settings.bc_coeff > 0) != (demonstrations is not None):
+            raise SettingsError(
+                "finetune: expected demonstrations and bc_coeff > 0 together, got "
+                f"bc_coeff={settings.bc_coeff} and demonstrations="
+                f"{type(demonstrations).__name__}."
+            )
+        self.loss: LossModule | None = None
+        if demonstrations is not None:
+            self.loss = make_cloning_loss(policy)
+        self.policy, self.space, self.settings = policy, space, settings
+        self.demonstrations = demonstrations
+
+    def begin(self, iteration: int) -> None:
+        """Draw the batches of an iteration from a seed of its own."""
+        if self.demonstrations is None:
+            return
+        transform = make_training_transform(
+            self.policy, self.space, self.demonstrations.storage
+        )
+        self.buffer = self.demonstrations.replay_buffer(
+            self.settings.minibatch_size,
+            transform=transform,
+            seed=self.settings.seed_of(iteration),
+        )
+
+    def __call__(self) -> Tensor:
+        """Return the weighted loss of the next batch."""
+        return self.settings.bc_coeff * self.loss(self.buffer.sample())["loss_bc"]
+
+
+def _frozen_copy(policy: TinyPolicies) -> TinyPolicies:
+    copied = copy.deepcopy(policy).requires_grad_(False)
+    copied.instructions = policy.instructions
+    return copied.eval()

@@ -1,0 +1,102 @@
+"""One line of numbers per iteration, in a CSV file and in TensorBoard."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torchrl_vla.schema import import_extra
+
+_FILE = "log.csv"
+
+
+class RunLog:
+    """Append the numbers of an iteration to ``log.csv``, and to TensorBoard if asked.
+
+    A line is written whole or not at all, and lines of iterations that a resumed
+    training runs again are removed first. A number that an iteration does not have
+    (evaluations happen now and then) is an empty cell.
+
+    Args:
+        folder: where the files are.
+        columns: names of the numbers; the first is the iteration.
+
+    Keyword Args:
+        tensorboard: True = also write event files to ``folder/tensorboard`` (extra
+            ``tensorboard``).
+
+    Examples:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> log = RunLog(folder, ("iteration", "success"))
+        >>> log.append({"iteration": 1, "success": 0.5})
+        >>> log.append({"iteration": 2})
+        >>> RunLog(folder, ("iteration", "success")).keep_until(1)
+        [{'iteration': 1.0, 'success': 0.5}]
+    """
+
+    def __init__(
+        self, folder: Path, columns: tuple[str, ...], *, tensorboard: bool = False
+    ) -> None:
+        self.path = folder / _FILE
+        self.columns = columns
+        self._writer = None
+        if tensorboard:
+            import_extra("tensorboard", "tensorboard", "RunLog")
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(folder / "tensorboard")
+
+    def append(self, numbers: Mapping[str, float]) -> None:
+        """Write a line; names that are no column are an error."""
+        unknown = sorted(set(numbers) - set(self.columns))
+        if unknown:
+            raise ValueError(
+                f"RunLog: expected numbers of {list(self.columns)}, got {unknown}."
+            )
+        is_new = not self.path.exists()
+        with self.path.open("a", newline="") as file:
+            writer = csv.DictWriter(file, self.columns)
+            if is_new:
+                writer.writeheader()
+            writer.writerow(numbers)
+        if self._writer is not None:
+            step = int(numbers[self.columns[0]])
+            for name in self.columns[1:]:
+                if name in numbers:
+                    self._writer.add_scalar(name, numbers[name], step)
+            self._writer.flush()
+
+    def keep_until(self, iteration: int) -> list[dict[str, float]]:
+        """Remove the lines after an iteration; return those that stay."""
+        if not self.path.exists():
+            return []
+        rows = self.read(self.path)
+        rows = [row for row in rows if row[self.columns[0]] <= iteration]
+        shorter = self.path.with_suffix(".writing")
+        with shorter.open("w", newline="") as file:
+            writer = csv.DictWriter(file, self.columns)
+            writer.writeheader()
+            writer.writerows(rows)
+        shorter.replace(self.path)
+        return rows
+
+    @staticmethod
+    def read(path: Path) -> list[dict[str, float]]:
+        """Return the lines of a log file, without its empty cells."""
+        with path.open(newline="") as file:
+            lines: list[dict[str, Any]] = list(csv.DictReader(file))
+        # A line that a killed process left half-written has too few cells, or a last
+        # one that is cut: keep_until removes it, its iteration being the last.
+        return [
+            {name: float(cell) for name, cell in line.items() if cell}
+            for line in lines
+            if None not in line.values()
+        ]
+
+    def close(self) -> None:
+        """Close the event file."""
+        if self._writer is not None:
+            self._writer.close()
