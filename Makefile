@@ -60,7 +60,7 @@ $(VENV)/.core: $(VENV)/.venv pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.all: $(VENV)/.venv pyproject.toml constraints.txt
-	$(INSTALL) -e '.[metaworld,video,datasets,pusht,aloha,test,docs,dev]'
+	$(INSTALL) -e '.[metaworld,video,datasets,pusht,aloha,tensorboard,test,docs,dev]'
 	touch $@ $(VENV)/.core
 
 clean:

@@ -17,6 +17,7 @@ from torchrl_vla.data import (
 from torchrl_vla.envs import AlohaEnv, MetaWorldEnv, PushTEnv
 from torchrl_vla.evaluation import write_video
 from torchrl_vla.policies import LeRobotPolicyWrapper, make_lerobot_policy
+from torchrl_vla.recipes import RunLog
 from torchrl_vla.schema import MissingExtraError, RobotDatasetMetadata
 
 METADATA = RobotDatasetMetadata("d", action_dim=2, control_frequency_hz=10.0)
@@ -48,6 +49,10 @@ ENTRY_POINTS = {
     "LeRobotWriter": (
         ("pyarrow", "datasets"),
         lambda folder: LeRobotWriter(folder / "new", metadata=METADATA),
+    ),
+    "RunLog": (
+        ("tensorboard", "tensorboard"),
+        lambda folder: RunLog(folder, ("iteration",), tensorboard=True),
     ),
     "Hdf5Demonstrations": (
         ("h5py", "datasets"),

@@ -45,10 +45,10 @@ def test_compare_writes_all_it_knows(files, tmp_path):
 
 
 def test_files_of_the_same_name_go_by_their_folders(tmp_path, capsys):
-    one = write(tmp_path / "one" / "result.json", [1, 0])
-    two = write(tmp_path / "two" / "result.json", [1, 1])
+    one = write(tmp_path / "one" / "result.json", [0] * 9)
+    two = write(tmp_path / "two" / "result.json", [1] * 9)
     assert main(["compare", one, two]) == 0
-    assert "between two/result and one/result" not in capsys.readouterr().err
+    assert "\ntwo/result is better than one/result by 100" in capsys.readouterr().out
     assert main(["compare", one, one]) == 0
     assert "a (result): success" in capsys.readouterr().out
 

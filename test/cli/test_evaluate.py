@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from torchrl_vla.cli.main import main
+from torchrl_vla.data import collect
 from torchrl_vla.envs import TabletopEnv
-from torchrl_vla.evaluation import EvaluationResult, compare, hash_folder
-from torchrl_vla.policies import TinyVLA
-from torchrl_vla.recipes import ModelSpace, save_checkpoint
+from torchrl_vla.evaluation import EvaluationResult, compare, evaluate, hash_folder
+from torchrl_vla.recipes import ModelSpace, make_policy, save_checkpoint
 
 SMALL = ["--image-size", "16", "--num-envs", "4", "--episodes", "6"]
 
@@ -17,16 +17,11 @@ SMALL = ["--image-size", "16", "--num-envs", "4", "--episodes", "6"]
 @pytest.fixture
 def policy(tmp_path):
     torch.manual_seed(0)
-    env = TabletopEnv(1, image_size=16)
-    made = TinyVLA(
-        action_dim=2,
-        chunk_size=4,
-        state_dim=2,
-        instructions=env.instructions,
-        hidden=16,
-    )
-    space = ModelSpace(env.metadata, "none")
-    return save_checkpoint(tmp_path / "policy", made, space)
+    env = TabletopEnv(4, image_size=16, seed=0)
+    folder = tmp_path / "dataset"
+    dataset = collect(env, env.make_expert(), 4, folder=folder, progress=False)
+    policy = make_policy(dataset, chunk_size=4, hidden=16)
+    return save_checkpoint(tmp_path / "policy", policy, ModelSpace(dataset.metadata))
 
 
 def test_the_control_arm_meets_the_same_episodes_and_is_compared(
@@ -59,17 +54,22 @@ def test_the_json_says_what_was_evaluated_where_and_how(policy, tmp_path):
     assert known["versions"]["torch"] == torch.__version__
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (
-            ["--env", "tabletop/reach-red", "--control", "shuffled-instruction"],
-            "--control: make_control: expected an environment with several",
-        ),
-    ],
-)
-def test_a_control_that_would_change_nothing_is_refused(
-    policy, capsys, options, message
-):
-    assert main(["evaluate", "--policy", str(policy), *SMALL, *options]) == 1
-    assert message in capsys.readouterr().err
+def test_a_control_that_would_change_nothing_is_refused(policy, capsys):
+    one = ["--env", "tabletop/reach-red", "--control", "shuffled-instruction"]
+    assert main(["evaluate", "--policy", str(policy), *SMALL, *one]) == 1
+    err = capsys.readouterr().err
+    assert "--control: make_control: expected an environment with several" in err
+
+
+def test_the_policy_and_its_control_draw_the_same_noise(policy, monkeypatch):
+    draws = []
+
+    def measure(env, actor, episodes, **options):
+        draws.append(torch.rand(1).item())
+        return evaluate(env, actor, episodes, **options)
+
+    monkeypatch.setattr("torchrl_vla.cli.evaluate.evaluate", measure)
+    arguments = ["--policy", str(policy), "--control", "zero-state", *SMALL]
+    assert main(["evaluate", *arguments]) == 0
+    assert len(draws) == 2
+    assert draws[0] == draws[1]

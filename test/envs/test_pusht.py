@@ -21,6 +21,7 @@ OBSERVED = {
     "images": {"images": True},
     "corners": {"images": False, "environment_state": True},
     "both": {"images": True, "environment_state": True},
+    "on demand": {"images": True, "draw_on_demand": True},
 }
 
 
@@ -141,7 +142,7 @@ def test_making_one_prints_nothing():
     program = (
         "import warnings; warnings.simplefilter('error')\n"
         "from torchrl_vla.envs.pusht import PushTSimulator\n"
-        "PushTSimulator(True, False, 32)"
+        "PushTSimulator(32)"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=False

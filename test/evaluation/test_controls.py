@@ -4,6 +4,7 @@ import pytest
 import torch
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
+from torchrl.envs import ExcludeTransform, TransformedEnv
 
 from torchrl_vla.envs import TabletopEnv, ToyVLAEnv
 from torchrl_vla.evaluation.controls import (
@@ -100,6 +101,7 @@ def test_a_control_takes_away_the_input_of_its_name(name, key, is_changed):
     ],
 )
 def test_a_control_that_would_change_nothing_is_refused(name, message):
-    env = ToyVLAEnv(action_dim=2, state_dim=4, image_shape=None, seed=0)
+    blind = ExcludeTransform(("observation", "image"))
+    env = TransformedEnv(ToyVLAEnv(action_dim=2, state_dim=4, seed=0), blind)
     with pytest.raises(ValueError, match=message):
         make_control(name, echo("episode_seed"), env)

@@ -120,7 +120,7 @@ def test_an_environment_is_described_by_what_makes_its_episodes():
 
 def test_neither_transforms_nor_the_number_of_environments_make_another_one():
     env = TabletopEnv(2, image_size=16)
-    wrapped = TransformedEnv(TransformedEnv(env, RewardSum()), RewardSum())
+    wrapped = TransformedEnv(env, RewardSum())
     more = TabletopEnv(5, image_size=32)
     about = describe_environment(env)
     assert describe_environment(wrapped) == about

@@ -21,6 +21,7 @@ from torchrl_vla.execution.inference_workers import (
     ThreadWorker,
 )
 from torchrl_vla.schema import ExecutionError, MissingKeyError
+from torchrl_vla.testing import check_executor
 
 
 class ClockActor(TensorDictModuleBase):
@@ -171,6 +172,10 @@ def test_the_policy_sees_no_observation_that_was_not_announced(drawn):
         asked = {clock % 100 for row in executor.actor.asked for clock in row}
         assert asked <= set((announced | is_init).nonzero().flatten().tolist())
         announced = td["will_decide"][:, 0]
+
+
+def test_without_delay_and_foresight_it_is_the_open_loop():
+    check_executor(lambda actor: make(actor=actor, request_at=0, delay=0), chunk_size=4)
 
 
 def test_actions_that_are_too_old_are_left_out_by_index():

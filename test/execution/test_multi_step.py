@@ -116,6 +116,10 @@ def test_agrees_with_one_queue_per_environment(drawn):
     assert rollout["is_decision"][..., 0].tolist() == expected[..., 1].bool().tolist()
     assert rollout["action_tokens"].tolist() == expected[..., 2].tolist()
     assert rollout["info", "log_probs"].tolist() == (-expected[..., 2]).tolist()
+    # True where the row's queue is empty, so that the next step asks about it anyway.
+    left = [[(a - 100 * p) % 100 for a, _, p in row] for row in expected.tolist()]
+    last = [[position == interval - 1 for position in row] for row in left]
+    assert rollout["will_decide"][..., 0].tolist() == last
     asked = expected[..., 1].sum(0)
     assert [size[0] for size, _ in actor.calls] == asked[asked > 0].tolist()
     assert "action_chunk" not in set(rollout.keys())

@@ -8,6 +8,7 @@ import torch
 
 from torchrl_vla.data import collect
 from torchrl_vla.envs import TabletopEnv
+from torchrl_vla.execution import ActionInterpolation, MultiStepActorWrapper
 from torchrl_vla.recipes import (
     ModelSpace,
     load_actor,
@@ -118,3 +119,12 @@ def test_names_count_only_where_units_or_references_are_declared(
     save_checkpoint(tmp_path, policy, ModelSpace(slower))
     with pytest.raises(IncompatibleMetadataError, match=r"5\.0 against 10\.0"):
         load_actor(folder, metadata=env.metadata)
+
+
+def test_an_environment_skips_the_rows_that_an_executor_makes_wait(policy):
+    env = TabletopEnv(2, image_size=16, seed=0)
+    aligned = MultiStepActorWrapper(policy, align=True)
+    twice = ActionInterpolation(aligned, 2, action_reference="absolute")
+    for actor in (aligned, twice):
+        prepared = prepare_environment(env, actor)
+        assert not prepared.reset()["is_waiting"].any()

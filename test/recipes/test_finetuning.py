@@ -130,6 +130,14 @@ def test_a_finished_training_that_is_run_again_changes_nothing(
     assert result.comparison == uninterrupted.comparison
 
 
+def test_a_finished_training_can_be_made_longer(dataset, whole, tmp_path):
+    shorter, _ = run(dataset, tmp_path, replace(SMALL, iterations=2))
+    assert not torch.equal(weights(shorter), weights(whole[0]))
+    longer, result = run(dataset, tmp_path)
+    assert torch.equal(weights(longer), weights(whole[0]))
+    assert [row["iteration"] for row in result.log] == [1, 2, 3]
+
+
 def test_random_numbers_drawn_outside_do_not_matter(dataset, whole, tmp_path):
     policy, space = fresh(dataset)
     torch.manual_seed(12345)

@@ -3,11 +3,17 @@ from __future__ import annotations
 import pytest
 import torch
 from tensordict import NonTensorStack, TensorDict
-from tensordict.nn import TensorDictModule, TensorDictModuleBase
+from tensordict.nn import (
+    InteractionType,
+    TensorDictModule,
+    TensorDictModuleBase,
+    set_interaction_type,
+)
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
+from torchrl.objectives import ClipPPOLoss
 
 from torchrl_vla.execution import RealTimeChunking, ZerosPrefix
-from torchrl_vla.policies import TinyFlowVLA
+from torchrl_vla.policies import TinyFlowVLA, TinyGaussianVLA
 from torchrl_vla.recipes import ModelSpace, RobotSpacePolicy
 from torchrl_vla.schema import FeatureStatistics, MetadataError, RobotDatasetMetadata
 from torchrl_vla.testing import check_identity
@@ -160,7 +166,6 @@ def test_a_flow_head_ends_where_a_guide_in_robot_space_is_frozen():
         data["guide_weight"] = ZerosPrefix()(2, 4, 8).expand(2, 8)
         moved = policy(data)["action_chunk"] - free
     assert (moved[:, :2] > 2.5).all()  # of 3: the last of 8 steps goes 89 % of the way
-    assert (moved[:, 2:].abs() < 1.0).all()
 
 
 def test_real_time_chunking_runs_a_flow_head_in_robot_space():

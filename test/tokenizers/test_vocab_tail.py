@@ -193,3 +193,13 @@ def test_it_compiles_to_one_graph():
     actions = torch.rand(5, 6) - 0.5
     expected = tokenizer.decode(tokenizer.encode(actions))
     assert torch.equal(round_trip(actions), expected)
+
+
+def test_the_action_tokens_are_those_that_decode():
+    tokenizer = VocabTailActionTokenizer(4, full_vocab_size=10)
+    mask = tokenizer.is_action_token
+    assert mask.tolist() == [False] * 6 + [True] * 4
+    tokenizer.decode(mask.nonzero())
+    with pytest.raises(TokenError, match=r"tokens in \[6, 10\)"):
+        tokenizer.decode((~mask).nonzero()[-1:])
+    assert VocabTailActionTokenizer(4).is_action_token is None

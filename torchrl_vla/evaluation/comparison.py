@@ -174,12 +174,13 @@ class Comparison:
         low, high = (100 * end for end in table.interval(self.confidence))
         rate_a, rate_b = (100 * rate for rate in table.rates)
         interval = f"{low:.1f} to {high:.1f}"
+        p_value = _p_text(table.p_value).removeprefix("= ")
         counts = "".join(
             f"{count:>{_wide(name)}}  " for name, count in table.counts.items()
         )
         return (
             f"{rate_a:>6.1f} %  {rate_b:>6.1f} %  {100 * table.difference:>+6.1f}  "
-            f"{interval:>15}  {_p_text(table.p_value).removeprefix('= '):>8}  {counts}{text}"
+            f"{interval:>15}  {p_value:>8}  {counts}{text}"
         )
 
 

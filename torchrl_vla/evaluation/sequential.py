@@ -81,7 +81,7 @@ def evaluate_until(
     arm = _Arm(env, policy, seed, deterministic, {**(provenance or {}), STOPPING: rule})
     with _bar("evaluate_until", max_episodes, block, progress) as bar:
         while True:
-            result = arm.run(min(block, max_episodes - bar.n))
+            result = arm.run(block, max_episodes)
             bar.update(len(result) - bar.n)
             bar.set_postfix(success=f"{100 * result.success_rate:.0f} %")
             low, high = betting_rate_interval(result.successes, len(result), confidence)
@@ -162,7 +162,7 @@ def compare_policies(
     ]
     with _bar("compare_policies", max_episodes, block, progress) as bar:
         while True:
-            a, b = (arm.run(min(block, max_episodes - bar.n)) for arm in arms)
+            a, b = (arm.run(block, max_episodes) for arm in arms)
             bar.update(len(a) - bar.n)
             comparison = compare(a, b, names=names, confidence=confidence)
             bar.set_postfix(difference=f"{100 * comparison.difference:+.0f}")
@@ -189,20 +189,21 @@ class _Arm:
         self.provenance = provenance
         self.episodes: list[EpisodeRecord] = []
 
-    def run(self, count: int) -> EvaluationResult:
-        """Run the next episodes; return all of them."""
-        block = evaluate(
+    def run(self, block: int, max_episodes: int) -> EvaluationResult:
+        """Run the next episodes; return all so far."""
+        first = len(self.episodes)
+        result = evaluate(
             self.env,
             self.policy,
-            count,
+            min(block, max_episodes - first),
             seed=self.seed,
-            first=len(self.episodes),
+            first=first,
             deterministic=self.deterministic,
             provenance=self.provenance,
             progress=False,
         )
-        self.episodes += block.episodes
-        return EvaluationResult(self.episodes, block.provenance)
+        self.episodes += result.episodes
+        return EvaluationResult(self.episodes, result.provenance)
 
 
 def _bar(owner: str, max_episodes: int, block: int, progress: bool) -> tqdm:

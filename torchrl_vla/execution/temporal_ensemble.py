@@ -124,7 +124,9 @@ class TemporalEnsemble(ChunkExecutor):
         means, counts = self._average(chunk, begins)
         serials = torch.full((*begins.shape, 1), serial, device=chunk.device)
         # The first action of each row is now in the past.
-        self._state = _Means(means[..., 1:, :], counts[..., 1:, :], serials)
+        self._state = _Means(
+            means[..., 1:, :], counts[..., 1:, :], serials, self._weights(chunk)
+        )
         action = means[..., 0, :].to(dtype)
         return self._write(tensordict, action, torch.ones_like(begins), outputs)
 
@@ -135,7 +137,7 @@ class TemporalEnsemble(ChunkExecutor):
         if state is None:
             return chunk, ones
         means, n = state.means, state.counts
-        weights, sums = self._weights(chunk)
+        weights, sums = state.weights
         means = (means * sums[n - 1] + chunk[..., :-1, :] * weights[n]) / sums[n]
         means = torch.cat([means, chunk[..., -1:, :]], -2)
         counts = torch.cat([n + 1, ones[..., -1:, :]], -2)
@@ -143,6 +145,8 @@ class TemporalEnsemble(ChunkExecutor):
         return torch.where(fresh, chunk, means), torch.where(fresh, ones, counts)
 
     def _weights(self, chunk: Tensor) -> tuple[Tensor, Tensor]:
+        if self._state is not None:
+            return self._state.weights
         index = torch.arange(chunk.shape[-2], device=chunk.device, dtype=chunk.dtype)
         weights = torch.exp(-self.coefficient * index)
         return weights, weights.cumsum(0)
@@ -185,11 +189,13 @@ class _Means:
         means: ``[*B, H - 1, A]``.
         counts: chunks in each mean, int64 ``[*B, H - 1, 1]``.
         serials: number of the newest decision, int64 ``[*B, 1]``.
+        weights: ``[H]`` of the oldest chunk to the newest, and their running sums.
     """
 
     means: Tensor
     counts: Tensor
     serials: Tensor
+    weights: tuple[Tensor, Tensor]
 
     @property
     def batch_size(self) -> torch.Size:

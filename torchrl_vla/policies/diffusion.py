@@ -110,6 +110,10 @@ class DiffusionVLAWrapper(DenoisingVLAWrapper):
             level: how noisy, int64 ``[M]`` in ``1..num_levels``.
         """
 
+    def level_weight(self, level: Tensor) -> Tensor:
+        """Return how much an error at each level counts, ``[M]``; 1 as in DDPM."""
+        return torch.ones_like(self.signal[level])
+
     @property
     def has_likelihood(self) -> bool:
         """True = no step is without noise."""
@@ -136,7 +140,7 @@ class DiffusionVLAWrapper(DenoisingVLAWrapper):
         generator: torch.Generator | None = None,
         draws: int = 1,
     ) -> Tensor:
-        """Return ``(predict_noise(x_l, l) - noise)^2``, ``[*B, H, A]``.
+        """Return ``level_weight(l) (predict_noise(x_l, l) - noise)^2``, ``[*B, H, A]``.
 
         Reads the target at ``chunk_key``; see :class:`DenoisingVLAWrapper`.
 
@@ -156,6 +160,7 @@ class DiffusionVLAWrapper(DenoisingVLAWrapper):
         kept = self.signal[level][:, None, None]
         x = kept.sqrt() * data + (1 - kept).sqrt() * noise
         errors = (self.predict_noise(condition, x, level) - noise) ** 2
+        errors = self.level_weight(level)[:, None, None] * errors
         errors = errors.unflatten(0, (draws, -1)).mean(0)
         return errors.reshape(*tensordict.batch_size, *data.shape[1:])
 

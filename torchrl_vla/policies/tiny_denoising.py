@@ -254,3 +254,11 @@ class TinyDiffusionVLA(_TinyDenoisingPolicy, DiffusionVLAWrapper):
         kept = self.signal[level][:, None, None]
         answer = self.denoiser(condition, x, level.to(x.dtype) / self.num_levels)
         return (1 - kept).sqrt() * x + kept.sqrt() * answer
+
+    def level_weight(self, level: Tensor) -> Tensor:
+        """Return what makes the error that of the network's own answer, ``[M]``.
+
+        Without it the noisiest levels, where the observation alone can tell what the
+        chunk is, hardly count, and the policy learns to look very slowly.
+        """
+        return 1 / self.signal[level]

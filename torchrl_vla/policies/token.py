@@ -121,7 +121,11 @@ class TokenVLAWrapper(StochasticVLAWrapper):
         )
 
     def token_log_probs(self, tensordict: TensorDictBase) -> Tensor:
-        """Return the log-probability of each token: ``element_log_probs``."""
+        """Return the log-probability of each token: ``element_log_probs``.
+
+        ``TokenBCLoss`` asks for it. Clone without ``top_k`` and ``top_p``: a token
+        that they cut off has no gradient, and cloning does not make it less likely.
+        """
         return self.element_log_probs(tensordict)
 
     def chunk_of(self, choice: Tensor) -> Tensor:

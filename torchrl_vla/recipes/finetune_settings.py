@@ -85,8 +85,14 @@ class FinetuneSettings:
                 )
 
     def as_values(self) -> dict[str, Any]:
-        """Return the settings as plain values, with the algorithm's name."""
+        """Return what the weights depend on as plain values.
+
+        Without how long it goes on and when it is judged and written: those may
+        change when a training is resumed.
+        """
         values = asdict(self)
+        for name in ("iterations", "eval_interval", "checkpoint_interval"):
+            del values[name]
         values["algorithm"] = {
             "name": type(self.algorithm).__name__,
             **values["algorithm"],

@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
 from torchrl_vla.schema import import_extra
 
 _FILE = "log.csv"
@@ -73,28 +71,23 @@ class RunLog:
         """Remove the lines after an iteration; return those that stay."""
         if not self.path.exists():
             return []
-        rows = self.read(self.path)
-        rows = [row for row in rows if row[self.columns[0]] <= iteration]
+        header, *lines = self.path.read_text().splitlines(keepends=True)
+        # The last line of a killed process may be cut off: no state was written after
+        # it, so it is one of those that go.
+        kept = [line for line in lines if int(line.split(",")[0] or 0) <= iteration]
         shorter = self.path.with_suffix(".writing")
-        with shorter.open("w", newline="") as file:
-            writer = csv.DictWriter(file, self.columns)
-            writer.writeheader()
-            writer.writerows(rows)
+        shorter.write_text("".join([header, *kept]))
         shorter.replace(self.path)
-        return rows
+        return self.read(self.path)
 
     @staticmethod
     def read(path: Path) -> list[dict[str, float]]:
         """Return the lines of a log file, without its empty cells."""
         with path.open(newline="") as file:
-            lines: list[dict[str, Any]] = list(csv.DictReader(file))
-        # A line that a killed process left half-written has too few cells, or a last
-        # one that is cut: keep_until removes it, its iteration being the last.
-        return [
-            {name: float(cell) for name, cell in line.items() if cell}
-            for line in lines
-            if None not in line.values()
-        ]
+            return [
+                {name: float(cell) for name, cell in line.items() if cell}
+                for line in csv.DictReader(file)
+            ]
 
     def close(self) -> None:
         """Close the event file."""

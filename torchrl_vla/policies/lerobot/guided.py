@@ -93,7 +93,7 @@ class GuidedCall:
         """
         held = torch.stack([(weight > 1 - 1e-6).sum(-1), (weight > 0).sum(-1)], -1)
         pairs, group_of_row = held.unique(dim=0, return_inverse=True)
-        chunk: Tensor | None = None
+        parts = []
         for group, (frozen, overlap) in enumerate(pairs.tolist()):
             rows = (group_of_row == group).nonzero().squeeze(-1)
             options = {}
