@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensordict.nn import TensorDictModule
 from torchrl.envs import ExcludeTransform, StepCounter, TransformedEnv
@@ -24,6 +24,7 @@ def test_later_episodes_of_a_run_continue_its_seeds():
     assert episode_seeds(3, 5)[2:] == episode_seeds(3, 3, first=2)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 6), st.integers(0, 9))
 def test_every_seed_is_one_episode_whatever_the_number_of_rows(num_envs, count):
     env = TabletopEnv(num_envs, image_size=8, max_steps=6)

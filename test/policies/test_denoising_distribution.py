@@ -145,6 +145,19 @@ def test_the_mode_begins_at_zero_and_no_two_samples_do():
 
 
 @every_head
+def test_the_log_probability_that_a_draw_comes_with_is_that_of_its_path(make):
+    with torch.no_grad():
+        dist = make().get_dist(batch(2, 3))
+        path, elements = dist.sample_with_log_probs()
+    assert torch.equal(elements, dist.element_log_probs(path))
+    torch.manual_seed(5)
+    path, elements = dist.sample_with_log_probs()
+    torch.manual_seed(5)
+    assert torch.equal(dist.sample(), path)
+    assert not elements.requires_grad
+
+
+@every_head
 def test_a_path_of_another_shape_is_refused(make):
     policy, td = make(), batch(5)
     for wrong in (torch.zeros(5, K, H, A), torch.zeros(4, K + 1, H, A)):

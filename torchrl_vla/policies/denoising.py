@@ -6,8 +6,11 @@ from abc import abstractmethod
 
 import torch
 from tensordict import NestedKey, TensorDictBase, unravel_key_list
+from tensordict.nn import InteractionType
+from tensordict.nn.probabilistic import interaction_type
 from torch import Tensor
 
+from torchrl_vla.policies.chunk_distribution import sum_elements
 from torchrl_vla.policies.denoising_distribution import DenoisingDistribution, Guide
 from torchrl_vla.policies.stochastic import StochasticVLAWrapper
 from torchrl_vla.schema import (
@@ -141,9 +144,16 @@ class DenoisingVLAWrapper(StochasticVLAWrapper):
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Denoise; write the path, its log-probability if any, and the chunk."""
-        if self.has_likelihood:
+        drawn = interaction_type() == InteractionType.RANDOM
+        if self.has_likelihood and (torch.is_grad_enabled() or not drawn):
             return super().forward(tensordict)
-        path = self._choose(self.get_dist(tensordict))
+        dist = self.get_dist(tensordict)
+        if self.has_likelihood:
+            path, elements = dist.sample_with_log_probs()
+            tensordict.set(self.element_log_probs_key, elements)
+            tensordict.set(self.log_probs_key, sum_elements(elements))
+        else:
+            path = self._choose(dist)
         tensordict.set(self.choice_key, path.detach())
         return tensordict.set(self.chunk_key, self.chunk_of(path))
 

@@ -63,23 +63,28 @@ class DenoisingDistribution(ChunkDistribution):
             SchemaError: a path with a likelihood would be guided; a guided path is not
                 drawn from this distribution.
         """
-        stochastic = self._policy.has_likelihood
-        if stochastic and self._guide is not None:
-            raise SchemaError(
-                f"{type(self._policy).__name__}: expected no guide where a choice with "
-                "a log-probability is drawn, got guide_chunk in the tensordict. Guided "
-                "paths are not drawn from the policy: act deterministically, or "
-                "without a stochastic head, or with an executor that does not guide."
-            )
-        rows = self._repeat(self._condition, torch.Size(sample_shape).numel())
-        noise = self._zeros(len(rows)).normal_()
-        path = self._walk(rows, noise, draw=True)
-        return path.reshape(self._extended_shape(torch.Size(sample_shape)))
+        path, _ = self._draw(torch.Size(sample_shape))
+        return path
+
+    @torch.no_grad()
+    def sample_with_log_probs(self) -> tuple[Tensor, Tensor]:
+        """Draw paths and return their :meth:`element_log_probs`, without a gradient.
+
+        The network has said what they are on the way; it is not asked again.
+
+        Raises:
+            SchemaError: as :meth:`sample`, and if the steps are without noise.
+        """
+        self._check_likelihood()
+        path, terms = self._draw(torch.Size())
+        elements = _sum_steps(terms)
+        return path, elements.reshape(*self.batch_shape, *self._size)
 
     @property
     def mode(self) -> Tensor:
         """The path from 0 without noise, ``[*B, K + 1, H, A]``."""
-        path = self._walk(self._condition, self._zeros(len(self._condition)))
+        start = self._zeros(len(self._condition))
+        path = self._walk(self._condition, start, self._guide)
         return path.reshape(self._extended_shape())
 
     def element_log_probs(self, choice: Tensor) -> Tensor:
@@ -94,16 +99,15 @@ class DenoisingDistribution(ChunkDistribution):
         policy, steps = self._policy, self._policy.num_steps
         paths = choice.reshape(-1, steps + 1, *self._size)
         rows = self._repeat(self._condition, len(paths) // max(len(self._condition), 1))
-        rows = rows.repeat_interleave(steps, 0)
-        step = torch.arange(steps, device=rows.device).repeat(len(paths))
-        with self._weights.to_module(policy):
-            mean = policy.mean(rows, paths[:, :-1].flatten(0, 1), step)
-            std = policy.std(rows, step)
-        deviation = (paths[:, 1:].flatten(0, 1) - mean) / std
-        terms = -0.5 * deviation * deviation - std.log() - 0.5 * math.log(2 * math.pi)
-        return _sum_steps(terms.unflatten(0, (-1, steps))).reshape(
-            *choice.shape[:-3], *self._size
+        step = self._steps(len(rows)).flatten()  # a step's rows lie together
+        rows = rows.repeat(steps, 1)
+        before, after = (
+            part.transpose(0, 1).flatten(0, 1) for part in (paths[:, :-1], paths[:, 1:])
         )
+        with self._weights.to_module(policy):
+            mean, std = policy.mean(rows, before, step), policy.std(rows, step)
+        terms = _log_density(after, mean, std).unflatten(0, (steps, -1))
+        return _sum_steps(terms).reshape(*choice.shape[:-3], *self._size)
 
     def element_entropy(self) -> Tensor:
         """Return the entropy of each number's path given its noise, ``[*B, H, A]``.
@@ -116,40 +120,62 @@ class DenoisingDistribution(ChunkDistribution):
         """
         self._check_likelihood()
         policy, steps = self._policy, self._policy.num_steps
-        rows = self._condition.repeat_interleave(steps, 0)
-        step = torch.arange(steps, device=rows.device).repeat(len(self._condition))
+        step = self._steps(len(self._condition)).flatten()
+        rows = self._condition.repeat(steps, 1)
         with self._weights.to_module(policy):
             std = policy.std(rows, step).expand(len(rows), *self._size)
         terms = std.log() + 0.5 * math.log(2 * math.pi * math.e)
-        total = _sum_steps(terms.unflatten(0, (-1, steps)))
+        total = _sum_steps(terms.unflatten(0, (steps, -1)))
         return total.reshape(*self.batch_shape, *self._size)
 
     def entropy(self) -> Tensor:
         """Return the entropy of a whole path given its noise, ``[*B]``."""
         return sum_elements(self.element_entropy())
 
-    def _walk(self, rows: Tensor, x: Tensor, *, draw: bool = False) -> Tensor:
-        """Return the path ``[N, K + 1, H, A]`` that starts at ``x``."""
-        policy, path = self._policy, [x]
-        guide = self._guide if not draw else self._repeat_guide(len(rows))
-        with self._weights.to_module(policy):
-            for k in range(policy.num_steps):
-                step = torch.full((len(rows),), k, device=rows.device)
-                if draw and policy.has_likelihood:
-                    mean, std = policy.mean(rows, x, step), policy.std(rows, step)
+    def _draw(self, sample_shape: torch.Size) -> tuple[Tensor, list[Tensor]]:
+        """Draw paths, and the log-densities ``[N, H, A]`` of their steps, if any."""
+        if self._policy.has_likelihood and self._guide is not None:
+            raise SchemaError(
+                f"{type(self._policy).__name__}: expected no guide where a choice with "
+                "a log-probability is drawn, got guide_chunk in the tensordict. Guided "
+                "paths are not drawn from the policy: act deterministically, or "
+                "without a stochastic head, or with an executor that does not guide."
+            )
+        rows = self._repeat(self._condition, sample_shape.numel())
+        x, terms = self._zeros(len(rows)).normal_(), []
+        if not self._policy.has_likelihood:
+            path = self._walk(rows, x, self._repeat_guide(sample_shape.numel()))
+        else:
+            steps = [x]
+            with self._weights.to_module(self._policy):
+                for step in self._steps(len(rows)):
+                    mean = self._policy.mean(rows, x, step)
+                    std = self._policy.std(rows, step)
                     x = mean + std * torch.randn_like(x)
-                else:
-                    x = policy.move(rows, x, step, guide)
-                path.append(x)
+                    steps.append(x)
+                    terms.append(_log_density(x, mean, std))
+            path = torch.stack(steps, 1)
+        return path.reshape(self._extended_shape(sample_shape)), terms
+
+    def _walk(self, rows: Tensor, x: Tensor, guide: Guide | None) -> Tensor:
+        """Return the path ``[N, K + 1, H, A]`` that starts at ``x``, without noise."""
+        path = [x]
+        with self._weights.to_module(self._policy):
+            for step in self._steps(len(rows)):
+                path.append(self._policy.move(rows, path[-1], step, guide))
         return torch.stack(path, 1)
+
+    def _steps(self, n: int) -> Tensor:
+        """The number of the step, once per row and step: ``[K, N]``."""
+        steps = torch.arange(self._policy.num_steps, device=self._condition.device)
+        return steps[:, None].expand(-1, n)
 
     def _zeros(self, n: int) -> Tensor:
         return self._condition.new_zeros(n, *self._size, dtype=self._dtype)
 
-    def _repeat_guide(self, n: int) -> Guide | None:
+    def _repeat_guide(self, times: int) -> Guide | None:
         if self._guide is None:
             return None
-        times = n // max(len(self._condition), 1)
         chunk, weight = self._guide
         return self._repeat(chunk, times), self._repeat(weight, times)
 
@@ -178,12 +204,17 @@ class DenoisingDistribution(ChunkDistribution):
             )
 
 
-def _sum_steps(terms: Tensor) -> Tensor:
-    """Sum ``[N, K, H, A]`` over ``K``, one after the other.
+def _log_density(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    deviation = (x - mean) / std
+    return -0.5 * deviation * deviation - std.log() - 0.5 * math.log(2 * math.pi)
+
+
+def _sum_steps(terms: Sequence[Tensor] | Tensor) -> Tensor:
+    """Sum ``K`` terms ``[N, H, A]``, one after the other.
 
     A reduction may choose its order by the size of the batch, and round differently.
     """
-    first, *rest = terms.unbind(1)
+    first, *rest = terms
     for term in rest:
         first = first + term
     return first

@@ -93,7 +93,8 @@ class GuidedCall:
         """
         held = torch.stack([(weight > 1 - 1e-6).sum(-1), (weight > 0).sum(-1)], -1)
         pairs, group_of_row = held.unique(dim=0, return_inverse=True)
-        parts = []
+        parts: list[Tensor] = []
+        rows_of_parts: list[Tensor] = []
         for group, (frozen, overlap) in enumerate(pairs.tolist()):
             rows = (group_of_row == group).nonzero().squeeze(-1)
             options = {}
@@ -104,15 +105,10 @@ class GuidedCall:
                     "prev_chunk_left_over": guide[rows, :overlap],
                     "execution_horizon": overlap,
                 }
-            part = policy.predict_action_chunk(
-                _take(frame, rows, len(guide)), **options
-            )
-            if len(pairs) == 1:
-                return part
-            if chunk is None:
-                chunk = part.new_empty(len(guide), *part.shape[1:])
-            chunk[rows] = part
-        return chunk
+            asked = _take(frame, rows, len(guide))
+            parts.append(policy.predict_action_chunk(asked, **options))
+            rows_of_parts.append(rows)
+        return torch.cat(parts)[torch.cat(rows_of_parts).argsort()]
 
     def _check_schedule(
         self, policy: Any, weight: Tensor, frozen: int, overlap: int
