@@ -104,7 +104,7 @@ def test_help_names_the_subcommands(capsys):
     with pytest.raises(SystemExit, match="0"):
         main(["--help"])
     out = capsys.readouterr().out
-    for name in ("demo", "collect", "train", "evaluate"):
+    for name in ("demo", "collect", "train", "finetune", "evaluate", "compare"):
         assert name in out
 
 

@@ -266,19 +266,29 @@ def test_without_an_action_it_raises_where_it_is_told_to_and_plans_afresh():
     assert run(executor, 1, start=4)["action"].item() == 5000
 
 
-def test_an_error_of_the_policy_surfaces_in_the_next_step_with_its_cause():
-    class Fails(ClockActor):
-        def forward(self, td):
-            if td["clock"].max() > 2:
-                raise KeyError("camera")
-            return super().forward(td)
+class Fails(ClockActor):
+    def forward(self, td):
+        if td["clock"].max() > 2:
+            raise KeyError("camera")
+        return super().forward(td)
 
+
+FAILURE = r"Fails to answer about an observation in its worker, got KeyError"
+
+
+def test_an_error_of_the_policy_surfaces_on_the_step_of_its_answer_with_its_cause():
+    executor = make(actor=Fails(4))
+    run(executor, 3)  # asked at step 2, answered at step 3
+    with pytest.raises(ExecutionError, match=FAILURE) as caught:
+        run(executor, 1, start=3)
+    assert isinstance(caught.value.__cause__, KeyError)
+    assert run(executor, 1, start=0)["action"].item() == 1000
+
+
+def test_an_error_in_the_thread_surfaces_in_the_control_loop():
     with make(actor=Fails(4), worker=ThreadWorker()) as executor:
-        run(executor, 3)
-        match = r"Fails to answer about an observation in its worker, got KeyError"
-        with pytest.raises(ExecutionError, match=match) as caught:
-            run(executor, 2, start=3)
-        assert isinstance(caught.value.__cause__, KeyError)
+        with pytest.raises(ExecutionError, match=FAILURE):
+            run(executor, 5)
         assert run(executor, 1, start=0)["action"].item() == 1000
 
 

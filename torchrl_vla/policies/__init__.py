@@ -16,6 +16,7 @@ from torchrl_vla.policies.flow import FlowVLAWrapper
 from torchrl_vla.policies.flow_noise import FlowNoise, FlowSDENoise, LearnedNoise
 from torchrl_vla.policies.gaussian import GaussianVLAWrapper
 from torchrl_vla.policies.gaussian_distribution import GaussianDistribution
+from torchrl_vla.policies.guidance import guided_velocity
 from torchrl_vla.policies.image_encoder import KeypointImageEncoder
 from torchrl_vla.policies.lerobot import LeRobotPolicyWrapper, make_lerobot_policy
 from torchrl_vla.policies.lerobot_health import (
@@ -67,5 +68,6 @@ __all__ = [
     "TokenVLAWrapper",
     "VLAWrapperBase",
     "check_lerobot_health",
+    "guided_velocity",
     "make_lerobot_policy",
 ]

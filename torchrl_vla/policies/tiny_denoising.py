@@ -42,7 +42,8 @@ class TinyFlowVLA(_TinyDenoisingPolicy, FlowVLAWrapper):
     """Flow from noise to a chunk, given images, state and an instruction.
 
     :class:`TinyVLA`'s backbone encodes the observation; a residual network is the
-    velocity. Clone demonstrations with ``FlowMatchingLoss``; for reinforcement
+    velocity. Clone demonstrations with ``FlowMatchingLoss(policy, draws=8)``, which
+    costs little more than one draw, as looking is what takes time; for reinforcement
     learning give the same weights noise: ``policy.noise = FlowSDENoise(0.5)``.
     **Reads** what TinyVLA reads, and the guide of real-time chunking if there is one;
     **writes** ``action_chunk``, ``denoising_path`` and, with noise, ``log_probs`` and
@@ -73,7 +74,7 @@ class TinyFlowVLA(_TinyDenoisingPolicy, FlowVLAWrapper):
         *,
         action_dim: int,
         chunk_size: int,
-        num_steps: int = 8,
+        num_steps: int = 4,
         noise: FlowNoise | None = None,
         state_dim: int | None = None,
         cameras: tuple[str, ...] | None = None,
@@ -161,9 +162,9 @@ class TinyDiffusionVLA(_TinyDenoisingPolicy, DiffusionVLAWrapper):
     """Denoise a chunk by diffusion, given images, state and an instruction.
 
     :class:`TinyFlowVLA` with a noise predictor in place of a velocity. Clone
-    demonstrations with ``DiffusionBCLoss``. **Reads** what TinyVLA reads; **writes**
-    ``action_chunk``, ``denoising_path`` and, unless ``min_std=0``, ``log_probs`` and
-    ``element_log_probs``.
+    demonstrations with ``DiffusionBCLoss(policy, draws=8)``. **Reads** what TinyVLA
+    reads; **writes** ``action_chunk``, ``denoising_path`` and, unless ``min_std=0``,
+    ``log_probs`` and ``element_log_probs``.
 
     Keyword Args:
         action_dim: ``A``.
@@ -191,7 +192,7 @@ class TinyDiffusionVLA(_TinyDenoisingPolicy, DiffusionVLAWrapper):
         *,
         action_dim: int,
         chunk_size: int,
-        num_steps: int = 8,
+        num_steps: int = 4,
         num_levels: int = 100,
         eta: float = 1.0,
         min_std: float = 0.1,

@@ -39,6 +39,9 @@ TinyPolicies = TinyVLA | TinyTokenVLA | TinyGaussianVLA | TinyFlowVLA | TinyDiff
 
 #: Token heads split the range that the demonstrations use into this many bins.
 _NUM_BINS = 21
+#: Times and noises per frame for heads that denoise. The observation is encoded once
+#: for all of them; with one, the gradient is too noisy for a short training.
+_DRAWS = 8
 
 
 def make_policy(
@@ -112,9 +115,9 @@ def make_cloning_loss(
     if isinstance(policy, TokenVLAWrapper):
         return TokenBCLoss(policy)
     if isinstance(policy, FlowVLAWrapper):
-        return FlowMatchingLoss(policy)
+        return FlowMatchingLoss(policy, draws=_DRAWS)
     if isinstance(policy, DiffusionVLAWrapper):
-        return DiffusionBCLoss(policy)
+        return DiffusionBCLoss(policy, draws=_DRAWS)
     if isinstance(policy, ContinuousVLAWrapper | GaussianVLAWrapper):
         return BCLoss(policy, loss_function=loss_function)
     raise TypeError(
