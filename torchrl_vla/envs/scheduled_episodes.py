@@ -9,8 +9,8 @@ from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.envs import EnvBase, TransformedEnv
 
-from torchrl_vla.envs.tabletop.randomness import GOLDEN, mix
 from torchrl_vla.schema import EPISODE_SEED_KEY, ExecutionError, check_positive_int
+from torchrl_vla.schema.randomness import GOLDEN, mix
 
 
 class ScheduledEpisodes(TransformedEnv):

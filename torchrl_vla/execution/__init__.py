@@ -4,12 +4,14 @@ from torchrl_vla.execution.asynchronous import AsyncExecutor
 from torchrl_vla.execution.base import Executor
 from torchrl_vla.execution.decisions import select_decisions
 from torchrl_vla.execution.executor import ChunkExecutor
+from torchrl_vla.execution.gates import EpisodeMixing
 from torchrl_vla.execution.inference_workers import (
     InferenceWorker,
     StepClockWorker,
     ThreadWorker,
 )
 from torchrl_vla.execution.interpolation import ActionInterpolation
+from torchrl_vla.execution.interventions import InterventionActor
 from torchrl_vla.execution.multi_action import MultiAction
 from torchrl_vla.execution.multi_step import MultiStepActorWrapper
 from torchrl_vla.execution.real_time_chunking import RealTimeChunking
@@ -27,9 +29,11 @@ __all__ = [
     "ActionInterpolation",
     "AsyncExecutor",
     "ChunkExecutor",
+    "EpisodeMixing",
     "Executor",
     "ExponentialPrefix",
     "InferenceWorker",
+    "InterventionActor",
     "LinearPrefix",
     "MultiAction",
     "MultiStepActorWrapper",

@@ -10,6 +10,7 @@ from torchrl_vla.schema import (
     EXECUTED_STEPS_KEY,
     IS_DECISION_KEY,
     IS_EXECUTED_KEY,
+    IS_INTERVENTION_KEY,
     IS_WAITING_KEY,
     OBSERVATION_AGE_KEY,
     ROW_INDEX_KEY,
@@ -38,7 +39,8 @@ def select_decisions(
     the one that :class:`MultiAction` makes. The surprise: steps before a row's first
     decision belong to a chunk planned in an earlier batch and are left out, and a
     decision cut by the end of the rollout counts only the steps that are here. Steps
-    on which a row waited (``is_waiting``) are no part of any decision.
+    on which a row waited (``is_waiting``) or an expert acted (``is_intervention``) are
+    no part of any decision.
 
     An executor that plans ahead executes a chunk ``observation_age`` steps after the
     observation that it was planned from. The decision then takes what the policy saw,
@@ -48,8 +50,8 @@ def select_decisions(
 
     **Reads** a rollout ``[*B, T]`` of an :class:`Executor`: ``is_decision`` bool
     ``[*B, T, 1]``, ``("next", reward_key)`` float ``[*B, T, 1]``; where they are,
-    ``("next", done_key)`` and ``is_waiting`` bool, ``observation_age`` int64, all
-    ``[*B, T, 1]``.
+    ``("next", done_key)``, ``is_waiting`` and ``is_intervention`` bool,
+    ``observation_age`` int64, all ``[*B, T, 1]``.
 
     **Writes** a new tensordict ``[N]``, ``N`` decisions in row order: the root of the
     decision's step with ``row_index`` int64 ``[N]``, its row of the flattened ``*B``;
@@ -135,9 +137,10 @@ def _steps_of_decisions(
 ) -> tuple[Tensor, Tensor]:
     """Return the flat steps that follow from a decision, and from which one."""
     follows = is_decision.long().cumsum(-1) > 0
-    waiting = _mask(rollout, IS_WAITING_KEY)
-    if waiting is not None:
-        follows = follows & ~waiting
+    for key in (IS_WAITING_KEY, IS_INTERVENTION_KEY):
+        foreign = _mask(rollout, key)
+        if foreign is not None:
+            follows = follows & ~foreign
     owner = is_decision.flatten().long().cumsum(0) - 1
     done = _mask(rollout, ("next", *_parts(done_key)))
     if done is not None:

@@ -1,5 +1,6 @@
 """What training minimizes, and the advantages that it weighs with."""
 
+from torchrl_vla.objectives.advantage_weights import AdvantageWeights
 from torchrl_vla.objectives.bc import BCLoss
 from torchrl_vla.objectives.chunk_ppo import ChunkPPOLoss, Granularity
 from torchrl_vla.objectives.decision_gae import DecisionGAE
@@ -18,6 +19,7 @@ from torchrl_vla.objectives.recompute import (
 from torchrl_vla.objectives.token_bc import TokenBCLoss
 
 __all__ = [
+    "AdvantageWeights",
     "BCLoss",
     "ChunkPPOLoss",
     "DecisionGAE",

@@ -17,6 +17,11 @@ from torchrl_vla.objectives.padding import (
     read_pad_mask,
     read_target,
 )
+from torchrl_vla.objectives.row_weight import (
+    read_row_weight,
+    rows_that_count,
+    weigh,
+)
 from torchrl_vla.schema import (
     ACTION_CHUNK_KEY,
     ACTION_IS_PAD_KEY,
@@ -37,8 +42,11 @@ class BCLoss(OptionalPadMask, _TorchRLBCLoss):
     **Reads** the policy's ``in_keys``; ``action_chunk`` float ``[*B, H, A]``, the
     expert's; ``action_is_pad`` bool ``[*B, H]``, True = padded; with
     ``set_keys(dim_pad_mask="action_dim_is_pad")``, that mask bool ``[*B, A]`` of the
-    dimensions that a row's robot lacks, which then count as padding, too. **Writes**
-    ``loss_bc``, a scalar (one number per valid element with ``reduction="none"``).
+    dimensions that a row's robot lacks, which then count as padding, too; with
+    ``set_keys(weight="sample_weight")``, weights float ``[*B]`` of the rows. **Writes**
+    ``loss_bc``, a scalar (one number per valid element with ``reduction="none"``):
+    ``sum_i w_i sum_valid(loss_i) / sum_i w_i n_valid_i``, where a row of weight 0 is as
+    good as padding; the other reductions give ``w_i`` times each element.
 
     Args:
         actor_network: policy that writes its chunk at the ``action`` key.
@@ -52,9 +60,10 @@ class BCLoss(OptionalPadMask, _TorchRLBCLoss):
         MissingKeyError: the chunk or the mask is not there, or the policy does not
             write the ``action`` key.
         SchemaError: the mask is not a bool ``[*B, H]`` with a False in it, the chunk
-            holds tokens, the batch has an ``action_dim_is_pad`` that was not named, or
-            prediction and target have different shapes. (Inside
-            ``torch.compile`` an all-padded batch gives 0.)
+            holds tokens, the batch has an ``action_dim_is_pad`` or a ``sample_weight``
+            that was not named, the weights are not finite and >= 0 with one above 0,
+            or prediction and target have different shapes. (Inside ``torch.compile``
+            an all-padded batch gives 0, and the weights' values are not checked.)
 
     Examples:
         >>> import torch
@@ -74,11 +83,12 @@ class BCLoss(OptionalPadMask, _TorchRLBCLoss):
 
     @dataclass
     class _AcceptedKeys:
-        """The keys of the expert's chunk and its padding masks (None: no padding)."""
+        """The keys of chunk, padding masks and weights (None: there are none)."""
 
         action: NestedKey = ACTION_CHUNK_KEY
         pad_mask: NestedKey | None = ACTION_IS_PAD_KEY
         dim_pad_mask: NestedKey | None = None
+        weight: NestedKey | None = None
 
     tensor_keys: _AcceptedKeys
     default_keys = _AcceptedKeys
@@ -89,8 +99,9 @@ class BCLoss(OptionalPadMask, _TorchRLBCLoss):
 
     def _set_in_keys(self) -> None:
         super()._set_in_keys()
-        if self.tensor_keys.dim_pad_mask is not None:
-            self._in_keys.append(self.tensor_keys.dim_pad_mask)
+        for key in (self.tensor_keys.dim_pad_mask, self.tensor_keys.weight):
+            if key is not None:
+                self._in_keys.append(key)
 
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
@@ -111,6 +122,10 @@ class BCLoss(OptionalPadMask, _TorchRLBCLoss):
         )
         if dims is not None:
             target = torch.where(dims.unsqueeze(-2), 0.0, target)
+        weight = read_row_weight(tensordict, self.tensor_keys.weight, target, "BCLoss")
+        if weight is not None:
+            counts = rows_that_count(torch.ones_like(target, dtype=torch.bool), weight)
+            target = torch.where(counts, target, 0.0)
         return super().forward(tensordict.copy().set(key, target))
 
     def _reduce_loss(
@@ -124,7 +139,16 @@ class BCLoss(OptionalPadMask, _TorchRLBCLoss):
         if (dim_key := self.tensor_keys.dim_pad_mask) is not None:
             valid = ~tensordict.get(dim_key).unsqueeze(-2).expand_as(loss)
             mask = valid if mask is None else valid & mask.unsqueeze(-1)
-        return super()._reduce_loss(loss, tensordict, mask=mask, **options)
+        if (key := self.tensor_keys.weight) is None:
+            return super()._reduce_loss(loss, tensordict, mask=mask, **options)
+        valid = torch.ones_like(loss, dtype=torch.bool)
+        if mask is not None:
+            valid = valid & (mask if mask.ndim == loss.ndim else mask.unsqueeze(-1))
+        loss, spread = weigh(loss, valid, tensordict.get(key), "BCLoss")
+        if self.reduction != "mean":
+            return super()._reduce_loss(loss, tensordict, mask=valid, **options)
+        total = spread.sum()
+        return loss.sum() / torch.where(total > 0, total, 1.0)
 
     def _get_prediction(
         self, tensordict: TensorDictBase, action_expert: Tensor

@@ -16,6 +16,11 @@ from torchrl_vla.objectives.padding import (
     read_pad_mask,
     read_target,
 )
+from torchrl_vla.objectives.row_weight import (
+    read_row_weight,
+    rows_that_count,
+    weighted_mean,
+)
 from torchrl_vla.schema import ACTION_CHUNK_KEY, ACTION_IS_PAD_KEY, SchemaError
 
 
@@ -24,7 +29,8 @@ class DenoisingLoss(OptionalPadMask, LossModule):
 
     Abstract: what :class:`FlowMatchingLoss` and :class:`DiffusionBCLoss` share. The
     policy draws times and noise and returns the squared errors of its regression; the
-    loss keeps the padding out of the network's input and out of the mean.
+    loss keeps the padding, and rows of weight 0, out of the network's input and out of
+    the mean.
 
     Args:
         actor_network: policy whose ``denoising_errors(tensordict)`` returns ``[*B, H,
@@ -36,11 +42,12 @@ class DenoisingLoss(OptionalPadMask, LossModule):
 
     @dataclass
     class _AcceptedKeys:
-        """The keys of the expert's chunk and its padding masks (None: no padding)."""
+        """The keys of chunk, padding masks and weights (None: there are none)."""
 
         action: NestedKey = ACTION_CHUNK_KEY
         pad_mask: NestedKey | None = ACTION_IS_PAD_KEY
         dim_pad_mask: NestedKey | None = None
+        weight: NestedKey | None = None
 
     tensor_keys: _AcceptedKeys
     default_keys = _AcceptedKeys
@@ -67,6 +74,7 @@ class DenoisingLoss(OptionalPadMask, LossModule):
         """What the loss reads."""
         masks = [self.tensor_keys.pad_mask, self.tensor_keys.dim_pad_mask]
         keys = [self.tensor_keys.action, *self.actor_network.in_keys, *masks]
+        keys.append(self.tensor_keys.weight)
         return list(dict.fromkeys(key for key in keys if key is not None))
 
     def _forward_value_estimator_keys(self, **kwargs) -> None:
@@ -76,21 +84,23 @@ class DenoisingLoss(OptionalPadMask, LossModule):
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Return the loss of a batch."""
         key = self.tensor_keys.action
-        target = read_target(tensordict, key, type(self).__name__)
+        owner = type(self).__name__
+        target = read_target(tensordict, key, owner)
         if not target.is_floating_point():
             raise SchemaError(
-                f"{type(self).__name__}: expected float actions at {key!r}, got "
+                f"{owner}: expected float actions at {key!r}, got "
                 f"{target.dtype}. Use TokenBCLoss to clone action tokens."
             )
         valid = self._valid(tensordict, target)
+        weight = read_row_weight(tensordict, self.tensor_keys.weight, target, owner)
         # The network reads the noised target: nothing may get in from the padding.
-        seen = torch.where(valid, target, 0.0)
+        seen = torch.where(rows_that_count(valid, weight), target, 0.0)
         batch = tensordict.copy().set(self.actor_network.chunk_key, seen)
         with self.actor_network_params.to_module(
             self.actor_network, preserve_module_state=False
         ):
             errors = self.actor_network.denoising_errors(batch, **self._options)
-        loss = torch.where(valid, errors, 0.0).sum() / valid.sum().clamp_min(1)
+        loss = weighted_mean(errors, valid, weight, owner)
         out = TensorDict({"loss_bc": loss})
         self._clear_weakrefs(tensordict, out, "actor_network_params")
         return out

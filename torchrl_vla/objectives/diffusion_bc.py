@@ -19,7 +19,9 @@ class DiffusionBCLoss(DenoisingLoss):
     **Reads** the policy's ``in_keys``; ``action_chunk`` float ``[*B, H, A]``, the
     expert's; ``action_is_pad`` bool ``[*B, H]``, True = padded; with
     ``set_keys(dim_pad_mask="action_dim_is_pad")``, that mask bool ``[*B, A]`` of the
-    dimensions that a row's robot lacks. **Writes** ``loss_bc``, a scalar.
+    dimensions that a row's robot lacks; with ``set_keys(weight="sample_weight")``,
+    weights float ``[*B]`` of the rows, for a weighted mean. **Writes** ``loss_bc``, a
+    scalar.
 
     Args:
         actor_network: policy whose ``denoising_errors(tensordict, ...)`` returns the
@@ -34,7 +36,9 @@ class DiffusionBCLoss(DenoisingLoss):
     Raises:
         MissingKeyError: the chunk or the mask is not there.
         SchemaError: the mask is not a bool ``[*B, H]`` with a False in it, the batch
-            has an ``action_dim_is_pad`` that was not named, or the target holds tokens.
+            has an ``action_dim_is_pad`` or a ``sample_weight`` that was not named, the
+            weights are not finite and >= 0 with one above 0, or the target holds
+            tokens.
         TypeError: the policy has no ``denoising_errors``.
         ValueError: ``draws`` is not positive.
 

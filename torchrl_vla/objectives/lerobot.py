@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchrl.objectives import LossModule
 
 from torchrl_vla.objectives.padding import read_pad_mask, read_target
-from torchrl_vla.schema import ACTION_IS_PAD_KEY, SchemaError
+from torchrl_vla.schema import ACTION_IS_PAD_KEY, SAMPLE_WEIGHT_KEY, SchemaError
 
 
 class TrainableLeRobotPolicy(Protocol):
@@ -55,7 +55,8 @@ class LeRobotLoss(LossModule):
     Raises:
         SchemaError: the policy's loss counts padding and ``train_on_padding`` is
             False; it needs rewards or later observations; it is in evaluation mode;
-            the mask is no bool ``[*B, H]`` with a False in it.
+            the mask is no bool ``[*B, H]`` with a False in it; the batch has a
+            ``sample_weight``, which LeRobot's losses do not know.
         MissingKeyError: the targets or the mask are not there.
     """
 
@@ -112,6 +113,12 @@ class LeRobotLoss(LossModule):
                 f"LeRobotLoss: expected {type(network).__name__} in training mode, got "
                 "evaluation mode, in which its loss is another. Call loss.train(), or "
                 "use torch.no_grad() for a validation loss."
+            )
+        if tensordict.get(SAMPLE_WEIGHT_KEY, None) is not None:
+            raise SchemaError(
+                "LeRobotLoss: expected rows that count alike, got a batch with "
+                f"{SAMPLE_WEIGHT_KEY!r}: LeRobot reduces its losses itself. Sample "
+                "rows in proportion to their weights, or exclude it from the batch."
             )
         target = read_target(tensordict, self.policy.chunk_key, "LeRobotLoss")
         read_pad_mask(tensordict, self.tensor_keys.pad_mask, target, "LeRobotLoss")

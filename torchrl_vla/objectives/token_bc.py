@@ -15,6 +15,10 @@ from torchrl_vla.objectives.padding import (
     read_pad_mask,
     read_target,
 )
+from torchrl_vla.objectives.row_weight import (
+    read_row_weight,
+    weighted_mean,
+)
 from torchrl_vla.schema import ACTION_IS_PAD_KEY, ACTION_TOKENS_KEY, SchemaError
 
 
@@ -28,7 +32,9 @@ class TokenBCLoss(OptionalPadMask, LossModule):
     **Reads** the policy's ``in_keys``; ``action_tokens`` int64 ``[*B, H, A]``, the
     expert's; ``action_is_pad`` bool ``[*B, H]``, True = padded; with
     ``set_keys(dim_pad_mask="action_dim_is_pad")``, that mask bool ``[*B, A]`` of the
-    dimensions that a row's robot lacks. **Writes** ``loss_bc``, a scalar.
+    dimensions that a row's robot lacks; with ``set_keys(weight="sample_weight")``,
+    weights float ``[*B]`` of the rows, for a weighted mean. **Writes** ``loss_bc``, a
+    scalar.
 
     Args:
         actor_network: policy whose ``token_log_probs(tensordict)`` returns the
@@ -37,7 +43,8 @@ class TokenBCLoss(OptionalPadMask, LossModule):
     Raises:
         MissingKeyError: the tokens or the mask are not there.
         SchemaError: the mask is not a bool ``[*B, H]`` with a False in it, the batch
-            has an ``action_dim_is_pad`` that was not named, or the target holds no
+            has an ``action_dim_is_pad`` or a ``sample_weight`` that was not named, the
+            weights are not finite and >= 0 with one above 0, or the target holds no
             int64 tokens.
         TypeError: the policy has no ``token_log_probs``.
 
@@ -60,11 +67,12 @@ class TokenBCLoss(OptionalPadMask, LossModule):
 
     @dataclass
     class _AcceptedKeys:
-        """The keys of the tokens and of their padding masks (None: no padding)."""
+        """The keys of tokens, padding masks and weights (None: there are none)."""
 
         action: NestedKey = ACTION_TOKENS_KEY
         pad_mask: NestedKey | None = ACTION_IS_PAD_KEY
         dim_pad_mask: NestedKey | None = None
+        weight: NestedKey | None = None
 
     tensor_keys: _AcceptedKeys
     default_keys = _AcceptedKeys
@@ -90,6 +98,7 @@ class TokenBCLoss(OptionalPadMask, LossModule):
         """What the loss reads."""
         masks = [self.tensor_keys.pad_mask, self.tensor_keys.dim_pad_mask]
         keys = [self.tensor_keys.action, *self.actor_network.in_keys, *masks]
+        keys.append(self.tensor_keys.weight)
         return list(dict.fromkeys(key for key in keys if key is not None))
 
     def _forward_value_estimator_keys(self, **kwargs) -> None:
@@ -113,11 +122,14 @@ class TokenBCLoss(OptionalPadMask, LossModule):
         dims = read_dim_pad_mask(tensordict, dim_key, tokens, "TokenBCLoss")
         if dims is not None:
             valid = valid & ~dims.unsqueeze(-2)
+        weight = read_row_weight(
+            tensordict, self.tensor_keys.weight, tokens, "TokenBCLoss"
+        )
         with self.actor_network_params.to_module(
             self.actor_network, preserve_module_state=False
         ):
             log_probs = self.actor_network.token_log_probs(tensordict)
-        loss = torch.where(valid, -log_probs, 0.0).sum() / valid.sum().clamp_min(1)
+        loss = weighted_mean(-log_probs, valid, weight, "TokenBCLoss")
         out = TensorDict({"loss_bc": loss})
         self._clear_weakrefs(tensordict, out, "actor_network_params")
         return out

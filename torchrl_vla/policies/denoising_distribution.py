@@ -77,7 +77,7 @@ class DenoisingDistribution(ChunkDistribution):
         """
         self._check_likelihood()
         path, terms = self._draw(torch.Size())
-        elements = _sum_steps(terms)
+        elements = sum_steps(terms)
         return path, elements.reshape(*self.batch_shape, *self._size)
 
     @property
@@ -106,8 +106,8 @@ class DenoisingDistribution(ChunkDistribution):
         )
         with self._weights.to_module(policy):
             mean, std = policy.mean(rows, before, step), policy.std(rows, step)
-        terms = _log_density(after, mean, std).unflatten(0, (steps, -1))
-        return _sum_steps(terms).reshape(*choice.shape[:-3], *self._size)
+        terms = log_density(after, mean, std).unflatten(0, (steps, -1))
+        return sum_steps(terms).reshape(*choice.shape[:-3], *self._size)
 
     def element_entropy(self) -> Tensor:
         """Return the entropy of each number's path given its noise, ``[*B, H, A]``.
@@ -125,7 +125,7 @@ class DenoisingDistribution(ChunkDistribution):
         with self._weights.to_module(policy):
             std = policy.std(rows, step).expand(len(rows), *self._size)
         terms = std.log() + 0.5 * math.log(2 * math.pi * math.e)
-        total = _sum_steps(terms.unflatten(0, (steps, -1)))
+        total = sum_steps(terms.unflatten(0, (steps, -1)))
         return total.reshape(*self.batch_shape, *self._size)
 
     def entropy(self) -> Tensor:
@@ -153,7 +153,7 @@ class DenoisingDistribution(ChunkDistribution):
                     std = self._policy.std(rows, step)
                     x = mean + std * torch.randn_like(x)
                     steps.append(x)
-                    terms.append(_log_density(x, mean, std))
+                    terms.append(log_density(x, mean, std))
             path = torch.stack(steps, 1)
         return path.reshape(self._extended_shape(sample_shape)), terms
 
@@ -204,12 +204,13 @@ class DenoisingDistribution(ChunkDistribution):
             )
 
 
-def _log_density(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+def log_density(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Return the normal log-density of each number."""
     deviation = (x - mean) / std
     return -0.5 * deviation * deviation - std.log() - 0.5 * math.log(2 * math.pi)
 
 
-def _sum_steps(terms: Sequence[Tensor] | Tensor) -> Tensor:
+def sum_steps(terms: Sequence[Tensor] | Tensor) -> Tensor:
     """Sum ``K`` terms ``[N, H, A]``, one after the other.
 
     A reduction may choose its order by the size of the batch, and round differently.

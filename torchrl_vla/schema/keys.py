@@ -40,6 +40,13 @@ key                            dtype     shape            meaning
                                                           that a row is from: its robot
                                                           and its statistics
 ``action_tokens``              int64     ``[*B, H, A]``   discrete actions
+``is_intervention``            bool      ``[*B, 1]``      True = an expert acted in the
+                                                          policy's place
+``is_labeled``                 bool      ``[*B, 1]``      False = the action is not the
+                                                          expert's, so no target;
+                                                          absent: all are
+``sample_weight``              float     ``[*B]``         how much a row counts in a
+                                                          cloning loss; 0 = not at all
 ``chunk_choice``               float     ``[*B, H, A]``   the chunk that a Gaussian
                                                           head sampled, model space
 ``denoising_path``             float     ``[*B,K+1,H,A]`` what a flow or diffusion head
@@ -111,6 +118,9 @@ STATE_DIM_IS_PAD_KEY: NestedKey = "state_dim_is_pad"
 CAMERA_IS_PAD_KEY: NestedKey = "camera_is_pad"
 EMBODIMENT_KEY: NestedKey = "embodiment_index"
 ACTION_TOKENS_KEY: NestedKey = "action_tokens"
+IS_INTERVENTION_KEY: NestedKey = "is_intervention"
+IS_LABELED_KEY: NestedKey = "is_labeled"
+SAMPLE_WEIGHT_KEY: NestedKey = "sample_weight"
 CHUNK_CHOICE_KEY: NestedKey = "chunk_choice"
 DENOISING_PATH_KEY: NestedKey = "denoising_path"
 LOG_PROBS_KEY: NestedKey = "log_probs"

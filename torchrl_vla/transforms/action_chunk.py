@@ -14,12 +14,14 @@ from torchrl_vla.schema import (
     ACTION_KEY,
     EPISODE_KEY,
     FRAME_KEY,
+    IS_LABELED_KEY,
     MissingKeyError,
     SchemaError,
     check_images_are_fresh,
     check_positive_int,
 )
 from torchrl_vla.transforms.action_windows import window_chunks
+from torchrl_vla.transforms.label_runs import cuts_around
 from torchrl_vla.transforms.storage_actions import StorageActions
 
 
@@ -36,14 +38,17 @@ class ActionChunkTransform(Transform):
 
     Padded slots repeat the episode's last action (before its start, the first); mask
     them by ``action_is_pad``. An episode that is still being written ends, for now, at
-    its last stored frame. Put this transform before those that change the action
-    (``ActionScaling``); since the chunk must hold the frame's own action, a wrong order
-    raises. It writes nothing on ``extend``, and in an environment, which has no future,
-    it does nothing.
+    its last stored frame. Where frames say ``is_labeled``, an action that is not the
+    expert's ends a chunk, too, and the chunk of a frame without a label is all padding:
+    the policy's own actions are never a target. Put this transform before those that
+    change the action (``ActionScaling``); since the chunk must hold the frame's own
+    action, a wrong order raises. It writes nothing on ``extend``, and in an
+    environment, which has no future, it does nothing.
 
     **Reads** ``action`` float ``[*B, A]``; with a storage also ``episode_index`` and
     ``frame_index`` int64 ``[*B]``; without one, where present, those two and
-    ``("next", done)`` bool ``[*B, 1]``. Any space.
+    ``("next", done)`` bool ``[*B, 1]``; where present, ``is_labeled`` bool
+    ``[*B, 1]``. Any space.
 
     **Writes** ``action_chunk`` ``[*B, H, A]`` and ``action_is_pad`` bool ``[*B, H]``.
 
@@ -62,6 +67,7 @@ class ActionChunkTransform(Transform):
         frame_key: the step of a frame within its episode.
         done_key: its entry under ``next`` ends an episode. With a storage it only has
             to agree with the indices. None = ignore it.
+        label_key: True = the frame's action is a target. None = ignore it.
 
     Raises:
         ValueError: ``chunk_size < 1``, or the chunk does not hold the frame's own
@@ -109,6 +115,7 @@ class ActionChunkTransform(Transform):
         episode_key: NestedKey = EPISODE_KEY,
         frame_key: NestedKey = FRAME_KEY,
         done_key: NestedKey | None = "done",
+        label_key: NestedKey | None = IS_LABELED_KEY,
     ) -> None:
         super().__init__(in_keys=[action_key], out_keys=[chunk_key, pad_key])
         check_positive_int("ActionChunkTransform", "chunk_size", chunk_size)
@@ -122,6 +129,7 @@ class ActionChunkTransform(Transform):
         self.episode_key = unravel_key(episode_key)
         self.frame_key = unravel_key(frame_key)
         self.done_key = None if done_key is None else unravel_key(("next", done_key))
+        self.label_key = None if label_key is None else unravel_key(label_key)
         self.storage = storage
 
     @property
@@ -139,6 +147,7 @@ class ActionChunkTransform(Transform):
                 episode_key=self.episode_key,
                 frame_key=self.frame_key,
                 done_key=self.done_key,
+                label_key=self.label_key,
             )
 
     @property
@@ -209,15 +218,27 @@ class ActionChunkTransform(Transform):
             )
         shape = action.shape[:-1]
         ends = self._ends(tensordict, shape)
+        unlabeled = self._unlabeled(tensordict, shape)
+        if unlabeled is not None:
+            cuts = cuts_around(unlabeled)
+            ends = cuts if ends is None else ends | cuts
         chunk, is_pad = window_chunks(
             action.reshape(-1, *action.shape[-2:]),
             self.chunk_size,
             ends=None if ends is None else ends.reshape(-1, shape[-1]),
         )
-        return (
-            chunk.view(*shape, self.chunk_size, action.shape[-1]),
-            is_pad.view(*shape, self.chunk_size),
-        )
+        is_pad = is_pad.view(*shape, self.chunk_size)
+        if unlabeled is not None:
+            is_pad = is_pad | unlabeled.unsqueeze(-1)
+        return chunk.view(*shape, self.chunk_size, action.shape[-1]), is_pad
+
+    def _unlabeled(
+        self, tensordict: TensorDictBase, shape: torch.Size
+    ) -> Tensor | None:
+        """Return bool ``[*B, T]``, True = the action is no target; None = all are."""
+        key = self.label_key
+        labels = None if key is None else tensordict.get(key, None)
+        return None if labels is None else ~self._lined_up(labels, key, shape).bool()
 
     def _ends(self, tensordict: TensorDictBase, shape: torch.Size) -> Tensor | None:
         """Return bool ``[*B, T]``, True = the episode ends with this frame."""

@@ -9,6 +9,7 @@ from torchrl.data.replay_buffers import Storage
 
 from torchrl_vla.schema import MissingKeyError, SchemaError
 from torchrl_vla.transforms.action_windows import runs
+from torchrl_vla.transforms.label_runs import LabelRuns
 from torchrl_vla.transforms.storage_episodes import Snapshot, StorageEpisodes
 
 
@@ -16,7 +17,8 @@ class StorageActions:
     """Gather the actions around a frame from a storage, by index.
 
     Its actions are a view, so the gather reads from a memory-mapped file the rows it
-    needs and no others.
+    needs and no others. Where the storage has ``label_key``, an action without a label
+    ends a chunk as an episode's end does.
 
     Args:
         storage: holds frames in any order and of any number of batch dimensions.
@@ -27,6 +29,8 @@ class StorageActions:
         frame_key: int64 ``[*B]``.
         done_key: bool ``[*B]`` or ``[*B, 1]``, checked where the storage has it; None
             checks nothing.
+        label_key: bool ``[*B]`` or ``[*B, 1]``, True = the action is a target, where
+            the storage has it; None = all are.
 
     Raises:
         TypeError: the storage is no :class:`~torchrl.data.TensorStorage`.
@@ -42,6 +46,7 @@ class StorageActions:
         episode_key: NestedKey,
         frame_key: NestedKey,
         done_key: NestedKey | None,
+        label_key: NestedKey | None = None,
     ) -> None:
         self._episodes = StorageEpisodes(
             storage,
@@ -51,6 +56,7 @@ class StorageActions:
             done_key=done_key,
         )
         self._action_key = action_key
+        self._label_key = label_key
         self._seen: Snapshot | None = None
 
     @property
@@ -72,11 +78,15 @@ class StorageActions:
         snapshot, actions = self._current()
         if first_step:
             rows, is_pad = snapshot.index.window(episode, frame, first_step, size)
+            if self._labels is not None:
+                is_pad |= self._labels.is_cut(rows, -first_step)
             chunk = actions.index_select(0, rows.flatten())
             return chunk.view(*rows.shape, actions.shape[-1]), is_pad
         index, shape = snapshot.index, episode.shape
         position, last = index.find(episode.reshape(-1), frame.reshape(-1))
         left = (last - position).clamp_(max=size - 1)
+        if self._labels is not None:
+            left = torch.minimum(left, self._labels.left(position))
         in_order = index.order is None and actions.is_contiguous()
         if in_order and size <= len(actions):
             chunk = _copy_runs(actions, position, left, size)
@@ -87,12 +97,15 @@ class StorageActions:
         # A frame with n left before the end has its padding from slot n + 1 on.
         beyond = torch.ones(size, size, dtype=torch.bool, device=left.device).triu(1)
         is_pad = beyond.index_select(0, left)
+        if self._labels is not None:
+            is_pad |= ~self._labels.at(position).unsqueeze(-1)
         return chunk.view(*shape, size, actions.shape[-1]), is_pad.view(*shape, size)
 
     def _current(self) -> tuple[Snapshot, Tensor]:
         snapshot = self._episodes.current()
         if snapshot is not self._seen:
             self._actions = self._read_actions(snapshot)
+            self._labels = self._read_labels(snapshot)
             self._seen = snapshot
         return snapshot, self._actions
 
@@ -110,6 +123,20 @@ class StorageActions:
             )
         # A plain view of a memory-mapped tensor: its indexing is cheaper.
         return action.as_subclass(torch.Tensor).reshape(-1, action.shape[-1])
+
+    def _read_labels(self, snapshot: Snapshot) -> LabelRuns | None:
+        key = self._label_key
+        labels = None if key is None else snapshot.frames.get(key, None)
+        if labels is None:
+            return None
+        flat = labels.as_subclass(torch.Tensor).reshape(-1)
+        if flat.dtype != torch.bool or flat.shape != (snapshot.shape.numel(),):
+            raise SchemaError(
+                f"ActionChunkTransform: expected bool {list(snapshot.shape)}, with or "
+                f"without a last 1, at {key!r} in the storage, got {labels.dtype} "
+                f"{list(labels.shape)}."
+            )
+        return LabelRuns(flat, snapshot.index.order)
 
 
 def _copy_runs(actions: Tensor, position: Tensor, left: Tensor, size: int) -> Tensor:

@@ -1,5 +1,7 @@
 """LeRobot's policies, with their own processors, as policies of ours."""
 
+from torchrl_vla.policies.lerobot.flow import LeRobotFlowPolicy
+from torchrl_vla.policies.lerobot.flow_distribution import LeRobotFlowDistribution
 from torchrl_vla.policies.lerobot.kinds import KINDS, PolicyKind
 from torchrl_vla.policies.lerobot.untrained import (
     lerobot_statistics,
@@ -9,6 +11,8 @@ from torchrl_vla.policies.lerobot.wrapper import LeRobotPolicyWrapper
 
 __all__ = [
     "KINDS",
+    "LeRobotFlowDistribution",
+    "LeRobotFlowPolicy",
     "LeRobotPolicyWrapper",
     "PolicyKind",
     "lerobot_statistics",

@@ -31,6 +31,8 @@ class PolicyKind:
             actions out.
         continues_chunks: from the configuration, True = a chunk can be guided to
             continue another.
+        flow_steps: from the configuration, Euler steps from noise to a chunk; None =
+            it does not flow, or its flow was not exercised.
     """
 
     call: type[PolicyCall]
@@ -40,6 +42,7 @@ class PolicyKind:
     resizes_images: Callable[[Any], bool]
     masks_padding: Callable[[Any], bool]
     continues_chunks: Callable[[Any], bool] = lambda config: False
+    flow_steps: Callable[[Any], int] | None = None
 
 
 def _with_rtc(config: Any) -> bool:
@@ -51,6 +54,7 @@ def _vla(
     *,
     masks: bool,
     continues: Callable[[Any], bool] = lambda config: False,
+    flow_steps: Callable[[Any], int] | None = None,
 ) -> PolicyKind:
     """Return a vision-language-action model that keeps nothing between two chunks."""
     return PolicyKind(
@@ -61,6 +65,7 @@ def _vla(
         resizes_images=lambda config: getattr(config, size_field, None) is not None,
         masks_padding=lambda config: masks,
         continues_chunks=continues,
+        flow_steps=flow_steps,
     )
 
 
@@ -104,9 +109,21 @@ KINDS: dict[str, PolicyKind] = {
         resizes_images=lambda config: False,
         masks_padding=lambda config: True,
     ),
-    "smolvla": _vla("resize_imgs_with_padding", masks=True, continues=_with_rtc),
-    "pi0": _vla("image_resolution", masks=False, continues=_with_rtc),
-    "pi05": _vla("image_resolution", masks=False, continues=_with_rtc),
+    "smolvla": _vla(
+        "resize_imgs_with_padding",
+        masks=True,
+        continues=_with_rtc,
+        flow_steps=lambda config: config.num_steps,
+    ),
+    **dict.fromkeys(
+        ("pi0", "pi05"),
+        _vla(
+            "image_resolution",
+            masks=False,
+            continues=_with_rtc,
+            flow_steps=lambda config: config.num_inference_steps,
+        ),
+    ),
     "xvla": _vla("resize_imgs_with_padding", masks=False),
 }
 

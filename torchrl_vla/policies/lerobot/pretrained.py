@@ -144,13 +144,10 @@ class PretrainedPolicy:
         frames = self.make_frames(tensordict)
         if guided is not None:
             frames[-1]["action"] = guided[0]  # normalized as a training target is
-        frames = [self._preprocess(frame) for frame in frames]
+        frames = [self.preprocess(frame) for frame in frames]
         for frame in frames:
             guide = frame.pop("action", None)  # the pipelines add one that is None
-        enabled = self.dtype is not None
-        autocast = torch.autocast(self.device.type, self.dtype, enabled=enabled)
-        with _training_flags_kept(self.policy), autocast:
-            policy = without_adapter(self.policy)
+        with self.inference() as policy:
             if guided is None:
                 chunk, plan = self._call(policy, frames, plan)
             else:
@@ -160,6 +157,25 @@ class PretrainedPolicy:
             # At once: relative actions are anchored to what was preprocessed last.
             chunk = self.postprocessor(chunk.float())
         return chunk, plan
+
+    @contextmanager
+    def inference(self) -> Iterator[Any]:
+        """Give out the policy in evaluation mode and in the precision it computes in.
+
+        Gradients are recorded as they were.
+        """
+        enabled = self.dtype is not None
+        autocast = torch.autocast(self.device.type, self.dtype, enabled=enabled)
+        with _training_flags_kept(self.policy), autocast:
+            self.policy.eval()
+            yield without_adapter(self.policy)
+
+    def preprocess(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Bring a batch to model space, and to where the weights are."""
+        return {
+            name: value.to(self.device) if isinstance(value, Tensor) else value
+            for name, value in self.preprocessor(batch).items()
+        }
 
     def make_frames(self, tensordict: TensorDictBase) -> list[dict[str, Any]]:
         """Return the observations that the policy reads as LeRobot batches.
@@ -217,7 +233,7 @@ class PretrainedPolicy:
         self._check_alignment(tensordict, chunk, steps[0])
         batch["action"] = chunk.reshape(-1, *expected[-2:])
         is_pad = is_pad.reshape(-1, len(steps))
-        batch = self._preprocess({**batch, "action_is_pad": is_pad})
+        batch = self.preprocess({**batch, "action_is_pad": is_pad})
         # LeRobot 0.4.4's SmolVLA looks for the mask under the second name.
         is_pad = is_pad.to(self.device)
         return {**batch, "action_is_pad": is_pad, "actions_id_pad": is_pad}
@@ -264,13 +280,6 @@ class PretrainedPolicy:
                 given[pairs[name]], pairs[name], None if any_size else shape, size
             )
             for name, shape in wanted.items()
-        }
-
-    def _preprocess(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Bring a batch to model space, and to where the weights are."""
-        return {
-            name: value.to(self.device) if isinstance(value, Tensor) else value
-            for name, value in self.preprocessor(batch).items()
         }
 
     def _read_plan(self, tensordict: TensorDictBase) -> Tensor:

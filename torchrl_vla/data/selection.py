@@ -1,0 +1,92 @@
+"""Choose what is worth cloning."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+from torchrl.data.replay_buffers import Sampler, Storage
+
+from torchrl_vla.data.dataset import DemonstrationDataset
+from torchrl_vla.schema import EPISODE_KEY, SUCCESS_KEY, MissingKeyError, SchemaError
+
+
+def successful_episodes(frames: TensorDictBase) -> Tensor:
+    """Return the numbers of the episodes that ended and succeeded, int64 ``[E]``.
+
+    An episode succeeded if ``success`` is True after any of its steps. One that was cut
+    off (no ``done``) is left out even so: what its actions led to is not in the data.
+
+    **Reads** frames ``[F]``: ``episode_index`` int64 ``[F]``, ``("next", "success")``
+    and ``("next", "done")`` bool ``[F, 1]``.
+
+    Raises:
+        MissingKeyError: the frames do not say which episode they are of, whether it
+            ended, or whether it succeeded.
+        SchemaError: no episode ended with a success.
+
+    Examples:
+        >>> from tensordict import TensorDict
+        >>> flags = torch.tensor([[False], [True], [False], [True], [True]])
+        >>> frames = TensorDict(
+        ...     episode_index=torch.tensor([0, 0, 1, 1, 2]),
+        ...     next=TensorDict(
+        ...         done=flags, success=torch.tensor([[0], [1], [0], [0], [1]]).bool()
+        ...     ),
+        ... )
+        >>> successful_episodes(frames)
+        tensor([0, 2])
+    """
+    needed = [EPISODE_KEY, ("next", SUCCESS_KEY), ("next", "done")]
+    episode, success, done = (frames.get(key, None) for key in needed)
+    if episode is None or success is None or done is None:
+        raise MissingKeyError(
+            f"successful_episodes: expected {needed} of frames, got only "
+            f"{sorted(map(str, frames.keys(True, True)))}. Without them nobody knows "
+            "what succeeded."
+        )
+    numbers, group = episode.reshape(-1).unique(return_inverse=True)
+    happened = []
+    for flag in (success, done):
+        count = torch.zeros_like(numbers)
+        happened.append(count.index_add_(0, group, flag.reshape(-1).long()) > 0)
+    succeeded, ended = happened
+    found = numbers[succeeded & ended]
+    if not len(found):
+        raise SchemaError(
+            "successful_episodes: expected an episode that ended with a success, got "
+            f"{len(numbers)} episodes, of which {int(ended.sum())} ended and "
+            f"{int(succeeded.sum())} succeeded. Nothing is left to learn from."
+        )
+    return found
+
+
+def select_successes(dataset: DemonstrationDataset) -> DemonstrationDataset:
+    """Keep the episodes that succeeded, to clone what worked.
+
+    Filtered cloning is reinforcement learning with a reward of 0 or 1 and no critic:
+    roll the policy out, keep its successes, clone them, and again. The metadata stay
+    those of the whole, so pass the *policy's* space to the training, not the new data's:
+    a policy acts with the statistics that it was trained with.
+
+    Args:
+        dataset: demonstrations, or rollouts of the policy itself
+            (:meth:`DemonstrationDataset.from_rollout`).
+
+    Raises:
+        MissingKeyError: the frames do not say what succeeded.
+        SchemaError: nothing did.
+
+    Examples:
+        >>> from torchrl_vla.envs import TabletopEnv
+        >>> env = TabletopEnv(4, image_size=8, seed=0)
+        >>> rollout = env.rollout(25, env.make_expert(), break_when_any_done=False)
+        >>> dataset = DemonstrationDataset.from_rollout(
+        ...     rollout, env.metadata, env.instructions
+        ... )
+        >>> dataset.num_episodes, select_successes(dataset).num_episodes
+        (8, 4)
+    """
+    return dataset.select_episodes(successful_episodes(dataset.frames))
