@@ -58,6 +58,7 @@ LINKS = {
     "](docs/images/": "](images/",
     "](docs/architecture.md)": "](architecture.md)",
     "](docs/lerobot.md)": "](lerobot.md)",
+    "](docs/finetuning.md)": "](finetuning.md)",
     "](docs/silent_errors.md)": "](silent_errors.md)",
     "](tutorials/)": "](auto_tutorials/index.rst)",
     "](benchmarks/README.md)": "](benchmarks.md)",

@@ -1,8 +1,10 @@
 """Demonstrations: recorded, kept on disk, sampled."""
 
+from torchrl_vla.data.aggregation import aggregate
 from torchrl_vla.data.collect import collect
 from torchrl_vla.data.dataset import DemonstrationDataset
 from torchrl_vla.data.episodes import EpisodeStep, episode_seeds, run_episodes
+from torchrl_vla.data.frames import frames_of_rollout
 from torchrl_vla.data.hdf5 import Hdf5Demonstrations
 from torchrl_vla.data.lerobot import (
     LeRobotDemonstrations,
@@ -17,6 +19,8 @@ from torchrl_vla.data.lerobot_writer import (
 )
 from torchrl_vla.data.mixture import Embodiment, MixtureReplay
 from torchrl_vla.data.openx import OpenXConvention, OpenXExperienceReplay
+from torchrl_vla.data.row_sampler import RowSampler
+from torchrl_vla.data.selection import select_successes, successful_episodes
 
 __all__ = [
     "DemonstrationDataset",
@@ -30,10 +34,15 @@ __all__ = [
     "OpenXConvention",
     "OpenXExperienceReplay",
     "RecordedObservations",
+    "RowSampler",
     "VideoEncoding",
+    "aggregate",
     "collect",
     "decode_video",
     "episode_seeds",
+    "frames_of_rollout",
     "run_episodes",
+    "select_successes",
+    "successful_episodes",
     "write_lerobot",
 ]

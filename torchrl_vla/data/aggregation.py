@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import torch
 from tensordict import NestedKey, TensorDict
-from torch import Tensor
 
 from torchrl_vla.data.dataset import DemonstrationDataset
 from torchrl_vla.data.frames import frame_statistics
@@ -88,12 +87,16 @@ def aggregate(*datasets: DemonstrationDataset) -> DemonstrationDataset:
 
 def _with_defaults(datasets: list[TensorDict]) -> list[TensorDict]:
     """Return shallow copies that all have the optional entries that any has."""
-    said = [key for key in _DEFAULTS if any(key in frames for frames in datasets)]
+    said = [
+        key
+        for key in _DEFAULTS
+        if any(td.get(key, None) is not None for td in datasets)
+    ]
     parts = []
     for frames in datasets:
         part = TensorDict(dict(frames.items()), frames.batch_size)
         for key in said:
-            if key not in part:
+            if part.get(key, None) is None:
                 shape = () if key == SAMPLE_WEIGHT_KEY else (1,)
                 part.set(key, torch.full((len(frames), *shape), _DEFAULTS[key]))
         parts.append(part)
@@ -102,19 +105,21 @@ def _with_defaults(datasets: list[TensorDict]) -> list[TensorDict]:
 
 def _check_same_layout(first: TensorDict, other: TensorDict, number: int) -> None:
     ours, theirs = _layout(first), _layout(other)
-    wrong = sorted(
-        str(key)
-        for key in ours.keys() | theirs.keys()
+    wrong = [
+        f"{key}: {theirs.get(key, 'nothing')} against {ours.get(key, 'nothing')}"
+        for key in sorted(ours.keys() | theirs.keys())
         if ours.get(key) != theirs.get(key)
-    )
+    ]
     if wrong:
-        shown = [f"{k}: {ours.get(k)} against {theirs.get(k)}" for k in _named(wrong)]
-        raise SchemaError(shown)
+        raise SchemaError(
+            "aggregate: expected frames with the entries of the first dataset, got "
+            f"others in dataset {number}: {'; '.join(wrong)}. Leave out what not all "
+            "have (frames.exclude), or sample them with MixtureReplay."
+        )
 
 
 def _layout(frames: TensorDict) -> dict[str, str]:
     return {
         str(key): f"{value.dtype} {list(value.shape[1:])}"
         for key, value in frames.items(True, True)
-        if isinstance(value, Tensor)
     }

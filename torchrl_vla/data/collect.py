@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from tensordict import NestedKey, TensorDict, TensorDictBase
+from tensordict import NestedKey, TensorDict
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 from torchrl.envs import EnvBase
@@ -16,26 +16,17 @@ from tqdm import tqdm
 
 from torchrl_vla.data.dataset import DemonstrationDataset, check_folder_is_free
 from torchrl_vla.data.episodes import EpisodeStep, episode_seeds, run_episodes
+from torchrl_vla.data.frames import frame_columns, frame_statistics
 from torchrl_vla.schema import (
-    ACTION_KEY,
     EPISODE_KEY,
     EPISODE_SEED_KEY,
-    EXPERT_ACTION_KEY,
     FRAME_KEY,
     INSTRUCTION_KEY,
-    OBSERVATION_KEY,
-    STATE_KEY,
     SUCCESS_KEY,
     ExecutionError,
-    FeatureStatistics,
     InstructionTable,
-    MissingKeyError,
     check_images_are_fresh,
-    instruction_texts,
-    is_text,
 )
-
-_OUTCOMES = ("reward", "done", "terminated", "truncated", SUCCESS_KEY)
 
 
 def collect(
@@ -55,8 +46,11 @@ def collect(
 
     The target that is stored as ``action`` is ``expert_action`` where the expert
     writes one (it meant that, and noise was added to what was executed), else
-    ``action``. Statistics are computed from what is stored. Frames are held in memory
-    until the end, then written at once.
+    ``action``. With an :class:`~torchrl_vla.execution.InterventionActor` as policy,
+    ``is_intervention`` and ``is_labeled`` are stored, too; give it
+    ``successes_only=False``, as failures are what it is to correct. Statistics are
+    computed from what is stored, of actions from those that are labeled. Frames are
+    held in memory until the end, then written at once.
 
     Args:
         env: with ``instructions``, ``metadata`` and episode seeds.
@@ -131,12 +125,7 @@ def collect(
 def _write(
     env: EnvBase, frames: TensorDict, folder: Path, overwrite: bool
 ) -> DemonstrationDataset:
-    statistics = {"action_statistics": FeatureStatistics.from_samples(frames["action"])}
-    if STATE_KEY in frames.keys(True):
-        statistics["state_statistics"] = FeatureStatistics.from_samples(
-            frames[STATE_KEY]
-        )
-    metadata = replace(env.metadata, **statistics)
+    metadata = replace(env.metadata, **frame_statistics(frames))
     dataset = DemonstrationDataset(frames, metadata, env.instructions)
     return DemonstrationDataset.from_folder(
         dataset.to_folder(folder, overwrite=overwrite)
@@ -165,34 +154,11 @@ def _columns(
 ) -> dict[NestedKey, Tensor]:
     """Return what is stored of a step, each ``[N, ...]``."""
     data = step.data.reshape(-1) if step.data.ndim else step.data.unsqueeze(0)
-    _check_keys(data)
+    columns = frame_columns(data, table, "collect")
     check_images_are_fresh("collect", data[step.episode >= 0])
-    action = data.get(EXPERT_ACTION_KEY, None)
-    instruction = data.get(INSTRUCTION_KEY)
-    if is_text(instruction):
-        texts = instruction_texts(instruction)
-        instruction = table.encode(texts * (data.numel() // len(texts)))
-    columns: dict[NestedKey, Tensor] = {
-        (OBSERVATION_KEY, *(key if isinstance(key, tuple) else (key,))): value
-        for key, value in data.get(OBSERVATION_KEY).items(True, True)
-    }
-    columns[INSTRUCTION_KEY] = instruction
-    columns[ACTION_KEY] = data.get(ACTION_KEY) if action is None else action
     columns[FRAME_KEY] = step.frame
     columns[EPISODE_SEED_KEY] = torch.tensor(seeds)[step.episode.clamp_min(0)]
-    for key in _OUTCOMES:
-        columns["next", key] = data.get(("next", key))
     return {key: value.cpu() for key, value in columns.items()}
-
-
-def _check_keys(data: TensorDictBase) -> None:
-    needed = [OBSERVATION_KEY, INSTRUCTION_KEY, *(("next", key) for key in _OUTCOMES)]
-    missing = [key for key in needed if data.get(key, None) is None]
-    if missing:
-        raise MissingKeyError(
-            f"collect: expected the environment to write {needed}, got none of "
-            f"{missing}. Add them to its observations or its done flags."
-        )
 
 
 def _stack(frames: list[dict[NestedKey, Tensor]]) -> TensorDict:

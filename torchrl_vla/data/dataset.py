@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from tensordict import TensorDict
+from tensordict import TensorDict, TensorDictBase
 from torchrl.data import RandomSampler, TensorDictReplayBuffer, TensorStorage
 from torchrl.data.replay_buffers.samplers import Sampler
 from torchrl.envs import Compose, Transform
 
+from torchrl_vla.data.frames import frame_statistics, frames_of_rollout
+from torchrl_vla.data.row_sampler import RowSampler
 from torchrl_vla.schema import (
     EPISODE_KEY,
     INSTRUCTION_KEY,
+    IS_LABELED_KEY,
     InstructionTable,
     RobotDatasetMetadata,
     SchemaError,
@@ -148,6 +152,37 @@ class DemonstrationDataset:
             InstructionTable.from_json((folder / _INSTRUCTIONS).read_text()),
         )
 
+    @classmethod
+    def from_rollout(
+        cls,
+        rollout: TensorDictBase,
+        metadata: RobotDatasetMetadata,
+        instructions: InstructionTable,
+    ) -> DemonstrationDataset:
+        """Make a dataset, in memory, of the steps of a rollout ``[*B, T]``.
+
+        With :func:`select_successes` it is what a policy learns from its own
+        successes. Unlike :func:`collect` it takes what a collector has made anyway;
+        :func:`~torchrl_vla.data.frames.frames_of_rollout` says what becomes of episodes
+        that the rollout cuts.
+
+        Args:
+            rollout: of an environment with ``("next", "success")``.
+            metadata: its statistics are kept; those that it lacks are the rollout's.
+            instructions: the texts of its ids, or what its texts become ids of.
+
+        Raises:
+            MissingKeyError: the rollout lacks what a dataset holds.
+            SchemaError: it holds no beginning of an episode.
+        """
+        frames = frames_of_rollout(rollout, instructions)
+        missing = {
+            name: statistics
+            for name, statistics in frame_statistics(frames).items()
+            if getattr(metadata, name) is None
+        }
+        return cls(frames, replace(metadata, **missing), instructions)
+
     def to_folder(self, folder: Path | str, *, overwrite: bool = False) -> Path:
         """Write the dataset, the metadata last.
 
@@ -183,12 +218,16 @@ class DemonstrationDataset:
     ) -> TensorDictReplayBuffer:
         """Make a buffer over the frames; i.i.d. frames unless a sampler is given.
 
-        With ``history_size`` above 1, ``observation_history`` holds that many
-        observations before ``transform`` sees the sample.
+        Where frames say ``is_labeled``, those without a label are not drawn: their
+        actions are no targets. With ``history_size`` above 1, ``observation_history``
+        holds that many observations before ``transform`` sees the sample.
         """
         history = None
         if history_size > 1:
             history = ObservationHistory(history_size, storage=self.storage)
+        labels = self.frames.get(IS_LABELED_KEY, None)
+        if sampler is None and labels is not None:
+            sampler = RowSampler(labels.reshape(-1).nonzero().squeeze(-1))
         return make_frame_buffer(
             self.storage, batch_size, [history, transform], sampler, seed
         )

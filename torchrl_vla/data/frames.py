@@ -135,7 +135,6 @@ def frames_of_rollout(
         return_inverse=True, return_counts=True
     )
     first = counts.cumsum(0) - counts
-    columns[EPISODE_KEY] = number.flatten()  # overwritten for the rows that are kept
     if (seed := steps.get(EPISODE_SEED_KEY, None)) is not None:
         columns[EPISODE_SEED_KEY] = seed.reshape(-1)
     frames = TensorDict({}, [len(rows)])

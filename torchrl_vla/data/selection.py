@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
-from torchrl.data.replay_buffers import Sampler, Storage
 
 from torchrl_vla.data.dataset import DemonstrationDataset
 from torchrl_vla.schema import EPISODE_KEY, SUCCESS_KEY, MissingKeyError, SchemaError
@@ -68,8 +65,9 @@ def select_successes(dataset: DemonstrationDataset) -> DemonstrationDataset:
 
     Filtered cloning is reinforcement learning with a reward of 0 or 1 and no critic:
     roll the policy out, keep its successes, clone them, and again. The metadata stay
-    those of the whole, so pass the *policy's* space to the training, not the new data's:
-    a policy acts with the statistics that it was trained with.
+    those of the whole. The surprise: a policy acts with the statistics that it was
+    trained with, so train it on with ``space=`` of its first training, not with the
+    new data's.
 
     Args:
         dataset: demonstrations, or rollouts of the policy itself
@@ -87,6 +85,6 @@ def select_successes(dataset: DemonstrationDataset) -> DemonstrationDataset:
         ...     rollout, env.metadata, env.instructions
         ... )
         >>> dataset.num_episodes, select_successes(dataset).num_episodes
-        (8, 4)
+        (11, 7)
     """
     return dataset.select_episodes(successful_episodes(dataset.frames))

@@ -18,7 +18,12 @@ from torchrl_vla.policies.gaussian import GaussianVLAWrapper
 from torchrl_vla.policies.gaussian_distribution import GaussianDistribution
 from torchrl_vla.policies.guidance import guided_velocity
 from torchrl_vla.policies.image_encoder import KeypointImageEncoder
-from torchrl_vla.policies.lerobot import LeRobotPolicyWrapper, make_lerobot_policy
+from torchrl_vla.policies.lerobot import (
+    LeRobotFlowDistribution,
+    LeRobotFlowPolicy,
+    LeRobotPolicyWrapper,
+    make_lerobot_policy,
+)
 from torchrl_vla.policies.lerobot_health import (
     LEROBOT_POLICY_TYPES,
     HealthReport,
@@ -53,6 +58,8 @@ __all__ = [
     "GaussianVLAWrapper",
     "HealthReport",
     "KeypointImageEncoder",
+    "LeRobotFlowDistribution",
+    "LeRobotFlowPolicy",
     "LeRobotPolicyWrapper",
     "LeRobotSettings",
     "LearnedNoise",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from tensordict import NestedKey
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 from torchrl.data.replay_buffers import Storage
@@ -35,6 +36,7 @@ def train_behavior_cloning(
     max_grad_norm: float = 1.0,
     ema_decay: float | None = 0.99,
     loss_function: str = "l1",
+    weight_key: NestedKey | None = None,
     seed: int = 0,
     log_interval: int = 25,
     callback: Callable[[int], None] | None = None,
@@ -61,6 +63,8 @@ def train_behavior_cloning(
         max_grad_norm: gradients are clipped to this norm.
         ema_decay: of the moving average; None = keep the last weights.
         loss_function: of ``BCLoss``, for heads that predict a chunk.
+        weight_key: of the frames' weights, e.g. ``"sample_weight"``; None = frames
+            count alike, and ones that have a ``sample_weight`` are refused.
         seed: of the batches. The initial weights are the policy's.
         log_interval: steps between two entries of the log.
         callback: called with the step after each entry, e.g. to evaluate.
@@ -80,10 +84,12 @@ def train_behavior_cloning(
         transform=make_training_transform(policy, space, dataset.storage),
         seed=seed,
     )
+    loss_module = make_cloning_loss(policy, loss_function=loss_function)
+    loss_module.set_keys(weight=weight_key)
     optimizer = AdamW(policy.parameters(), lr=lr, weight_decay=weight_decay)
     return run_training(
         "train_behavior_cloning",
-        make_cloning_loss(policy, loss_function=loss_function),
+        loss_module,
         buffer,
         policy=policy,
         optimizer=optimizer,

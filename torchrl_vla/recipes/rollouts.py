@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 from tensordict import TensorDictBase
@@ -94,8 +95,8 @@ class Rollouts:
 class WorkerRollouts:
     """Collect with a TorchRL collector of several processes or machines.
 
-    Any of them: ``MultiSyncCollector``, ``MultiAsyncCollector``, ``RayCollector``,
-    ``DistributedCollector``. Give each worker an environment of
+    Such as ``MultiSyncCollector``, ``DistributedSyncCollector`` or ``RayCollector``.
+    Give each worker an environment of
     :func:`make_decision_env` with a ``seed`` of its own. Episodes go on from batch to
     batch, and what workers do between two updates depends on timing, so a resumed
     training is not bit-identical.
@@ -114,7 +115,9 @@ class WorkerRollouts:
 
     def sync(self) -> None:
         """Send the current weights to the workers."""
-        self._collector.update_policy_weights_()
+        # DistributedSyncCollector has no such method: it sends them with each request.
+        with suppress(NotImplementedError):
+            self._collector.update_policy_weights_()
 
     def close(self) -> None:
         """Stop the workers."""

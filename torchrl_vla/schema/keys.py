@@ -84,7 +84,7 @@ key                            dtype     shape            meaning
                                                           earlier step; only of
                                                           environments that draw on
                                                           demand
-``is_waiting``                 bool      ``[*B, 1]``      True = the row was not stepped:
+``is_waiting``                 bool      ``[*B, 1]``      True = the row is not stepped:
                                                           it waits for the others
 ``executed_steps``             int64     ``[*B, 1]``      base steps that an outer
                                                           step ran

@@ -20,6 +20,7 @@ from torchrl_vla.schema import (
     FRAME_KEY,
     IMAGE_KEY,
     INSTRUCTION_KEY,
+    SAMPLE_WEIGHT_KEY,
     STATE_DIM_IS_PAD_KEY,
     STATE_KEY,
     MissingKeyError,
@@ -29,7 +30,13 @@ from torchrl_vla.schema import (
 from torchrl_vla.transforms import ActionScaling, StateScaling
 from torchrl_vla.transforms.affine_scaling import ScalingMode
 
-_AS_THEY_ARE = (INSTRUCTION_KEY, EPISODE_KEY, FRAME_KEY, ACTION_IS_PAD_KEY)
+_AS_THEY_ARE = (
+    INSTRUCTION_KEY,
+    EPISODE_KEY,
+    FRAME_KEY,
+    ACTION_IS_PAD_KEY,
+    SAMPLE_WEIGHT_KEY,
+)
 
 
 class Embodiment:
@@ -42,11 +49,12 @@ class Embodiment:
     the robot gets ``to_robot_space(chunk)``, without the padded dimensions.
 
     **Reads** robot space: ``observation``, ``language_instruction`` and, where they are
-    there, ``action``, ``action_chunk``, ``action_is_pad``, ``episode_index`` and
-    ``frame_index``. **Writes** those, ``action`` ``[*B, A]``, ``action_chunk``
-    ``[*B, H, A]`` and ``("observation", "state")`` ``[*B, S]`` in model space, with
-    ``action_dim_is_pad`` bool ``[*B, A]``, ``state_dim_is_pad`` bool ``[*B, S]``,
-    ``camera_is_pad`` bool ``{camera: [*B]}`` and ``embodiment_index`` int64 ``[*B]``.
+    there, ``action``, ``action_chunk``, ``action_is_pad``, ``sample_weight``,
+    ``episode_index`` and ``frame_index``. **Writes** those, ``action`` ``[*B, A]``,
+    ``action_chunk`` ``[*B, H, A]`` and ``("observation", "state")`` ``[*B, S]`` in
+    model space, with ``action_dim_is_pad`` bool ``[*B, A]``, ``state_dim_is_pad`` bool
+    ``[*B, S]``, ``camera_is_pad`` bool ``{camera: [*B]}`` and ``embodiment_index``
+    int64 ``[*B]``.
     Other entries are left out.
 
     Args:

@@ -34,6 +34,9 @@ class MixtureReplay(TensorDictReplayBuffer):
     zeros, and masks say where; ``BCLoss`` ignores those dimensions once it is told by
     ``set_keys(dim_pad_mask="action_dim_is_pad")``, and refuses the batch before.
 
+    Where frames say ``is_labeled``, a row without a label comes as padding and adds
+    nothing to a loss; where all datasets have a ``sample_weight``, it is passed on.
+
     Batches follow from the seed. ``state_dict()`` and ``load_state_dict()`` continue
     the very same stream in another process; there are no epochs to keep track of.
 

@@ -14,7 +14,7 @@ from tensordict.nn.probabilistic import interaction_type
 from torch import Tensor
 
 from torchrl_vla.policies.chunk_distribution import sum_elements
-from torchrl_vla.policies.flow_noise import FlowNoise, write_noise
+from torchrl_vla.policies.flow_noise import FlowNoise, read_noise, write_noise
 from torchrl_vla.policies.lerobot.flow_distribution import LeRobotFlowDistribution
 from torchrl_vla.policies.lerobot.flow_prefix import encode_prefix
 from torchrl_vla.policies.lerobot.kinds import KINDS
@@ -132,6 +132,39 @@ none of LeRobot's. Subclass FlowVLAWrapper for a flow of your own.
         self.noise = noise
         self.num_steps = own_steps if num_steps is None else num_steps
 
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: Path | str,
+        *,
+        noise: FlowNoise | None = None,
+        num_steps: int | None = None,
+        **options: Any,
+    ) -> LeRobotFlowPolicy:
+        """Load a checkpoint of LeRobot's and make its steps stochastic.
+
+        Args:
+            source: a folder, or a repo id of the Hugging Face Hub.
+
+        Keyword Args:
+            noise: None = the one that :meth:`save_pretrained` wrote there.
+            num_steps: see the class.
+            **options: of :meth:`LeRobotPolicyWrapper.from_pretrained`.
+
+        Raises:
+            SchemaError: there is no noise in the folder, or the policy does not flow.
+        """
+        noise = read_noise(source) if noise is None else noise
+        if noise is None:
+            raise SchemaError(
+                "LeRobotFlowPolicy.from_pretrained: expected the noise that "
+                f"save_pretrained writes in {str(source)!r}, got none. Pass "
+                "noise=FlowSDENoise(0.5)."
+            )
+        wrapper = LeRobotPolicyWrapper.from_pretrained(source, **options)
+        noise = noise.to(wrapper._own("device").device)
+        return cls(wrapper, noise=noise, num_steps=num_steps)
+
     @property
     def path_dim(self) -> int:
         """``D``, numbers per action that the model moves, the robot's first."""
@@ -160,6 +193,7 @@ none of LeRobot's. Subclass FlowVLAWrapper for a flow of your own.
         """Return the distribution of paths under the current weights."""
         own, batch = self._own, tensordict.batch_size
         frame = own.preprocess(own.make_frames(tensordict)[-1])
+        frame.pop("action", None)  # the pipelines add one that is None
         condition = frame[_STATE][..., : self.condition_dim].float()
         with self.inference() as policy:
             prefix = encode_prefix(policy, frame, batch.numel())
@@ -198,9 +232,6 @@ none of LeRobot's. Subclass FlowVLAWrapper for a flow of your own.
     def save_pretrained(self, folder: Path | str) -> Path:
         """Write the policy as LeRobot loads it, with ``noise.pt`` beside it.
 
-        ``LeRobotFlowPolicy(LeRobotPolicyWrapper.from_pretrained(folder),
-        noise=read_noise(folder))`` reads both.
-
         Raises:
             ValueError: the noise is of a class that no folder can hold.
         """
@@ -210,7 +241,7 @@ none of LeRobot's. Subclass FlowVLAWrapper for a flow of your own.
 
     @contextmanager
     def inference(self) -> Iterator[Any]:
-        """Give out LeRobot's policy as it is when it acts, with gradients as they are."""
+        """Give out LeRobot's policy as it is when it acts; gradients stay as set."""
         with self._own.inference() as policy:
             yield policy
 
@@ -239,8 +270,8 @@ def _flow_steps(wrapper: LeRobotPolicyWrapper) -> int:
         )
     if getattr(config, "adapt_to_pi_aloha", False):
         raise SchemaError(
-            f"{expected}{config.type!r} with adapt_to_pi_aloha=True, which turns joints "
-            "round between the flow and the chunk. Convert the robot's data and train "
-            "with adapt_to_pi_aloha=False."
+            f"{expected}{config.type!r} with adapt_to_pi_aloha=True, which turns "
+            "joints round between the flow and the chunk. Convert the robot's data and "
+            "train with adapt_to_pi_aloha=False."
         )
     return steps(config)

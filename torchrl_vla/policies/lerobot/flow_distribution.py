@@ -152,7 +152,7 @@ class LeRobotFlowDistribution(ChunkDistribution):
         real, padding = x[..., : self._real], x[..., self._real :]
         t = self._our_time(step)
         mean = self._policy.noise.mean(real, velocity[..., : self._real], t, self._dt)
-        return mean, padding + self._dt * velocity[..., self._real :]
+        return mean, (padding + self._dt * velocity[..., self._real :]).detach()
 
     def _velocity(self, x: Tensor, step: int) -> Tensor:
         # In Python's precision, as LeRobot counts: time is embedded by fast waves.
@@ -177,7 +177,7 @@ class LeRobotFlowDistribution(ChunkDistribution):
             yield
 
     def _as_elements(
-        self, elements: Tensor, sample_shape: torch.Size = torch.Size()
+        self, elements: Tensor, sample_shape: Sequence[int] = ()
     ) -> Tensor:
         shape = (*sample_shape, *self.batch_shape, self._size[0], self._real)
         return elements.reshape(shape)
