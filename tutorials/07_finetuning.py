@@ -3,9 +3,9 @@
 
 ``env --> policy --> decisions --> advantages --> loss(policy)``, around and around.
 
-Imitation inherits the demonstrator's mistakes. Here the demonstrator misses its target by
-a constant, so the cloned policy misses too. Its own successes are enough to correct it:
-PPO over chunks, from cloning to a paired comparison, in under a minute.
+Imitation inherits the demonstrator's mistakes. Here the demonstrator misses its target
+by a constant, so the cloned policy misses too. Its own successes are enough to correct
+it: PPO over chunks, from cloning to a paired comparison, in under a minute.
 """
 
 # %%
@@ -13,8 +13,8 @@ PPO over chunks, from cloning to a paired comparison, in under a minute.
 # --------------------------
 #
 # The toy robot has to hold its action near a target that is in its state. The
-# demonstrator aims 0.18 too far to the right, where 0.15 still counts as a success; with
-# some noise it succeeds in a part of the episodes, and demonstrations are those.
+# demonstrator aims 0.18 too far to the right, where 0.15 still counts as a success.
+# With some noise it succeeds in a part of the episodes, and demonstrations are those.
 
 import tempfile
 from pathlib import Path
@@ -46,6 +46,7 @@ H = 4
 
 
 def make_env(num_envs):
+    """Make toy robots that are paid 1 for a success and nothing else."""
     toy = ToyVLAEnv(
         action_dim=2,
         state_dim=4,
@@ -60,6 +61,7 @@ def make_env(num_envs):
 
 
 def aim_too_far_right(state):
+    """Hit a point beside the target, more or less."""
     target = state[..., 2:4]
     return target + torch.tensor([0.18, 0.0]) + 0.05 * torch.randn_like(target)
 
@@ -102,8 +104,8 @@ train_behavior_cloning(cloned, dataset, space=space, steps=300, progress=False)
 #
 # A deterministic policy gives its actions no probability, so there is nothing to make
 # likelier. ``make_stochastic`` puts a Gaussian around what the clone predicts (a token
-# policy draws already, a flow gets noise on its steps). Without sampling it acts exactly
-# as before.
+# policy draws already, a flow gets noise on its steps). Without sampling it acts as
+# before.
 
 policy = make_stochastic(cloned, initial_std=0.3)
 
@@ -157,7 +159,8 @@ print(result.comparison)
 
 rows = result.log
 fig, ax = plt.subplots(figsize=(5, 2.6))
-ax.plot([r["iteration"] for r in rows], [r["train_success"] for r in rows], label="train")
+iterations = [r["iteration"] for r in rows]
+ax.plot(iterations, [r["train_success"] for r in rows], label="while learning")
 evaluated = [r for r in rows if "success" in r]
 ax.errorbar(
     [0, *(r["iteration"] for r in evaluated)],

@@ -558,3 +558,16 @@ def test_a_mixture_prints_its_shares():
         "   0.750         8  Embodiment(0, 'small', action 2 of 4, state 3 of 3)",
         "   0.250        12  Embodiment(1, 'large', action 4 of 4, state 1 of 3)",
     ]
+
+
+def test_weights_and_labels_of_frames_reach_the_batch():
+    datasets = two_robots()
+    for dataset in datasets:
+        frame = dataset.frames["frame_index"]
+        dataset.frames["sample_weight"] = frame + 0.5
+        dataset.frames["is_labeled"] = (frame != 1).unsqueeze(-1)
+    batch = mix(datasets)[:]
+    frame = batch["frame_index"]
+    assert torch.equal(batch["sample_weight"], frame + 0.5)
+    assert batch["action_is_pad"][frame == 1].all()  # a row of its own, all padding
+    assert batch["action_is_pad"][frame == 0].tolist() == [[False, True, True]] * 5

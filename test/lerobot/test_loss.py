@@ -194,6 +194,13 @@ def test_a_missing_or_inverted_mask_is_refused():
         loss(td.exclude("action_chunk"))
 
 
+def test_weights_that_lerobots_losses_do_not_know_are_refused():
+    policy = wrap("act")
+    td = batch("act", policy).set("sample_weight", torch.ones(ROWS))
+    with pytest.raises(SchemaError, match=r"rows that count alike, .*'sample_weight'"):
+        LeRobotLoss(policy).train()(td)
+
+
 def test_targets_of_another_window_are_refused_and_the_right_one_named():
     policy = wrap("diffusion", do_mask_loss_for_padding=True)
     assert list(policy.target_steps) == [-1, 0, 1, 2, 3, 4, 5, 6]

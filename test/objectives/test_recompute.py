@@ -54,7 +54,7 @@ def test_after_recomputing_in_bfloat16_every_ratio_begins_at_one():
     actor, learner = make_policy(), make_policy(torch.bfloat16)
     data = decisions(actor, 21)
     stored = ChunkPPOLoss(learner, granularity="token")(data)
-    assert stored["max_ratio"].item() > 1.0  # the two arithmetics differ
+    assert stored["max_ratio"].item() > 1.0  # the two dtypes differ
     recompute_log_probs(learner, data, minibatch_size=8)
     for rows in (data, data[:5], data[torch.randperm(21)]):
         out = ChunkPPOLoss(learner, granularity="token")(rows)

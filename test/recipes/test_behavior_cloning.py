@@ -14,6 +14,7 @@ from torchrl_vla.schema import (
     FeatureStatistics,
     InstructionTable,
     RobotDatasetMetadata,
+    SchemaError,
 )
 
 
@@ -63,6 +64,18 @@ def test_each_slot_learns_the_mean_of_its_targets_without_the_padded_ones():
     learned = ModelSpace(dataset.metadata).action_scaling.denormalize(policy.chunk)
     # Slot 0 sees 0, 1, 2, 3. Slot 1 sees 1, 2, 3; with the padded 3 it would be 2.25.
     assert learned.flatten().tolist() == pytest.approx([1.5, 2.0], abs=0.1)
+
+
+def test_frames_count_by_their_weight_and_are_refused_without_a_word_of_it():
+    dataset, policy = make_dataset((0.0, 4.0)), Constant(1)
+    dataset.frames["sample_weight"] = torch.tensor([3.0, 1.0])
+    with pytest.raises(SchemaError, match=r"told of weights, .* 'sample_weight'"):
+        train(policy, dataset)
+    options = {"lr": 0.1, "loss_function": "l2", "weight_decay": 0.0}
+    train(policy, dataset, weight_key="sample_weight", **options)
+    learned = ModelSpace(dataset.metadata).action_scaling.denormalize(policy.chunk)
+    # (3 * 0 + 1 * 4) / 4; all alike it would be 2.
+    assert learned.item() == pytest.approx(1.0, abs=0.1)
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others():

@@ -52,8 +52,8 @@ def test_a_log_that_is_not_there_is_empty(tmp_path):
 
 def test_a_number_without_a_column_is_refused(tmp_path):
     log = RunLog(tmp_path, COLUMNS)
-    with pytest.raises(ValueError, match=r"expected numbers of .*, got \['sucess'\]"):
-        log.append({"iteration": 1, "sucess": 1.0})
+    with pytest.raises(ValueError, match=r"expected numbers of .*, got \['succ'\]"):
+        log.append({"iteration": 1, "succ": 1.0})
 
 
 def test_tensorboard_shows_the_same_numbers(tmp_path):

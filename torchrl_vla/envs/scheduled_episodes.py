@@ -88,6 +88,11 @@ class ScheduledEpisodes(TransformedEnv):
         self.begin(0)
         return super().set_seed(seed, static_seed)
 
+    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
+        if self.base_env.batch_locked and not len(self.transform):
+            return self.base_env._step(tensordict)  # nothing to do on the way
+        return super()._step(tensordict)
+
     def _reset(
         self, tensordict: TensorDictBase | None = None, **kwargs: Any
     ) -> TensorDictBase:

@@ -121,17 +121,13 @@ class ToyVLAEnv(EnvBase):
         ).to(self.device)
         self._text = NonTensorStack(*[instruction] * max(1, self.batch_size.numel()))
         self._make_specs()
-        self._episode = TensorDict(
-            {
-                "seed": self._zeros(dtype=torch.int64),
-                "step": self._zeros(dtype=torch.int64),
-                "streak": self._zeros(dtype=torch.int64),
-                "action": self._zeros(action_dim),
-                "target": self._zeros(action_dim),
-            },
-            self.batch_size,
-            device=self.device,
-        )
+        self._episode = {
+            "seed": self._zeros(dtype=torch.int64),
+            "step": self._zeros(dtype=torch.int64),
+            "streak": self._zeros(dtype=torch.int64),
+            "action": self._zeros(action_dim),
+            "target": self._zeros(action_dim),
+        }
         self._generator = torch.Generator()
         self._set_seed(seed)
 
@@ -139,7 +135,7 @@ class ToyVLAEnv(EnvBase):
         """Move the specs, the texture and the episodes that are going on."""
         super().to(device)
         self._texture = self._texture.to(device)
-        self._episode = self._episode.to(device)
+        self._episode = {key: value.to(device) for key, value in self._episode.items()}
         return self
 
     def _check_arguments(self) -> None:
@@ -211,11 +207,13 @@ class ToyVLAEnv(EnvBase):
                 0, 2**31, self.batch_size, generator=self._generator
             )
         seeds = torch.as_tensor(episode_seeds).expand(self.batch_size)
-        fresh = self._episode.clone().zero_()
-        fresh["seed"] = seeds.to(self.device)
+        fresh = {key: torch.zeros_like(value) for key, value in self._episode.items()}
+        fresh["seed"] = seeds.to(self.device, torch.int64)
         if self.success_steps is not None:
-            fresh["target"] = _targets(seeds, self.action_dim).to(self.device)
-        self._episode = torch.where(reset, fresh, self._episode)
+            fresh["target"][reset] = _targets(seeds[reset.cpu()], self.action_dim).to(
+                self.device
+            )
+        self._episode = _choose(reset, fresh, self._episode)
         out = self._observe()
         ended = self._ended()
         return out.update(
@@ -226,16 +224,18 @@ class ToyVLAEnv(EnvBase):
         action = tensordict.get(ACTION_KEY)
         before = self._episode
         near = (action - before["target"]).abs().amax(-1) <= self.success_tol
-        after = before.copy()
-        after["action"] = action.to(torch.float32)
-        after["step"] = before["step"] + 1
-        after["streak"] = torch.where(near, before["streak"] + 1, 0)
+        after = {
+            **before,
+            "action": action.to(torch.float32),
+            "step": before["step"] + 1,
+            "streak": torch.where(near, before["streak"] + 1, 0),
+        }
         # In echo mode the target is zero: the reward is minus the action's norm.
         reward = -(action - before["target"]).norm(dim=-1, keepdim=True)
         mask = tensordict.get("_step", None)
         if mask is not None:  # a masked-out row keeps its episode and earns nothing
             mask = mask.reshape(self.batch_size)
-            after = torch.where(mask, after, before)
+            after = _choose(mask, after, before)
             reward = torch.where(mask[..., None], reward, 0)
         self._episode = after
         out = self._observe()
@@ -319,10 +319,24 @@ def _flag(batch: torch.Size, device: torch.device | None) -> Binary:
     return Binary(shape=(*batch, 1), dtype=torch.bool, device=device)
 
 
+def _choose(
+    rows: Tensor, new: dict[str, Tensor], old: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """Take ``new`` where ``rows`` (bool ``[*B]``) is True, and ``old`` elsewhere."""
+    return {
+        key: value
+        if value is old[key]
+        else torch.where(
+            rows.reshape(*rows.shape, *[1] * (value.ndim - rows.ndim)), value, old[key]
+        )
+        for key, value in new.items()
+    }
+
+
 def _targets(seeds: Tensor, action_dim: int) -> Tensor:
     """Draw one target in [-0.5, 0.5] per seed, whatever the others are."""
-    rows = []
-    for seed in seeds.flatten().tolist():
+    rows = torch.empty(seeds.numel(), action_dim)
+    for row, seed in zip(rows, seeds.flatten().tolist()):
         generator = torch.Generator().manual_seed(seed)
-        rows.append(torch.rand(action_dim, generator=generator) - 0.5)
-    return torch.stack(rows).reshape(*seeds.shape, action_dim)
+        torch.rand(action_dim, generator=generator, out=row)
+    return rows.sub_(0.5).reshape(*seeds.shape, action_dim)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Mapping
 from pathlib import Path
+
 from torchrl_vla.schema import import_extra
 
 _FILE = "log.csv"

@@ -152,7 +152,7 @@ class LeRobotFlowDistribution(ChunkDistribution):
         real, padding = x[..., : self._real], x[..., self._real :]
         t = self._our_time(step)
         mean = self._policy.noise.mean(real, velocity[..., : self._real], t, self._dt)
-        return mean, (padding + self._dt * velocity[..., self._real :]).detach()
+        return mean, padding + self._dt * velocity[..., self._real :]
 
     def _velocity(self, x: Tensor, step: int) -> Tensor:
         # In Python's precision, as LeRobot counts: time is embedded by fast waves.
