@@ -156,9 +156,7 @@ class PeerGRPO:
         episodes: of one iteration.
     """
 
-    def __init__(
-        self, policy: PeerPolicy, rows: int, lr: float, episodes: int
-    ) -> None:
+    def __init__(self, policy: PeerPolicy, rows: int, lr: float, episodes: int) -> None:
         self.policy = policy
         group_key = "group_id" if rows == 1 else "episode_seed"
         self.buffer = TensorDictReplayBuffer(
@@ -169,9 +167,7 @@ class PeerGRPO:
         self.advantage = peer_advantage(group_key)
         self.buffer.append_transform(self.advantage)
         self.loss = peer_loss(policy)
-        self.optimizer = torch.optim.AdamW(
-            self.loss.parameters(), lr, weight_decay=0.0
-        )
+        self.optimizer = torch.optim.AdamW(self.loss.parameters(), lr, weight_decay=0.0)
         self.collector = Collector(
             peer_env(rows),
             policy,

@@ -37,6 +37,20 @@ def test_a_benchmark_runs_and_prints_a_table_of_ratios(script, monkeypatch, caps
     assert all(re.search(r"( +\d+\.\d\d){3}$", row) for row in rows)
 
 
+def test_the_learning_curves_run_and_print_their_table(monkeypatch, capsys, tmp_path):
+    arguments = ["--quick", "--seeds", "0", "--cases", "tabletop-tokens-grpo"]
+    script = "finetuning_curves.py"
+    monkeypatch.setattr(sys, "argv", [script, *arguments, "--folder", str(tmp_path)])
+    runpy.run_path(str(FOLDER / script), run_name="__main__")
+    *_, head, _, row = capsys.readouterr().out.splitlines()
+    assert head.startswith("| case | seed | before | after |")
+    assert re.match(r"\| tabletop-tokens-grpo \| 0 \| \d+ % \| \d+ % \|", row)
+    drawn = ["--plot", str(tmp_path / "curves.png"), "--folder", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", [script, *drawn])
+    runpy.run_path(str(FOLDER / script), run_name="__main__")
+    assert (tmp_path / "curves.png").stat().st_size > 1000
+
+
 def test_the_readme_names_every_benchmark():
     text = (FOLDER / "README.md").read_text()
     assert [

@@ -323,12 +323,9 @@ def _choose(
     rows: Tensor, new: dict[str, Tensor], old: dict[str, Tensor]
 ) -> dict[str, Tensor]:
     """Take ``new`` where ``rows`` (bool ``[*B]``) is True, and ``old`` elsewhere."""
+    entries = rows.unsqueeze(-1)
     return {
-        key: value
-        if value is old[key]
-        else torch.where(
-            rows.reshape(*rows.shape, *[1] * (value.ndim - rows.ndim)), value, old[key]
-        )
+        key: torch.where(entries if value.ndim > rows.ndim else rows, value, old[key])
         for key, value in new.items()
     }
 
@@ -338,5 +335,5 @@ def _targets(seeds: Tensor, action_dim: int) -> Tensor:
     rows = torch.empty(seeds.numel(), action_dim)
     for row, seed in zip(rows, seeds.flatten().tolist()):
         generator = torch.Generator().manual_seed(seed)
-        torch.rand(action_dim, generator=generator, out=row)
+        torch.rand((action_dim,), generator=generator, out=row)
     return rows.sub_(0.5).reshape(*seeds.shape, action_dim)

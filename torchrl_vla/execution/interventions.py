@@ -159,7 +159,7 @@ class InterventionActor(TensorDictModuleBase):
         if (is_decision := tensordict.get(IS_DECISION_KEY, None)) is not None:
             tensordict.set(IS_DECISION_KEY, is_decision & ~acts)
         if (will_decide := tensordict.get(WILL_DECIDE_KEY, None)) is not None:
-            tensordict.set(WILL_DECIDE_KEY, will_decide)
+            tensordict.set(WILL_DECIDE_KEY, torch.ones_like(will_decide))
         return tensordict
 
     def _who_acts(self, answer: TensorDictBase, is_init: Tensor) -> Tensor:

@@ -14,7 +14,8 @@ from torchrl.envs import Compose, EnvBase, ExplorationType, TransformedEnv
 from torchrl_vla.envs import ScheduledEpisodes
 from torchrl_vla.execution import MultiAction
 from torchrl_vla.recipes.model_space import ModelSpace
-from torchrl_vla.schema import ExecutionError
+from torchrl_vla.schema import ACTION_CHUNK_KEY, ExecutionError
+from torchrl_vla.transforms import ActionScaling
 
 
 def make_decision_env(
@@ -40,12 +41,16 @@ def make_decision_env(
         group_size: rows that begin their episodes alike.
     """
     scheduled = ScheduledEpisodes(env, seed=seed, group_size=group_size)
-    transforms = [space.action_scaling]
+    # MultiAction comes first: what is scaled then is a whole chunk on its way in, and
+    # on the way out the last state of a decision instead of that of every step.
+    transforms = [
+        MultiAction(chunk_size, n_executed=n_executed),
+        ActionScaling.from_metadata(
+            space.metadata, space.mode, in_keys_inv=[ACTION_CHUNK_KEY]
+        ),
+    ]
     if space.state_scaling is not None:
         transforms.append(space.state_scaling)
-    # Last in the list, first on the way in: it hands out single actions, each of
-    # which the scaling before it brings to the robot.
-    transforms.append(MultiAction(chunk_size, n_executed=n_executed))
     return TransformedEnv(scheduled, Compose(*transforms))
 
 

@@ -1,0 +1,253 @@
+"""Learning curves: cloned policies improved by PPO and GRPO, three seeds each.
+
+A policy is cloned from few demonstrations, so that it succeeds about half of the time,
+and fine-tuned by `finetune`. Before and after are evaluated on the same initial states,
+which training never saw. With seeds 0 to 2 and every case this takes hours on two
+cores: name cases to run a part. Results are kept in a folder, and what is there is not
+run again.
+
+    python benchmarks/finetuning_curves.py --cases tabletop-tokens-ppo --seeds 0
+    python benchmarks/finetuning_curves.py --plot docs/images/finetuning.png
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+
+from torchrl_vla.data import collect
+from torchrl_vla.evaluation import EvaluationResult, compare
+from torchrl_vla.recipes import (
+    GRPO,
+    PPO,
+    FinetuneSettings,
+    RunLog,
+    finetune,
+    load_checkpoint,
+    make_environment,
+    make_policy,
+    make_space,
+    make_stochastic,
+    save_checkpoint,
+    train_behavior_cloning,
+)
+
+TABLETOP = {"tasks": ("reach",), "image_size": 32}
+PUSH = {"tasks": ("push",)}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One learning curve: what is cloned, and how it is improved."""
+
+    env: str
+    options: dict[str, Any]
+    head: str
+    demonstrations: int
+    noise: float
+    chunk_size: int
+    cloning: dict[str, Any]
+    num_envs: int
+    settings: FinetuneSettings
+    stochastic: dict[str, float] = field(default_factory=dict)
+
+
+TABLETOP_CASE = Case(
+    env="tabletop",
+    options=TABLETOP,
+    head="tokens",
+    demonstrations=150,
+    noise=0.3,
+    chunk_size=4,
+    cloning={"steps": 2500, "batch_size": 64},
+    num_envs=256,
+    settings=FinetuneSettings(
+        algorithm=PPO(),
+        iterations=100,
+        lr=5e-4,
+        epochs=3,
+        minibatch_size=256,
+        eval_episodes=300,
+    ),
+)
+CASES = {
+    "tabletop-tokens-ppo": TABLETOP_CASE,
+    "tabletop-tokens-grpo": replace(
+        TABLETOP_CASE,
+        num_envs=512,
+        settings=replace(TABLETOP_CASE.settings, algorithm=GRPO(group_size=8)),
+    ),
+    "tabletop-gaussian-ppo": replace(
+        TABLETOP_CASE,
+        head="gaussian",
+        stochastic={"initial_std": 0.3},
+        settings=replace(TABLETOP_CASE.settings, granularity="action"),
+    ),
+    "tabletop-flow-ppo": replace(
+        TABLETOP_CASE,
+        head="flow",
+        stochastic={"flow_noise": 0.5},
+        settings=replace(TABLETOP_CASE.settings, granularity="action"),
+    ),
+    "metaworld-push-gaussian-ppo": Case(
+        env="metaworld",
+        options=PUSH,
+        head="gaussian",
+        demonstrations=5,
+        noise=0.1,
+        chunk_size=8,
+        cloning={"steps": 800, "batch_size": 128},
+        num_envs=64,
+        stochastic={"initial_std": 0.3},
+        settings=FinetuneSettings(
+            algorithm=PPO(critic_warmup=2),
+            iterations=60,
+            lr=5e-4,
+            epochs=10,
+            minibatch_size=128,
+            granularity="action",
+            eval_episodes=200,
+        ),
+    ),
+}
+
+
+def run_case(name: str, case: Case, seed: int, folder: Path) -> None:
+    """Clone and fine-tune, unless it is done; goes on where it was stopped."""
+    folder = folder / f"{name}-{seed}"
+    make_env = partial(make_environment, case.env, **case.options, seed=seed)
+    if not (folder / "cloned" / "metadata.json").exists():
+        clone(case, seed, folder, make_env)
+    policy, space = load_checkpoint(folder / "cloned")
+    result = finetune(
+        make_stochastic(policy, **case.stochastic),
+        space,
+        make_env(num_envs=case.num_envs),
+        folder / "finetuned",
+        replace(case.settings, seed=seed),
+        eval_env=make_env(num_envs=100),
+    )
+    print(name, seed, result.comparison.verdict, sep=": ")
+
+
+def clone(case: Case, seed: int, folder: Path, make_env: Any) -> None:
+    """Collect the demonstrations and clone them."""
+    env = make_env(num_envs=32)
+    dataset = collect(
+        env,
+        env.make_expert(noise=case.noise, seed=seed),
+        case.demonstrations,
+        folder=folder / "demonstrations",
+        seed=seed,
+        overwrite=True,
+    )
+    torch.manual_seed(seed)
+    policy = make_policy(
+        dataset, chunk_size=case.chunk_size, head=case.head, hidden=128
+    )
+    space = make_space(dataset.metadata, case.head)
+    train_behavior_cloning(policy, dataset, space=space, seed=seed, **case.cloning)
+    save_checkpoint(folder / "cloned", policy, space)
+
+
+def shrink(case: Case) -> Case:
+    """Return a case that takes seconds and teaches nothing."""
+    settings = replace(case.settings, iterations=1, epochs=1, eval_episodes=4)
+    return replace(
+        case,
+        demonstrations=12,
+        cloning={"steps": 2, "batch_size": 8},
+        num_envs=8,
+        settings=settings,
+    )
+
+
+def summarize(folder: Path) -> list[str]:
+    """Return the rows of the table in the documentation."""
+    rows = []
+    for path in sorted(folder.glob("*/finetuned/comparison.json")):
+        name, _, seed = path.parent.parent.name.rpartition("-")
+        files = sorted((path.parent / "evaluations").glob("*.json"))
+        before, after = (EvaluationResult.from_json(f) for f in (files[0], files[-1]))
+        low, high = (100 * bound for bound in compare(after, before).interval)
+        log = RunLog.read(path.parent / "log.csv")
+        minutes = sum(row["seconds"] for row in log) / 60
+        rows.append(
+            f"| {name} | {seed} | {100 * before.success_rate:.0f} % | "
+            f"{100 * after.success_rate:.0f} % | [{low:+.0f}, {high:+.0f}] | "
+            f"{log[-1]['iteration']:.0f} | {minutes:.1f} |"
+        )
+    return rows
+
+
+def plot(folder: Path, path: Path) -> None:
+    """Draw one panel per case: success against minutes of training."""
+    import matplotlib.pyplot as plt
+
+    cases = [name for name in CASES if list(folder.glob(f"{name}-[0-9]*"))]
+    fig, axes = plt.subplots(
+        1, len(cases), figsize=(3 * len(cases), 2.8), sharey=True, squeeze=False
+    )
+    for ax, name in zip(axes[0], cases):
+        for run in sorted(folder.glob(f"{name}-[0-9]*/finetuned")):
+            log = RunLog.read(run / "log.csv")
+            files = sorted((run / "evaluations").glob("*.json"))
+            results = {int(f.stem): EvaluationResult.from_json(f) for f in files}
+            minutes = {0: 0.0}
+            for row in log:
+                last = minutes[max(minutes)]
+                minutes[int(row["iteration"])] = last + row["seconds"] / 60
+            xs = [minutes[i] for i in results]
+            ys = [100 * r.success_rate for r in results.values()]
+            bounds = [r.interval for r in results.values()]
+            (line,) = ax.plot(xs, ys, marker=".", label=run.parent.name[-1])
+            low, high = ([100 * b[i] for b in bounds] for i in (0, 1))
+            ax.fill_between(xs, low, high, color=line.get_color(), alpha=0.15)
+        ax.axhline(90, color="gray", linewidth=0.5)
+        ax.set(title=name, xlabel="minutes of training", ylim=(0, 101))
+    axes[0, 0].set_ylabel("success, %")
+    axes[0, -1].legend(title="seed")
+    fig.tight_layout()
+    fig.savefig(path, dpi=110)
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Learning curves of fine-tuning."""
+
+    cases: tuple[str, ...] = tuple(CASES)
+    """Which of them."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Of demonstrations, initial weights and training."""
+    folder: Path = Path("runs/finetuning_curves")
+    """Where the runs are kept."""
+    threads: int = 2
+    """Of PyTorch."""
+    quick: bool = False
+    """Only show that it runs."""
+    plot: Path | None = None
+    """Only draw what the folder holds into this file."""
+
+
+def main(arguments: Arguments) -> None:
+    """Run what is missing, and print the table."""
+    if arguments.plot is not None:
+        plot(arguments.folder, arguments.plot)
+    else:
+        torch.set_num_threads(arguments.threads)
+        for seed in arguments.seeds:
+            for name in arguments.cases:
+                case = shrink(CASES[name]) if arguments.quick else CASES[name]
+                run_case(name, case, seed, arguments.folder)
+    print("| case | seed | before | after | paired 95 % | iterations | minutes |")
+    print("|---|---|---|---|---|---|---|")
+    print("\n".join(summarize(arguments.folder)))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments))
