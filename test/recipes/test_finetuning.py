@@ -138,6 +138,12 @@ def test_a_finished_training_can_be_made_longer(dataset, whole, tmp_path):
     assert [row["iteration"] for row in result.log] == [1, 2, 3]
 
 
+def test_a_folder_with_more_iterations_is_refused(dataset, whole, tmp_path):
+    folder = shutil.copytree(whole[2], tmp_path / "copy")
+    with pytest.raises(ResumeError, match=r"at most iterations=2 in .*, got 3"):
+        run(dataset, folder, replace(SMALL, iterations=2))
+
+
 def test_random_numbers_drawn_outside_do_not_matter(dataset, whole, tmp_path):
     policy, space = fresh(dataset)
     torch.manual_seed(12345)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,13 @@ import torch
 from torchrl.envs import EnvBase
 from tqdm import tqdm
 
-from torchrl_vla.evaluation import Comparison, EvaluationResult, compare, evaluate
+from torchrl_vla.evaluation import (
+    Comparison,
+    EvaluationResult,
+    compare,
+    evaluate,
+    hash_weights,
+)
 from torchrl_vla.recipes.checkpoint import save_checkpoint
 from torchrl_vla.recipes.datasets import Demonstrations
 from torchrl_vla.recipes.finetune_settings import FinetuneSettings, SettingsError
@@ -22,7 +28,7 @@ from torchrl_vla.recipes.learner import Learner
 from torchrl_vla.recipes.model_space import ModelSpace
 from torchrl_vla.recipes.rollouts import Rollouts, WorkerRollouts, make_decision_env
 from torchrl_vla.recipes.run_log import RunLog
-from torchrl_vla.recipes.training_state import TrainingState
+from torchrl_vla.recipes.training_state import ResumeError, TrainingState
 
 _COLUMNS = (
     "iteration",
@@ -115,6 +121,11 @@ def finetune(
     learner = Learner(policy, space, settings, demonstrations)
     state = TrainingState(folder, learner.parts, settings.as_values())
     done = state.read() or 0
+    if done > settings.iterations:
+        raise ResumeError(
+            f"finetune: expected at most iterations={settings.iterations} in "
+            f"{str(folder)!r}, got {done}. Pass as many or more, or another folder."
+        )
     log = RunLog(folder, _COLUMNS, tensorboard=tensorboard)
     rows = log.keep_until(done)
     rollouts = _open_rollouts(policy, space, env, settings, collector)
@@ -128,19 +139,24 @@ def finetune(
             space.actor(policy, replan_interval=settings.n_executed),
             settings.eval_episodes,
             seed=(settings.seed + 1) % 1009,
+            provenance={
+                "policy": {"sha256": hash_weights(policy), "iteration": iteration}
+            },
             progress=False,
         )
         path.write_text(result.to_json())
         return result
 
     latest = before = judge(0)
-    with tqdm(
+    bar = tqdm(
         total=settings.iterations,
         initial=done,
         desc="finetune",
         unit="it",
         disable=not progress,
-    ) as bar:
+    )
+    # Worker processes that nobody stops would keep a failed training from ending.
+    with closing(rollouts), closing(log), bar:
         for iteration in range(done + 1, settings.iterations + 1):
             started = time.perf_counter()
             with _own_random_numbers(settings.seed_of(iteration)):
@@ -168,8 +184,6 @@ def finetune(
                 success=f"{100 * latest.success_rate:.0f} %",
             )
             bar.update()
-    rollouts.close()
-    log.close()
     after = judge(settings.iterations)
     save_checkpoint(folder / "policy", policy, space)
     comparison = compare(after, before, names=("after", "before"))
@@ -185,7 +199,7 @@ def _open_rollouts(
     collector: Any | None,
 ) -> Rollouts | WorkerRollouts:
     if collector is not None:
-        return WorkerRollouts(collector)
+        return WorkerRollouts(collector, policy, may_lag=settings.recompute)
     executed = settings.n_executed or policy.chunk_size
     num_decisions = settings.num_decisions
     if num_decisions is None:

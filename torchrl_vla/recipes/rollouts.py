@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import suppress
 from typing import Any
 
+import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torchrl.collectors import Collector
+from torchrl.collectors.distributed import DistributedSyncCollector
 from torchrl.envs import Compose, EnvBase, ExplorationType, TransformedEnv
 
 from torchrl_vla.envs import ScheduledEpisodes
@@ -100,33 +101,134 @@ class Rollouts:
 class WorkerRollouts:
     """Collect with a TorchRL collector of several processes or machines.
 
-    Such as ``MultiSyncCollector``, ``DistributedSyncCollector`` or ``RayCollector``.
-    Give each worker an environment of
+    For ``MultiSyncCollector``, ``DistributedCollector(sync=True)`` and
+    ``RayCollector(sync=True)``. Give each worker an environment of
     :func:`make_decision_env` with a ``seed`` of its own. Episodes go on from batch to
-    batch, and what workers do between two updates depends on timing, so a resumed
-    training is not bit-identical.
+    batch, so a resumed training is not bit-identical.
+
+    Every batch is checked: some of its decisions are asked about again, and the
+    weights that are trained must find them as likely as the worker did. The surprise:
+    it is the only way to know, as no collector says so when its workers lag.
 
     Args:
-        collector: yields batches ``[N, T]`` or ``[workers, N, T]`` of outer steps.
+        collector: of outer steps; ours from here on, and shut down by ``close``.
+        policy: the one that is trained; a head with log-probabilities.
+
+    Keyword Args:
+        may_lag: True = also take decisions of earlier weights, or of weights in
+            another precision. For a learner that recomputes the log-probabilities.
+
+    Raises:
+        ExecutionError: the collector cannot be kept at the current weights.
     """
 
-    def __init__(self, collector: Any) -> None:
+    def __init__(
+        self, collector: Any, policy: StochasticVLAWrapper, *, may_lag: bool = False
+    ) -> None:
         self._collector = collector
-        self._batches = iter(collector)
+        self._policy = policy
+        self._may_lag = may_lag
+        if isinstance(collector, DistributedSyncCollector):
+            self.close()  # its processes would keep this one from ending
+            raise ExecutionError(
+                "WorkerRollouts: expected a collector whose workers wait for the "
+                "weights, got DistributedSyncCollector, whose workers collect the next "
+                "batch while this one is learned from. Use DistributedCollector("
+                "sync=True) with the same arguments."
+            )
+        # A training that goes on has read its weights since the workers got theirs.
+        self.sync()
+        self._batches: Iterator[TensorDictBase] = iter(collector)
 
     def collect(self, iteration: int) -> TensorDictBase:
-        """Return the next batch; rows and time are its last two dimensions."""
-        return next(self._batches)
+        """Return outer steps ``[*B, T]`` of the current weights.
+
+        Raises:
+            ExecutionError: the collector has ended; or its decisions are of other
+                weights; or time is not the last dimension; or two workers play the
+                same episodes.
+            MissingKeyError: the environments are not of :func:`make_decision_env`.
+        """
+        batch = next(self._batches, None)
+        if batch is None:
+            raise ExecutionError(
+                f"WorkerRollouts: expected a batch in iteration {iteration}, got the "
+                f"end of {type(self._collector).__name__}. Give it a larger "
+                "total_frames; only MultiSyncCollector takes -1 for no end."
+            )
+        _check_outer_steps(batch)
+        _check_workers_differ(batch)
+        if not self._may_lag:
+            self._check_weights(batch, iteration)
+        return batch
 
     def sync(self) -> None:
         """Send the current weights to the workers."""
-        # DistributedSyncCollector has no such method: it sends them with each request.
-        with suppress(NotImplementedError):
-            self._collector.update_policy_weights_()
+        self._collector.update_policy_weights_(self._policy)
 
     def close(self) -> None:
         """Stop the workers."""
         self._collector.shutdown()
+
+    def _check_weights(self, batch: TensorDictBase, iteration: int) -> None:
+        flat = batch.reshape(-1)
+        rows = torch.linspace(0, len(flat) - 1, _PROBES).long()
+        probes = flat[rows]
+        with torch.no_grad():
+            found = self._policy.element_log_probs(probes)
+        error = float((found - probes[ELEMENT_LOG_PROBS_KEY]).abs().max())
+        if not error <= _ROUNDING:
+            raise ExecutionError(
+                "WorkerRollouts: expected decisions of the weights that are trained, "
+                f"got log-probabilities that are off by up to {error:g} from "
+                f"{type(self._collector).__name__} in iteration {iteration}. Use a "
+                "collector whose workers wait (MultiSyncCollector, "
+                "DistributedCollector or RayCollector with sync=True); or, if they "
+                "may lag or act in another precision, FinetuneSettings("
+                "recompute=True)."
+            )
+
+
+def _check_outer_steps(batch: TensorDictBase) -> None:
+    """Refuse what is not one decision per position, in order along each row."""
+    keys = batch.keys(True, True)
+    if ("next", IS_EXECUTED_KEY) not in keys:
+        raise MissingKeyError(
+            f"WorkerRollouts: expected ('next', {IS_EXECUTED_KEY!r}) of decisions, got "
+            f"only {sorted(map(str, keys))}. Make the workers' environments with "
+            "make_decision_env."
+        )
+    if batch.ndim < 2 or ("collector", "mask") in keys:
+        raise ExecutionError(
+            "WorkerRollouts: expected outer steps [*B, T] without padding, got "
+            f"{list(batch.batch_size)} with {sorted(map(str, keys))}. Leave out the "
+            "collector's split_trajs and preemptive_threshold."
+        )
+    trajectory = batch.get(("collector", "traj_ids"), None)
+    if trajectory is None:
+        return
+    begins = trajectory[..., 1:] != trajectory[..., :-1]
+    ended = batch["next", "done"].reshape(batch.batch_size)[..., :-1]
+    if (begins & ~ended).any():
+        raise ExecutionError(
+            "WorkerRollouts: expected time in the last dimension, got episodes that "
+            f"begin where none has ended in a batch {list(batch.batch_size)}: the "
+            "rows of several workers one after the other. Give MultiSyncCollector "
+            "cat_results='stack'."
+        )
+
+
+def _check_workers_differ(batch: TensorDictBase) -> None:
+    seeds = batch[EPISODE_SEED_KEY]
+    if batch.ndim < 3:  # workers cannot be told apart
+        return
+    different = seeds.flatten(1).unique(dim=0)
+    if len(different) < len(seeds):
+        raise ExecutionError(
+            f"WorkerRollouts: expected {len(seeds)} workers with episodes of their "
+            f"own, got {len(different)} that differ. Give make_decision_env another "
+            "seed in each worker."
+        )
 
 
 def _find_schedule(env: EnvBase) -> ScheduledEpisodes:
