@@ -1,4 +1,4 @@
-"""GRPO on the toy task with our recipe's parts and with TorchRL's, for bench_grpo.py."""
+"""GRPO on the toy task with our recipe and with TorchRL's parts, for bench_grpo.py."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from grpo_plain import (
     SUCCESS_STEPS,
     SUCCESS_TOL,
     Network,
+    count_whole,
 )
 from tensordict import TensorDictBase
 from torch import Tensor, nn
@@ -136,11 +137,12 @@ class OurGRPO:
             [self.schedule._next_seeds(None) for _ in range(MAX_DECISIONS + 1)]
         )
 
-    def __call__(self, iteration: int) -> int:
-        """Run one iteration; return how many decisions were collected."""
+    def __call__(self, iteration: int) -> tuple[int, int]:
+        """Run one iteration; return the decisions of whole episodes, and the used."""
         rollout = self.rollouts.collect(iteration)
-        self.learner.learn(rollout, iteration)
-        return rollout.numel()
+        numbers = self.learner.learn(rollout, iteration)
+        done = rollout["next", "done"].squeeze(-1)
+        return count_whole(done), int(numbers["decisions"])
 
 
 class PeerGRPO:
@@ -181,19 +183,20 @@ class PeerGRPO:
         )
         self.batches = iter(self.collector)
 
-    def __call__(self) -> int:
-        """Run one iteration; return how many decisions were collected."""
+    def __call__(self) -> tuple[int, int]:
+        """Run one iteration; return the decisions of whole episodes, and the used."""
         batch = next(self.batches)
         self.buffer.extend(batch.exclude("collector"))
         self.advantage.queues.clear()
-        if len(self.buffer):
+        used = len(self.buffer)
+        if used:
             for part in self.buffer:
                 self.loss(part)["loss_objective"].backward()
                 nn.utils.clip_grad_norm_(self.loss.parameters(), MAX_GRAD_NORM)
                 self.optimizer.step()
                 self.optimizer.zero_grad(set_to_none=True)
         self.buffer.empty()
-        return batch.numel()
+        return batch.numel(), used
 
 
 def peer_policy() -> PeerPolicy:

@@ -210,10 +210,15 @@ class PlainGRPO:
             nn.utils.clip_grad_norm_(self.network.parameters(), MAX_GRAD_NORM)
             self.optimizer.step()
 
-    def __call__(self, seeds: Tensor) -> int:
-        """Run one iteration; return how many decisions were collected."""
+    def __call__(self, seeds: Tensor) -> tuple[int, int]:
+        """Run one iteration; return the decisions of whole episodes, and the used."""
         batch = self.collect(seeds)
         kept, advantage = self.judge(batch)
         if len(advantage):
             self.learn(kept, advantage)
-        return batch.done.numel()
+        return count_whole(batch.done.T), len(advantage)
+
+
+def count_whole(done: Tensor) -> int:
+    """Return how many decisions, bool ``[N, T]``, belong to episodes that ended."""
+    return int(done.flip(-1).cummax(-1).values.sum())

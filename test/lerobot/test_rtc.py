@@ -22,7 +22,7 @@ from torchrl_vla.execution import (
     ZerosPrefix,
 )
 from torchrl_vla.policies import LeRobotPolicyWrapper
-from torchrl_vla.policies.guidance import guided_velocity
+from torchrl_vla.policies.denoising.guidance import guided_velocity
 from torchrl_vla.schema import MissingKeyError, SchemaError
 
 pytestmark = pytest.mark.lerobot

@@ -70,13 +70,13 @@ class ScheduledEpisodes(TransformedEnv):
             )
         self.schedule_seed = seed
         self.group_size = group_size
-        self._iteration = 0
         self._group = torch.arange(rows) // group_size
         self._played = torch.zeros(rows, dtype=torch.int64)
+        self.begin(0)
 
     def begin(self, iteration: int) -> None:
         """Start the episodes of an iteration; the next reset must be of all rows."""
-        self._iteration = iteration
+        self._state = _hash(_hash(self.schedule_seed, iteration), self._group)
         self._played.zero_()
 
     def set_seed(
@@ -102,9 +102,8 @@ class ScheduledEpisodes(TransformedEnv):
         return super()._reset(tensordict, **kwargs)
 
     def _next_seeds(self, mask: Tensor | None) -> Tensor:
-        seeds = _hash(_hash(self.schedule_seed, self._iteration), self._group)
         # The upper half of the 31 bits that an episode seed has.
-        seeds = _hash(seeds, self._played) & ((1 << 30) - 1) | (1 << 30)
+        seeds = _hash(self._state, self._played) & ((1 << 30) - 1) | (1 << 30)
         rows = 1 if mask is None else mask.reshape(-1).cpu().long()
         self._played = self._played + rows
         return seeds.to(self.device or "cpu")

@@ -1,21 +1,21 @@
 """Executors: from a chunk of actions to one action per control step."""
 
-from torchrl_vla.execution.asynchronous import AsyncExecutor
 from torchrl_vla.execution.base import Executor
 from torchrl_vla.execution.decisions import select_decisions
 from torchrl_vla.execution.executor import ChunkExecutor
-from torchrl_vla.execution.gates import EpisodeMixing
-from torchrl_vla.execution.inference_workers import (
+from torchrl_vla.execution.interpolation import ActionInterpolation
+from torchrl_vla.execution.interventions.actor import InterventionActor
+from torchrl_vla.execution.interventions.gates import EpisodeMixing
+from torchrl_vla.execution.multi_action import MultiAction
+from torchrl_vla.execution.multi_step import MultiStepActorWrapper
+from torchrl_vla.execution.realtime.asynchronous import AsyncExecutor
+from torchrl_vla.execution.realtime.inference_workers import (
     InferenceWorker,
     StepClockWorker,
     ThreadWorker,
 )
-from torchrl_vla.execution.interpolation import ActionInterpolation
-from torchrl_vla.execution.interventions import InterventionActor
-from torchrl_vla.execution.multi_action import MultiAction
-from torchrl_vla.execution.multi_step import MultiStepActorWrapper
-from torchrl_vla.execution.real_time_chunking import RealTimeChunking
-from torchrl_vla.execution.rtc_weights import (
+from torchrl_vla.execution.realtime.real_time_chunking import RealTimeChunking
+from torchrl_vla.execution.realtime.rtc_weights import (
     ExponentialPrefix,
     LinearPrefix,
     OnesPrefix,

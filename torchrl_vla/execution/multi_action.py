@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from tensordict import (
@@ -168,23 +169,26 @@ class MultiAction(Transform):
         after, env = next_tensordict, self.container
         rewards = [key for key in self.parent.reward_keys if key in after.keys(True)]
         running = _mask_of_step(tensordict)
-        totals = {key: after.get(key) for key in rewards}
+        totals = {key: after.pop(key) for key in rewards}
         success = after.get(self.success_key, None)
         executed = [running]
+        inputs = _entries_beside(tensordict, after)
         actions = chunk[..., 1 : self.n_executed, :].unbind(-2)
         for position, action in enumerate(actions, start=1):
             running = running & ~_done(after)
             if not running.any():
                 break
             executed.append(running)
-            before = tensordict.copy().update(after.exclude(*rewards))
+            before = after.copy()
+            for key, value in inputs.items():
+                before.set(key, value)
             before.set(WILL_DECIDE_KEY, _flag(before, position == len(actions)))
             outcome = self._base_step(env.base_env, before, action, running)
-            after = _choose(running, outcome, after)
             for key in rewards:
-                reward = outcome.get(key)
+                reward = outcome.pop(key)
                 gained = torch.where(_like(running, reward), reward, 0)
                 totals[key] = totals[key] + gained
+            after = _choose(running, outcome, after)
             if success is not None:
                 success = success | after.get(self.success_key)
         _check_ends_are_drawn(after)
@@ -295,6 +299,15 @@ def _leaves(transform: Transform) -> Iterator[Transform]:
             yield from _leaves(child)
     else:
         yield transform
+
+
+def _entries_beside(
+    tensordict: TensorDictBase, after: TensorDictBase
+) -> dict[NestedKey, Any]:
+    """Return what a step was given and does not give back, such as a policy's word."""
+    given_back = set(after.keys(True, True, is_leaf=is_leaf_nontensor))
+    entries = tensordict.items(True, True, is_leaf=is_leaf_nontensor)
+    return {key: value for key, value in entries if key not in given_back}
 
 
 def _mask_of_step(tensordict: TensorDictBase) -> Tensor:

@@ -1,43 +1,47 @@
 """From images, state and an instruction to a chunk of actions."""
 
-from torchrl_vla.policies.action_boundary import (
+from torchrl_vla.policies.base import ContinuousVLAWrapper, VLAWrapperBase
+from torchrl_vla.policies.boundary.action_boundary import (
     ActionBoundary,
     ActionTranslator,
     EmbodimentActionTranslator,
 )
-from torchrl_vla.policies.base import ContinuousVLAWrapper, VLAWrapperBase
+from torchrl_vla.policies.boundary.embodiment_contract import EmbodimentContract
 from torchrl_vla.policies.chunk_distribution import ChunkDistribution
-from torchrl_vla.policies.critic import TinyCritic
-from torchrl_vla.policies.denoising import DenoisingVLAWrapper
-from torchrl_vla.policies.denoising_distribution import DenoisingDistribution
-from torchrl_vla.policies.diffusion import DiffusionVLAWrapper
-from torchrl_vla.policies.embodiment_contract import EmbodimentContract
-from torchrl_vla.policies.flow import FlowVLAWrapper
-from torchrl_vla.policies.flow_noise import FlowNoise, FlowSDENoise, LearnedNoise
-from torchrl_vla.policies.gaussian import GaussianVLAWrapper
-from torchrl_vla.policies.gaussian_distribution import GaussianDistribution
-from torchrl_vla.policies.guidance import guided_velocity
-from torchrl_vla.policies.image_encoder import KeypointImageEncoder
+from torchrl_vla.policies.denoising.diffusion import DiffusionVLAWrapper
+from torchrl_vla.policies.denoising.distribution import DenoisingDistribution
+from torchrl_vla.policies.denoising.flow import FlowVLAWrapper
+from torchrl_vla.policies.denoising.flow_noise import (
+    FlowNoise,
+    FlowSDENoise,
+    LearnedNoise,
+)
+from torchrl_vla.policies.denoising.guidance import guided_velocity
+from torchrl_vla.policies.denoising.wrapper import DenoisingVLAWrapper
+from torchrl_vla.policies.gaussian.distribution import GaussianDistribution
+from torchrl_vla.policies.gaussian.wrapper import GaussianVLAWrapper
 from torchrl_vla.policies.lerobot import (
     LeRobotFlowDistribution,
     LeRobotFlowPolicy,
     LeRobotPolicyWrapper,
     make_lerobot_policy,
 )
-from torchrl_vla.policies.lerobot_health import (
+from torchrl_vla.policies.lerobot.health import (
     LEROBOT_POLICY_TYPES,
     HealthReport,
     check_lerobot_health,
 )
-from torchrl_vla.policies.lerobot_settings import LeRobotSettings
+from torchrl_vla.policies.lerobot.settings import LeRobotSettings
 from torchrl_vla.policies.stochastic import StochasticVLAWrapper
-from torchrl_vla.policies.text_encoder import ByteTextEncoder
-from torchrl_vla.policies.tiny_denoising import TinyDiffusionVLA, TinyFlowVLA
-from torchrl_vla.policies.tiny_gaussian import TinyGaussianVLA
-from torchrl_vla.policies.tiny_vla import TinyTokenVLA, TinyVLA
-from torchrl_vla.policies.token import TokenVLAWrapper
-from torchrl_vla.policies.token_distribution import TokenDistribution
-from torchrl_vla.policies.token_sampling import TokenSampling
+from torchrl_vla.policies.tiny.critic import TinyCritic
+from torchrl_vla.policies.tiny.denoising import TinyDiffusionVLA, TinyFlowVLA
+from torchrl_vla.policies.tiny.gaussian import TinyGaussianVLA
+from torchrl_vla.policies.tiny.image_encoder import KeypointImageEncoder
+from torchrl_vla.policies.tiny.text_encoder import ByteTextEncoder
+from torchrl_vla.policies.tiny.vla import TinyTokenVLA, TinyVLA
+from torchrl_vla.policies.tokens.distribution import TokenDistribution
+from torchrl_vla.policies.tokens.sampling import TokenSampling
+from torchrl_vla.policies.tokens.wrapper import TokenVLAWrapper
 
 __all__ = [
     "LEROBOT_POLICY_TYPES",

@@ -14,9 +14,20 @@ from torchrl.envs import Compose, EnvBase, ExplorationType, TransformedEnv
 
 from torchrl_vla.envs import ScheduledEpisodes
 from torchrl_vla.execution import MultiAction
+from torchrl_vla.policies import StochasticVLAWrapper
 from torchrl_vla.recipes.model_space import ModelSpace
-from torchrl_vla.schema import ACTION_CHUNK_KEY, ExecutionError
+from torchrl_vla.schema import (
+    ACTION_CHUNK_KEY,
+    ELEMENT_LOG_PROBS_KEY,
+    EPISODE_SEED_KEY,
+    IS_EXECUTED_KEY,
+    ExecutionError,
+    MissingKeyError,
+)
 from torchrl_vla.transforms import ActionScaling
+
+_PROBES = 64  # decisions of a batch that are asked about again
+_ROUNDING = 1e-3  # of a log-probability, on another machine; an update moves more
 
 
 def make_decision_env(
@@ -80,6 +91,7 @@ class Rollouts:
             frames_per_batch=frames,
             total_frames=-1,
             reset_at_each_iter=True,
+            track_traj_ids=False,  # nobody here asks
             exploration_type=ExplorationType.RANDOM,
             auto_register_policy_transforms=False,  # the policy reads no is_init
         )
@@ -129,7 +141,7 @@ class WorkerRollouts:
         self._policy = policy
         self._may_lag = may_lag
         if isinstance(collector, DistributedSyncCollector):
-            self.close()  # its processes would keep this one from ending
+            collector.shutdown(timeout=1)  # they would keep this process from ending
             raise ExecutionError(
                 "WorkerRollouts: expected a collector whose workers wait for the "
                 "weights, got DistributedSyncCollector, whose workers collect the next "
@@ -191,18 +203,17 @@ class WorkerRollouts:
 
 def _check_outer_steps(batch: TensorDictBase) -> None:
     """Refuse what is not one decision per position, in order along each row."""
-    keys = batch.keys(True, True)
-    if ("next", IS_EXECUTED_KEY) not in keys:
+    if batch.get(("next", IS_EXECUTED_KEY), None) is None:
         raise MissingKeyError(
             f"WorkerRollouts: expected ('next', {IS_EXECUTED_KEY!r}) of decisions, got "
-            f"only {sorted(map(str, keys))}. Make the workers' environments with "
-            "make_decision_env."
+            f"only {sorted(map(str, batch.keys(True, True)))}. Make the workers' "
+            "environments with make_decision_env."
         )
-    if batch.ndim < 2 or ("collector", "mask") in keys:
+    if batch.get(("collector", "mask"), None) is not None:
         raise ExecutionError(
-            "WorkerRollouts: expected outer steps [*B, T] without padding, got "
-            f"{list(batch.batch_size)} with {sorted(map(str, keys))}. Leave out the "
-            "collector's split_trajs and preemptive_threshold."
+            "WorkerRollouts: expected a decision at every position, got padding at "
+            "('collector', 'mask'). Leave out the collector's split_trajs and "
+            "preemptive_threshold."
         )
     trajectory = batch.get(("collector", "traj_ids"), None)
     if trajectory is None:

@@ -14,7 +14,11 @@ from tensordict.nn.probabilistic import interaction_type
 from torch import Tensor
 
 from torchrl_vla.policies.chunk_distribution import sum_elements
-from torchrl_vla.policies.flow_noise import FlowNoise, read_noise, write_noise
+from torchrl_vla.policies.denoising.flow_noise import (
+    FlowNoise,
+    read_noise,
+    write_noise,
+)
 from torchrl_vla.policies.lerobot.flow_distribution import LeRobotFlowDistribution
 from torchrl_vla.policies.lerobot.flow_prefix import encode_prefix
 from torchrl_vla.policies.lerobot.kinds import KINDS

@@ -12,7 +12,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from torchrl_vla.policies.chunk_distribution import ChunkDistribution, sum_elements
-from torchrl_vla.policies.denoising_distribution import log_density, sum_steps
+from torchrl_vla.policies.denoising.distribution import log_density, sum_steps
 from torchrl_vla.policies.lerobot.flow_prefix import FlowPrefix
 
 if TYPE_CHECKING:

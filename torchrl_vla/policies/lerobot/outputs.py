@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from torchrl_vla.policies.action_boundary import EmbodimentActionTranslator
-from torchrl_vla.policies.embodiment_contract import EmbodimentContract
+from torchrl_vla.policies.boundary.action_boundary import EmbodimentActionTranslator
+from torchrl_vla.policies.boundary.embodiment_contract import EmbodimentContract
 from torchrl_vla.schema import SchemaError
 
 Boundary = EmbodimentContract | EmbodimentActionTranslator

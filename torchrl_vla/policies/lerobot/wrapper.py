@@ -29,7 +29,7 @@ from torchrl_vla.policies.lerobot.pretrained import (
     find_config,
 )
 from torchrl_vla.policies.lerobot.reading import InputReader
-from torchrl_vla.policies.lerobot_settings import LeRobotSettings
+from torchrl_vla.policies.lerobot.settings import LeRobotSettings
 from torchrl_vla.schema import (
     ACTION_CHUNK_KEY,
     ENVIRONMENT_STATE_KEY,

@@ -1,0 +1,1 @@
+"""An expert that takes over."""

@@ -1,0 +1,1 @@
+"""Executors that plan while the robot moves."""

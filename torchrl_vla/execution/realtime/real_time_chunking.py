@@ -1,0 +1,296 @@
+"""Real-time chunking: plan the next chunk while the last one is being executed."""
+
+from __future__ import annotations
+
+import torch
+from tensordict import NestedKey, TensorDictBase, unravel_key
+from tensordict.nn import TensorDictModuleBase
+from torch import Tensor
+
+from torchrl_vla.execution.action_reference import check_reference
+from torchrl_vla.execution.executor import ChunkExecutor
+from torchrl_vla.execution.realtime.rtc_weights import ExponentialPrefix, PrefixSchedule
+from torchrl_vla.execution.realtime.staggered_chunks import (
+    Answer,
+    StaggeredChunks,
+    rows_of,
+)
+from torchrl_vla.schema import (
+    ACTION_KEY,
+    DECISION_INDEX_KEY,
+    GUIDE_CHUNK_KEY,
+    GUIDE_WEIGHT_KEY,
+    IS_DECISION_KEY,
+    IS_INIT_KEY,
+    OBSERVATION_AGE_KEY,
+    ExecutionError,
+    check_positive_int,
+)
+
+_GUIDE_KEYS = (GUIDE_CHUNK_KEY, GUIDE_WEIGHT_KEY)
+
+
+class RealTimeChunking(ChunkExecutor):
+    """Ask early, go on with the old chunk meanwhile, and have the new one continue it.
+
+    A large policy takes several control steps to answer. Every ``execution_horizon``
+    steps it is shown the observation of now, and its chunk is entered
+    ``inference_delay`` steps later, at the action that is due then; until then the old
+    chunk is executed. So that nothing jumps, the policy is told what the old chunk
+    goes on with (``guide_chunk``) and how strictly to continue it (``guide_weight``):
+    strictly for the steps that are executed anyway. The surprise: the actor is called
+    at once and its answer is held back, so that a simulator shows what a robot with
+    that delay would do; at an episode's beginning there is nothing to continue, and
+    the first chunk is executed from its first action, without delay.
+
+    **Reads** the actor's ``in_keys``; ``is_init`` bool ``[*B, 1]``; ``decision_index``
+    and ``action`` of the step before, if they are there.
+
+    **Writes** what every :class:`ChunkExecutor` does, of the chunk in execution:
+    ``is_decision`` is True on the first step that executes a new chunk;
+    ``observation_age`` int64 ``[*B, 1]``, the steps from the observation that the
+    chunk in execution was planned from to that step; ``guide_chunk`` float
+    ``[*B, H, A]`` and ``guide_weight`` float ``[*B, H]`` that it was planned with, from
+    which its log-probability can be computed again.
+
+    Args:
+        actor: policy that writes a chunk ``[*B, H, A]`` and has both guide keys in its
+            ``optional_in_keys``.
+
+    Keyword Args:
+        execution_horizon: ``s``, steps from one request to the next.
+        inference_delay: ``d``, steps that an answer takes, ``0 .. s`` and at most
+            ``H - s``.
+        action_reference: what the actions are measured from, ``"absolute"`` or
+            ``"delta"``; chunks that are relative to a state cannot continue each other.
+        schedule: how strictly the new chunk continues the old one.
+        chunk_key: see :class:`ChunkExecutor`, as for the other keys.
+        action_key: see there.
+        init_key: see there.
+        decision_key: see there.
+        decision_index_key: see there.
+
+    Raises:
+        ValueError: the actor takes no guide; the delay is longer than the horizon; the
+            actions are relative.
+        ExecutionError: the chunk is shorter than ``s + d``; see
+            :class:`ChunkExecutor`.
+
+    Source: Black, Galliker and Levine, "Real-Time Execution of Action Chunking Flow
+    Policies" (2025), algorithm 1 with a constant delay.
+
+    Examples:
+        >>> import torch
+        >>> from tensordict import TensorDict
+        >>> from tensordict.nn import TensorDictModule
+        >>> actor = TensorDictModule(
+        ...     lambda s: s.unsqueeze(-1) + torch.arange(4.0).view(4, 1) / 10,
+        ...     in_keys=["state"],
+        ...     out_keys=["action_chunk"],
+        ... )
+        >>> actor.optional_in_keys = ["guide_chunk", "guide_weight"]
+        >>> executor = RealTimeChunking(
+        ...     actor,
+        ...     execution_horizon=2,
+        ...     inference_delay=1,
+        ...     action_reference="absolute",
+        ... )
+        >>> for step in range(5):
+        ...     td = TensorDict(state=torch.full((1, 1), float(step)))
+        ...     td.batch_size = [1]
+        ...     td["is_init"] = torch.full((1, 1), step == 0)
+        ...     td = executor(td)
+        ...     print(f"{td['action'].item():.1f}", td["is_decision"].item())
+        0.0 True
+        0.1 False
+        0.2 False
+        2.1 True
+        2.2 False
+    """
+
+    def __init__(
+        self,
+        actor: TensorDictModuleBase,
+        *,
+        execution_horizon: int,
+        inference_delay: int,
+        action_reference: str,
+        schedule: PrefixSchedule = ExponentialPrefix(),  # noqa: B008 (has no state)
+        chunk_key: NestedKey | None = None,
+        action_key: NestedKey = ACTION_KEY,
+        init_key: NestedKey = IS_INIT_KEY,
+        decision_key: NestedKey = IS_DECISION_KEY,
+        decision_index_key: NestedKey = DECISION_INDEX_KEY,
+    ) -> None:
+        check_positive_int("RealTimeChunking", "execution_horizon", execution_horizon)
+        check_reference("RealTimeChunking", action_reference)
+        if not 0 <= inference_delay <= execution_horizon:
+            raise ValueError(
+                "RealTimeChunking: expected inference_delay in 0..execution_horizon="
+                f"{execution_horizon}, got {inference_delay}. An answer has to be "
+                "there before the next one is asked for."
+            )
+        _check_takes_guide(actor)
+        super().__init__(
+            actor,
+            chunk_key=chunk_key,
+            action_key=action_key,
+            init_key=init_key,
+            decision_key=decision_key,
+            decision_index_key=decision_index_key,
+        )
+        self.execution_horizon = execution_horizon
+        self.inference_delay = inference_delay
+        self.action_reference = action_reference
+        self.schedule = schedule
+        self.out_keys = [*self.out_keys, OBSERVATION_AGE_KEY, *_GUIDE_KEYS]
+
+    def _serve(self, tensordict: TensorDictBase, begins: Tensor) -> TensorDictBase:
+        plans: _Plans | None = self._state
+        switched = None
+        if plans is None:
+            answer = self._plan(tensordict, begins, begins, None)
+            self._state = plans = _Plans(StaggeredChunks(answer))
+            switched = begins
+        elif plans.quiet_steps == 0 or begins.any():
+            switched = begins | self._enter_pending(plans, begins)
+            switched = switched | self._replan(plans, tensordict, begins)
+        if switched is not None:
+            plans.quiet_steps = self._steps_to_next_event(plans.running)
+        plans.quiet_steps -= 1
+        action = plans.running.pop()
+        due = self._is_due(plans.running.positions)
+        return self._write(tensordict, action, switched, plans.running.outputs, due)
+
+    def _enter_pending(self, plans: _Plans, begins: Tensor) -> Tensor:
+        """Switch the rows whose answer is due, and return them."""
+        delay = self.inference_delay
+        entered = plans.running.positions == self.execution_horizon + delay
+        entered = entered & ~begins & (delay > 0)
+        if entered.any():
+            answer = plans.pending.take(entered)
+            plans.running.replace(entered, answer, position=delay)
+        return entered
+
+    def _replan(
+        self, plans: _Plans, tensordict: TensorDictBase, begins: Tensor
+    ) -> Tensor:
+        """Ask about the rows that are due; return those that switch without delay."""
+        due = (plans.running.positions == self.execution_horizon) & ~begins
+        asked = due | begins
+        if not asked.any():
+            return asked
+        everyone = bool(asked.all())
+        answer = self._plan(tensordict, asked, begins, plans.running)
+        at_once = self.inference_delay == 0
+        later = plans.running if at_once else plans.pending
+        for rows, chunks in ((begins, plans.running), (due, later)):
+            if rows.any():
+                part = rows_of(answer, rows if everyone else rows[asked])
+                chunks.replace(rows, part, position=0)
+        return due & at_once
+
+    def _plan(
+        self,
+        tensordict: TensorDictBase,
+        asked: Tensor,
+        begins: Tensor,
+        running: StaggeredChunks | None,
+    ) -> Answer:
+        """Ask the actor about some rows; those that do not begin have a guide."""
+        rows = None if asked.all() else asked
+        shown = tensordict.exclude(*_GUIDE_KEYS)  # the last decision's may be there
+        if running is not None:
+            guide, weight = self._guide(running, ~begins)
+            shown.set(GUIDE_CHUNK_KEY, guide).set(GUIDE_WEIGHT_KEY, weight)
+        chunk, outputs, serial = self._ask(shown, rows)
+        self._check_length(chunk, running)
+        if running is None:
+            guide, weight = torch.zeros_like(chunk), torch.zeros_like(chunk[..., 0])
+        age = torch.where(begins, 0, self.inference_delay).unsqueeze(-1)
+        told = dict(zip((OBSERVATION_AGE_KEY, *_GUIDE_KEYS), (age, guide, weight)))
+        if rows is not None:
+            told = {key: value[rows] for key, value in told.items()}
+        return chunk, {**outputs, **told}, serial
+
+    def _guide(self, running: StaggeredChunks, guided: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what is left of each row's chunk, from now on, and its weights."""
+        size, horizon = running.chunk_size, self.execution_horizon
+        overlap, free = size - horizon, ~guided.unsqueeze(-1)
+        guide = torch.zeros_like(running.actions)
+        rest = running.actions[..., horizon:, :]
+        guide[..., :overlap, :] = rest.masked_fill(free.unsqueeze(-1), 0)
+        weight = self.schedule(self.inference_delay, overlap, size).to(guide)
+        return guide, weight.expand(guide.shape[:-1]).masked_fill(free, 0)
+
+    def _inputs(
+        self, tensordict: TensorDictBase, rows: Tensor | None
+    ) -> TensorDictBase:
+        asked = super()._inputs(tensordict, rows)
+        for key, value in tensordict.select(*_GUIDE_KEYS, strict=False).items():
+            asked.set(key, value if rows is None else value[rows])
+        return asked
+
+    def _is_due(self, positions: Tensor) -> Tensor:
+        """Return the rows that are asked about at these positions."""
+        horizon, delay = self.execution_horizon, self.inference_delay
+        due = positions == horizon
+        return due | (positions == horizon + delay) if delay == horizon else due
+
+    def _steps_to_next_event(self, running: StaggeredChunks) -> int:
+        positions, horizon = running.positions, self.execution_horizon
+        later = horizon + self.inference_delay - positions
+        return int(torch.where(positions < horizon, horizon - positions, later).min())
+
+    def _check_length(self, chunk: Tensor, running: StaggeredChunks | None) -> None:
+        size = chunk.shape[-2]
+        needed = self.execution_horizon + self.inference_delay
+        if size < needed:
+            raise ExecutionError(
+                "RealTimeChunking: expected chunks of at least execution_horizon + "
+                f"inference_delay = {needed} actions at {self.chunk_key!r}, got "
+                f"{size}: there would be nothing to execute while the policy thinks. "
+                "Ask more often. No action was sent."
+            )
+        if running is not None and size != running.chunk_size:
+            raise ExecutionError(
+                f"RealTimeChunking: expected chunks of {running.chunk_size} actions "
+                f"at {self.chunk_key!r} as before, got {size}. No action was sent."
+            )
+
+    def extra_repr(self) -> str:
+        """Show when the policy is asked and how it is guided."""
+        return (
+            f"execution_horizon={self.execution_horizon}, "
+            f"inference_delay={self.inference_delay}, schedule={self.schedule}"
+        )
+
+
+class _Plans:
+    """The chunks in execution and the answers that are held back."""
+
+    def __init__(self, running: StaggeredChunks) -> None:
+        self.running = running
+        rows = (running.actions, dict(running.outputs), running.serials)
+        self.pending = StaggeredChunks(rows)  # of no meaning until a row is replaced
+        self.quiet_steps = 0
+
+    @property
+    def batch_size(self) -> torch.Size:
+        return self.running.batch_size
+
+    @property
+    def serials(self) -> Tensor:
+        return self.running.serials
+
+
+def _check_takes_guide(actor: TensorDictModuleBase) -> None:
+    declared = [unravel_key(key) for key in getattr(actor, "optional_in_keys", ())]
+    if not set(_GUIDE_KEYS) <= set(declared):
+        raise ValueError(
+            f"RealTimeChunking: expected {type(actor).__name__} to have "
+            f"{GUIDE_CHUNK_KEY!r} and {GUIDE_WEIGHT_KEY!r} in its optional_in_keys, "
+            f"got {declared}: it cannot continue a chunk that is being executed. Use a "
+            "flow head, a policy of LeRobot's whose rtc_config is enabled, or "
+            "AsyncExecutor, which needs no guide."
+        )

@@ -1,0 +1,1 @@
+"""Heads that denoise: flows and diffusion."""

@@ -1,0 +1,1 @@
+"""Heads that draw a chunk around a mean."""

@@ -1,0 +1,81 @@
+"""What an observation is worth."""
+
+from __future__ import annotations
+
+import copy
+
+from tensordict import NestedKey, TensorDictBase
+from tensordict.nn import TensorDictModuleBase
+from torch import Tensor, nn
+
+from torchrl_vla.policies.tiny.backbone import TinyBackbone
+from torchrl_vla.schema import InstructionTable
+
+VALUE_KEY: NestedKey = "state_value"
+
+
+class TinyCritic(TensorDictModuleBase):
+    """Estimate the return from the observation that the policy sees.
+
+    A network of its own with the policy's eyes: it starts from a copy of a policy's
+    backbone, which has learned to look, and shares no weight with it, so that its
+    gradient cannot spoil the policy. Its first estimate is 0 everywhere.
+
+    **Reads** what the policy reads. **Writes** ``state_value`` float ``[*B, 1]``.
+
+    Args:
+        backbone: is copied; its last layer is replaced.
+
+    Keyword Args:
+        value_key: where the estimate is written.
+
+    Examples:
+        >>> import torch
+        >>> from tensordict import TensorDict
+        >>> from torchrl_vla.policies import TinyVLA
+        >>> policy = TinyVLA(action_dim=2, chunk_size=4, state_dim=3, cameras=())
+        >>> critic = TinyCritic.from_policy(policy)
+        >>> data = TensorDict(
+        ...     observation=TensorDict(state=torch.ones(3)),
+        ...     language_instruction="pick",
+        ... )
+        >>> critic(data)["state_value"]
+        tensor([0.], grad_fn=<ViewBackward0>)
+    """
+
+    def __init__(
+        self, backbone: TinyBackbone, *, value_key: NestedKey = VALUE_KEY
+    ) -> None:
+        super().__init__()
+        self.backbone = copy.deepcopy(backbone)
+        self.backbone.out = nn.Linear(backbone.out.in_features, 1)
+        nn.init.zeros_(self.backbone.out.weight)
+        nn.init.zeros_(self.backbone.out.bias)
+        self.backbone.to(backbone.out.weight.device)
+        keys = (backbone.image_key, backbone.state_key, backbone.instruction_key)
+        self.in_keys = [key for key in keys if key is not None]
+        self.out_keys = [value_key]
+
+    @classmethod
+    def from_policy(cls, policy: nn.Module) -> TinyCritic:
+        """Make the critic of one of the tiny policies, from a copy of its backbone."""
+        critic = cls(policy.backbone)
+        critic.instructions = policy.instructions
+        return critic
+
+    @property
+    def instructions(self) -> InstructionTable | None:
+        """The table that gives instruction ids their texts."""
+        return self.backbone.instructions
+
+    @instructions.setter
+    def instructions(self, table: InstructionTable | None) -> None:
+        self.backbone.instructions = table
+
+    def value(self, tensordict: TensorDictBase) -> Tensor:
+        """Return the estimate, ``[*B, 1]``."""
+        return self.backbone(tensordict)
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Write the estimate."""
+        return tensordict.set(self.out_keys[0], self.value(tensordict))

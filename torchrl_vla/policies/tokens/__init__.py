@@ -1,0 +1,1 @@
+"""Heads that emit action tokens."""
