@@ -1,11 +1,17 @@
-"""Compare MultiStepActorWrapper with TorchRL's in one process.
+"""Compare the executors with TorchRL's MultiStepActorWrapper in one process.
 
     OMP_NUM_THREADS=1 python benchmarks/bench_executors.py
 
-Both execute the same actor and must first produce the same actions. Then, alternating
-between the two: the cost of a step that serves from the cache, of a step that
-re-plans for everyone and for a quarter of the environments, and the bytes that one
-step of a rollout stores. Times exclude the actor's own time where the column says so.
+First ours of the same name: both execute the same actor and must first produce the
+same actions. Then, alternating between the two: the cost of a step that serves from
+the cache, of a step that re-plans for everyone and for a quarter of the environments,
+and the bytes that one step of a rollout stores. Times include the actor's own where it
+is asked.
+
+Then every member of the family ("step" rows) against TorchRL's open loop on the same
+episodes, the actor's time left out: microseconds of the control thread's CPU time per
+step, over whole episodes, re-planning included. The actor foresees the future
+correctly, so that whatever they mix, delay or align, all must execute the same.
 """
 
 from __future__ import annotations
@@ -16,6 +22,7 @@ from collections.abc import Callable
 
 import torch
 from contest import read_quick
+from executor_family import FAMILY, Player, draw_begins
 from tensordict import NonTensorStack, TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModule
 from torchrl.envs import InitTracker, TransformedEnv
@@ -108,7 +115,7 @@ def report(title: str, pairs: list[tuple[float, float]], unit: str) -> None:
     ratios = [peer / ours for ours, peer in pairs]
     mine, theirs = (statistics.median(column) for column in zip(*pairs))
     print(
-        f"{title:<44} {mine:10.1f} {theirs:10.1f} {unit:<6}"
+        f"{title:<56} {mine:10.1f} {theirs:10.1f} {unit:<6}"
         f"{min(ratios):7.2f} {statistics.median(ratios):7.2f} {max(ratios):7.2f}"
     )
 
@@ -143,13 +150,30 @@ def executor_bytes(rollout: TensorDictBase) -> int:
     return kept.bytes() // rollout.numel()
 
 
+def compare_family(title: str, begins: torch.Tensor, rounds: int) -> None:
+    """Let every executor play the same episodes, and TorchRL's open loop beside."""
+    peer = Player(lambda actor: PeerWrapper(actor, n_steps=HORIZON))
+    players = {name: Player(make, **how) for name, (make, how) in FAMILY.items()}
+    for player in (peer, *players.values()):
+        player.check(begins)
+    times = {name: [] for name in players}
+    for _ in range(rounds):
+        theirs = peer.play(begins)
+        for name, player in players.items():
+            times[name].append((player.play(begins), theirs))
+    for name, pairs in times.items():
+        report(f"step, {title}, {name}", pairs, "us")
+    for player in (peer, *players.values()):
+        player.close()
+
+
 def main() -> None:
     quick = read_quick(__doc__)
     rounds = 1 if quick else 21
     torch.set_num_threads(1)
     ours, peer = check_equal_actions(16)
     print(f"H={HORIZON}, A={ACTION_DIM}, 1 thread; equal actions over 40 steps: yes")
-    print(f"{'':<44} {'ours':>10} {'TorchRL':>10} {'unit':<6} ratio min  median  max")
+    print(f"{'':<56} {'ours':>10} {'TorchRL':>10} {'unit':<6} ratio min  median  max")
     sizes = executor_bytes(ours), executor_bytes(peer)
     report("executor's bytes per rollout step", [sizes], "B")
     for batch in (2,) if quick else (1, 16, 256):
@@ -182,6 +206,15 @@ def main() -> None:
                 lambda batch=batch, i=instruction: make_observation(batch, i),
                 rounds,
             )
+    for title, rows, chance in (
+        ("B=1", 1, 0.0),
+        ("B=64", 64, 0.0),
+        ("B=64, random ends", 64, 0.05),
+    ):
+        begins = draw_begins(
+            8 if quick else 64, min(rows, 4) if quick else rows, chance
+        )
+        compare_family(title, begins, rounds)
 
 
 if __name__ == "__main__":

@@ -200,12 +200,12 @@ def counted(run: Callable[[], tuple[int, int]], counts: list) -> Callable[[], No
 
 def compare(policy: nn.Module, rows: int, rounds: int, single: PeerGRPO) -> None:
     ours, plain = make_pair(policy, rows, lr=1e-9)
-    peer = PeerGRPO(copy.deepcopy(policy), rows, 1e-9, episodes=rows)
+    peer = PeerGRPO(copy.deepcopy(policy), rows, 1e-9)
     seeds = [ours.seeds(n) for n in range(1, rounds + WARM_UP + 1)]
     runs = {
         "plain torch": seeded(lambda n: plain(seeds[n - 1])),
         "ours": seeded(ours),
-        f"TorchRL, {rows} rows": peer,
+        f"TorchRL, {rows} rows": seeded(peer),
         "TorchRL, 1 row": single,
     }
     counts: dict[str, list] = {name: [] for name in runs}

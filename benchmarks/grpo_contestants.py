@@ -22,7 +22,7 @@ from grpo_plain import (
     SUCCESS_STEPS,
     SUCCESS_TOL,
     Network,
-    count_whole,
+    whole_lengths,
 )
 from tensordict import TensorDictBase
 from torch import Tensor, nn
@@ -142,52 +142,67 @@ class OurGRPO:
         rollout = self.rollouts.collect(iteration)
         numbers = self.learner.learn(rollout, iteration)
         done = rollout["next", "done"].squeeze(-1)
-        return count_whole(done), int(numbers["decisions"])
+        return int(whole_lengths(done).sum()), int(numbers["decisions"])
 
 
 class PeerGRPO:
     """TorchRL's toy recipe in one process, put together from its parts.
 
     Its own environment cannot group the episodes of more than one row, so for more
-    it steps ours, with the instruction as text and groups by ``episode_seed``.
+    it steps ours, with the instruction as text and groups by ``episode_seed``, and
+    collects as ours does: a fixed number of decisions, what they cut off left out.
 
     Args:
         policy: trained in place.
         rows: of the environment; 1 is TorchRL's own.
         lr: learning rate.
-        episodes: of one iteration.
+        episodes: of one iteration, with one row.
     """
 
-    def __init__(self, policy: PeerPolicy, rows: int, lr: float, episodes: int) -> None:
+    def __init__(
+        self, policy: PeerPolicy, rows: int, lr: float, episodes: int = 0
+    ) -> None:
         self.policy = policy
-        group_key = "group_id" if rows == 1 else "episode_seed"
         self.buffer = TensorDictReplayBuffer(
-            storage=LazyTensorStorage(episodes * MAX_DECISIONS),
+            storage=LazyTensorStorage(max(rows, episodes) * MAX_DECISIONS),
             sampler=SamplerWithoutReplacement(drop_last=False),
             batch_size=MINIBATCH,
         )
-        self.advantage = peer_advantage(group_key)
+        self.advantage = peer_advantage("group_id" if rows == 1 else "episode_seed")
         self.buffer.append_transform(self.advantage)
         self.loss = peer_loss(policy)
         self.optimizer = torch.optim.AdamW(self.loss.parameters(), lr, weight_decay=0.0)
+        self.env = peer_env(rows)
+        self.trajectories = {}
+        if rows == 1:
+            self.trajectories = {"trajs_per_batch": episodes, "traj_format": "cat"}
         self.collector = Collector(
-            peer_env(rows),
+            self.env,
             policy,
             frames_per_batch=rows * MAX_DECISIONS,
             total_frames=-1,
-            trajs_per_batch=episodes,
-            traj_format="cat",
             exploration_type=ExplorationType.RANDOM,
-            reset_at_each_iter=False,
+            reset_at_each_iter=rows > 1,
             auto_register_policy_transforms=False,
+            **self.trajectories,
         )
         self.batches = iter(self.collector)
 
-    def __call__(self) -> tuple[int, int]:
+    def __call__(self, iteration: int = 0) -> tuple[int, int]:
         """Run one iteration; return the decisions of whole episodes, and the used."""
-        batch = next(self.batches)
-        self.buffer.extend(batch.exclude("collector"))
-        self.advantage.queues.clear()
+        if not self.trajectories:
+            self.env.base_env.begin(iteration)
+        batch = next(self.batches).exclude("collector")
+        whole = batch.numel()
+        if self.trajectories:
+            self.buffer.extend(batch)
+        else:
+            lengths = whole_lengths(batch["next", "done"].squeeze(-1)).tolist()
+            whole = sum(lengths)
+            for row, length in zip(batch.unbind(0), lengths):
+                if length:
+                    self.buffer.extend(row[:length])
+            self.advantage.queues.clear()
         used = len(self.buffer)
         if used:
             for part in self.buffer:
@@ -196,7 +211,7 @@ class PeerGRPO:
                 self.optimizer.step()
                 self.optimizer.zero_grad(set_to_none=True)
         self.buffer.empty()
-        return batch.numel(), used
+        return whole, used
 
 
 def peer_policy() -> PeerPolicy:

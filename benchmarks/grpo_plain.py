@@ -216,9 +216,9 @@ class PlainGRPO:
         kept, advantage = self.judge(batch)
         if len(advantage):
             self.learn(kept, advantage)
-        return count_whole(batch.done.T), len(advantage)
+        return int(whole_lengths(batch.done.T).sum()), len(advantage)
 
 
-def count_whole(done: Tensor) -> int:
-    """Return how many decisions, bool ``[N, T]``, belong to episodes that ended."""
-    return int(done.flip(-1).cummax(-1).values.sum())
+def whole_lengths(done: Tensor) -> Tensor:
+    """Return how many decisions of each row, bool ``[N, T]``, are of ended episodes."""
+    return done.flip(-1).cummax(-1).values.sum(-1)

@@ -1,14 +1,10 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from dataclasses import replace
 
-import cloudpickle
 import pytest
 import torch
-from torchrl.collectors import MultiSyncCollector
-from torchrl.envs import ExplorationType
 
 from torchrl_vla.data import collect
 from torchrl_vla.envs import TabletopEnv
@@ -282,47 +278,6 @@ def test_a_regression_head_is_refused(dataset, tmp_path):
     space = make_space(dataset.metadata)
     with pytest.raises(TypeError, match=r"got TinyVLA without get_dist"):
         finetune(policy, space, make_env(), tmp_path, SMALL, progress=False)
-
-
-def test_a_collector_of_several_processes_trains_too(dataset, tmp_path):
-    policy, space = fresh(dataset)
-    before = weights(policy)
-    metadata = dataset.metadata
-    cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    makers = [WorkerEnv(metadata, worker) for worker in range(2)]
-    collector = MultiSyncCollector(
-        makers,
-        policy,
-        frames_per_batch=2 * 4 * 3,
-        total_frames=-1,
-        exploration_type=ExplorationType.RANDOM,
-        auto_register_policy_transforms=False,
-        cat_results="stack",
-    )
-    result = finetune(
-        policy,
-        space,
-        make_env(),
-        tmp_path,
-        SMALL,
-        collector=collector,
-        progress=False,
-    )
-    assert [row["decisions"] for row in result.log] == [24, 24, 24]
-    # The first batch is of the weights that the workers were given, the third of
-    # those that they were sent: with stale ones, ratios would begin far from 1.
-    assert not torch.equal(weights(policy), before)
-
-
-class WorkerEnv:
-    """Makes the environment of a worker process."""
-
-    def __init__(self, metadata, worker):
-        self.metadata, self.worker = metadata, worker
-
-    def __call__(self):
-        space = make_space(self.metadata, "tokens")
-        return make_decision_env(make_env(4), space, chunk_size=4, seed=self.worker)
 
 
 def test_success_early_in_a_chunk_pays_at_least_as_much_as_late(dataset):

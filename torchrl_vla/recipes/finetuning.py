@@ -199,7 +199,12 @@ def _open_rollouts(
     collector: Any | None,
 ) -> Rollouts | WorkerRollouts:
     if collector is not None:
-        return WorkerRollouts(collector, policy, may_lag=settings.recompute)
+        return WorkerRollouts(
+            collector,
+            policy,
+            group_size=settings.algorithm.group_size,
+            may_lag=settings.recompute,
+        )
     executed = settings.n_executed or policy.chunk_size
     num_decisions = settings.num_decisions
     if num_decisions is None:

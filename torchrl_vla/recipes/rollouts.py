@@ -120,13 +120,14 @@ class WorkerRollouts:
 
     Every batch is checked: some of its decisions are asked about again, and the
     weights that are trained must find them as likely as the worker did. The surprise:
-    it is the only way to know, as no collector says so when its workers lag.
+    several of TorchRL's collectors lag, and none says so by itself.
 
     Args:
         collector: of outer steps; ours from here on, and shut down by ``close``.
         policy: the one that is trained; a head with log-probabilities.
 
     Keyword Args:
+        group_size: episodes that are compared; from 2 on, workers may share theirs.
         may_lag: True = also take decisions of earlier weights, or of weights in
             another precision. For a learner that recomputes the log-probabilities.
 
@@ -135,10 +136,16 @@ class WorkerRollouts:
     """
 
     def __init__(
-        self, collector: Any, policy: StochasticVLAWrapper, *, may_lag: bool = False
+        self,
+        collector: Any,
+        policy: StochasticVLAWrapper,
+        *,
+        group_size: int = 1,
+        may_lag: bool = False,
     ) -> None:
         self._collector = collector
         self._policy = policy
+        self._may_share = group_size > 1
         self._may_lag = may_lag
         if isinstance(collector, DistributedSyncCollector):
             collector.shutdown(timeout=1)  # they would keep this process from ending
@@ -169,7 +176,8 @@ class WorkerRollouts:
                 "total_frames; only MultiSyncCollector takes -1 for no end."
             )
         _check_outer_steps(batch)
-        _check_workers_differ(batch)
+        if not self._may_share:
+            _check_workers_differ(batch)
         if not self._may_lag:
             self._check_weights(batch, iteration)
         return batch
@@ -230,10 +238,10 @@ def _check_outer_steps(batch: TensorDictBase) -> None:
 
 
 def _check_workers_differ(batch: TensorDictBase) -> None:
-    seeds = batch[EPISODE_SEED_KEY]
     if batch.ndim < 3:  # workers cannot be told apart
         return
-    different = seeds.flatten(1).unique(dim=0)
+    seeds = batch[EPISODE_SEED_KEY].flatten(1)
+    different = seeds.unique(dim=0)
     if len(different) < len(seeds):
         raise ExecutionError(
             f"WorkerRollouts: expected {len(seeds)} workers with episodes of their "
