@@ -22,8 +22,9 @@ demo: $(VENV)/.core
 demo-metaworld: $(VENV)/.all
 	$(BIN)/torchrl-vla demo --env metaworld --folder $(OUT)-metaworld
 
+# One thread per worker: small networks on two threads each wait for one another.
 test: $(VENV)/.all lint
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 	$(MAKE) test-lerobot
 
 # LeRobot 0.6 and 0.4.4, each where there is a Python for it; says which ran.
