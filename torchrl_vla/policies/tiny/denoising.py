@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from tensordict import NestedKey, TensorDictBase
 from torch import Tensor
@@ -16,9 +16,13 @@ from torchrl_vla.policies.denoising.flow_noise import (
     write_noise,
 )
 from torchrl_vla.policies.folder import read_policy
-from torchrl_vla.policies.tiny.backbone import TinyBackbone
 from torchrl_vla.policies.tiny.denoiser import TinyDenoiser
-from torchrl_vla.policies.tiny.policy import TinyPolicy, json_config, read_keys
+from torchrl_vla.policies.tiny.policy import (
+    TinyPolicy,
+    json_config,
+    make_backbone,
+    read_keys,
+)
 from torchrl_vla.schema import (
     IMAGE_KEY,
     INSTRUCTION_KEY,
@@ -31,6 +35,25 @@ class _TinyDenoisingPolicy(TinyPolicy):
     """What the two share: the backbone encodes, once per decision."""
 
     denoiser: TinyDenoiser
+
+    def _build(
+        self, arguments: dict[str, Any], keys: dict[str, NestedKey | None], *more: str
+    ) -> None:
+        """Make the networks and the config out of a constructor's ``locals()``.
+
+        The names in ``more`` go into the config beside those of every tiny policy.
+        """
+        hidden = arguments["hidden"]
+        self.backbone = make_backbone(hidden, arguments, keys)
+        self.denoiser = TinyDenoiser(
+            arguments["chunk_size"],
+            arguments["action_dim"],
+            hidden,
+            hidden=hidden,
+            depth=arguments["denoiser_depth"],
+        )
+        self.config = json_config(arguments, *more, "denoiser_depth")
+        self.instructions = arguments["instructions"]
 
     @property
     def condition_dim(self) -> int:
@@ -100,25 +123,7 @@ class TinyFlowVLA(_TinyDenoisingPolicy, FlowVLAWrapper):
             noise=noise,
             **keys,
         )
-        self.backbone = TinyBackbone(
-            hidden,
-            cameras=cameras,
-            state_dim=state_dim,
-            hidden=hidden,
-            depth=depth,
-            text_dim=text_dim,
-            text_max_bytes=text_max_bytes,
-            **keys,
-        )
-        self.denoiser = TinyDenoiser(
-            chunk_size, action_dim, hidden, hidden=hidden, depth=denoiser_depth
-        )
-        self.config = {
-            **json_config(locals()),
-            "num_steps": num_steps,
-            "denoiser_depth": denoiser_depth,
-        }
-        self.instructions = instructions
+        self._build(locals(), keys, "num_steps")
 
     @classmethod
     def from_folder(
@@ -224,25 +229,7 @@ class TinyDiffusionVLA(_TinyDenoisingPolicy, DiffusionVLAWrapper):
         super().__init__(
             action_dim=action_dim, chunk_size=chunk_size, **diffusion, **keys
         )
-        self.backbone = TinyBackbone(
-            hidden,
-            cameras=cameras,
-            state_dim=state_dim,
-            hidden=hidden,
-            depth=depth,
-            text_dim=text_dim,
-            text_max_bytes=text_max_bytes,
-            **keys,
-        )
-        self.denoiser = TinyDenoiser(
-            chunk_size, action_dim, hidden, hidden=hidden, depth=denoiser_depth
-        )
-        self.config = {
-            **json_config(locals()),
-            **diffusion,
-            "denoiser_depth": denoiser_depth,
-        }
-        self.instructions = instructions
+        self._build(locals(), keys, *diffusion)
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> TinyDiffusionVLA:

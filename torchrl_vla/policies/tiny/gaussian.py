@@ -11,8 +11,12 @@ from torch import Tensor, nn
 
 from torchrl_vla.policies.folder import read_policy
 from torchrl_vla.policies.gaussian.wrapper import GaussianVLAWrapper
-from torchrl_vla.policies.tiny.backbone import TinyBackbone
-from torchrl_vla.policies.tiny.policy import TinyPolicy, json_config, read_keys
+from torchrl_vla.policies.tiny.policy import (
+    TinyPolicy,
+    json_config,
+    make_backbone,
+    read_keys,
+)
 from torchrl_vla.policies.tiny.vla import TinyVLA
 from torchrl_vla.schema import (
     IMAGE_KEY,
@@ -86,16 +90,8 @@ class TinyGaussianVLA(TinyPolicy, GaussianVLAWrapper):
                 f"{initial_std!r} outside [{min_std!r}, {max_std!r}]."
             )
         size = chunk_size * action_dim
-        self.backbone = TinyBackbone(
-            2 * size if std_reads_inputs else size,
-            cameras=cameras,
-            state_dim=state_dim,
-            hidden=hidden,
-            depth=depth,
-            text_dim=text_dim,
-            text_max_bytes=text_max_bytes,
-            **keys,
-        )
+        out_dim = 2 * size if std_reads_inputs else size
+        self.backbone = make_backbone(out_dim, locals(), keys)
         log_std = math.log(initial_std)
         if std_reads_inputs:
             self.log_std = None

@@ -11,15 +11,18 @@ from torchrl_vla.policies.folder import write_policy
 from torchrl_vla.policies.tiny.backbone import TinyBackbone
 from torchrl_vla.schema import InstructionTable
 
-_CONFIGURABLE = (
-    "action_dim",
-    "chunk_size",
+_BACKBONE = (
     "state_dim",
     "cameras",
     "hidden",
     "depth",
     "text_dim",
     "text_max_bytes",
+)
+_CONFIGURABLE = (
+    "action_dim",
+    "chunk_size",
+    *_BACKBONE,
     "image_key",
     "state_key",
     "instruction_key",
@@ -70,6 +73,20 @@ def read_keys(
         "state_key": state_key,
         "instruction_key": instruction_key,
     }
+
+
+def make_backbone(
+    out_dim: int, arguments: dict[str, Any], keys: dict[str, NestedKey | None]
+) -> TinyBackbone:
+    """Return the backbone that a policy's constructor asks for.
+
+    Args:
+        out_dim: size of its output.
+        arguments: the constructor's ``locals()``.
+        keys: of :func:`read_keys`.
+    """
+    options = {name: arguments[name] for name in _BACKBONE}
+    return TinyBackbone(out_dim, **options, **keys)
 
 
 def json_config(arguments: dict[str, Any], *more: str) -> dict[str, Any]:

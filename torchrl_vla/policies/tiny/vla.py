@@ -11,8 +11,12 @@ from torch import Tensor
 
 from torchrl_vla.policies.base import ContinuousVLAWrapper
 from torchrl_vla.policies.folder import read_policy
-from torchrl_vla.policies.tiny.backbone import TinyBackbone
-from torchrl_vla.policies.tiny.policy import TinyPolicy, json_config, read_keys
+from torchrl_vla.policies.tiny.policy import (
+    TinyPolicy,
+    json_config,
+    make_backbone,
+    read_keys,
+)
 from torchrl_vla.policies.tokens.sampling import TokenSampling
 from torchrl_vla.policies.tokens.wrapper import TokenVLAWrapper
 from torchrl_vla.schema import (
@@ -88,16 +92,7 @@ class TinyVLA(TinyPolicy, ContinuousVLAWrapper):
     ) -> None:
         keys = read_keys(cameras, image_key, state_key, instruction_key)
         super().__init__(action_dim=action_dim, chunk_size=chunk_size, **keys)
-        self.backbone = TinyBackbone(
-            chunk_size * action_dim,
-            cameras=cameras,
-            state_dim=state_dim,
-            hidden=hidden,
-            depth=depth,
-            text_dim=text_dim,
-            text_max_bytes=text_max_bytes,
-            **keys,
-        )
+        self.backbone = make_backbone(chunk_size * action_dim, locals(), keys)
         self.config = json_config(locals())
         self.instructions = instructions
 
@@ -171,16 +166,8 @@ class TinyTokenVLA(TinyPolicy, TokenVLAWrapper):
             allowed_tokens=allowed_tokens,
             **keys,
         )
-        self.backbone = TinyBackbone(
-            chunk_size * action_dim * self.vocab_size,
-            cameras=cameras,
-            state_dim=state_dim,
-            hidden=hidden,
-            depth=depth,
-            text_dim=text_dim,
-            text_max_bytes=text_max_bytes,
-            **keys,
-        )
+        out_dim = chunk_size * action_dim * self.vocab_size
+        self.backbone = make_backbone(out_dim, locals(), keys)
         self.config = json_config(locals())
         if allowed_tokens is not None:
             self.config["allowed_tokens"] = allowed_tokens.tolist()
