@@ -5,24 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from tensordict import NestedKey, TensorDict, TensorDictBase
-from tensordict.nn import TensorDictModuleBase, TensorDictParams, dispatch
-from torchrl.objectives import LossModule
+from tensordict import NestedKey, TensorDictBase
+from tensordict.nn import TensorDictModuleBase
+from torch import Tensor
 
-from torchrl_vla.objectives.padding import (
-    OptionalPadMask,
-    read_dim_pad_mask,
-    read_pad_mask,
-    read_target,
-)
-from torchrl_vla.objectives.row_weight import (
-    read_row_weight,
-    weighted_mean,
-)
-from torchrl_vla.schema import ACTION_IS_PAD_KEY, ACTION_TOKENS_KEY, SchemaError
+from torchrl_vla.objectives.cloning import ElementwiseCloningLoss
+from torchrl_vla.schema import ACTION_TOKENS_KEY, SchemaError
 
 
-class TokenBCLoss(OptionalPadMask, LossModule):
+class TokenBCLoss(ElementwiseCloningLoss):
     """Make the expert's action tokens more likely wherever the episode goes on.
 
     The mean negative log-likelihood per valid token, what ``BCLoss`` is for a
@@ -50,6 +41,7 @@ class TokenBCLoss(OptionalPadMask, LossModule):
 
     Examples:
         >>> import torch
+        >>> from tensordict import TensorDict
         >>> from tensordict.nn import TensorDictModuleBase
         >>> class Even(TensorDictModuleBase):
         ...     in_keys, out_keys = ["state"], ["action_tokens"]
@@ -66,21 +58,13 @@ class TokenBCLoss(OptionalPadMask, LossModule):
     """
 
     @dataclass
-    class _AcceptedKeys:
+    class _AcceptedKeys(ElementwiseCloningLoss._AcceptedKeys):
         """The keys of tokens, padding masks and weights (None: there are none)."""
 
         action: NestedKey = ACTION_TOKENS_KEY
-        pad_mask: NestedKey | None = ACTION_IS_PAD_KEY
-        dim_pad_mask: NestedKey | None = None
-        weight: NestedKey | None = None
 
     tensor_keys: _AcceptedKeys
     default_keys = _AcceptedKeys
-    out_keys = ["loss_bc"]
-
-    actor_network: TensorDictModuleBase
-    actor_network_params: TensorDictParams
-    target_actor_network_params: TensorDictParams
 
     def __init__(self, actor_network: TensorDictModuleBase) -> None:
         super().__init__()
@@ -93,43 +77,18 @@ class TokenBCLoss(OptionalPadMask, LossModule):
             )
         self.convert_to_functional(actor_network, "actor_network")
 
-    @property
-    def in_keys(self) -> list[NestedKey]:
-        """What the loss reads."""
-        masks = [self.tensor_keys.pad_mask, self.tensor_keys.dim_pad_mask]
-        keys = [self.tensor_keys.action, *self.actor_network.in_keys, *masks]
-        keys.append(self.tensor_keys.weight)
-        return list(dict.fromkeys(key for key in keys if key is not None))
-
-    def _forward_value_estimator_keys(self, **kwargs) -> None:
-        """Ignore value keys: cloning estimates no value."""
-
-    @dispatch
-    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Return the loss of a batch."""
-        key, pad_key = self.tensor_keys.action, self.tensor_keys.pad_mask
-        tokens = read_target(tensordict, key, "TokenBCLoss")
-        if tokens.dtype != torch.int64:
+    def _check_target(self, target: Tensor) -> None:
+        if target.dtype != torch.int64:
             raise SchemaError(
-                f"TokenBCLoss: expected int64 tokens at {key!r}, got {tokens.dtype}. "
-                "Use BCLoss to clone continuous actions."
+                f"TokenBCLoss: expected int64 tokens at {self.tensor_keys.action!r}, "
+                f"got {target.dtype}. Use BCLoss to clone continuous actions."
             )
-        valid = torch.ones_like(tokens, dtype=torch.bool)
-        if pad_key is not None:
-            pad = read_pad_mask(tensordict, pad_key, tokens, "TokenBCLoss")
-            valid = ~pad.unsqueeze(-1).expand_as(tokens)
-        dim_key = self.tensor_keys.dim_pad_mask
-        dims = read_dim_pad_mask(tensordict, dim_key, tokens, "TokenBCLoss")
-        if dims is not None:
-            valid = valid & ~dims.unsqueeze(-2)
-        weight = read_row_weight(
-            tensordict, self.tensor_keys.weight, tokens, "TokenBCLoss"
-        )
-        with self.actor_network_params.to_module(
-            self.actor_network, preserve_module_state=False
-        ):
-            log_probs = self.actor_network.token_log_probs(tensordict)
-        loss = weighted_mean(-log_probs, valid, weight, "TokenBCLoss")
-        out = TensorDict({"loss_bc": loss})
-        self._clear_weakrefs(tensordict, out, "actor_network_params")
-        return out
+
+    def _losses(
+        self,
+        tensordict: TensorDictBase,
+        target: Tensor,
+        valid: Tensor,
+        weight: Tensor | None,
+    ) -> Tensor:
+        return -self.actor_network.token_log_probs(tensordict)
