@@ -164,20 +164,15 @@ def finetune(
                 numbers = learner.learn(rollout, iteration)
             rollouts.sync()
             numbers["seconds"] = time.perf_counter() - started
-            if (
-                iteration % settings.eval_interval == 0
-                or iteration == settings.iterations
-            ):
+            is_last = iteration == settings.iterations
+            if is_last or iteration % settings.eval_interval == 0:
                 latest = judge(iteration)
                 low, high = latest.interval
                 numbers["success"] = latest.success_rate
                 numbers["success_low"], numbers["success_high"] = low, high
             rows.append({"iteration": iteration, **numbers})
             log.append(rows[-1])
-            if (
-                iteration % settings.checkpoint_interval == 0
-                or iteration == settings.iterations
-            ):
+            if is_last or iteration % settings.checkpoint_interval == 0:
                 state.write(iteration)
             bar.set_postfix(
                 train=f"{100 * numbers['train_success']:.0f} %",

@@ -98,11 +98,7 @@ class Learner:
         return {**numbers, **means}
 
     def _step(self, batch: TensorDictBase, critic_only: bool) -> dict[str, Tensor]:
-        out = {
-            key: value
-            for key, value in self.loss(batch).items()
-            if key in self.loss.out_keys
-        }
+        out = dict(self.loss(batch).items())
         names = [name for name in out if name.startswith("loss_")]
         if critic_only:
             names = ["loss_critic"]
@@ -134,24 +130,22 @@ class _Cloning:
                 f"bc_coeff={settings.bc_coeff} and demonstrations="
                 f"{type(demonstrations).__name__}."
             )
+        self.settings = settings
         self.loss: LossModule | None = None
         if demonstrations is not None:
             self.loss = make_cloning_loss(policy)
-        self.policy, self.space, self.settings = policy, space, settings
-        self.demonstrations = demonstrations
+            self.buffer = demonstrations.replay_buffer(
+                settings.minibatch_size,
+                transform=make_training_transform(
+                    policy, space, demonstrations.storage
+                ),
+            )
 
     def begin(self, iteration: int) -> None:
         """Draw the batches of an iteration from a seed of its own."""
-        if self.demonstrations is None:
-            return
-        transform = make_training_transform(
-            self.policy, self.space, self.demonstrations.storage
-        )
-        self.buffer = self.demonstrations.replay_buffer(
-            self.settings.minibatch_size,
-            transform=transform,
-            seed=self.settings.seed_of(iteration),
-        )
+        if self.loss is not None:
+            seed = self.settings.seed_of(iteration)
+            self.buffer.set_rng(torch.Generator().manual_seed(seed))
 
     def __call__(self) -> Tensor:
         """Return the weighted loss of the next batch."""
