@@ -108,7 +108,7 @@ def test_the_objective_is_the_clipped_mean_over_executed_units(granularity, clip
     )
     torch.testing.assert_close(
         out["kl_approx"],
-        torch.tensor(-sum(math.log(ratio) for ratio in ratios) / len(ratios)),
+        torch.tensor(sum(r - 1 - math.log(r) for r in ratios) / len(ratios)),
     )
     torch.testing.assert_close(out["max_ratio"], torch.tensor(max(ratios)))
 
@@ -223,7 +223,7 @@ def test_a_wholly_executed_chunk_has_torchrl_s_loss(rows, seed):
     peer = ClipPPOLoss(policy, critic_network=None, entropy_bonus=False)
     peer.set_keys(action="action_tokens", sample_log_prob="log_probs")
     theirs = peer(data)
-    for key in ("loss_objective", "clip_fraction", "kl_approx"):
+    for key in ("loss_objective", "clip_fraction"):
         torch.testing.assert_close(ours[key], theirs[key], atol=1e-5, rtol=1e-5)
 
 

@@ -35,14 +35,16 @@ def decisions(rows: int, steps: int, seed: int) -> TensorDict:
     )
 
 
-def naive(data: TensorDict, gamma: float, lmbda: float) -> list[list[float]]:
+def naive(
+    data: TensorDict, gamma: float, lmbda: float, end: str = "terminated"
+) -> list[list[float]]:
     out = []
     for row in data:
         advantage, line = 0.0, []
         for step in reversed(list(row.unbind(0))):
             after = step["next"]
             discount = gamma ** after["executed_steps"].item()
-            going_on = 0.0 if after["terminated"] else 2 * after["state"].item()
+            going_on = 0.0 if after[end] else 2 * after["state"].item()
             delta = after["reward"].item() + discount * going_on
             delta -= 2 * step["state"].item()
             carried = 0.0 if after["done"] else discount * lmbda * advantage
@@ -58,16 +60,33 @@ def naive(data: TensorDict, gamma: float, lmbda: float) -> list[list[float]]:
     seed=st.integers(0, 1000),
     gamma=st.floats(0.5, 1.0),
     lmbda=st.floats(0.0, 1.0),
+    strict=st.booleans(),
 )
-@settings(max_examples=40, deadline=None)
-def test_it_is_gae_with_a_discount_per_decision(rows, steps, seed, gamma, lmbda):
+@settings(max_examples=60, deadline=None)
+def test_it_is_gae_with_a_discount_per_decision(
+    rows, steps, seed, gamma, lmbda, strict
+):
     data = decisions(rows, steps, seed)
-    expected = torch.tensor(naive(data, gamma, lmbda)).unsqueeze(-1)
-    DecisionGAE(CRITIC, gamma=gamma, lmbda=lmbda)(data)
+    end = "done" if strict else "terminated"  # where nothing follows
+    expected = torch.tensor(naive(data, gamma, lmbda, end)).unsqueeze(-1)
+    DecisionGAE(CRITIC, gamma=gamma, lmbda=lmbda, truncated_is_failure=strict)(data)
     torch.testing.assert_close(data["advantage"], expected, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(
         data["value_target"], expected + 2 * data["state"], atol=1e-5, rtol=1e-4
     )
+
+
+def test_hesitating_at_the_time_limit_is_worth_nothing_where_that_is_a_failure():
+    data = decisions(1, 1, 0)
+    data["state"].zero_()
+    data["next", "state"].fill_(1.0)  # the critic: worth 2
+    data["next", "reward"].zero_()
+    data["next", "done"].fill_(True)
+    data["next", "terminated"].zero_()  # ran out of time
+    data["next", "executed_steps"].fill_(1)
+    for is_failure, expected in ((True, 0.0), (False, 1.0)):
+        gae = DecisionGAE(CRITIC, gamma=0.5, truncated_is_failure=is_failure)
+        assert gae(data.clone())["advantage"].item() == expected
 
 
 def test_success_is_worth_more_the_fewer_steps_it_takes():

@@ -48,7 +48,9 @@ class ChunkPPOLoss(ClipPPOLoss):
     **Writes** ``loss_objective``; where their coefficients are not 0,
     ``loss_entropy``, ``loss_critic`` and ``loss_reference_kl``; for people
     ``clip_fraction``, ``kl_approx``, ``max_ratio``, ``entropy``, ``reference_kl`` and
-    ``explained_variance``. Every term is over executed positions alone.
+    ``explained_variance``. Every term is over executed positions alone. ``kl_approx``
+    is how far the policy is from the one that acted, by Schulman's k3 estimate;
+    TorchRL's is the mean log-ratio, which can be negative for a policy that is far.
 
     Args:
         actor_network: a policy with ``get_dist`` and ``choice_key``, such as
@@ -209,7 +211,7 @@ class ChunkPPOLoss(ClipPPOLoss):
         with torch.no_grad():
             is_clipped = (clipped != log_ratio).to(new.dtype)
             out["clip_fraction"] = _mean(is_clipped, weight)
-            out["kl_approx"] = _mean(-log_ratio, weight)
+            out["kl_approx"] = _k3(log_ratio, weight)
             out["max_ratio"] = log_ratio.exp().max()
         if entropy is not None:
             mean = _mean(entropy, valid)
@@ -303,9 +305,11 @@ def _mean(values: Tensor, weight: Tensor) -> Tensor:
     return torch.where(weight, values, 0.0).sum() / weight.sum()
 
 
-def _k3(log_ratio: Tensor, valid: Tensor) -> Tensor:
-    """Estimate KL(policy || reference) from samples: unbiased, and never negative.
+def _k3(log_ratio: Tensor, weight: Tensor) -> Tensor:
+    """Estimate KL(drawn from || other) from log(other / drawn from) of samples.
+
+    Unbiased, and never negative.
 
     Source: J. Schulman, "Approximating KL divergence" (2020).
     """
-    return _mean(log_ratio.exp() - log_ratio - 1, valid)
+    return _mean(log_ratio.exp() - log_ratio - 1, weight)

@@ -21,8 +21,9 @@ class DecisionGAE:
     ``("next", "reward")`` float, ``("next", "done")`` and ``("next", "terminated")``
     bool, each ``[*B, T, 1]``; ``("next", "executed_steps")`` int64 ``[*B, T, 1]``.
     **Writes** ``state_value``, ``advantage`` and ``value_target`` float
-    ``[*B, T, 1]``. A truncated episode, and the end of the batch, go on with the
-    critic's value of the last observation; a terminated one with 0.
+    ``[*B, T, 1]``. The end of the batch and, unless ``truncated_is_failure``, a
+    truncated episode go on with the critic's value of the last observation; a
+    terminated one with 0.
 
     Args:
         critic: writes ``value_key`` from an observation.
@@ -30,6 +31,9 @@ class DecisionGAE:
     Keyword Args:
         gamma: discount of one control step, not of a decision.
         lmbda: of one decision: 1 = Monte Carlo, 0 = one decision ahead.
+        truncated_is_failure: True = an episode that ran out of time is worth what it
+            earned, for tasks whose success counts only within the limit. False = it
+            goes on with the critic's value, for limits that are there for convenience.
         value_key: where the critic writes.
 
     Raises:
@@ -59,7 +63,8 @@ class DecisionGAE:
         tensor([0.1250, 1.0000])
 
     Source: J. Schulman et al., arXiv:1506.02438; the discount of semi-Markov decisions,
-    R. Sutton, D. Precup, S. Singh, Artificial Intelligence 112 (1999).
+    R. Sutton, D. Precup, S. Singh, Artificial Intelligence 112 (1999); the two kinds
+    of time limit, F. Pardo et al., arXiv:1712.00378.
     """
 
     def __init__(
@@ -68,6 +73,7 @@ class DecisionGAE:
         *,
         gamma: float = 0.99,
         lmbda: float = 0.95,
+        truncated_is_failure: bool = False,
         value_key: NestedKey = "state_value",
     ) -> None:
         for name, value in (("gamma", gamma), ("lmbda", lmbda)):
@@ -78,6 +84,7 @@ class DecisionGAE:
         self.critic = critic
         self.gamma = gamma
         self.lmbda = lmbda
+        self.truncated_is_failure = truncated_is_failure
         self.value_key = value_key
 
     @torch.no_grad()
@@ -96,7 +103,8 @@ class DecisionGAE:
         terminated = self._read(tensordict, ("next", "terminated"))
         gamma = torch.as_tensor(self.gamma, dtype=value.dtype, device=value.device)
         discount = gamma**steps
-        delta = reward + discount * next_value * ~terminated - value
+        ended = done if self.truncated_is_failure else terminated
+        delta = reward + discount * next_value * ~ended - value
         advantage = _accumulate(delta, discount * self.lmbda * ~done)
         tensordict.set(self.value_key, value)
         tensordict.set("advantage", advantage)
