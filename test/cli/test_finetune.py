@@ -73,6 +73,11 @@ def test_a_finetuning_is_gone_on_with_and_other_settings_are_refused(
     [
         (["--group-size", "4"], "expected no --group-size with --algorithm ppo"),
         (
+            ["--algorithm", "grpo", "--group-size", "4", "--gamma", "0.9"],
+            "expected no --gamma with --algorithm grpo",
+        ),
+        (["--target-kl", "0"], "expected target_kl > 0, got 0"),
+        (
             ["--algorithm", "grpo", "--group-size", "3"],
             "expected rows in whole groups of 3, got 8",
         ),

@@ -8,7 +8,12 @@ from tensordict import TensorDict
 
 from torchrl_vla.data import DemonstrationDataset
 from torchrl_vla.policies import ContinuousVLAWrapper
-from torchrl_vla.recipes import ModelSpace, TrainingLog, train_behavior_cloning
+from torchrl_vla.recipes import (
+    ModelSpace,
+    TrainingLog,
+    make_training_transform,
+    train_behavior_cloning,
+)
 from torchrl_vla.recipes.training_loop import warmup_cosine
 from torchrl_vla.schema import (
     FeatureStatistics,
@@ -169,3 +174,12 @@ def test_episodes_end_where_their_indices_say():
     space = ModelSpace(dataset.metadata)
     buffer = dataset.replay_buffer(1, transform=space.transforms(2, dataset.storage))
     assert buffer[:]["action_is_pad"][:, 1].tolist() == [False, False, True]
+
+
+def test_without_a_space_targets_stay_as_they_were_recorded():
+    dataset = make_dataset()
+    transform = make_training_transform(Constant(2), None, dataset.storage)
+    sample = dataset.replay_buffer(16, transform=transform, seed=0).sample()
+    first = sample["frame_index"].float()  # its action is the frame's number, 0..3
+    expected = torch.stack([first, (first + 1).clamp(max=3)], 1).unsqueeze(-1)
+    assert torch.equal(sample["action_chunk"], expected)

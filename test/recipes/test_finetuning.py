@@ -5,9 +5,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from robot_space_fakes import (
+    RewardRight,
+    make_mover,
+    make_state_critic,
+)
+from torchrl.envs import Transform, TransformedEnv
 
 from torchrl_vla.data import collect
-from torchrl_vla.envs import TabletopEnv
+from torchrl_vla.envs import TabletopEnv, ToyVLAEnv
 from torchrl_vla.evaluation import EvaluationResult
 from torchrl_vla.objectives import ChunkPPOLoss, DecisionGAE
 from torchrl_vla.recipes import (
@@ -26,6 +32,7 @@ from torchrl_vla.recipes import (
     make_stochastic,
 )
 from torchrl_vla.recipes.rollouts import Rollouts
+from torchrl_vla.schema import MissingKeyError
 
 SMALL = FinetuneSettings(
     algorithm=PPO(critic_warmup=1),
@@ -321,3 +328,107 @@ def oracle_chunk(env, seeds, wait, space):
         if not bool(done.all()):
             data = env.step(data.set("action", action))["next"]
     return space.action_scaling.normalize(torch.stack(actions, 1))
+
+
+class PayForTime(Transform):
+    """Pay 10 a step, as simulators do for being close."""
+
+    def __init__(self):
+        super().__init__(in_keys=["reward"], out_keys=["reward"])
+
+    def _call(self, next_tensordict):
+        return next_tensordict.set("reward", next_tensordict["reward"] + 10)
+
+
+@pytest.mark.parametrize("reward", ["success", "environment"])
+def test_a_simulator_that_pays_for_time_makes_nobody_wait_unless_asked(dataset, reward):
+    space = make_space(dataset.metadata, "tokens")
+    paying = TransformedEnv(make_long_env(), PayForTime())
+    env = make_decision_env(paying, space, chunk_size=32, reward=reward)
+    expert, returns = make_long_env(), []
+    for wait in (0, 3):
+        step = env.reset(episode_seeds=torch.arange(4))
+        chunk = oracle_chunk(expert, torch.arange(4), wait, space)
+        after = env.step(step.set("action_chunk", chunk))["next"]
+        assert after["success"].all()
+        returns.append(after["reward"].flatten())
+    if reward == "success":
+        assert returns[0].tolist() == returns[1].tolist() == [1.0] * 4
+    else:  # the trap: 10 for each step of waiting
+        assert (returns[1] > returns[0]).any()
+
+
+def test_an_environment_without_success_is_refused(dataset):
+    space = make_space(dataset.metadata, "tokens")
+    echo = ToyVLAEnv(2, batch_size=[2])
+    with pytest.raises(
+        MissingKeyError, match=r"expected 'success' .* ToyVLAEnv, .*reward='environment"
+    ):
+        make_decision_env(echo, space, chunk_size=2)
+    with pytest.raises(ValueError, match=r"reward of \('success', .*got 'dense'"):
+        make_decision_env(echo, space, chunk_size=2, reward="dense")
+
+
+ROBOT = replace(SMALL, iterations=2, reward="environment")  # RewardRight's
+
+
+def make_easy_env():
+    return TransformedEnv(make_env(), RewardRight())
+
+
+def run_in_robot_space(folder, settings, critic=None, **options):
+    policy = make_mover()
+    result = finetune(
+        policy,
+        None,
+        make_easy_env(),
+        folder,
+        settings,
+        critic=critic,
+        progress=False,
+        **options,
+    )
+    return policy, result
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "critic"),
+    [
+        (GRPO(group_size=4, keep=None), None),
+        (RLOO(group_size=4, keep=None), None),
+        (PPO(), make_state_critic()),
+    ],
+)
+def test_any_stochastic_policy_learns_in_robot_space(algorithm, critic, tmp_path):
+    settings = replace(ROBOT, algorithm=algorithm, iterations=6, eval_interval=6)
+    policy, _ = run_in_robot_space(tmp_path, settings, critic)
+    before = make_mover()
+    data = make_env().reset()
+    right = [p(data.clone())["action_chunk"][..., 0].mean() for p in (before, policy)]
+    assert right[1] > right[0] + 0.1  # what is paid
+    assert torch.equal(policy.eyes.weight, before.eyes.weight)  # frozen, and left so
+    saved = torch.load(tmp_path / "policy" / "weights.pt", weights_only=True)
+    assert torch.equal(saved["out.weight"], policy.out.weight)
+
+
+def test_a_critic_that_was_passed_is_resumed_with_the_policy(tmp_path):
+    critics = [make_state_critic() for _ in range(3)]
+    whole, _ = run_in_robot_space(tmp_path / "whole", ROBOT, critics[0])
+    half = replace(ROBOT, iterations=1)
+    run_in_robot_space(tmp_path / "parts", half, critics[1])
+    resumed, _ = run_in_robot_space(tmp_path / "parts", ROBOT, critics[2])
+    assert torch.equal(weights(resumed), weights(whole))
+    assert torch.equal(weights(critics[2]), weights(critics[0]))
+    assert not torch.equal(weights(critics[1]), weights(critics[0]))
+
+
+def test_a_policy_of_robot_space_is_cloned_beside_without_scaling(dataset, tmp_path):
+    alone, _ = run_in_robot_space(tmp_path / "alone", ROBOT, make_state_critic())
+    settings = replace(ROBOT, bc_coeff=0.5)
+    cloned, result = run_in_robot_space(
+        tmp_path / "cloned", settings, make_state_critic(), demonstrations=dataset
+    )
+    assert not torch.equal(cloned.out.weight, alone.out.weight)
+    # L1 of a network whose output is small: the mean size of the table's actions
+    expected = dataset.frames["action"].abs().mean().item()
+    assert result.log[1]["loss_bc"] / 0.5 == pytest.approx(expected, rel=0.2)

@@ -140,6 +140,18 @@ def check_that_the_workers_keep_up(dataset, policy, collector, folder):
     assert any(not torch.equal(after[name], before[name]) for name in before)
 
 
+def test_without_a_space_nothing_is_scaled_on_either_side():
+    env = make_decision_env(make_env(), None, chunk_size=2, n_executed=1)
+    plain = make_env()
+    step = env.reset()
+    before = plain.reset(episode_seeds=step["episode_seed"])
+    assert torch.equal(step["observation", "state"], before["observation", "state"])
+    chunk = torch.tensor([[0.5, -0.25], [1.0, 1.0]]).expand(4, 2, 2)
+    after = env.step(step.set("action_chunk", chunk.clone()))["next"]
+    expected = plain.step(before.set("action", chunk[:, 0].clone()))["next"]
+    assert torch.equal(after["observation", "state"], expected["observation", "state"])
+
+
 @pytest.mark.xdist_group("processes")
 def test_processes_act_with_the_weights_that_were_just_learned(
     dataset, policy, tmp_path

@@ -13,6 +13,7 @@ from torchrl_vla.objectives import Granularity
 from torchrl_vla.recipes import (
     ALGORITHMS,
     FinetuneSettings,
+    Reward,
     finetune,
     load_checkpoint,
     make_stochastic,
@@ -36,12 +37,19 @@ class Finetune:
     """PPO judges by a critic, the others by episodes that began alike."""
     group_size: int | None = None
     """Of grpo and rloo: episodes that begin alike; left out, 8."""
+    gamma: float | None = None
+    """Of ppo: discount of one control step; left out, 0.99. Lower is more decisive."""
+    reward: Reward = "success"
+    """What a decision earns: 1 in success, or what the environment pays."""
     iterations: int = 60
     """Of collecting a batch and learning from it."""
     num_envs: int = 256
     """Environments that run side by side."""
     lr: float = 3e-4
     """Learning rate of the policy."""
+    target_kl: float | None = None
+    """The policy takes no step that begins farther than this from the policy that
+    collected the batch; left out, it may."""
     epochs: int = 3
     """Passes over each batch."""
     minibatch_size: int = 256
@@ -118,7 +126,7 @@ class Finetune:
         )
 
     def _settings(self) -> FinetuneSettings:
-        options = {}
+        options: dict[str, Any] = {}
         if self.group_size is not None:
             if self.algorithm == "ppo":
                 raise OptionError(
@@ -126,6 +134,13 @@ class Finetune:
                     "compares no groups. Use --algorithm grpo or rloo."
                 )
             options["group_size"] = self.group_size
+        if self.gamma is not None:
+            if self.algorithm != "ppo":
+                raise OptionError(
+                    f"finetune: expected no --gamma with --algorithm {self.algorithm}, "
+                    "which compares whole episodes. Use --algorithm ppo."
+                )
+            options["gamma"] = self.gamma
         clip: Any = self.clip_epsilon
         if self.clip_higher is not None:
             clip = (self.clip_epsilon, self.clip_higher)
@@ -136,6 +151,8 @@ class Finetune:
             epochs=self.epochs,
             minibatch_size=self.minibatch_size,
             lr=self.lr,
+            target_kl=self.target_kl,
+            reward=self.reward,
             clip_epsilon=clip,
             granularity=self.granularity,
             entropy_coeff=self.entropy_coeff,

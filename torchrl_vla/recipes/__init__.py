@@ -32,7 +32,12 @@ from torchrl_vla.recipes.heads import (
 from torchrl_vla.recipes.lerobot_training import fit_lerobot_policy, train_lerobot
 from torchrl_vla.recipes.model_space import ModelSpace, RobotSpacePolicy
 from torchrl_vla.recipes.report import write_report
-from torchrl_vla.recipes.rollouts import Rollouts, WorkerRollouts, make_decision_env
+from torchrl_vla.recipes.rollouts import (
+    Reward,
+    Rollouts,
+    WorkerRollouts,
+    make_decision_env,
+)
 from torchrl_vla.recipes.run_log import RunLog
 from torchrl_vla.recipes.training_loop import TrainingLog
 from torchrl_vla.recipes.training_state import ResumeError, TrainingState
@@ -53,6 +58,7 @@ __all__ = [
     "Head",
     "ModelSpace",
     "ResumeError",
+    "Reward",
     "RobotSpacePolicy",
     "Rollouts",
     "RunLog",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from tensordict import TensorDictBase
@@ -21,7 +21,11 @@ class Algorithm(Protocol):
 
     @property
     def needs_critic(self) -> bool:
-        """True = a critic is trained beside the policy."""
+        """True = a critic is trained beside the policy, at its ``critic_lr``."""
+
+    @property
+    def critic_warmup(self) -> int:
+        """Iterations at the start in which the critic alone learns."""
 
     def judge(
         self, rollout: TensorDictBase, critic: TensorDictModuleBase | None
@@ -41,22 +45,31 @@ class PPO:
     Args:
         gamma: discount of one control step.
         lmbda: of one decision.
+        truncated_is_failure: see :class:`DecisionGAE`. An evaluation counts an episode
+            that ran out of time as a failure, so training does. Where it does not, a
+            policy may learn to hesitate: each draw is another chance, forever.
         critic_lr: learning rate of the critic.
         critic_warmup: iterations in which the critic alone learns.
     """
 
     gamma: float = 0.99
     lmbda: float = 0.95
+    truncated_is_failure: bool = True
     critic_lr: float = 1e-3
     critic_warmup: int = 1
-    group_size: int = 1
-    needs_critic: bool = True
+    group_size: ClassVar[int] = 1
+    needs_critic: ClassVar[bool] = True
 
     def judge(
         self, rollout: TensorDictBase, critic: TensorDictModuleBase | None
     ) -> TensorDictBase:
         """Return all decisions, their advantages standardized over the batch."""
-        estimate = DecisionGAE(critic, gamma=self.gamma, lmbda=self.lmbda)
+        estimate = DecisionGAE(
+            critic,
+            gamma=self.gamma,
+            lmbda=self.lmbda,
+            truncated_is_failure=self.truncated_is_failure,
+        )
         decisions = estimate(rollout).reshape(-1)
         advantage = decisions["advantage"]
         spread = advantage.std() if len(advantage) > 1 else advantage.new_ones(())
@@ -79,7 +92,8 @@ class GRPO:
     group_size: int = 8
     keep: tuple[float, float] | None = (0.0, 1.0)
     divide_by_std: bool = True
-    needs_critic: bool = False
+    needs_critic: ClassVar[bool] = False
+    critic_warmup: ClassVar[int] = 0
 
     def judge(
         self, rollout: TensorDictBase, critic: TensorDictModuleBase | None
@@ -100,7 +114,8 @@ class RLOO:
 
     group_size: int = 8
     keep: tuple[float, float] | None = (0.0, 1.0)
-    needs_critic: bool = False
+    needs_critic: ClassVar[bool] = False
+    critic_warmup: ClassVar[int] = 0
 
     def judge(
         self, rollout: TensorDictBase, critic: TensorDictModuleBase | None

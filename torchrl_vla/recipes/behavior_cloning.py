@@ -21,7 +21,7 @@ from torchrl_vla.recipes.training_loop import (
     warmup_cosine,
 )
 from torchrl_vla.schema import ACTION_CHUNK_KEY
-from torchrl_vla.transforms import ActionTokenizerTransform
+from torchrl_vla.transforms import ActionChunkTransform, ActionTokenizerTransform
 
 
 def train_behavior_cloning(
@@ -104,16 +104,20 @@ def train_behavior_cloning(
 
 
 def make_training_transform(
-    policy: VLAWrapperBase, space: ModelSpace, storage: Storage
+    policy: VLAWrapperBase, space: ModelSpace | None, storage: Storage
 ) -> Compose:
     """Return what turns sampled frames into a policy's training targets.
 
     Args:
         policy: gives ``H`` and, for tokens, the tokenizer.
-        space: how actions and states are normalized.
+        space: how actions and states are normalized; None = not at all.
         storage: of the buffer that is sampled; chunks are gathered from it.
     """
-    transform = space.transforms(policy.chunk_size, storage)
+    if space is None:
+        chunks = ActionChunkTransform(policy.chunk_size, storage=storage, done_key=None)
+        transform = Compose(chunks)
+    else:
+        transform = space.transforms(policy.chunk_size, storage)
     if isinstance(policy, TokenVLAWrapper):
         transform.append(
             ActionTokenizerTransform(policy.action_tokenizer, in_key=ACTION_CHUNK_KEY)

@@ -20,6 +20,7 @@ from torchrl_vla.execution import (
     TemporalEnsemble,
 )
 from torchrl_vla.policies import (
+    LeRobotFlowPolicy,
     LeRobotPolicyWrapper,
     TinyDiffusionVLA,
     TinyFlowVLA,
@@ -120,13 +121,15 @@ def _read_tokenizer(path: Path) -> UniformActionTokenizer:
 
 
 def save_lerobot_checkpoint(
-    folder: Path | str, policy: LeRobotPolicyWrapper, metadata: RobotDatasetMetadata
+    folder: Path | str,
+    policy: LeRobotPolicyWrapper | LeRobotFlowPolicy,
+    metadata: RobotDatasetMetadata,
 ) -> Path:
     """Write a checkpoint that LeRobot loads, and what its numbers mean beside it.
 
     LeRobot's own files say sizes and statistics, but neither units nor names nor
     whether an action is a step or a target; ``metadata.json`` does, and
-    :func:`load_actor` checks it.
+    :func:`load_actor` checks it. Of a ``LeRobotFlowPolicy`` the noise is written, too.
     """
     folder = policy.save_pretrained(folder)
     (folder / _METADATA).write_text(metadata.to_json())

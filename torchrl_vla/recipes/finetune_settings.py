@@ -7,6 +7,7 @@ from typing import Any
 
 from torchrl_vla.objectives import Granularity
 from torchrl_vla.recipes.algorithms import PPO, Algorithm
+from torchrl_vla.recipes.rollouts import Reward
 from torchrl_vla.schema import VLAError
 
 
@@ -24,9 +25,14 @@ class FinetuneSettings:
         num_decisions: per row and batch; None = an episode of the environment's
             ``max_steps`` fits.
         n_executed: actions of a chunk to execute; None = all.
+        reward: see :func:`make_decision_env`.
         epochs: passes over a batch.
         minibatch_size: decisions per optimizer step.
         lr: learning rate of the policy.
+        target_kl: the policy rests, and only the critic learns, on a minibatch whose
+            ``kl_approx`` is above it: as far as that from the policy that collected
+            (nats per ratio of ``granularity``), the batch says little. None = never.
+            At the same ``lr``, heads move by very different distances.
         clip_epsilon: see :class:`ChunkPPOLoss`, as for the next three.
         granularity: see there.
         entropy_coeff: see there.
@@ -49,9 +55,11 @@ class FinetuneSettings:
     iterations: int = 60
     num_decisions: int | None = None
     n_executed: int | None = None
+    reward: Reward = "success"
     epochs: int = 3
     minibatch_size: int = 256
     lr: float = 3e-4
+    target_kl: float | None = None
     clip_epsilon: float | tuple[float, float] = 0.2
     granularity: Granularity = "token"
     entropy_coeff: float = 0.0
@@ -78,10 +86,11 @@ class FinetuneSettings:
                     f"FinetuneSettings: expected {name} >= 1, got "
                     f"{getattr(self, name)}."
                 )
-        for name in ("lr", "max_grad_norm"):
-            if not 0 < getattr(self, name) < float("inf"):
+        for name in ("lr", "max_grad_norm", "target_kl"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
                 raise SettingsError(
-                    f"FinetuneSettings: expected {name} > 0, got {getattr(self, name)}."
+                    f"FinetuneSettings: expected {name} > 0, got {value}."
                 )
 
     def as_values(self) -> dict[str, Any]:

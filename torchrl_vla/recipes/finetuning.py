@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tensordict.nn import TensorDictModuleBase
 from torchrl.envs import EnvBase
 from tqdm import tqdm
 
@@ -20,10 +21,14 @@ from torchrl_vla.evaluation import (
     evaluate,
     hash_weights,
 )
-from torchrl_vla.recipes.checkpoint import save_checkpoint
+from torchrl_vla.policies import StochasticVLAWrapper
 from torchrl_vla.recipes.datasets import Demonstrations
+from torchrl_vla.recipes.finetunable import (
+    check_finetunable,
+    make_actor,
+    save_finetuned,
+)
 from torchrl_vla.recipes.finetune_settings import FinetuneSettings, SettingsError
-from torchrl_vla.recipes.heads import TinyPolicies
 from torchrl_vla.recipes.learner import Learner
 from torchrl_vla.recipes.model_space import ModelSpace
 from torchrl_vla.recipes.rollouts import Rollouts, WorkerRollouts, make_decision_env
@@ -48,6 +53,7 @@ _COLUMNS = (
     "entropy",
     "reference_kl",
     "explained_variance",
+    "policy_steps",
     "success",
     "success_low",
     "success_high",
@@ -72,12 +78,13 @@ class FinetuneResult:
 
 
 def finetune(
-    policy: TinyPolicies,
-    space: ModelSpace,
+    policy: StochasticVLAWrapper,
+    space: ModelSpace | None,
     env: EnvBase,
     folder: Path | str,
     settings: FinetuneSettings | None = None,
     *,
+    critic: TensorDictModuleBase | None = None,
     eval_env: EnvBase | None = None,
     demonstrations: Demonstrations | None = None,
     collector: Any | None = None,
@@ -93,14 +100,22 @@ def finetune(
     policy samples while it learns and is evaluated without sampling.
 
     Args:
-        policy: trained in place; a head with log-probabilities.
-        space: of the policy.
+        policy: trained in place; a head with log-probabilities. Weights that require
+            no gradient stay as they are.
+        space: that the policy was trained in; None = it reads and writes robot space
+            by itself, as ``LeRobotFlowPolicy`` does.
         env: where it learns; batched, with episode seeds.
-        folder: receives ``log.csv``, ``evaluations/``, ``training_state.pt``,
-            ``policy/`` (what ``load_actor`` reads) and ``comparison.json``.
+        folder: receives ``log.csv``, ``evaluations/``, ``training_state.pt`` (all
+            weights, frozen ones too), ``comparison.json`` and ``policy/``: what
+            ``load_actor`` reads, for the tiny policies and ``LeRobotFlowPolicy``; for
+            classes of your own ``weights.pt``, their ``state_dict``.
         settings: how; the defaults of :class:`FinetuneSettings`.
 
     Keyword Args:
+        critic: trained beside the policy by an algorithm that needs one. Reads what
+            the policy would: observations in its space. Writes ``state_value`` float
+            ``[*B, 1]``. None = for a tiny policy a ``TinyCritic`` that begins with a
+            copy of its backbone.
         eval_env: where it is judged; None = in ``env``.
         demonstrations: to clone beside, with ``bc_coeff``.
         collector: a TorchRL collector of several processes or machines over
@@ -110,15 +125,17 @@ def finetune(
 
     Raises:
         TypeError: the policy has no log-probabilities.
-        SettingsError: settings contradict each other or the environment.
+        SettingsError: settings contradict each other, the policy or the environment;
+            the space is not the policy's; a critic is missing or not needed.
         ResumeError: the folder was begun with other settings.
         RuntimeError: a loss is not finite; names the iteration.
     """
     settings = FinetuneSettings() if settings is None else settings
+    check_finetunable(policy, space, env)
     folder = Path(folder)
     (folder / "evaluations").mkdir(parents=True, exist_ok=True)
     policy.eval()  # dropout would make every ratio differ from 1
-    learner = Learner(policy, space, settings, demonstrations)
+    learner = Learner(policy, space, settings, demonstrations, critic)
     state = TrainingState(folder, learner.parts, settings.as_values())
     done = state.read() or 0
     if done > settings.iterations:
@@ -136,7 +153,7 @@ def finetune(
             return EvaluationResult.from_json(path)
         result = evaluate(
             env if eval_env is None else eval_env,
-            space.actor(policy, replan_interval=settings.n_executed),
+            make_actor(policy, space, settings.n_executed),
             settings.eval_episodes,
             seed=(settings.seed + 1) % 1009,
             provenance={
@@ -147,7 +164,6 @@ def finetune(
         path.write_text(result.to_json())
         return result
 
-    latest = before = judge(0)
     bar = tqdm(
         total=settings.iterations,
         initial=done,
@@ -157,6 +173,7 @@ def finetune(
     )
     # Worker processes that nobody stops would keep a failed training from ending.
     with closing(rollouts), closing(log), bar:
+        latest = before = judge(0)
         for iteration in range(done + 1, settings.iterations + 1):
             started = time.perf_counter()
             with _own_random_numbers(settings.seed_of(iteration)):
@@ -180,15 +197,15 @@ def finetune(
             )
             bar.update()
     after = judge(settings.iterations)
-    save_checkpoint(folder / "policy", policy, space)
+    save_finetuned(folder / "policy", policy, space, env)
     comparison = compare(after, before, names=("after", "before"))
     (folder / "comparison.json").write_text(comparison.to_json())
     return FinetuneResult(before, after, comparison, rows)
 
 
 def _open_rollouts(
-    policy: TinyPolicies,
-    space: ModelSpace,
+    policy: StochasticVLAWrapper,
+    space: ModelSpace | None,
     env: EnvBase,
     settings: FinetuneSettings,
     collector: Any | None,
@@ -224,6 +241,7 @@ def _open_rollouts(
         n_executed=settings.n_executed,
         seed=settings.seed,
         group_size=group_size,
+        reward=settings.reward,
     )
     return Rollouts(decision_env, policy, num_decisions)
 

@@ -35,7 +35,10 @@ from torchrl_vla.tokenizers import UniformActionTokenizer
 #: that reinforcement learning can train them.
 Head = Literal["regression", "tokens", "gaussian", "flow", "diffusion"]
 
-TinyPolicies = TinyVLA | TinyTokenVLA | TinyGaussianVLA | TinyFlowVLA | TinyDiffusionVLA
+#: Those with log-probabilities.
+StochasticTinyPolicies = TinyTokenVLA | TinyGaussianVLA | TinyFlowVLA | TinyDiffusionVLA
+
+TinyPolicies = TinyVLA | StochasticTinyPolicies
 
 #: Token heads split the range that the demonstrations use into this many bins.
 _NUM_BINS = 21
@@ -129,7 +132,7 @@ def make_cloning_loss(
 
 def make_stochastic(
     policy: TinyPolicies, *, initial_std: float = 0.2, flow_noise: float = 0.5
-) -> TinyPolicies:
+) -> StochasticTinyPolicies:
     """Return what a cloned policy becomes for reinforcement learning.
 
     A regression head gets a spread (another policy, its weights copied), a flow gets

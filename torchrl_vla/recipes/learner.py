@@ -8,39 +8,56 @@ from typing import Any
 
 import torch
 from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 from torchrl.objectives import LossModule
 
 from torchrl_vla.objectives import (
     ChunkPPOLoss,
+    LeRobotLoss,
     add_reference_log_probs,
     recompute_log_probs,
 )
-from torchrl_vla.policies import TinyCritic
+from torchrl_vla.policies import LeRobotFlowPolicy, StochasticVLAWrapper
 from torchrl_vla.recipes.algorithms import count_outcomes
 from torchrl_vla.recipes.behavior_cloning import make_training_transform
 from torchrl_vla.recipes.datasets import Demonstrations
+from torchrl_vla.recipes.finetunable import make_critic
 from torchrl_vla.recipes.finetune_settings import FinetuneSettings, SettingsError
-from torchrl_vla.recipes.heads import TinyPolicies, make_cloning_loss
+from torchrl_vla.recipes.heads import make_cloning_loss
 from torchrl_vla.recipes.model_space import ModelSpace
 from torchrl_vla.schema import EXECUTED_STEPS_KEY
 
 
 class Learner:
-    """Turn rollouts into optimizer steps."""
+    """Turn rollouts into optimizer steps.
+
+    Weights that do not require a gradient stay as they are.
+
+    Args:
+        policy: trained in place.
+        space: of the policy; None = it speaks robot space.
+        settings: how.
+        demonstrations: to clone beside.
+        critic: trained in place; None = see :func:`make_critic`.
+
+    Raises:
+        SettingsError: they do not fit together.
+    """
 
     def __init__(
         self,
-        policy: TinyPolicies,
-        space: ModelSpace,
+        policy: StochasticVLAWrapper,
+        space: ModelSpace | None,
         settings: FinetuneSettings,
         demonstrations: Demonstrations | None,
+        critic: TensorDictModuleBase | None = None,
     ) -> None:
         self.settings = settings
         self.policy = policy
         self.cloning = _Cloning(policy, space, settings, demonstrations)
         algorithm = settings.algorithm
-        self.critic = TinyCritic.from_policy(policy) if algorithm.needs_critic else None
+        self.critic = make_critic(policy, critic, algorithm)
         self.reference = _frozen_copy(policy) if settings.reference_kl_coeff else None
         self.loss = ChunkPPOLoss(
             policy,
@@ -50,10 +67,10 @@ class Learner:
             entropy_coeff=settings.entropy_coeff,
             reference_kl_coeff=settings.reference_kl_coeff,
         )
-        groups = [{"params": list(policy.parameters()), "lr": settings.lr}]
+        groups = [{"params": _trainable(policy), "lr": settings.lr}]
         self.parts: dict[str, Any] = {"policy": policy}
         if self.critic is not None:
-            parameters = list(self.critic.parameters())
+            parameters = _trainable(self.critic)
             groups.append({"params": parameters, "lr": algorithm.critic_lr})
             self.parts["critic"] = self.critic
         if self.reference is not None:
@@ -74,17 +91,23 @@ class Learner:
         }
         if not len(decisions):  # every group agreed: nothing to learn from
             return numbers
+        size = settings.minibatch_size
+        order = torch.randperm(len(decisions))
         if settings.recompute:
-            recompute_log_probs(self.policy, decisions)
+            # In the batches of the first epoch: in others, kernels may round otherwise.
+            shuffled = decisions[order]
+            recompute_log_probs(self.policy, shuffled, minibatch_size=size)
+            decisions = shuffled[order.argsort()]
         if self.reference is not None:
-            add_reference_log_probs(self.reference, decisions)
-        warmup = getattr(settings.algorithm, "critic_warmup", 0)
+            add_reference_log_probs(self.reference, decisions, minibatch_size=size)
+        warmup = settings.algorithm.critic_warmup
         self.cloning.begin(iteration)
         totals: dict[str, Tensor] = {}
         steps = 0
-        for _ in range(settings.epochs):
-            order = torch.randperm(len(decisions))
-            for rows in order.split(settings.minibatch_size):
+        for epoch in range(settings.epochs):
+            if epoch:
+                order = torch.randperm(len(decisions))
+            for rows in order.split(size):
                 out = self._step(decisions[rows], critic_only=iteration <= warmup)
                 steps += 1
                 for name, value in out.items():
@@ -99,11 +122,16 @@ class Learner:
 
     def _step(self, batch: TensorDictBase, critic_only: bool) -> dict[str, Tensor]:
         out = dict(self.loss(batch).items())
+        limit = self.settings.target_kl
+        rests = critic_only or (limit is not None and out["kl_approx"].item() > limit)
+        out["policy_steps"] = torch.tensor(float(not rests))
         names = [name for name in out if name.startswith("loss_")]
-        if critic_only:
+        if rests and self.critic is None:
+            return {name: value.detach() for name, value in out.items()}
+        if rests:
             names = ["loss_critic"]
         total = sum(out[name] for name in names)
-        if self.cloning.loss is not None and not critic_only:
+        if self.cloning.loss is not None and not rests:
             out["loss_bc"] = self.cloning()
             total = total + out["loss_bc"]
         self.optimizer.zero_grad(set_to_none=True)
@@ -119,8 +147,8 @@ class _Cloning:
 
     def __init__(
         self,
-        policy: TinyPolicies,
-        space: ModelSpace,
+        policy: StochasticVLAWrapper,
+        space: ModelSpace | None,
         settings: FinetuneSettings,
         demonstrations: Demonstrations | None,
     ) -> None:
@@ -133,7 +161,10 @@ class _Cloning:
         self.settings = settings
         self.loss: LossModule | None = None
         if demonstrations is not None:
-            self.loss = make_cloning_loss(policy)
+            if isinstance(policy, LeRobotFlowPolicy):
+                self.loss = _make_lerobot_loss(policy)
+            else:
+                self.loss = make_cloning_loss(policy)
             self.buffer = demonstrations.replay_buffer(
                 settings.minibatch_size,
                 transform=make_training_transform(
@@ -149,10 +180,28 @@ class _Cloning:
 
     def __call__(self) -> Tensor:
         """Return the weighted loss of the next batch."""
-        return self.settings.bc_coeff * self.loss(self.buffer.sample())["loss_bc"]
+        (name,) = self.loss.out_keys
+        return self.settings.bc_coeff * self.loss(self.buffer.sample())[name]
 
 
-def _frozen_copy(policy: TinyPolicies) -> TinyPolicies:
-    copied = copy.deepcopy(policy).requires_grad_(False)
-    copied.instructions = policy.instructions
-    return copied.eval()
+def _make_lerobot_loss(policy: LeRobotFlowPolicy) -> LeRobotLoss:
+    wrapper = policy.wrapper
+    if not wrapper.masks_padding:
+        raise SettingsError(
+            "finetune: expected demonstrations beside a policy whose own loss leaves "
+            f"padded actions out, got {type(wrapper.policy).__name__}, whose loss "
+            "counts them. Leave them and bc_coeff out; to clone first, use "
+            "train_lerobot(policy.wrapper, demonstrations, train_on_padding=True)."
+        )
+    # In training mode from here on; whenever it acts or judges, it is not.
+    return LeRobotLoss(wrapper).train()
+
+
+def _trainable(module: nn.Module) -> list[nn.Parameter]:
+    return [p for p in module.parameters() if p.requires_grad]
+
+
+def _frozen_copy(policy: StochasticVLAWrapper) -> StochasticVLAWrapper:
+    """Copy a policy; weights that nobody trains are shared, not copied."""
+    frozen = {id(p): p for p in policy.parameters() if not p.requires_grad}
+    return copy.deepcopy(policy, frozen).requires_grad_(False).eval()

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torchrl.collectors import Collector
 from torchrl.collectors.distributed import DistributedSyncCollector
-from torchrl.envs import Compose, EnvBase, ExplorationType, TransformedEnv
+from torchrl.envs import (
+    Compose,
+    EnvBase,
+    ExplorationType,
+    Transform,
+    TransformedEnv,
+)
 
 from torchrl_vla.envs import ScheduledEpisodes
 from torchrl_vla.execution import MultiAction
@@ -21,10 +27,14 @@ from torchrl_vla.schema import (
     ELEMENT_LOG_PROBS_KEY,
     EPISODE_SEED_KEY,
     IS_EXECUTED_KEY,
+    SUCCESS_KEY,
     ExecutionError,
     MissingKeyError,
 )
-from torchrl_vla.transforms import ActionScaling
+from torchrl_vla.transforms import ActionScaling, SuccessReward
+
+#: What a decision earns: 1 in success, or what the environment pays.
+Reward = Literal["success", "environment"]
 
 _PROBES = 64  # decisions of a batch that are asked about again
 _ROUNDING = 1e-3  # of a log-probability, on another machine; an update moves more
@@ -32,37 +42,64 @@ _ROUNDING = 1e-3  # of a log-probability, on another machine; an update moves mo
 
 def make_decision_env(
     env: EnvBase,
-    space: ModelSpace,
+    space: ModelSpace | None,
     *,
     chunk_size: int,
     n_executed: int | None = None,
     seed: int = 0,
     group_size: int = 1,
+    reward: Reward = "success",
 ) -> TransformedEnv:
-    """Put an environment in model space, where one step is one decision.
+    """Put an environment in a policy's space, where one step is one decision.
 
     What the policy reads and what it chose are then exactly what a loss computes
     from: nothing is converted on the way into the training.
 
     Args:
         env: batched, with episode seeds; in robot space.
-        space: of the policy.
+        space: of the policy; None = it reads and writes robot space by itself, as
+            ``LeRobotFlowPolicy`` does. There is no default, so that nobody forgets it.
         chunk_size: ``H`` of the policy.
         n_executed: actions of a chunk to execute; None = all.
         seed: of the schedule of episodes.
         group_size: rows that begin their episodes alike.
+        reward: ``"success"`` = 1 for a decision that ends in success, else 0: what an
+            evaluation counts. ``"environment"`` = the sum of the environment's own
+            over a decision. Many simulators pay for being close at every step, and end
+            at success: then the best policy for their reward hovers and never succeeds.
+
+    Raises:
+        MissingKeyError: the environment writes no ``success``.
+        ValueError: there is no such reward.
     """
+    if reward not in get_args(Reward):
+        raise ValueError(
+            f"make_decision_env: expected a reward of {get_args(Reward)}, got "
+            f"{reward!r}."
+        )
+    written = [
+        *env.full_observation_spec.keys(True, True),
+        *env.full_done_spec.keys(True, True),
+    ]
+    if reward == "success" and SUCCESS_KEY not in written:
+        raise MissingKeyError(
+            f"make_decision_env: expected {SUCCESS_KEY!r} bool [N, 1] of "
+            f"{type(env).__name__}, got only {sorted(map(str, written))}. Let it write "
+            "success, or train on its own reward with reward='environment'."
+        )
     scheduled = ScheduledEpisodes(env, seed=seed, group_size=group_size)
     # MultiAction comes first: what is scaled then is a whole chunk on its way in, and
     # on the way out the last state of a decision instead of that of every step.
-    transforms = [
-        MultiAction(chunk_size, n_executed=n_executed),
-        ActionScaling.from_metadata(
+    transforms: list[Transform] = [MultiAction(chunk_size, n_executed=n_executed)]
+    if reward == "success":
+        transforms.append(SuccessReward())
+    if space is not None:
+        scaling = ActionScaling.from_metadata(
             space.metadata, space.mode, in_keys_inv=[ACTION_CHUNK_KEY]
-        ),
-    ]
-    if space.state_scaling is not None:
-        transforms.append(space.state_scaling)
+        )
+        transforms.append(scaling)
+        if space.state_scaling is not None:
+            transforms.append(space.state_scaling)
     return TransformedEnv(scheduled, Compose(*transforms))
 
 

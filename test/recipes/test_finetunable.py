@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from robot_space_fakes import S, make_mover, make_state_critic
+from tensordict.nn import TensorDictModule
+from torch import nn
+from torchrl.envs import InitTracker, TransformedEnv
+
+from torchrl_vla.envs import TabletopEnv
+from torchrl_vla.policies import LeRobotPolicyWrapper, TinyCritic, TinyGaussianVLA
+from torchrl_vla.recipes import (
+    GRPO,
+    PPO,
+    FinetuneSettings,
+    ModelSpace,
+    SettingsError,
+    finetune,
+    load_actor,
+)
+from torchrl_vla.recipes.finetunable import make_actor, make_critic, save_finetuned
+from torchrl_vla.schema import FeatureStatistics, SchemaError
+
+SMALL = FinetuneSettings(iterations=1, eval_episodes=2)
+
+
+def make_env():
+    return TabletopEnv(2, image_size=16, num_blocks=2, max_steps=4, seed=0)
+
+
+def make_tiny():
+    return TinyGaussianVLA(action_dim=2, chunk_size=4, state_dim=S, hidden=8, depth=1)
+
+
+def make_space():
+    statistics = FeatureStatistics.from_samples(torch.tensor([[0.0, 0.0], [4.0, 2.0]]))
+    return ModelSpace(replace(make_env().metadata, action_statistics=statistics))
+
+
+def frozen():
+    return make_mover().requires_grad_(False)
+
+
+def parasite(policy):
+    return TensorDictModule(
+        nn.Sequential(policy.eyes, policy.out, nn.Linear(8, 1)),
+        in_keys=[("observation", "state")],
+        out_keys=["state_value"],
+    )
+
+
+@pytest.mark.parametrize(
+    ("make_policy", "message"),
+    [
+        (make_tiny, r"expected the ModelSpace that TinyGaussianVLA was trained in, g"),
+        (frozen, r"expected a Mover with weights to train, got one whose requires_g"),
+        (
+            make_mover,
+            r"expected a critic with PPO for Mover, from which none can be made, got "
+            r"None\. Pass critic=, .* or use GRPO or RLOO, which need none",
+        ),
+    ],
+)
+def test_a_policy_that_could_not_learn_is_refused(make_policy, message, tmp_path):
+    with pytest.raises(SettingsError, match=message):
+        finetune(make_policy(), None, make_env(), tmp_path / "run", SMALL)
+
+
+def test_a_policy_of_lerobots_without_log_probabilities_is_refused(tmp_path):
+    policy = LeRobotPolicyWrapper(lambda batch: batch, action_dim=2, chunk_size=4)
+    with pytest.raises(TypeError, match=r"got LeRobotPolicyWrapper .* LeRobotFlowPol"):
+        finetune(policy, None, make_env(), tmp_path / "run", SMALL)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_critic_that_nobody_needs_is_refused(tmp_path):
+    settings = replace(SMALL, algorithm=GRPO(group_size=2))
+    critic = make_state_critic()
+    with pytest.raises(
+        SettingsError,
+        match=r"expected no critic with GRPO, which trains none, got a TensorDictMod",
+    ):
+        finetune(make_mover(), None, make_env(), tmp_path, settings, critic=critic)
+
+
+def test_a_critic_that_writes_something_else_is_refused():
+    critic = TinyCritic(make_tiny().backbone, value_key="worth")
+    with pytest.raises(
+        SettingsError, match=r"writes 'state_value', got TinyCritic with .* \['worth'\]"
+    ):
+        make_critic(make_mover(), critic, PPO())
+
+
+def test_a_critic_that_would_train_the_policy_is_refused():
+    policy = make_mover()
+    with pytest.raises(SettingsError, match=r"got one that shares 2 with the policy"):
+        make_critic(policy, parasite(policy), PPO())
+    policy.out.requires_grad_(False)  # frozen weights may be shared
+    critic = parasite(policy)
+    assert make_critic(policy, critic, PPO()) is critic
+
+
+def test_a_tiny_policy_brings_its_own_critic_or_takes_another():
+    policy, critic = make_tiny(), make_state_critic()
+    own = make_critic(policy, None, PPO())
+    ours, theirs = own.backbone.entry.weight, policy.backbone.entry.weight
+    assert torch.equal(ours, theirs)
+    assert ours is not theirs
+    assert make_critic(policy, critic, PPO()) is critic
+    assert make_critic(policy, None, GRPO()) is None
+
+
+def test_actions_are_scaled_for_a_policy_of_another_space_and_for_no_other():
+    env = TransformedEnv(make_env(), InitTracker())
+    observed = env.reset()
+    policy, space = make_mover(), make_space()
+    first = policy(observed.clone())["action_chunk"][:, 0]
+    alone = make_actor(policy, None, 2)(observed.clone())["action"]
+    scaled = make_actor(policy, space, 2)(observed.clone())["action"]
+    mean_and_std = torch.tensor([2.0, 1.0])  # of make_space: of 0 and 4, of 0 and 2
+    torch.testing.assert_close(alone, first)
+    torch.testing.assert_close(scaled, mean_and_std + mean_and_std * first)
+
+
+def test_of_a_class_of_ones_own_the_weights_are_written_and_not_guessed_back(tmp_path):
+    policy, env = make_mover(), make_env()
+    save_finetuned(tmp_path / "policy", policy, None, env)
+    assert [path.name for path in (tmp_path / "policy").iterdir()] == ["weights.pt"]
+    weights = torch.load(tmp_path / "policy" / "weights.pt", weights_only=True)
+    other = make_mover().requires_grad_(True)
+    nn.init.zeros_(other.eyes.weight)
+    other.load_state_dict(weights)
+    assert torch.equal(other.eyes.weight, policy.eyes.weight)
+    with pytest.raises(SchemaError, match=r"load_checkpoint: expected .*, got no \["):
+        load_actor(tmp_path / "policy", metadata=env.metadata)
