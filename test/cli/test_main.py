@@ -59,12 +59,21 @@ def test_collect_writes_a_lerobot_dataset_on_request(tmp_path, capsys, images):
 def test_the_demo_prints_every_evaluation_and_where_the_report_is(tmp_path, capsys):
     sizes = ["--demonstrations", "6", "--steps", "2", "--episodes", "2"]
     folder = ["--folder", str(tmp_path), "--image-size", "16"]
-    assert main(["demo", *folder, *sizes]) == 0
+    assert main(["demo", *folder, *sizes, "--iterations", "1"]) == 0
     out = capsys.readouterr().out
-    for name in ("before", "after", "shuffled instruction", "blind"):
+    for name in ("before", "cloned", "after", "shuffled instruction", "blind"):
         assert f"{name}: success " in out
     assert str(tmp_path / "report.html") in out
     assert json.loads((tmp_path / "after.json").read_text())["summary"]["episodes"] == 2
+
+
+def test_the_demo_only_clones_on_request_and_in_metaworld(tmp_path, capsys):
+    sizes = ["--demonstrations", "6", "--steps", "2", "--episodes", "2"]
+    folder = ["--folder", str(tmp_path), "--image-size", "16"]
+    assert main(["demo", *folder, *sizes, "--iterations", "0"]) == 0
+    assert "cloned: success" not in capsys.readouterr().out
+    assert main(["demo", "--env", "metaworld", *folder, "--iterations", "3"]) == 1
+    assert "--env metaworld, whose demo only clones, got 3" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("opengl")

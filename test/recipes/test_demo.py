@@ -3,13 +3,22 @@ from __future__ import annotations
 import csv
 import json
 from dataclasses import replace
+from html import unescape
 
 import pytest
 
 from torchrl_vla.data import DemonstrationDataset
 from torchrl_vla.envs import TabletopEnv
 from torchrl_vla.evaluation import EvaluationResult, evaluate
-from torchrl_vla.recipes import DEMO_SETTINGS, load_actor, run_demo
+from torchrl_vla.recipes import (
+    DEMO_SETTINGS,
+    PPO,
+    FinetuneSettings,
+    RunLog,
+    load_actor,
+    load_checkpoint,
+    run_demo,
+)
 
 SETTINGS = replace(
     DEMO_SETTINGS["tabletop"],
@@ -21,6 +30,9 @@ SETTINGS = replace(
     control_episodes=4,
     films=2,
     seed=3,
+    improve=FinetuneSettings(
+        algorithm=PPO(critic_warmup=0), iterations=2, epochs=1, eval_interval=1
+    ),
 )
 
 
@@ -41,6 +53,7 @@ def test_every_evaluation_has_its_episodes_and_is_on_disk(demo):
     lengths = {name: len(result) for name, result in results.items()}
     assert lengths == {
         "before": 4,
+        "cloned": 6,
         "after": 6,
         "shuffled instruction": 4,
         "blind": 4,
@@ -85,7 +98,9 @@ def test_the_report_shows_rates_intervals_curve_and_films(demo):
     assert f"{100 * results['after'].success_rate:.1f} %" in page
     assert f"{100 * low:.1f} to {100 * high:.1f} %" in page
     assert page.count("data:image/png;base64,") == 2
-    assert page.count("<svg") == 2
+    assert page.count("<svg") == 3
+    comparison = json.loads((folder / "finetuning" / "comparison.json").read_text())
+    assert comparison["summary"]["verdict"] in unescape(page)
     for text in results["after"].by_instruction():
         assert text in page
     assert len(list(folder.glob("film_*.png"))) == 2
@@ -96,6 +111,24 @@ def test_the_learning_curve_ends_with_the_last_step(demo):
     with (folder / "learning_curve.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["step"] for row in rows] == ["25", "30"]
+
+
+def test_the_clone_and_the_improved_policy_meet_the_same_episodes(demo):
+    folder, results = demo
+    cloned, after = results["cloned"].episodes, results["after"].episodes
+    assert [episode.seed for episode in cloned] == [e.seed for e in after]
+    assert len(RunLog.read(folder / "finetuning" / "log.csv")) == 2
+    policy, _ = load_checkpoint(folder / "policy")
+    assert type(policy).__name__ == "TinyGaussianVLA"
+
+
+def test_without_reinforcement_learning_the_clone_is_the_result(tmp_path):
+    settings = replace(SETTINGS, improve=None)
+    results = run_demo(make_env(), tmp_path, settings, progress=False)
+    assert list(results) == ["before", "after", "shuffled instruction", "blind"]
+    assert len(results["after"]) == 6
+    assert type(load_checkpoint(tmp_path / "policy")[0]).__name__ == "TinyVLA"
+    assert "Reinforcement learning" not in (tmp_path / "report.html").read_text()
 
 
 def test_the_same_seed_gives_the_same_demo(demo, tmp_path):

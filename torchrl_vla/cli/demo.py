@@ -8,20 +8,24 @@ from pathlib import Path
 
 from torchrl.envs import EnvBase
 
+from torchrl_vla.cli.options import OptionError
 from torchrl_vla.envs import RenderingError
 from torchrl_vla.recipes import (
     DEMO_SETTINGS,
     ExpertEnvironmentName,
+    FinetuneSettings,
     make_environment,
     run_demo,
 )
 
 _FILM_SIZE = 160
+_IMAGE_SIZES = {"tabletop": 32}  # in which reinforcement learning takes minutes
+_TRAIN_ENVS = 512
 
 
 @dataclass(frozen=True)
 class Demo:
-    """Collect demonstrations, clone them, evaluate, and write a report.
+    """Collect demonstrations, clone them, improve the clone, and write a report.
 
     What is left out takes the values that the documentation quotes.
     """
@@ -35,7 +39,9 @@ class Demo:
     demonstrations: int | None = None
     """Successful episodes to collect, over all tasks."""
     steps: int | None = None
-    """Optimizer steps."""
+    """Optimizer steps of the cloning."""
+    iterations: int | None = None
+    """Of reinforcement learning after it; 0 = only clone. MetaWorld's demo has none."""
     episodes: int | None = None
     """Episodes of the evaluation after training; the controls get no more."""
     image_size: int | None = None
@@ -57,20 +63,38 @@ class Demo:
             settings = replace(
                 settings, episodes=self.episodes, control_episodes=control_episodes
             )
-        env = make_environment(
-            self.env,
-            tasks=self.tasks,
-            num_envs=min(32, settings.control_episodes),
-            image_size=self.image_size,
-            num_workers=self.num_workers,
-            seed=self.seed,
-        )
+        if self.iterations is not None:
+            settings = replace(settings, improve=self._improve(settings.improve))
+        env = self._make_env(min(32, settings.control_episodes))
+        train_env = None if settings.improve is None else self._make_env(_TRAIN_ENVS)
         film_env = self._make_film_env(env, settings.films)
-        results = run_demo(env, self.folder, settings, film_env=film_env)
+        results = run_demo(
+            env, self.folder, settings, train_env=train_env, film_env=film_env
+        )
         env.close()
         for name, result in results.items():
             print(f"\n{name}: {result}")
         print(f"\nreport: {self.folder / 'report.html'}")
+
+    def _improve(self, default: FinetuneSettings | None) -> FinetuneSettings | None:
+        if not self.iterations:
+            return None
+        if default is None:
+            raise OptionError(
+                f"demo: expected no --iterations with --env {self.env}, whose demo "
+                f"only clones, got {self.iterations}. Use `torchrl-vla finetune`."
+            )
+        return replace(default, iterations=self.iterations)
+
+    def _make_env(self, num_envs: int) -> EnvBase:
+        return make_environment(
+            self.env,
+            tasks=self.tasks,
+            num_envs=num_envs,
+            image_size=self.image_size or _IMAGE_SIZES.get(self.env),
+            num_workers=self.num_workers,
+            seed=self.seed,
+        )
 
     def _make_film_env(self, env: EnvBase, films: int) -> EnvBase | None:
         """Return where to film, or None, and why, on a machine that cannot draw."""

@@ -14,15 +14,17 @@ def line_chart(
     *,
     x_label: str,
     y_label: str,
+    y_range: tuple[float, float] | None = None,
     width: int = 640,
     height: int = 260,
 ) -> str:
-    """Draw points as a line, ``x`` from 0 on and ``y`` logarithmic, as SVG text.
+    """Draw points as a line, ``x`` from 0 on, as SVG text.
 
     Args:
-        points: ``(x, y)``, at least two, with increasing ``x >= 0`` and ``y > 0``.
+        points: ``(x, y)``, at least two, with increasing ``x >= 0``.
         x_label: what ``x`` counts.
         y_label: what ``y`` measures.
+        y_range: of a linear axis; None = a logarithmic one that fits ``y > 0``.
         width: in pixels.
         height: in pixels.
 
@@ -33,20 +35,21 @@ def line_chart(
         >>> line_chart([(0, 1.0), (10, 0.1)], x_label="step", y_label="loss")[:4]
         '<svg'
     """
-    if len(points) < 2 or any(y <= 0 for _, y in points):
+    is_log = y_range is None
+    if len(points) < 2 or (is_log and any(y <= 0 for _, y in points)):
         raise ValueError(
-            "line_chart: expected at least two points with y > 0, got "
-            f"{list(points)[:5]}."
+            "line_chart: expected at least two points, with y > 0 unless there is a "
+            f"y_range, got {list(points)[:5]}."
         )
     left, right, top, bottom = 72, 24, 12, 40
     x_low, x_high = 0.0, points[-1][0]
-    logs = [log10(y) for _, y in points]
-    y_low, y_high = min(logs), max(logs)
+    heights = [log10(y) if is_log else y for _, y in points]
+    y_low, y_high = (min(heights), max(heights)) if y_range is None else y_range
     y_high = max(y_high, y_low + 1e-3)
 
-    def place(x: float, y_log: float) -> tuple[float, float]:
+    def place(x: float, y: float) -> tuple[float, float]:
         across = (x - x_low) / max(x_high - x_low, 1e-9)
-        up = (y_log - y_low) / (y_high - y_low)
+        up = (y - y_low) / (y_high - y_low)
         return (
             left + across * (width - left - right),
             height - bottom - up * (height - top - bottom),
@@ -54,13 +57,13 @@ def line_chart(
 
     parts = []
     for i in range(5):
-        y_log = y_low + (y_high - y_low) * i / 4
-        x_start, y = place(x_low, y_log)
+        value = y_low + (y_high - y_low) * i / 4
+        x_start, y = place(x_low, value)
         parts.append(
             f'<line x1="{x_start:.1f}" x2="{width - right}" y1="{y:.1f}" '
             f'y2="{y:.1f}" stroke="{_FAINT}"/>'
             f'<text x="{x_start - 6:.1f}" y="{y + 4:.1f}" text-anchor="end">'
-            f"{10**y_log:.3g}</text>"
+            f"{10**value if is_log else value:.3g}</text>"
         )
         x_value = x_low + (x_high - x_low) * i / 4
         x, y_axis = place(x_value, y_low)
@@ -70,7 +73,7 @@ def line_chart(
         )
     path = " ".join(
         f"{x:.1f},{y:.1f}"
-        for x, y in (place(p[0], y_log) for p, y_log in zip(points, logs))
+        for x, y in (place(x, up) for (x, _), up in zip(points, heights))
     )
     parts.append(
         f'<polyline points="{path}" fill="none" stroke="{_ACCENT}" stroke-width="2"/>'

@@ -1,11 +1,12 @@
-"""The main job: demonstrations, cloning, evaluation before and after, controls."""
+"""The main job: demonstrations, cloning, reinforcement learning, honest numbers."""
 
 from __future__ import annotations
 
 import re
+import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -22,10 +23,14 @@ from torchrl_vla.evaluation import (
     shuffle_instructions,
     write_png,
 )
+from torchrl_vla.policies import TinyGaussianVLA
+from torchrl_vla.recipes.algorithms import PPO
 from torchrl_vla.recipes.behavior_cloning import train_behavior_cloning
 from torchrl_vla.recipes.checkpoint import save_checkpoint
 from torchrl_vla.recipes.environments import ENVIRONMENTS
-from torchrl_vla.recipes.heads import make_policy
+from torchrl_vla.recipes.finetune_settings import FinetuneSettings
+from torchrl_vla.recipes.finetuning import FinetuneResult, finetune
+from torchrl_vla.recipes.heads import make_policy, make_stochastic
 from torchrl_vla.recipes.model_space import ModelSpace
 from torchrl_vla.recipes.report import write_report
 from torchrl_vla.recipes.training_loop import TrainingLog
@@ -33,6 +38,7 @@ from torchrl_vla.schema import IMAGE_KEY
 
 _MEANINGS = {
     "before": "the policy with its random initial weights.",
+    "cloned": "the policy after cloning, before reinforcement learning.",
     "after": "the trained policy.",
     "shuffled instruction": (
         "the trained policy, told a random instruction in each episode. It falls to "
@@ -42,6 +48,7 @@ _MEANINGS = {
         "the trained policy, shown black images. It falls if the policy needs to look."
     ),
 }
+_AND_IMPROVED = ", which reinforcement learning then improved"
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,9 @@ class DemoSettings:
         control_episodes: episodes of every other evaluation.
         films: episodes that are filmed.
         seed: of demonstrations and training; evaluations use ``seed + 1``.
+        improve: how the clone is improved by reinforcement learning, its seed and
+            episodes being those above; None = not at all.
+        initial_std: spread of its actions then, in model space.
     """
 
     demonstrations: int
@@ -75,22 +85,32 @@ class DemoSettings:
     control_episodes: int
     films: int
     seed: int = 0
+    improve: FinetuneSettings | None = None
+    initial_std: float = 0.4
 
 
 #: What the command line runs for each environment it knows.
 DEMO_SETTINGS: dict[str, DemoSettings] = {
     "tabletop": DemoSettings(
-        demonstrations=1500,
+        demonstrations=120,
         noise=ENVIRONMENTS["tabletop"].noise,
         chunk_size=8,
         replan_interval=None,
-        hidden=256,
+        hidden=128,
         steps=1200,
-        batch_size=128,
-        lr=2e-3,
+        batch_size=64,
+        lr=1e-3,
         episodes=500,
         control_episodes=300,
         films=4,
+        improve=FinetuneSettings(
+            algorithm=PPO(gamma=0.95),
+            iterations=40,
+            lr=3e-4,
+            target_kl=0.03,
+            granularity="action",
+            eval_interval=10,
+        ),
     ),
     "metaworld": DemoSettings(
         demonstrations=300,
@@ -113,24 +133,28 @@ def run_demo(
     folder: Path | str,
     settings: DemoSettings,
     *,
+    train_env: EnvBase | None = None,
     film_env: EnvBase | None = None,
     progress: bool = True,
 ) -> dict[str, EvaluationResult]:
-    """Learn from a scripted expert, and write a folder that shows how well.
+    """Learn from a scripted expert, then from success; show how well in a folder.
 
     Args:
         env: with ``make_expert``, ``instructions``, ``metadata`` and episode seeds.
-        folder: receives ``dataset/``, ``policy/``, ``learning_curve.csv``, one JSON
-            file per evaluation, film strips and ``report.html``. A dataset that is
-            already there is replaced.
+        folder: receives ``dataset/``, ``policy/``, ``learning_curve.csv``,
+            ``finetuning/``, one JSON file per evaluation, film strips and
+            ``report.html``. A dataset and a fine-tuning already there are replaced.
         settings: sizes, rates and the seed.
+        train_env: where reinforcement learning happens, in a larger batch; None = in
+            ``env``.
         film_env: an environment with ``render()`` to film the trained policy in; it
             gives the same episodes as ``env`` for the same seeds. None = no film.
         progress: True = show progress bars.
 
     Returns:
-        The evaluations by name: ``"before"``, ``"after"``, ``"shuffled instruction"``
-        and, where there are images, ``"blind"``.
+        The evaluations by name: ``"before"``, with ``improve`` also ``"cloned"``, then
+        ``"after"``, ``"shuffled instruction"`` and, where there are images,
+        ``"blind"``.
     """
     started = time.perf_counter()
     folder = Path(folder)
@@ -167,8 +191,16 @@ def run_demo(
         seed=settings.seed,
         progress=progress,
     )
+    tuned = None
+    if settings.improve is None:
+        results["after"] = measure(actor, settings.episodes)
+    else:
+        policy = make_stochastic(policy, initial_std=settings.initial_std)
+        actor = space.actor(policy, replan_interval=settings.replan_interval)
+        where = env if train_env is None else train_env
+        tuned = _improve(policy, space, where, env, folder, settings, progress)
+        results["cloned"], results["after"] = tuned.before, tuned.after
     save_checkpoint(folder / "policy", policy, space)
-    results["after"] = measure(actor, settings.episodes)
     results["shuffled instruction"] = measure(
         shuffle_instructions(actor, env.instructions), settings.control_episodes
     )
@@ -179,8 +211,36 @@ def run_demo(
         actor.reset()
         strips = _film(film_env, actor, folder, settings)
     minutes = (time.perf_counter() - started) / 60
-    _write(folder, settings, dataset, log, results, strips, minutes)
+    _write(folder, settings, dataset, log, results, strips, minutes, tuned)
     return results
+
+
+def _improve(
+    policy: TinyGaussianVLA,
+    space: ModelSpace,
+    env: EnvBase,
+    eval_env: EnvBase,
+    folder: Path,
+    settings: DemoSettings,
+    progress: bool,
+) -> FinetuneResult:
+    """Train the policy in place by reinforcement learning."""
+    shutil.rmtree(folder / "finetuning", ignore_errors=True)
+    improve = replace(
+        settings.improve,
+        n_executed=settings.replan_interval,
+        eval_episodes=settings.episodes,
+        seed=settings.seed,
+    )
+    return finetune(
+        policy,
+        space,
+        env,
+        folder / "finetuning",
+        improve,
+        eval_env=eval_env,
+        progress=progress,
+    )
 
 
 def _film(
@@ -214,6 +274,7 @@ def _write(
     results: Mapping[str, EvaluationResult],
     strips: Mapping[str, Path],
     minutes: float,
+    tuned: FinetuneResult | None,
 ) -> None:
     log.to_csv(folder / "learning_curve.csv")
     for name, result in results.items():
@@ -224,17 +285,30 @@ def _write(
         summary=(
             f"{dataset.num_episodes} demonstrations of a scripted expert "
             f"({len(dataset)} frames) were cloned into one policy that is told in "
-            f"words what to do. Everything took {minutes:.1f} minutes."
+            f"words what to do{'' if tuned is None else _AND_IMPROVED}. Everything "
+            f"took {minutes:.1f} minutes."
         ),
         results=results,
         meanings={name: _MEANINGS[name] for name in results},
         losses=log.losses,
         strips=strips,
+        improvement=_successes(tuned),
+        verdict="" if tuned is None else tuned.comparison.verdict,
         facts={
-            **{name: str(value) for name, value in asdict(settings).items()},
+            **{name: str(value) for name, value in vars(settings).items()},
             "seed of the evaluations": str(settings.seed + 1),
             "minutes of training": f"{log.seconds / 60:.1f}",
             "threads": str(torch.get_num_threads()),
             "torch": torch.__version__,
         },
     )
+
+
+def _successes(tuned: FinetuneResult | None) -> list[tuple[int, float]]:
+    """Return (iteration, success rate) of every evaluation of the fine-tuning."""
+    if tuned is None:
+        return []
+    judged = [row for row in tuned.log if row.get("success") is not None]
+    return [(0, tuned.before.success_rate)] + [
+        (int(row["iteration"]), row["success"]) for row in judged
+    ]

@@ -36,6 +36,8 @@ def write_report(
     losses: Sequence[tuple[int, float]],
     strips: Mapping[str, Path],
     facts: Mapping[str, str],
+    improvement: Sequence[tuple[int, float]] = (),
+    verdict: str = "",
 ) -> Path:
     """Write a self-contained page (images and charts are inside the file).
 
@@ -48,6 +50,8 @@ def write_report(
         losses: ``(step, loss)`` of the training.
         strips: caption to PNG film strip.
         facts: what a reader needs to repeat it: seeds, sizes, times.
+        improvement: ``(iteration, success rate)`` of the reinforcement learning.
+        verdict: what came of that, in one sentence.
 
     Returns:
         ``path``.
@@ -68,7 +72,18 @@ def write_report(
     ]
     if len(losses) > 1:
         chart = line_chart(losses, x_label="training step", y_label="loss")
-        sections.append(f"<section><h2>Learning curve</h2>{chart}</section>")
+        sections.append(f"<section><h2>Cloning</h2>{chart}</section>")
+    if len(improvement) > 1:
+        chart = line_chart(
+            [(iteration, 100 * rate) for iteration, rate in improvement],
+            x_label="iteration",
+            y_label="success, %",
+            y_range=(0.0, 100.0),
+        )
+        sections.append(
+            "<section><h2>Reinforcement learning</h2>"
+            f"<p class='quiet'>{escape(verdict)}</p>{chart}</section>"
+        )
     if strips:
         films = "".join(_figure(*strip) for strip in strips.items())
         sections.append(f"<section><h2>What it looks like</h2>{films}</section>")
