@@ -94,7 +94,8 @@ CASES = {
     "tabletop-tokens-ppo": TOKENS,
     "tabletop-tokens-grpo": replace(
         TOKENS,
-        settings=replace(TOKENS.settings, algorithm=GRPO(group_size=8), iterations=150),
+        num_envs=1024,
+        settings=replace(TOKENS.settings, algorithm=GRPO(group_size=8), iterations=160),
     ),
     "tabletop-gaussian-ppo": GAUSSIAN,
     "tabletop-flow-ppo": replace(
@@ -130,16 +131,16 @@ _CHUNK_SIZE = 8
 
 def run_case(name: str, case: Case, seed: int, folder: Path) -> None:
     """Clone and fine-tune, unless it is done; goes on where it was stopped."""
-    folder = folder / f"{name}-{seed}"
     make_env = partial(make_environment, case.env, **case.options, seed=seed)
-    if not (folder / "cloned").exists():
-        clone(case, seed, folder, make_env)
-    policy, space = load_checkpoint(folder / "cloned")
+    cloned = folder / "clones" / f"{case.env}-{case.head}-{seed}"  # PPO's and GRPO's
+    if not (cloned / "policy").exists():
+        clone(case, seed, cloned, make_env)
+    policy, space = load_checkpoint(cloned / "policy")
     result = finetune(
         make_stochastic(policy, **case.stochastic),
         space,
         make_env(num_envs=case.num_envs),
-        folder / "finetuned",
+        folder / f"{name}-{seed}",
         replace(case.settings, seed=seed),
         eval_env=make_env(num_envs=100),
     )
@@ -177,10 +178,10 @@ def clone(case: Case, seed: int, folder: Path, make_env: Any) -> None:
         print(f"round {number + 1}: {100 * rate:.0f} %")
         if abs(rate - 0.5) < nearest:
             nearest = abs(rate - 0.5)
-            save_checkpoint(folder / "cloning", policy, space)
+            save_checkpoint(folder / "nearest", policy, space)
         if rate > 0.5:
             break
-    (folder / "cloning").rename(folder / "cloned")
+    (folder / "nearest").rename(folder / "policy")
 
 
 def shrink(case: Case) -> Case:
@@ -199,8 +200,8 @@ def shrink(case: Case) -> Case:
 def summarize(folder: Path) -> list[str]:
     """Return the rows of the table in the documentation."""
     rows = []
-    for path in sorted(folder.glob("*/finetuned/comparison.json")):
-        name, _, seed = path.parent.parent.name.rpartition("-")
+    for path in sorted(folder.glob("*/comparison.json")):
+        name, _, seed = path.parent.name.rpartition("-")
         files = sorted((path.parent / "evaluations").glob("*.json"))
         before, after = (EvaluationResult.from_json(f) for f in (files[0], files[-1]))
         low, high = (100 * bound for bound in compare(after, before).interval)
@@ -223,7 +224,7 @@ def plot(folder: Path, path: Path) -> None:
         1, len(cases), figsize=(3 * len(cases), 2.8), sharey=True, squeeze=False
     )
     for ax, name in zip(axes[0], cases):
-        for run in sorted(folder.glob(f"{name}-[0-9]*/finetuned")):
+        for run in sorted(folder.glob(f"{name}-[0-9]*")):
             log = RunLog.read(run / "log.csv")
             files = sorted((run / "evaluations").glob("*.json"))
             results = {int(f.stem): EvaluationResult.from_json(f) for f in files}
@@ -234,7 +235,7 @@ def plot(folder: Path, path: Path) -> None:
             xs = [minutes[i] for i in results]
             ys = [100 * r.success_rate for r in results.values()]
             bounds = [r.interval for r in results.values()]
-            (line,) = ax.plot(xs, ys, marker=".", label=run.parent.name[-1])
+            (line,) = ax.plot(xs, ys, marker=".", label=run.name[-1])
             low, high = ([100 * b[i] for b in bounds] for i in (0, 1))
             ax.fill_between(xs, low, high, color=line.get_color(), alpha=0.15)
         ax.axhline(90, color="gray", linewidth=0.5)

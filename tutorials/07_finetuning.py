@@ -22,7 +22,6 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import torch
 from tensordict.nn import TensorDictModule
-from torchrl.envs import TransformedEnv
 
 from torchrl_vla.data import collect
 from torchrl_vla.envs import ToyVLAEnv
@@ -39,15 +38,14 @@ from torchrl_vla.recipes import (
     train_behavior_cloning,
 )
 from torchrl_vla.schema import InstructionTable
-from torchrl_vla.transforms import SuccessReward
 
 torch.set_num_threads(1)  # small networks: more threads cost more than they give
 H = 4
 
 
 def make_env(num_envs):
-    """Make toy robots that are paid 1 for a success and nothing else."""
-    toy = ToyVLAEnv(
+    """Make toy robots."""
+    return ToyVLAEnv(
         action_dim=2,
         state_dim=4,
         success_steps=3,
@@ -57,7 +55,6 @@ def make_env(num_envs):
         batch_size=[num_envs],
         seed=0,
     )
-    return TransformedEnv(toy, SuccessReward())
 
 
 def aim_too_far_right(state):
@@ -114,9 +111,10 @@ policy = make_stochastic(cloned, initial_std=0.3)
 # --------------------
 #
 # ``make_decision_env`` puts the environment in model space, where one step is one
-# *decision*: ``MultiAction`` executes the chunk, sums its rewards and says which of its
-# positions were executed. The log-probabilities that a collector stores are those that
-# the loss computes again: before the first update every ratio is 1.
+# *decision*: ``MultiAction`` executes the chunk and says which of its positions were
+# executed. A decision that ends in success earns 1, whatever the toy's own reward. The
+# log-probabilities that a collector stores are those that the loss computes again: before
+# the first update every ratio is 1.
 
 rollouts = Rollouts(make_decision_env(make_env(64), space, chunk_size=H), policy, 4)
 decisions = rollouts.collect(0).reshape(-1)

@@ -92,12 +92,12 @@ class DemoSettings:
 #: What the command line runs for each environment it knows.
 DEMO_SETTINGS: dict[str, DemoSettings] = {
     "tabletop": DemoSettings(
-        demonstrations=120,
+        demonstrations=150,
         noise=ENVIRONMENTS["tabletop"].noise,
         chunk_size=8,
         replan_interval=None,
         hidden=128,
-        steps=1200,
+        steps=1500,
         batch_size=64,
         lr=1e-3,
         episodes=500,
