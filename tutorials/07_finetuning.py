@@ -112,9 +112,9 @@ policy = make_stochastic(cloned, initial_std=0.3)
 #
 # ``make_decision_env`` puts the environment in model space, where one step is one
 # *decision*: ``MultiAction`` executes the chunk and says which of its positions were
-# executed. A decision that ends in success earns 1, whatever the toy's own reward. The
-# log-probabilities that a collector stores are those that the loss computes again: before
-# the first update every ratio is 1.
+# executed. A decision that achieves the task earns 1, whatever the toy's own reward.
+# The log-probabilities that a collector stores are those that the loss computes again:
+# before the first update every ratio is 1.
 
 rollouts = Rollouts(make_decision_env(make_env(64), space, chunk_size=H), policy, 4)
 decisions = rollouts.collect(0).reshape(-1)

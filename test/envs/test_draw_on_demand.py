@@ -13,11 +13,13 @@ import torch
 from gymnasium.spaces import Box
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tensordict.nn import TensorDictModuleBase
 from torchrl.envs import TransformedEnv
+from torchrl.envs.utils import step_mdp
 
 from torchrl_vla.envs import AlohaEnv, Drawing, GymnasiumEnv, MetaWorldEnv, PushTEnv
-from torchrl_vla.execution import MultiAction
-from torchrl_vla.schema import SchemaError
+from torchrl_vla.execution import MultiAction, MultiStepActorWrapper
+from torchrl_vla.schema import ExecutionError, SchemaError
 from torchrl_vla.testing import check_env
 
 IMAGE = ("observation", "image")
@@ -110,6 +112,34 @@ def test_whoever_says_nothing_sees_every_step():
     assert times_shown(td) == [2]
     assert is_stale(td) == [False]
     assert pictures(env) == [[0, 2]]
+
+
+class Planner(TensorDictModuleBase):
+    """Plans three actions from what it sees, or from what it feels."""
+
+    out_keys = ["action_chunk"]
+
+    def __init__(self, *in_keys):
+        super().__init__()
+        self.in_keys = list(in_keys)
+
+    def forward(self, tensordict):
+        chunk = torch.zeros(*tensordict.batch_size, 3, 2)
+        return tensordict.set("action_chunk", chunk)
+
+
+def test_a_policy_that_looks_where_nothing_was_drawn_is_refused():
+    env = make_clocks(9, 9)
+    executor = MultiStepActorWrapper(Planner(IMAGE))
+    td = env.reset().set("is_init", torch.ones(2, 1, dtype=torch.bool))
+    td = step_mdp(env.step(executor(td)))
+    assert is_stale(td) == [True, True]  # as announced: the chunk goes on
+    td["is_init"] = torch.tensor([[False], [True]])  # the executor alone begins anew
+    with pytest.raises(ExecutionError, match=r"'image_is_stale' True in 1 rows\. The"):
+        executor(td.clone())
+    blind = MultiStepActorWrapper(Planner(("observation", "state")))
+    td["is_init"].fill_(True)
+    assert blind(td)["is_decision"].all()
 
 
 def test_the_end_of_an_episode_is_drawn_whoever_looks():

@@ -16,6 +16,8 @@ from torchrl_vla.schema import (
     ACTION_CHUNK_KEY,
     ACTION_KEY,
     DECISION_INDEX_KEY,
+    IMAGE_IS_STALE_KEY,
+    IMAGE_KEY,
     IS_DECISION_KEY,
     IS_INIT_KEY,
     WILL_DECIDE_KEY,
@@ -53,7 +55,9 @@ class ChunkExecutor(Executor):
         ValueError: the chunk key cannot be told from the actor's out_keys.
         MissingKeyError: the actor did not write one of its out_keys, and as
             :class:`Executor`.
-        ExecutionError: the chunk is not ``[*B, H, A]``, and as :class:`Executor`.
+        ExecutionError: the chunk is not ``[*B, H, A]``; the policy would look at a
+            picture that an environment drawing on demand did not draw; and as
+            :class:`Executor`.
     """
 
     def __init__(
@@ -73,6 +77,7 @@ class ChunkExecutor(Executor):
             decision_index_key=decision_index_key,
         )
         self.actor = actor
+        self._looks = any(_begins(key, IMAGE_KEY) for key in actor.in_keys)
         self.chunk_key = self._find_chunk_key(actor, chunk_key)
         self._output_keys = [
             key
@@ -104,8 +109,27 @@ class ChunkExecutor(Executor):
         self, tensordict: TensorDictBase, rows: Tensor | None
     ) -> TensorDictBase:
         """Return what the actor is shown, ``[*B]`` or ``[N]``, apart from the data."""
+        self._check_images(tensordict, rows)
         asked = tensordict.select(*self.actor.in_keys, strict=False)
         return asked if rows is None else take_rows(asked, rows)
+
+    def _check_images(self, tensordict: TensorDictBase, rows: Tensor | None) -> None:
+        """Refuse to plan from pictures of an earlier step."""
+        is_stale = tensordict.get(IMAGE_IS_STALE_KEY, None)
+        if is_stale is None or not self._looks or torch.compiler.is_compiling():
+            return
+        is_stale = is_stale.squeeze(-1)
+        if rows is not None:
+            is_stale = is_stale & rows
+        if is_stale.any():
+            raise ExecutionError(
+                f"{self._name}: expected images of this step where it asks "
+                f"{type(self.actor).__name__}, got {IMAGE_IS_STALE_KEY!r} True in "
+                f"{int(is_stale.sum())} rows. The environment draws on demand and was "
+                f"told that nobody would look: reset it together with the executor, "
+                f"hand it the executor's {WILL_DECIDE_KEY!r}, or make it with "
+                "draw_on_demand=False."
+            )
 
     def _read_answer(
         self, answer: TensorDictBase, batch_size: torch.Size
@@ -161,3 +185,9 @@ class ChunkExecutor(Executor):
     def extra_repr(self) -> str:
         """Show where the chunk and the action are."""
         return f"chunk_key={self.chunk_key!r}, action_key={self.action_key!r}"
+
+
+def _begins(key: NestedKey, start: NestedKey) -> bool:
+    parts = (key,) if isinstance(key, str) else key
+    head = (start,) if isinstance(start, str) else start
+    return tuple(parts[: len(head)]) == tuple(head)
