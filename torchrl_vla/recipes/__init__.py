@@ -1,6 +1,5 @@
 """Whole jobs, composed of the parts: train, save, load, and the demo."""
 
-from torchrl_vla.recipes.algorithms import ALGORITHMS, GRPO, PPO, RLOO, Algorithm
 from torchrl_vla.recipes.behavior_cloning import (
     make_training_transform,
     train_behavior_cloning,
@@ -13,15 +12,31 @@ from torchrl_vla.recipes.checkpoint import (
     save_lerobot_checkpoint,
 )
 from torchrl_vla.recipes.datasets import open_dataset
-from torchrl_vla.recipes.demo import DEMO_SETTINGS, DemoSettings, run_demo
+from torchrl_vla.recipes.demo.demo import DEMO_SETTINGS, DemoSettings, run_demo
+from torchrl_vla.recipes.demo.report import write_report
 from torchrl_vla.recipes.environments import (
     ENVIRONMENTS,
     EnvironmentName,
     ExpertEnvironmentName,
     make_environment,
 )
-from torchrl_vla.recipes.finetune_settings import FinetuneSettings, SettingsError
-from torchrl_vla.recipes.finetuning import FinetuneResult, finetune
+from torchrl_vla.recipes.finetuning.algorithms import (
+    ALGORITHMS,
+    GRPO,
+    PPO,
+    RLOO,
+    Algorithm,
+)
+from torchrl_vla.recipes.finetuning.finetune import FinetuneResult, finetune
+from torchrl_vla.recipes.finetuning.rollouts import (
+    Reward,
+    Rollouts,
+    WorkerRollouts,
+    make_decision_env,
+)
+from torchrl_vla.recipes.finetuning.run_log import RunLog
+from torchrl_vla.recipes.finetuning.settings import FinetuneSettings, SettingsError
+from torchrl_vla.recipes.finetuning.training_state import ResumeError, TrainingState
 from torchrl_vla.recipes.heads import (
     Head,
     make_cloning_loss,
@@ -31,16 +46,7 @@ from torchrl_vla.recipes.heads import (
 )
 from torchrl_vla.recipes.lerobot_training import fit_lerobot_policy, train_lerobot
 from torchrl_vla.recipes.model_space import ModelSpace, RobotSpacePolicy
-from torchrl_vla.recipes.report import write_report
-from torchrl_vla.recipes.rollouts import (
-    Reward,
-    Rollouts,
-    WorkerRollouts,
-    make_decision_env,
-)
-from torchrl_vla.recipes.run_log import RunLog
 from torchrl_vla.recipes.training_loop import TrainingLog
-from torchrl_vla.recipes.training_state import ResumeError, TrainingState
 
 __all__ = [
     "ALGORITHMS",

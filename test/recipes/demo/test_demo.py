@@ -119,11 +119,11 @@ def test_the_clone_and_the_improved_policy_meet_the_same_episodes(demo):
     assert [episode.seed for episode in cloned] == [e.seed for e in after]
     assert len(RunLog.read(folder / "finetuning" / "log.csv")) == 2
     policy, _ = load_checkpoint(folder / "policy")
-    assert type(policy).__name__ == "TinyGaussianVLA"
+    assert type(policy).__name__ == "TinyTokenVLA"
 
 
 def test_without_reinforcement_learning_the_clone_is_the_result(tmp_path):
-    settings = replace(SETTINGS, improve=None)
+    settings = replace(SETTINGS, improve=None, head="regression")
     results = run_demo(make_env(), tmp_path, settings, progress=False)
     assert list(results) == ["before", "after", "shuffled instruction", "blind"]
     assert len(results["after"]) == 6

@@ -23,16 +23,21 @@ from torchrl_vla.evaluation import (
     shuffle_instructions,
     write_png,
 )
-from torchrl_vla.policies import TinyGaussianVLA
-from torchrl_vla.recipes.algorithms import PPO
 from torchrl_vla.recipes.behavior_cloning import train_behavior_cloning
 from torchrl_vla.recipes.checkpoint import save_checkpoint
+from torchrl_vla.recipes.demo.report import write_report
 from torchrl_vla.recipes.environments import ENVIRONMENTS
-from torchrl_vla.recipes.finetune_settings import FinetuneSettings
-from torchrl_vla.recipes.finetuning import FinetuneResult, finetune
-from torchrl_vla.recipes.heads import make_policy, make_stochastic
+from torchrl_vla.recipes.finetuning.algorithms import PPO
+from torchrl_vla.recipes.finetuning.finetune import FinetuneResult, finetune
+from torchrl_vla.recipes.finetuning.settings import FinetuneSettings
+from torchrl_vla.recipes.heads import (
+    Head,
+    StochasticTinyPolicies,
+    make_policy,
+    make_space,
+    make_stochastic,
+)
 from torchrl_vla.recipes.model_space import ModelSpace
-from torchrl_vla.recipes.report import write_report
 from torchrl_vla.recipes.training_loop import TrainingLog
 from torchrl_vla.schema import IMAGE_KEY
 
@@ -58,6 +63,7 @@ class DemoSettings:
     Args:
         demonstrations: successful episodes to collect, as many of each instruction.
         noise: standard deviation of the noise on the expert's executed action.
+        head: what the policy emits.
         chunk_size: actions per chunk.
         replan_interval: actions executed before the policy is asked again; None = all.
         hidden: width of the policy.
@@ -70,11 +76,11 @@ class DemoSettings:
         seed: of demonstrations and training; evaluations use ``seed + 1``.
         improve: how the clone is improved by reinforcement learning, its seed and
             episodes being those above; None = not at all.
-        initial_std: spread of its actions then, in model space.
     """
 
     demonstrations: int
     noise: float
+    head: Head
     chunk_size: int
     replan_interval: int | None
     hidden: int
@@ -86,18 +92,18 @@ class DemoSettings:
     films: int
     seed: int = 0
     improve: FinetuneSettings | None = None
-    initial_std: float = 0.4
 
 
 #: What the command line runs for each environment it knows.
 DEMO_SETTINGS: dict[str, DemoSettings] = {
     "tabletop": DemoSettings(
-        demonstrations=150,
+        demonstrations=250,
         noise=ENVIRONMENTS["tabletop"].noise,
+        head="tokens",
         chunk_size=8,
         replan_interval=None,
         hidden=128,
-        steps=1500,
+        steps=2000,
         batch_size=64,
         lr=1e-3,
         episodes=500,
@@ -105,16 +111,15 @@ DEMO_SETTINGS: dict[str, DemoSettings] = {
         films=4,
         improve=FinetuneSettings(
             algorithm=PPO(gamma=0.95),
-            iterations=40,
-            lr=3e-4,
-            target_kl=0.03,
-            granularity="action",
-            eval_interval=10,
+            iterations=45,
+            lr=5e-4,
+            eval_interval=15,
         ),
     ),
     "metaworld": DemoSettings(
         demonstrations=300,
         noise=ENVIRONMENTS["metaworld"].noise,
+        head="regression",
         chunk_size=8,
         replan_interval=None,
         hidden=256,
@@ -171,9 +176,12 @@ def run_demo(
     )
     torch.manual_seed(settings.seed)
     policy = make_policy(
-        dataset, chunk_size=settings.chunk_size, hidden=settings.hidden
+        dataset,
+        chunk_size=settings.chunk_size,
+        head=settings.head,
+        hidden=settings.hidden,
     ).eval()
-    space = ModelSpace(dataset.metadata)
+    space = make_space(dataset.metadata, settings.head)
     actor = space.actor(policy, replan_interval=settings.replan_interval)
 
     def measure(what: TensorDictModuleBase, episodes: int) -> EvaluationResult:
@@ -195,7 +203,7 @@ def run_demo(
     if settings.improve is None:
         results["after"] = measure(actor, settings.episodes)
     else:
-        policy = make_stochastic(policy, initial_std=settings.initial_std)
+        policy = make_stochastic(policy)
         actor = space.actor(policy, replan_interval=settings.replan_interval)
         where = env if train_env is None else train_env
         tuned = _improve(policy, space, where, env, folder, settings, progress)
@@ -216,7 +224,7 @@ def run_demo(
 
 
 def _improve(
-    policy: TinyGaussianVLA,
+    policy: StochasticTinyPolicies,
     space: ModelSpace,
     env: EnvBase,
     eval_env: EnvBase,

@@ -16,9 +16,9 @@ from torchrl_vla.policies import (
     StochasticVLAWrapper,
     TinyCritic,
 )
-from torchrl_vla.recipes.algorithms import Algorithm
 from torchrl_vla.recipes.checkpoint import save_checkpoint, save_lerobot_checkpoint
-from torchrl_vla.recipes.finetune_settings import SettingsError
+from torchrl_vla.recipes.finetuning.algorithms import Algorithm
+from torchrl_vla.recipes.finetuning.settings import SettingsError
 from torchrl_vla.recipes.heads import TinyPolicies
 from torchrl_vla.recipes.model_space import ModelSpace
 from torchrl_vla.schema import RobotDatasetMetadata

@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 
 from torchrl_vla.evaluation import EvaluationResult
-from torchrl_vla.recipes.charts import interval_chart, line_chart
+from torchrl_vla.recipes.demo.charts import interval_chart, line_chart
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1c2733; background: #f6f8fa;

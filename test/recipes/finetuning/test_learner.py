@@ -14,7 +14,7 @@ from torchrl_vla.recipes import (
     finetune,
     make_decision_env,
 )
-from torchrl_vla.recipes.learner import Learner
+from torchrl_vla.recipes.finetuning.learner import Learner
 
 
 class Crowd(Mover):

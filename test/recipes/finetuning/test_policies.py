@@ -20,7 +20,11 @@ from torchrl_vla.recipes import (
     finetune,
     load_actor,
 )
-from torchrl_vla.recipes.finetunable import make_actor, make_critic, save_finetuned
+from torchrl_vla.recipes.finetuning.policies import (
+    make_actor,
+    make_critic,
+    save_finetuned,
+)
 from torchrl_vla.schema import FeatureStatistics, SchemaError
 
 SMALL = FinetuneSettings(iterations=1, eval_episodes=2)

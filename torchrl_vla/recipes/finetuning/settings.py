@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torchrl_vla.objectives import Granularity
-from torchrl_vla.recipes.algorithms import PPO, Algorithm
-from torchrl_vla.recipes.rollouts import Reward
+from torchrl_vla.recipes.finetuning.algorithms import PPO, Algorithm
+from torchrl_vla.recipes.finetuning.rollouts import Reward
 from torchrl_vla.schema import VLAError
 
 

@@ -19,11 +19,11 @@ from torchrl_vla.objectives import (
     recompute_log_probs,
 )
 from torchrl_vla.policies import LeRobotFlowPolicy, StochasticVLAWrapper
-from torchrl_vla.recipes.algorithms import count_outcomes
 from torchrl_vla.recipes.behavior_cloning import make_training_transform
 from torchrl_vla.recipes.datasets import Demonstrations
-from torchrl_vla.recipes.finetunable import make_critic
-from torchrl_vla.recipes.finetune_settings import FinetuneSettings, SettingsError
+from torchrl_vla.recipes.finetuning.algorithms import count_outcomes
+from torchrl_vla.recipes.finetuning.policies import make_critic
+from torchrl_vla.recipes.finetuning.settings import FinetuneSettings, SettingsError
 from torchrl_vla.recipes.heads import make_cloning_loss
 from torchrl_vla.recipes.model_space import ModelSpace
 from torchrl_vla.schema import EXECUTED_STEPS_KEY

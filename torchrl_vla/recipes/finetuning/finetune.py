@@ -23,17 +23,21 @@ from torchrl_vla.evaluation import (
 )
 from torchrl_vla.policies import StochasticVLAWrapper
 from torchrl_vla.recipes.datasets import Demonstrations
-from torchrl_vla.recipes.finetunable import (
+from torchrl_vla.recipes.finetuning.learner import Learner
+from torchrl_vla.recipes.finetuning.policies import (
     check_finetunable,
     make_actor,
     save_finetuned,
 )
-from torchrl_vla.recipes.finetune_settings import FinetuneSettings, SettingsError
-from torchrl_vla.recipes.learner import Learner
+from torchrl_vla.recipes.finetuning.rollouts import (
+    Rollouts,
+    WorkerRollouts,
+    make_decision_env,
+)
+from torchrl_vla.recipes.finetuning.run_log import RunLog
+from torchrl_vla.recipes.finetuning.settings import FinetuneSettings, SettingsError
+from torchrl_vla.recipes.finetuning.training_state import ResumeError, TrainingState
 from torchrl_vla.recipes.model_space import ModelSpace
-from torchrl_vla.recipes.rollouts import Rollouts, WorkerRollouts, make_decision_env
-from torchrl_vla.recipes.run_log import RunLog
-from torchrl_vla.recipes.training_state import ResumeError, TrainingState
 
 _COLUMNS = (
     "iteration",

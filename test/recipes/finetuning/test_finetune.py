@@ -31,7 +31,7 @@ from torchrl_vla.recipes import (
     make_space,
     make_stochastic,
 )
-from torchrl_vla.recipes.rollouts import Rollouts
+from torchrl_vla.recipes.finetuning.rollouts import Rollouts
 from torchrl_vla.schema import MissingKeyError
 
 SMALL = FinetuneSettings(

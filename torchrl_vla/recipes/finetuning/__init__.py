@@ -1,0 +1,1 @@
+"""Reinforcement learning: one whole job, and the parts it is made of."""
