@@ -54,6 +54,16 @@ def test_the_json_says_what_was_evaluated_where_and_how(policy, tmp_path):
     assert known["versions"]["torch"] == torch.__version__
 
 
+def test_drawing_on_demand_changes_nothing_but_the_time(policy, tmp_path):
+    records = []
+    for name, options in (("all", []), ("some", ["--draw-on-demand"])):
+        out = tmp_path / f"{name}.json"
+        arguments = ["--policy", str(policy), "--json", str(out), *SMALL, *options]
+        assert main(["evaluate", *arguments]) == 0
+        records.append(EvaluationResult.from_json(out).episodes)
+    assert records[0] == records[1]
+
+
 def test_a_control_that_would_change_nothing_is_refused(policy, capsys):
     one = ["--env", "tabletop/reach-red", "--control", "shuffled-instruction"]
     assert main(["evaluate", "--policy", str(policy), *SMALL, *one]) == 1

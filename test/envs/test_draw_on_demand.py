@@ -21,6 +21,7 @@ from torchrl_vla.envs import AlohaEnv, Drawing, GymnasiumEnv, MetaWorldEnv, Push
 from torchrl_vla.execution import MultiAction, MultiStepActorWrapper
 from torchrl_vla.schema import ExecutionError, SchemaError
 from torchrl_vla.testing import check_env
+from torchrl_vla.transforms import ObservationHistory
 
 IMAGE = ("observation", "image")
 
@@ -112,6 +113,15 @@ def test_whoever_says_nothing_sees_every_step():
     assert times_shown(td) == [2]
     assert is_stale(td) == [False]
     assert pictures(env) == [[0, 2]]
+
+
+def test_a_history_of_pictures_that_were_not_drawn_is_refused():
+    env = TransformedEnv(make_clocks(9, 9), ObservationHistory(2))
+    td = env.reset()
+    td = step(env, td, [True, True])
+    assert td["observation_history", "image"][0, :, 0, 0, 0].tolist() == [0, 1]
+    with pytest.raises(SchemaError, match=r"ObservationHistory: .* True in 1 of 2"):
+        step(env, td, [True, False])
 
 
 class Planner(TensorDictModuleBase):

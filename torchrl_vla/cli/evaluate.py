@@ -58,6 +58,9 @@ class Evaluate:
     noise does not depend on it."""
     num_workers: int = 0
     """Processes that share the simulators (not the tabletop's)."""
+    draw_on_demand: bool = False
+    """Draw images only where the policy looks: much faster for chunks in simulators
+    that are slow to draw. Refused with policies that look back at every step."""
     seed: int = 1
     """Seed of the episodes; use another than the demonstrations'."""
     control: ControlName | None = None
@@ -79,6 +82,7 @@ class Evaluate:
             num_envs=min(self.num_envs, self.episodes),
             image_size=self.image_size,
             num_workers=self.num_workers,
+            draw_on_demand=self.draw_on_demand,
             seed=self.seed,
         )
         actor = load_actor(

@@ -78,6 +78,9 @@ class Finetune:
     """Side of the images in pixels: that of the training data."""
     num_workers: int = 0
     """Processes that share the simulators (not the tabletop's)."""
+    draw_on_demand: bool = False
+    """Draw images only where the policy looks: much faster for chunks in simulators
+    that are slow to draw. Refused with policies that look back at every step."""
     eval_episodes: int = 200
     """Episodes of each evaluation, all on the same seeds."""
     eval_interval: int = 10
@@ -122,6 +125,7 @@ class Finetune:
             num_envs=num_envs,
             image_size=self.image_size,
             num_workers=self.num_workers,
+            draw_on_demand=self.draw_on_demand,
             seed=self.seed,
         )
 

@@ -17,6 +17,7 @@ from torchrl_vla.schema import (
     OBSERVATION_KEY,
     MissingKeyError,
     SchemaError,
+    check_images_are_fresh,
     check_positive_int,
 )
 from torchrl_vla.transforms.storage_episodes import StorageEpisodes
@@ -55,6 +56,7 @@ class ObservationHistory(Transform):
         ValueError: ``n_steps < 1``.
         MissingKeyError: there is no observation, or no history to go on with; or data
             are transformed without a storage.
+        SchemaError: an environment that draws on demand did not draw a frame.
 
     Examples:
         >>> from torchrl.envs import TransformedEnv
@@ -118,7 +120,7 @@ class ObservationHistory(Transform):
             self._read(previous, key) for key in (self.history_key, self.pad_key)
         )
         dim = tensordict.batch_dims
-        now = self._read(tensordict, self.observation_key)
+        now = self._now(tensordict)
 
         def push(old: Tensor, new: Tensor) -> Tensor:
             kept = old.narrow(dim, 1, self.n_steps - 1)
@@ -130,7 +132,7 @@ class ObservationHistory(Transform):
         return self._write(tensordict, history, is_pad)
 
     def _fresh(self, tensordict: TensorDictBase) -> tuple[TensorDictBase, Tensor]:
-        now = self._read(tensordict, self.observation_key)
+        now = self._now(tensordict)
         dim, size = tensordict.batch_dims, [*tensordict.batch_size, self.n_steps]
 
         def repeat(value: Tensor) -> Tensor:
@@ -147,6 +149,12 @@ class ObservationHistory(Transform):
     ) -> TensorDictBase:
         tensordict.set(self.history_key, history)
         return tensordict.set(self.pad_key, is_pad)
+
+    def _now(self, tensordict: TensorDictBase) -> TensorDictBase:
+        now = self._read(tensordict, self.observation_key)
+        # Later steps look back at this one, whether or not anyone looks at it now.
+        check_images_are_fresh("ObservationHistory", tensordict)
+        return now
 
     def _read(self, tensordict: TensorDictBase, key: NestedKey) -> TensorDictBase:
         value = tensordict.get(key, None)

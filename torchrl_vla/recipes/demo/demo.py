@@ -97,7 +97,7 @@ class DemoSettings:
 #: What the command line runs for each environment it knows.
 DEMO_SETTINGS: dict[str, DemoSettings] = {
     "tabletop": DemoSettings(
-        demonstrations=250,
+        demonstrations=240,  # 40 of each instruction
         noise=ENVIRONMENTS["tabletop"].noise,
         head="tokens",
         chunk_size=8,
