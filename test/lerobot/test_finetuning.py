@@ -10,6 +10,7 @@ import lerobot_vla_backbones as backbones
 import pytest
 import torch
 from robot_space_fakes import RewardRight
+from tabletop_smolvla import make_tabletop_smolvla
 from torchrl.envs import TransformedEnv
 
 from torchrl_vla.data import collect
@@ -20,7 +21,6 @@ from torchrl_vla.policies import (
     LeRobotFlowPolicy,
     TinyCritic,
     TinyVLA,
-    make_lerobot_policy,
 )
 from torchrl_vla.recipes import (
     GRPO,
@@ -32,7 +32,6 @@ from torchrl_vla.recipes import (
     finetune,
     load_actor,
 )
-from torchrl_vla.schema import FeatureStatistics
 
 pytestmark = pytest.mark.lerobot
 
@@ -63,33 +62,7 @@ def make_env():
 
 
 def make_policy(vlm, noise=None):
-    """An untrained SmolVLA for the tabletop."""
-    env = make_env()
-    samples = torch.linspace(-1, 1, 101)[:, None].expand(-1, 2)
-    statistics = FeatureStatistics.from_samples(samples)
-    metadata = dataclasses.replace(
-        env.metadata, action_statistics=statistics, state_statistics=statistics
-    )
-    torch.manual_seed(0)
-    wrapper = make_lerobot_policy(
-        "smolvla",
-        metadata,
-        image_sizes={None: (3, 32, 32)},
-        instructions=env.instructions,
-        config={
-            "chunk_size": 6,
-            "n_action_steps": 4,
-            "num_steps": 2,
-            "max_state_dim": 4,
-            "max_action_dim": 4,
-            "resize_imgs_with_padding": (128, 128),
-            "load_vlm_weights": False,
-            "num_vlm_layers": 2,
-            "tokenizer_max_length": 48,
-            "vlm_model_name": str(vlm),
-        },
-    )
-    return LeRobotFlowPolicy(wrapper, noise=noise or FlowSDENoise(0.5))
+    return make_tabletop_smolvla(vlm, make_env(), noise)
 
 
 def make_critic():

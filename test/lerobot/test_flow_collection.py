@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 import torch
+from tabletop_smolvla import make_tabletop_smolvla
 from torchrl.collectors import Collector
 from torchrl.envs import Compose, InitTracker, TransformedEnv
 
@@ -16,8 +15,6 @@ from torchrl_vla.execution import (
     select_decisions,
 )
 from torchrl_vla.objectives import ChunkPPOLoss, recompute_log_probs
-from torchrl_vla.policies import FlowSDENoise, LeRobotFlowPolicy, make_lerobot_policy
-from torchrl_vla.schema import FeatureStatistics
 from torchrl_vla.testing import check_identity
 
 pytestmark = pytest.mark.lerobot
@@ -31,31 +28,7 @@ OTHER_BATCH = 1e-4
 def tabletop(tiny_vlm):
     """An environment with instruction ids, and an untrained SmolVLA for it."""
     env = TabletopEnv(ROWS, image_size=32, max_steps=9, seed=0)
-    samples = torch.linspace(-1, 1, 101)[:, None].expand(-1, 2)
-    statistics = FeatureStatistics.from_samples(samples)
-    metadata = dataclasses.replace(
-        env.metadata, action_statistics=statistics, state_statistics=statistics
-    )
-    torch.manual_seed(0)
-    wrapper = make_lerobot_policy(
-        "smolvla",
-        metadata,
-        image_sizes={None: (3, 32, 32)},
-        instructions=env.instructions,
-        config={
-            "chunk_size": 6,
-            "n_action_steps": 4,
-            "num_steps": 2,
-            "max_state_dim": 4,
-            "max_action_dim": 4,
-            "resize_imgs_with_padding": (128, 128),
-            "load_vlm_weights": False,
-            "num_vlm_layers": 2,
-            "tokenizer_max_length": 48,
-            "vlm_model_name": str(tiny_vlm),
-        },
-    )
-    return env, LeRobotFlowPolicy(wrapper, noise=FlowSDENoise(0.5))
+    return env, make_tabletop_smolvla(tiny_vlm, env)
 
 
 def collect(env, actor, steps):

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from seeded_loss import Seeded
 from tensordict import TensorDict
-from torch import nn
 
 from torchrl_vla.objectives import DiffusionBCLoss
 from torchrl_vla.policies import TinyDiffusionVLA
@@ -41,18 +41,6 @@ def batch() -> TensorDict:
     )
     td["language_instruction"] = "push"
     return td
-
-
-class Seeded(nn.Module):
-    """The same levels and noise at every call."""
-
-    def __init__(self, loss: nn.Module) -> None:
-        super().__init__()
-        self.loss = loss
-
-    def forward(self, td: TensorDict) -> TensorDict:
-        torch.manual_seed(7)
-        return self.loss(td)
 
 
 def test_the_loss_is_the_naive_mean_over_valid_elements():

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from seeded_loss import Seeded
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
 from torch import nn
@@ -42,18 +43,6 @@ def batch() -> TensorDict:
     )
     td["language_instruction"] = "push"
     return td
-
-
-class Seeded(nn.Module):
-    """The same times and noise at every call."""
-
-    def __init__(self, loss: nn.Module) -> None:
-        super().__init__()
-        self.loss = loss
-
-    def forward(self, td: TensorDict) -> TensorDict:
-        torch.manual_seed(7)
-        return self.loss(td)
 
 
 def naive(policy, td, alpha: float) -> torch.Tensor:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from seeded_loss import Seeded
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModuleBase
 from torch import nn
@@ -198,18 +199,6 @@ def test_the_other_reductions_multiply_each_element(reduction, expected):
     else:
         assert value == expected  # 4 * 1 + 2 * 2
     assert value.sum() == 8.0
-
-
-class Seeded(nn.Module):
-    """The same times and noise at every call."""
-
-    def __init__(self, loss):
-        super().__init__()
-        self.loss = loss
-
-    def forward(self, td):
-        torch.manual_seed(7)
-        return self.loss(td)
 
 
 @pytest.mark.parametrize(

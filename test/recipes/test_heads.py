@@ -4,6 +4,7 @@ from typing import get_args
 
 import pytest
 import torch
+from seeded_loss import Seeded
 
 from torchrl_vla.data import collect
 from torchrl_vla.envs import TabletopEnv
@@ -98,20 +99,7 @@ def test_padding_has_no_influence_on_any_head(dataset):
         transform = make_training_transform(policy, space, dataset.storage)
         batch = dataset.replay_buffer(32, transform=transform, seed=1).sample()
         with torch.random.fork_rng():
-            check_loss(SeededLoss(make_cloning_loss(policy)), batch)
-
-
-class SeededLoss(torch.nn.Module):
-    """Draws the same noise at every call."""
-
-    def __init__(self, loss):
-        super().__init__()
-        self.loss = loss
-        self.tensor_keys = loss.tensor_keys
-
-    def forward(self, batch):
-        torch.manual_seed(0)
-        return self.loss(batch)
+            check_loss(Seeded(make_cloning_loss(policy)), batch)
 
 
 def test_tokens_are_of_the_space_that_bounds_the_demonstrations(dataset):
