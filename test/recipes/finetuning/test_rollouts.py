@@ -367,7 +367,7 @@ def test_a_decision_environment_is_needed_for_rollouts_of_this_process(policy):
         Rollouts(TransformedEnv(make_env()), policy, 3)
 
 
-DOCS = (Path(__file__).parents[2] / "docs" / "finetuning.md").read_text()
+DOCS = (Path(__file__).parents[3] / "docs" / "finetuning.md").read_text()
 
 
 @pytest.mark.xdist_group("processes")

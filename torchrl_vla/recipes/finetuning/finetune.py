@@ -123,7 +123,9 @@ def finetune(
         eval_env: where it is judged; None = in ``env``.
         demonstrations: to clone beside, with ``bc_coeff``.
         collector: a TorchRL collector of several processes or machines over
-            environments of :func:`make_decision_env`; None = collect in this process.
+            environments of :func:`make_decision_env`, which then decide how much is
+            executed, what is rewarded and how many decisions a batch has; None =
+            collect in this process.
         tensorboard: True = also write event files (extra ``tensorboard``).
         progress: True = show progress bars.
 

@@ -102,17 +102,17 @@ class Learner:
             add_reference_log_probs(self.reference, decisions, minibatch_size=size)
         warmup = settings.algorithm.critic_warmup
         self.cloning.begin(iteration)
-        totals: dict[str, Tensor] = {}
-        steps = 0
+        history: dict[str, list[Tensor]] = {}
         for epoch in range(settings.epochs):
             if epoch:
                 order = torch.randperm(len(decisions))
             for rows in order.split(size):
                 out = self._step(decisions[rows], critic_only=iteration <= warmup)
-                steps += 1
                 for name, value in out.items():
-                    totals[name] = totals.get(name, 0.0) + value
-        means = {name: (total / steps).item() for name, total in totals.items()}
+                    history.setdefault(name, []).append(value)
+        means = {
+            name: torch.stack(seen).mean().item() for name, seen in history.items()
+        }
         if not all(isfinite(mean) for mean in means.values()):
             raise RuntimeError(
                 f"finetune: expected finite losses, got {means} in iteration "

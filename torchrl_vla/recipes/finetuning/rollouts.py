@@ -153,7 +153,8 @@ class WorkerRollouts:
     For ``MultiSyncCollector``, ``DistributedCollector(sync=True)`` and
     ``RayCollector(sync=True)``. Give each worker an environment of
     :func:`make_decision_env` with a ``seed`` of its own. Episodes go on from batch to
-    batch, so a resumed training is not bit-identical.
+    batch, so a resumed training is not bit-identical, and its workers begin their
+    schedules of episodes again.
 
     Every batch is checked: some of its decisions are asked about again, and the
     weights that are trained must find them as likely as the worker did. The surprise:
