@@ -253,9 +253,10 @@ def plot(folder: Path, path: Path) -> None:
             low, high = ([100 * b[i] for b in bounds] for i in (0, 1))
             ax.fill_between(xs, low, high, color=line.get_color(), alpha=0.15)
         ax.axhline(90, color="gray", linewidth=0.5)
-        ax.set(title=name, xlabel="minutes of training", ylim=(0, 101))
+        ax.set(xlabel="minutes of training", ylim=(0, 101))
+        ax.set_title(name.replace("-", " "), size=10)
     axes[0, 0].set_ylabel("success, %")
-    axes[0, -1].legend(title="seed")
+    axes[0, 0].legend(title="seed", loc="lower right")
     fig.tight_layout()
     fig.savefig(path, dpi=110)
 
