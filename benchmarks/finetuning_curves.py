@@ -87,9 +87,7 @@ GAUSSIAN = replace(
     rounds=20,
     steps=150,
     stochastic={"initial_std": 0.4},
-    settings=replace(
-        TOKENS.settings, iterations=70, granularity="action", lr=3e-4, target_kl=0.03
-    ),
+    settings=replace(TOKENS.settings, iterations=90, lr=3e-4, target_kl=0.03),
 )
 CASES = {
     "tabletop-tokens-ppo": TOKENS,
@@ -103,7 +101,6 @@ CASES = {
         GAUSSIAN,
         head="flow",
         stochastic={"flow_noise": 1.5},
-        settings=replace(GAUSSIAN.settings, granularity="token", iterations=90),
     ),
     "metaworld-reach-gaussian-ppo": Case(
         env="metaworld",
