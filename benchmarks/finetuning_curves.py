@@ -86,8 +86,8 @@ GAUSSIAN = replace(
     demonstrations=(100, 130),
     rounds=20,
     steps=150,
-    stochastic={"initial_std": 0.4},
-    settings=replace(TOKENS.settings, iterations=90, lr=3e-4, target_kl=0.03),
+    stochastic={"initial_std": 0.7},
+    settings=replace(TOKENS.settings, iterations=90, target_kl=0.03),
 )
 CASES = {
     "tabletop-tokens-ppo": TOKENS,
@@ -101,6 +101,7 @@ CASES = {
         GAUSSIAN,
         head="flow",
         stochastic={"flow_noise": 1.5},
+        settings=replace(GAUSSIAN.settings, lr=3e-4),
     ),
     "metaworld-reach-gaussian-ppo": Case(
         env="metaworld",
