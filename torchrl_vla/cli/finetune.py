@@ -47,6 +47,8 @@ class Finetune:
     """Environments that run side by side."""
     lr: float = 3e-4
     """Learning rate of the policy."""
+    lr_decay: bool = False
+    """The learning rate falls linearly, so that the policy comes to rest."""
     target_kl: float | None = None
     """The policy takes no step that begins farther than this from the policy that
     collected the batch; left out, it may."""
@@ -155,6 +157,7 @@ class Finetune:
             epochs=self.epochs,
             minibatch_size=self.minibatch_size,
             lr=self.lr,
+            lr_decay=self.lr_decay,
             target_kl=self.target_kl,
             reward=self.reward,
             clip_epsilon=clip,

@@ -141,6 +141,30 @@ def test_a_finished_training_can_be_made_longer(dataset, whole, tmp_path):
     assert [row["iteration"] for row in result.log] == [1, 2, 3]
 
 
+def test_a_decaying_rate_is_that_of_the_iteration_also_after_a_kill(
+    dataset, tmp_path, monkeypatch
+):
+    settings = replace(SMALL, lr_decay=True)
+    expected, _ = run(dataset, tmp_path / "whole", settings)
+    rates, step = [], torch.optim.AdamW.step
+
+    def spy(self, *arguments):
+        rates.append(self.param_groups[0]["lr"])
+        if len(rates) == 5:  # in the second iteration
+            raise KilledError
+        return step(self, *arguments)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", spy)
+    with pytest.raises(KilledError):
+        run(dataset, tmp_path / "killed", settings)
+    resumed, _ = run(dataset, tmp_path / "killed", settings)
+    assert torch.equal(weights(resumed), weights(expected))
+    lr = SMALL.lr
+    assert sorted(set(rates), reverse=True) == pytest.approx([lr, lr * 2 / 3, lr / 3])
+    with pytest.raises(ResumeError, match=r"'iterations': \(3, 4\)"):
+        run(dataset, tmp_path / "killed", replace(settings, iterations=4))
+
+
 def test_a_folder_with_more_iterations_is_refused(dataset, whole, tmp_path):
     folder = shutil.copytree(whole[2], tmp_path / "copy")
     with pytest.raises(ResumeError, match=r"at most iterations=2 in .*, got 3"):

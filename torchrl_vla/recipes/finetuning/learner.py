@@ -81,6 +81,9 @@ class Learner:
     def learn(self, rollout: TensorDictBase, iteration: int) -> dict[str, float]:
         """Take the optimizer steps of a batch; return what happened."""
         settings = self.settings
+        if settings.lr_decay:
+            left = 1 - (iteration - 1) / settings.iterations
+            self.optimizer.param_groups[0]["lr"] = settings.lr * left  # the policy's
         episodes, successes = count_outcomes(rollout)
         decisions = settings.algorithm.judge(rollout, self.critic)
         numbers = {

@@ -29,6 +29,9 @@ class FinetuneSettings:
         epochs: passes over a batch.
         minibatch_size: decisions per optimizer step.
         lr: learning rate of the policy.
+        lr_decay: True = it falls linearly, to ``lr / iterations`` in the last one, so
+            that the policy comes to rest. How long a training goes on is then a part of
+            it: it cannot be resumed with other ``iterations``.
         target_kl: the policy rests, and only the critic learns, on a minibatch whose
             ``kl_approx`` is above it: as far as that from the policy that collected
             (nats per ratio of ``granularity``), the batch says little. None = never.
@@ -59,6 +62,7 @@ class FinetuneSettings:
     epochs: int = 3
     minibatch_size: int = 256
     lr: float = 3e-4
+    lr_decay: bool = False
     target_kl: float | None = None
     clip_epsilon: float | tuple[float, float] = 0.2
     granularity: Granularity = "token"
@@ -96,12 +100,14 @@ class FinetuneSettings:
     def as_values(self) -> dict[str, Any]:
         """Return what the weights depend on as plain values.
 
-        Without how long it goes on and when it is judged and written: those may
-        change when a training is resumed.
+        Without when it is judged and written and, unless ``lr`` decays, how long it
+        goes on: those may change when a training is resumed.
         """
         values = asdict(self)
-        for name in ("iterations", "eval_interval", "checkpoint_interval"):
+        for name in ("eval_interval", "checkpoint_interval"):
             del values[name]
+        if not self.lr_decay:
+            del values["iterations"]
         values["algorithm"] = {
             "name": type(self.algorithm).__name__,
             **values["algorithm"],
