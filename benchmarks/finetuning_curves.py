@@ -171,6 +171,7 @@ def clone_about_half(
     torch.manual_seed(seed)
     policy = make_policy(dataset, chunk_size=_CHUNK_SIZE, head=case.head, hidden=128)
     space = make_space(dataset.metadata, case.head)
+    eval_env = make_env(num_envs=100)
     nearest = -1.0  # farther than any
     for number in range(case.rounds):
         train_behavior_cloning(
@@ -181,9 +182,8 @@ def clone_about_half(
             batch_size=64,
             seed=seed + 100 * number,
         )
-        result = evaluate(
-            make_env(num_envs=100), space.actor(policy.eval()), 200, seed=seed + 500
-        )
+        actor = space.actor(policy.eval())
+        result = evaluate(eval_env, actor, 200, seed=seed + 500)
         rate = result.success_rate
         print(
             f"{demonstrations} demonstrations, round {number + 1}: {100 * rate:.0f} %"
@@ -209,13 +209,18 @@ def shrink(case: Case) -> Case:
     )
 
 
+def read_evaluations(run: Path) -> dict[int, EvaluationResult]:
+    """Return the evaluations of a training by iteration, the first at 0."""
+    files = sorted((run / "evaluations").glob("*.json"))
+    return {int(file.stem): EvaluationResult.from_json(file) for file in files}
+
+
 def summarize(folder: Path) -> list[str]:
     """Return the rows of the table in the documentation."""
     rows = []
     for path in sorted(folder.glob("*/comparison.json")):
         name, _, seed = path.parent.name.rpartition("-")
-        files = sorted((path.parent / "evaluations").glob("*.json"))
-        before, after = (EvaluationResult.from_json(f) for f in (files[0], files[-1]))
+        before, *_, after = read_evaluations(path.parent).values()
         low, high = (100 * bound for bound in compare(after, before).interval)
         log = RunLog.read(path.parent / "log.csv")
         minutes = sum(row["seconds"] for row in log) / 60
@@ -238,8 +243,7 @@ def plot(folder: Path, path: Path) -> None:
     for ax, name in zip(axes[0], cases):
         for run in sorted(folder.glob(f"{name}-[0-9]*")):
             log = RunLog.read(run / "log.csv")
-            files = sorted((run / "evaluations").glob("*.json"))
-            results = {int(f.stem): EvaluationResult.from_json(f) for f in files}
+            results = read_evaluations(run)
             minutes = {0: 0.0}
             for row in log:
                 last = minutes[max(minutes)]

@@ -77,7 +77,9 @@ class ChunkExecutor(Executor):
             decision_index_key=decision_index_key,
         )
         self.actor = actor
-        self._looks = any(_begins(key, IMAGE_KEY) for key in actor.in_keys)
+        self._looks = any(
+            unravel_key(key)[: len(IMAGE_KEY)] == IMAGE_KEY for key in actor.in_keys
+        )
         self.chunk_key = self._find_chunk_key(actor, chunk_key)
         self._output_keys = [
             key
@@ -126,7 +128,7 @@ class ChunkExecutor(Executor):
                 f"{self._name}: expected images of this step where it asks "
                 f"{type(self.actor).__name__}, got {IMAGE_IS_STALE_KEY!r} True in "
                 f"{int(is_stale.sum())} rows. The environment draws on demand and was "
-                f"told that nobody would look: reset it together with the executor, "
+                "told that nobody would look: reset it together with the executor, "
                 f"hand it the executor's {WILL_DECIDE_KEY!r}, or make it with "
                 "draw_on_demand=False."
             )
@@ -185,9 +187,3 @@ class ChunkExecutor(Executor):
     def extra_repr(self) -> str:
         """Show where the chunk and the action are."""
         return f"chunk_key={self.chunk_key!r}, action_key={self.action_key!r}"
-
-
-def _begins(key: NestedKey, start: NestedKey) -> bool:
-    parts = (key,) if isinstance(key, str) else key
-    head = (start,) if isinstance(start, str) else start
-    return tuple(parts[: len(head)]) == tuple(head)

@@ -13,7 +13,7 @@ from torchrl.envs import Compose
 from torchrl_vla.policies import TokenVLAWrapper, VLAWrapperBase
 from torchrl_vla.recipes.datasets import Demonstrations
 from torchrl_vla.recipes.heads import make_cloning_loss
-from torchrl_vla.recipes.model_space import ModelSpace
+from torchrl_vla.recipes.model_space import ModelSpace, chunk_targets
 from torchrl_vla.recipes.training_loop import (
     TrainingLog,
     check_budget,
@@ -21,7 +21,7 @@ from torchrl_vla.recipes.training_loop import (
     warmup_cosine,
 )
 from torchrl_vla.schema import ACTION_CHUNK_KEY
-from torchrl_vla.transforms import ActionChunkTransform, ActionTokenizerTransform
+from torchrl_vla.transforms import ActionTokenizerTransform
 
 
 def train_behavior_cloning(
@@ -114,8 +114,7 @@ def make_training_transform(
         storage: of the buffer that is sampled; chunks are gathered from it.
     """
     if space is None:
-        chunks = ActionChunkTransform(policy.chunk_size, storage=storage, done_key=None)
-        transform = Compose(chunks)
+        transform = Compose(chunk_targets(policy.chunk_size, storage))
     else:
         transform = space.transforms(policy.chunk_size, storage)
     if isinstance(policy, TokenVLAWrapper):

@@ -60,9 +60,7 @@ class ModelSpace:
             chunk_size: ``H``.
             storage: of the buffer that is sampled; chunks are gathered from it.
         """
-        # The storage's indices end the episodes, also where `done` says otherwise.
-        chunks = ActionChunkTransform(chunk_size, storage=storage, done_key=None)
-        parts = [chunks, self.action_scaling]
+        parts = [chunk_targets(chunk_size, storage), self.action_scaling]
         state_scaling = self.state_scaling
         if state_scaling is not None:
             parts.append(state_scaling)
@@ -81,6 +79,12 @@ class ModelSpace:
         return MultiStepActorWrapper(
             robot_policy, replan_interval=replan_interval, chunk_key=ACTION_CHUNK_KEY
         )
+
+
+def chunk_targets(chunk_size: int, storage: Storage) -> ActionChunkTransform:
+    """Return what gathers the chunks of a dataset's frames, in robot space."""
+    # The storage's indices end the episodes, also where `done` says otherwise.
+    return ActionChunkTransform(chunk_size, storage=storage, done_key=None)
 
 
 class RobotSpacePolicy(TensorDictModuleBase):

@@ -128,21 +128,24 @@ class Learner:
         limit = self.settings.target_kl
         rests = critic_only or (limit is not None and out["kl_approx"].item() > limit)
         out["policy_steps"] = torch.tensor(float(not rests))
-        names = [name for name in out if name.startswith("loss_")]
-        if rests and self.critic is None:
-            return {name: value.detach() for name, value in out.items()}
-        if rests:
-            names = ["loss_critic"]
-        total = sum(out[name] for name in names)
+        losses = [
+            value
+            for name, value in out.items()
+            if name == "loss_critic" or (name.startswith("loss_") and not rests)
+        ]
         if self.cloning.loss is not None and not rests:
             out["loss_bc"] = self.cloning()
-            total = total + out["loss_bc"]
+            losses.append(out["loss_bc"])
+        if losses:  # a policy without a critic rests alone
+            self._descend(sum(losses))
+        return {name: value.detach() for name, value in out.items()}
+
+    def _descend(self, loss: Tensor) -> None:
         self.optimizer.zero_grad(set_to_none=True)
-        total.backward()
+        loss.backward()
         for group in self.optimizer.param_groups:  # the critic's norm is its own
             nn.utils.clip_grad_norm_(group["params"], self.settings.max_grad_norm)
         self.optimizer.step()
-        return {name: value.detach() for name, value in out.items()}
 
 
 class _Cloning:
