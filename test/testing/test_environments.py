@@ -43,6 +43,34 @@ def test_metaworld_passes():
     check_env(env, max_steps=6)
 
 
+class Actions(TransformedEnv):
+    """Keep every action that is taken."""
+
+    def __init__(self, env):
+        super().__init__(env)
+        self.taken = []
+
+    def _step(self, tensordict):
+        self.taken.append(tensordict["action"].clone())
+        return super()._step(tensordict)
+
+
+def test_what_is_played_follows_from_the_seed_alone():
+    played = []
+    for other_draws in (0, 3):
+        torch.rand(other_draws)  # the caller's random numbers have no part in it
+        env = Actions(ToyVLAEnv(batch_size=[2], max_steps=5))
+        state = torch.get_rng_state()
+        check_env(env, max_steps=5)
+        assert torch.equal(torch.get_rng_state(), state)
+        played.append(torch.stack(env.taken))
+    assert torch.equal(*played)
+    other = Actions(ToyVLAEnv(batch_size=[2], max_steps=5))
+    check_env(other, max_steps=5, seed=1)
+    # The first three steps are those of TorchRL's own check.
+    assert not torch.isclose(torch.stack(other.taken)[:3], played[0][:3]).any()
+
+
 class Upright(gymnasium.Wrapper):
     """Pendulum, with a task."""
 

@@ -67,8 +67,9 @@ got [...].
             f"{name}: expected {EPISODE_SEED_KEY!r} among its observations, got "
             f"{sorted(map(str, observations))}."
         )
-    check_env_specs(env)
     with torch.random.fork_rng():
+        torch.manual_seed(seed)  # the check draws its actions from it
+        check_env_specs(env)
         torch.manual_seed(seed)
         seeds = torch.randint(1 << 31, env.batch_size)
         actions = [env.full_action_spec.rand() for _ in range(3)]
