@@ -66,7 +66,7 @@ TOKENS = Case(
     env="tabletop",
     options=TABLETOP,
     head="tokens",
-    demonstrations=(200, 260, 320),
+    demonstrations=(204, 264, 324),
     noise=0.3,
     rounds=12,
     steps=250,
@@ -83,25 +83,33 @@ TOKENS = Case(
 GAUSSIAN = replace(
     TOKENS,
     head="regression",  # gets its spread from make_stochastic
-    demonstrations=(100, 130),
+    demonstrations=(102, 132),
     rounds=20,
     steps=150,
     stochastic={"initial_std": 0.7},
-    settings=replace(TOKENS.settings, iterations=90, target_kl=0.03),
+    settings=replace(
+        TOKENS.settings, iterations=120, lr=7e-4, lr_decay=True, target_kl=0.03
+    ),
 )
 CASES = {
     "tabletop-tokens-ppo": TOKENS,
     "tabletop-tokens-grpo": replace(
         TOKENS,
         num_envs=1024,
-        settings=replace(TOKENS.settings, algorithm=GRPO(group_size=8), iterations=220),
+        settings=replace(
+            TOKENS.settings,
+            algorithm=GRPO(group_size=8),
+            iterations=200,
+            lr=7e-4,
+            lr_decay=True,
+        ),
     ),
     "tabletop-gaussian-ppo": GAUSSIAN,
     "tabletop-flow-ppo": replace(
         GAUSSIAN,
         head="flow",
         stochastic={"flow_noise": 1.5},
-        settings=replace(GAUSSIAN.settings, lr=3e-4),
+        settings=replace(GAUSSIAN.settings, iterations=90, lr=3e-4, lr_decay=False),
     ),
     "metaworld-reach-gaussian-ppo": Case(
         env="metaworld",
@@ -165,6 +173,7 @@ def clone_about_half(
         env.make_expert(noise=case.noise, seed=seed),
         demonstrations,
         folder=folder / "demonstrations",
+        balanced=True,
         seed=seed,
         overwrite=True,
     )
