@@ -123,6 +123,21 @@ def test_a_training_that_was_killed_goes_on_to_the_same_weights(
     assert torch.equal(weights(saved), weights(expected))
 
 
+def test_killed_before_the_first_state_it_is_judged_anew(dataset, whole, tmp_path):
+    _, uninterrupted, folder = whole
+    before = tmp_path / "evaluations" / "00000.json"
+    before.parent.mkdir()
+    before.write_text("")  # killed while writing
+    _, result = run(dataset, tmp_path, replace(SMALL, iterations=1))
+    assert result.before.episodes == uninterrupted.before.episodes
+    # Another policy's, that was killed in the same folder, is not this one's past.
+    other = EvaluationResult.from_json(folder / "evaluations" / "00003.json")
+    (tmp_path / "training_state.pt").unlink()
+    before.write_text(other.to_json())
+    _, result = run(dataset, tmp_path, replace(SMALL, iterations=1))
+    assert result.before.provenance["policy"]["iteration"] == 0
+
+
 def test_a_finished_training_that_is_run_again_changes_nothing(
     dataset, whole, tmp_path
 ):

@@ -46,6 +46,22 @@ def test_a_line_that_was_cut_off_does_not_stop_a_resumed_training(tmp_path, cut)
     assert [row["loss"] for row in rows] == [1.0, 0.5, 1 / 3]
 
 
+def test_the_first_digits_of_an_iteration_are_not_taken_for_another(tmp_path):
+    log = write(tmp_path, iterations=9)  # and the tenth line
+    text = log.path.read_text()
+    log.path.write_text(text[: text.index("10,") + 1])
+    assert [row["iteration"] for row in log.keep_until(9)] == list(range(1, 10))
+
+
+@pytest.mark.parametrize("rest", ["", "itera"])
+def test_a_log_that_was_cut_off_in_its_first_line_begins_anew(tmp_path, rest):
+    (tmp_path / "log.csv").write_text(rest)
+    log = RunLog(tmp_path, COLUMNS)
+    assert log.keep_until(0) == []
+    log.append({"iteration": 1, "loss": 2.0})
+    assert log.read(log.path) == [{"iteration": 1.0, "loss": 2.0}]
+
+
 def test_a_log_that_is_not_there_is_empty(tmp_path):
     assert RunLog(tmp_path, COLUMNS).keep_until(5) == []
 

@@ -155,7 +155,8 @@ def finetune(
 
     def judge(iteration: int) -> EvaluationResult:
         path = folder / "evaluations" / f"{iteration:05d}.json"
-        if path.exists() and iteration <= done:
+        # Before the first state, what lies there may be cut off, or of other weights.
+        if 0 < done >= iteration and path.exists():
             return EvaluationResult.from_json(path)
         result = evaluate(
             env if eval_env is None else eval_env,

@@ -72,10 +72,15 @@ class RunLog:
         """Remove the lines after an iteration; return those that stay."""
         if not self.path.exists():
             return []
-        header, *lines = self.path.read_text().splitlines(keepends=True)
+        lines = self.path.read_text().splitlines(keepends=True)
         # The last line of a killed process may be cut off: no state was written after
         # it, so it is one of those that go.
-        kept = [line for line in lines if int(line.split(",")[0] or 0) <= iteration]
+        whole = [line for line in lines if line.endswith("\n")]
+        if not whole:
+            self.path.unlink()
+            return []
+        header, *lines = whole
+        kept = [line for line in lines if int(line.split(",")[0]) <= iteration]
         shorter = self.path.with_suffix(".writing")
         shorter.write_text("".join([header, *kept]))
         shorter.replace(self.path)
