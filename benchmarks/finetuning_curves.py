@@ -108,6 +108,7 @@ CASES = {
     "tabletop-flow-ppo": replace(
         GAUSSIAN,
         head="flow",
+        demonstrations=TOKENS.demonstrations,
         stochastic={"flow_noise": 1.5},
         settings=replace(GAUSSIAN.settings, iterations=90, lr=3e-4, lr_decay=False),
     ),
