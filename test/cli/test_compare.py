@@ -77,7 +77,7 @@ def test_a_file_written_before_provenance_was_is_still_compared(
     ("content", "found"),
     [
         (None, "FileNotFoundError"),
-        ("no json", "JSONDecodeError"),
+        ("no json", "expected JSON, got another text"),
         ('{"names": ["a", "b"]}', "KeyError: 'episodes'"),
         ("[1]", "TypeError"),
         ('{"episodes": []}', "expected at least one episode"),

@@ -57,7 +57,8 @@ def _read(path: Path) -> EvaluationResult:
     try:
         return EvaluationResult.from_json(path)
     except (OSError, ValueError, LookupError, TypeError) as error:
+        why = str(error).removesuffix(".")
         raise OptionError(
             f"compare: expected a file that `torchrl-vla evaluate --json` wrote at "
-            f"{str(path)!r}, got {type(error).__name__}: {error}."
+            f"{str(path)!r}, got {type(error).__name__}: {why}."
         ) from error

@@ -19,6 +19,7 @@ from torchrl_vla.evaluation.tables import (
     SequentialTable,
     UnpairedTable,
 )
+from torchrl_vla.schema.json_source import read_json
 
 
 @dataclass(frozen=True)
@@ -137,9 +138,9 @@ class Comparison:
 
         Raises:
             ComparisonError: what it holds cannot be compared.
+            ValueError: it is no JSON.
         """
-        payload = source.read_text() if isinstance(source, Path) else source
-        values = json.loads(payload)
+        values = read_json("Comparison.from_json", source)
         a, b = (EvaluationResult.from_json(json.dumps(values[k])) for k in ("a", "b"))
         name_a, name_b = values["names"]
         return compare(

@@ -10,6 +10,7 @@ from typing import Any
 
 from torchrl_vla.evaluation.betting import betting_rate_interval
 from torchrl_vla.evaluation.statistics import wilson_interval
+from torchrl_vla.schema.json_source import read_json
 
 #: Entry of the provenance of an evaluation whose outcomes said when it was enough.
 STOPPING = "stopping"
@@ -138,9 +139,12 @@ class EvaluationResult:
 
     @classmethod
     def from_json(cls, source: str | Path) -> EvaluationResult:
-        """Read a JSON text, or the file at a :class:`~pathlib.Path`."""
-        payload = source.read_text() if isinstance(source, Path) else source
-        values = json.loads(payload)
+        """Read a JSON text, or the file at a :class:`~pathlib.Path`.
+
+        Raises:
+            ValueError: it is no JSON.
+        """
+        values = read_json("EvaluationResult.from_json", source)
         episodes = [EpisodeRecord(**episode) for episode in values["episodes"]]
         return cls(episodes, values.get("provenance", {}))
 

@@ -21,6 +21,7 @@ from torchrl_vla.schema.conventions import (
     broadcast_names,
 )
 from torchrl_vla.schema.errors import IncompatibleMetadataError, MetadataError
+from torchrl_vla.schema.json_source import read_json
 from torchrl_vla.schema.statistics import FeatureStatistics
 
 _NAMES_PER_ACTION_DIM = (
@@ -337,9 +338,9 @@ class RobotDatasetMetadata:
 
         Raises:
             MetadataError: the JSON has a field that this version does not know.
+            ValueError: it is no JSON.
         """
-        payload = source.read_text() if isinstance(source, Path) else source
-        values = json.loads(payload)
+        values = read_json("RobotDatasetMetadata.from_json", source)
         unknown = sorted(set(values) - {field.name for field in fields(cls)})
         if unknown:
             raise MetadataError(
