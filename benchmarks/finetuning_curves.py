@@ -80,17 +80,6 @@ TOKENS = Case(
         eval_episodes=300,
     ),
 )
-GAUSSIAN = replace(
-    TOKENS,
-    head="regression",  # gets its spread from make_stochastic
-    demonstrations=(102, 132),
-    rounds=20,
-    steps=150,
-    stochastic={"initial_std": 0.7},
-    settings=replace(
-        TOKENS.settings, iterations=120, lr=7e-4, lr_decay=True, target_kl=0.03
-    ),
-)
 CASES = {
     "tabletop-tokens-ppo": TOKENS,
     "tabletop-tokens-grpo": replace(
@@ -104,13 +93,24 @@ CASES = {
             lr_decay=True,
         ),
     ),
-    "tabletop-gaussian-ppo": GAUSSIAN,
+    "tabletop-gaussian-ppo": replace(
+        TOKENS,
+        head="regression",  # gets its spread from make_stochastic
+        demonstrations=(102, 132),
+        rounds=20,
+        steps=150,
+        stochastic={"initial_std": 0.7},
+        settings=replace(
+            TOKENS.settings, iterations=120, lr=7e-4, lr_decay=True, target_kl=0.03
+        ),
+    ),
     "tabletop-flow-ppo": replace(
-        GAUSSIAN,
+        TOKENS,
         head="flow",
-        demonstrations=TOKENS.demonstrations,
+        rounds=20,
+        steps=150,
         stochastic={"flow_noise": 1.5},
-        settings=replace(GAUSSIAN.settings, iterations=90, lr=3e-4, lr_decay=False),
+        settings=replace(TOKENS.settings, iterations=90, lr=3e-4, target_kl=0.03),
     ),
     "metaworld-reach-gaussian-ppo": Case(
         env="metaworld",
