@@ -37,7 +37,7 @@ IN_KEYS = [("observation", "state")]
 IN_KEYS_ALL = [*IN_KEYS, ("observation", "image"), "language_instruction"]
 
 
-def make_actor(in_keys: list) -> TensorDictModule:
+def make_executor(in_keys: list) -> TensorDictModule:
     ahead = torch.arange(1.0, HORIZON + 1).unsqueeze(-1) / 100
 
     def plan(state: torch.Tensor, *unused: object) -> torch.Tensor:
@@ -96,8 +96,8 @@ def time_replan(executor: Callable, td: TensorDictBase, rows: slice) -> float:
 def compare(
     title: str, measure: Callable, in_keys: list, make_td: Callable, rounds: int
 ) -> None:
-    ours = MultiStepActorWrapper(make_actor(in_keys), n_steps=HORIZON)
-    peer = PeerWrapper(make_actor(in_keys), n_steps=HORIZON)
+    ours = MultiStepActorWrapper(make_executor(in_keys), n_steps=HORIZON)
+    peer = PeerWrapper(make_executor(in_keys), n_steps=HORIZON)
     our_td, peer_td = make_td(), make_td()
     peer_td.update(our_td.clone())
     pairs = []
@@ -133,7 +133,7 @@ def check_equal_actions(batch: int) -> tuple[TensorDictBase, TensorDictBase]:
             instructions=InstructionTable(),
         )
         env = TransformedEnv(env, InitTracker())
-        policy = wrapper(make_actor(IN_KEYS), n_steps=HORIZON)
+        policy = wrapper(make_executor(IN_KEYS), n_steps=HORIZON)
         with torch.no_grad():
             rollouts.append(env.rollout(40, policy, break_when_any_done=False))
     ours, peer = rollouts

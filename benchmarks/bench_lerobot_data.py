@@ -9,7 +9,7 @@ cameras of 96 px as PNG in parquet, the same as mp4, and one camera of 480 x 640
 actions under a shuffling ``DataLoader`` in this process. It gives floats; ours stays
 uint8, and "ours, as floats" converts them too. Both decode videos with torchcodec
 where it loads (it needs FFmpeg's libraries: ``apt-get install ffmpeg``), else with
-PyAV. LeRobot decodes with a thread for each camera; ours does large pictures with one
+PyAV. LeRobot decodes with a thread for each camera; ours does large images with one
 for each core, and with a single one in "ours, 1 decoder". Before anything is timed,
 frames, states, chunks and masks are compared. The last rows are the process's memory
 in MiB after each of three epochs of ours.
@@ -30,7 +30,7 @@ from contest import check_equal, print_head, print_rows, read_quick, time_in_tur
 from tensordict import TensorDictBase
 
 from torchrl_vla.data import LeRobotExperienceReplay
-from torchrl_vla.data.lerobot.video import decoder_name
+from torchrl_vla.data.lerobot.video_decoder import decoder_name
 
 HORIZON, WIDTH, FPS, BATCH = 50, 7, 20, 32
 
@@ -61,7 +61,7 @@ def write(case: Case, folder: Path) -> None:
 
     vector = {"dtype": "float32", "shape": (WIDTH,), "names": None}
     names = ["height", "width", "channels"]
-    picture = {"dtype": case.dtype, "shape": (*case.size, 3), "names": names}
+    image = {"dtype": case.dtype, "shape": (*case.size, 3), "names": names}
     cameras = [f"observation.images.{camera}" for camera in case.cameras]
     dataset = LeRobotDataset.create(
         repo_id="local/benchmark",
@@ -69,7 +69,7 @@ def write(case: Case, folder: Path) -> None:
         features={
             "observation.state": vector,
             "action": vector,
-            **dict.fromkeys(cameras, picture),
+            **dict.fromkeys(cameras, image),
         },
         root=folder,
         use_videos=case.dtype == "video",
@@ -124,9 +124,9 @@ def open_ours(folder: Path, decoder: str) -> LeRobotExperienceReplay:
 
 
 def as_floats(sample: TensorDictBase) -> TensorDictBase:
-    """Convert the pictures as LeRobot does."""
-    for camera, picture in sample["observation"].get("image", {}).items():
-        sample["observation", "image", camera] = picture.float() / 255
+    """Convert the images as LeRobot does."""
+    for camera, image in sample["observation"].get("image", {}).items():
+        sample["observation", "image", camera] = image.float() / 255
     return sample
 
 

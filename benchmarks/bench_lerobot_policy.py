@@ -52,7 +52,7 @@ def make_policy(side: int) -> LeRobotPolicyWrapper:
 
 
 def observe(steps: int, rows: int, side: int) -> list[TensorDict]:
-    def picture() -> torch.Tensor:
+    def image() -> torch.Tensor:
         return torch.randint(0, 256, (rows, 3, side, side), dtype=torch.uint8)
 
     return [
@@ -60,7 +60,7 @@ def observe(steps: int, rows: int, side: int) -> list[TensorDict]:
             {
                 "observation": {
                     "state": torch.randn(rows, STATE_DIM),
-                    "image": {"top": picture(), "wrist": picture()},
+                    "image": {"top": image(), "wrist": image()},
                 },
                 "is_init": torch.full((rows, 1), step == 0),
             },

@@ -131,7 +131,7 @@ def train_tiny(
         lr=budget.tiny_lr,
         progress=False,
     )
-    return space.actor(policy), log
+    return space.executor(policy), log
 
 
 CONTESTANTS = {"TinyVLA": train_tiny, "ACT": train_act}

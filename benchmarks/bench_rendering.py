@@ -4,10 +4,10 @@
 
 All step the same simulators through the same chunks of random actions. TorchRL's
 ``MultiAction`` draws every step, as ours does by default; "on demand" is ours in an
-environment made with ``draw_on_demand=True``; "no images" has no cameras at all, and
+environment made with ``render_on_demand=True``; "no images" has no cameras at all, and
 nobody who draws can be faster. The columns are milliseconds per outer step (K base
 steps of every row), base steps per second, and the gain if a chunk cost its physics
-and one picture and nothing else.
+and one image and nothing else.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def make_players(
     return {
         "TorchRL": make(peer, cameras=cameras),
         "every step": make(MultiAction(horizon), cameras=cameras),
-        "on demand": make(MultiAction(horizon), cameras=cameras, draw_on_demand=True),
+        "on demand": make(MultiAction(horizon), cameras=cameras, render_on_demand=True),
         "no images": make(MultiAction(horizon)),
     }
 

@@ -160,7 +160,7 @@ FAMILY: dict[str, tuple[Callable, dict]] = {
     "real time": (
         lambda actor: RealTimeChunking(
             actor,
-            execution_horizon=8,
+            replan_interval=8,
             inference_delay=4,
             action_reference="absolute",
         ),

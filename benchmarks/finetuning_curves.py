@@ -32,8 +32,8 @@ from torchrl_vla.recipes import (
     make_environment,
     make_policy,
     make_space,
-    make_stochastic,
     save_checkpoint,
+    to_stochastic,
     train_behavior_cloning,
 )
 
@@ -95,7 +95,7 @@ CASES = {
     ),
     "tabletop-gaussian-ppo": replace(
         TOKENS,
-        head="regression",  # gets its spread from make_stochastic
+        head="regression",  # gets its spread from to_stochastic
         demonstrations=(102, 132),
         rounds=20,
         steps=150,
@@ -145,7 +145,7 @@ def run_case(name: str, case: Case, seed: int, folder: Path) -> None:
         clone(case, seed, cloned, make_env)
     policy, space = load_checkpoint(cloned / "policy")
     result = finetune(
-        make_stochastic(policy, **case.stochastic),
+        to_stochastic(policy, **case.stochastic),
         space,
         make_env(num_envs=case.num_envs),
         folder / f"{name}-{seed}",
@@ -192,7 +192,7 @@ def clone_about_half(
             batch_size=64,
             seed=seed + 100 * number,
         )
-        actor = space.actor(policy.eval())
+        actor = space.executor(policy.eval())
         result = evaluate(eval_env, actor, 200, seed=seed + 500)
         rate = result.success_rate
         print(

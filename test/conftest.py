@@ -41,17 +41,17 @@ def opengl():
     """Skip where nothing can draw; fail there if ``TORCHRL_VLA_REQUIRE_GL`` is set."""
     import mujoco
 
-    from torchrl_vla.envs.mujoco_painter import Painter, RenderingError
+    from torchrl_vla.envs.mujoco_renderer import MujocoRenderer, RenderingError
 
     model = mujoco.MjModel.from_xml_string(SCENE)
     data = mujoco.MjData(model)
     mujoco.mj_forward(model, data)
-    painter = Painter(model, ["eye"], 8)
+    renderer = MujocoRenderer(model, ["eye"], 8)
     try:
-        painter.draw(data)
+        renderer.draw(data)
     except RenderingError as error:
         if os.environ.get("TORCHRL_VLA_REQUIRE_GL"):
             raise
         pytest.skip(str(error))
     finally:
-        painter.close()
+        renderer.close()

@@ -8,7 +8,7 @@ from tensordict.nn import TensorDictModule, TensorDictModuleBase
 
 from torchrl_vla.data import aggregate, collect
 from torchrl_vla.envs import ToyVLAEnv
-from torchrl_vla.execution import InterventionActor, MultiStepActorWrapper
+from torchrl_vla.execution import InterventionPolicy, MultiStepActorWrapper
 from torchrl_vla.objectives import BCLoss
 from torchrl_vla.policies import TinyVLA
 from torchrl_vla.recipes import ModelSpace, train_behavior_cloning
@@ -88,7 +88,7 @@ def loss_on(policy, space, dataset, rows):
 
 def test_corrections_are_recorded_frame_by_frame_and_cure_the_bug(env, tmp_path):
     mistaken = record(env, buggy_actor(), tmp_path / "mistaken")
-    helped = InterventionActor(buggy_actor(), Helper(), label_all=False)
+    helped = InterventionPolicy(buggy_actor(), Helper(), label_all=False)
     corrections = record(env, helped, tmp_path / "corrections", seed=1)
 
     frames, counted = corrections.frames, 0
@@ -133,14 +133,14 @@ def test_corrections_are_recorded_frame_by_frame_and_cure_the_bug(env, tmp_path)
         record(env, actor, tmp_path / name, seed=2).frames["next", "success"].sum()
         for name, actor in (
             ("buggy", buggy_actor()),
-            ("cured", space.actor(policy, replan_interval=1)),
+            ("cured", space.executor(policy, replan_interval=1)),
         )
     ]
     assert ended[1] > ended[0]
 
 
 def test_the_policys_own_actions_are_never_a_target(env, tmp_path):
-    helped = InterventionActor(buggy_actor(), Helper(), label_all=False)
+    helped = InterventionPolicy(buggy_actor(), Helper(), label_all=False)
     corrections = record(env, helped, tmp_path, seed=1)
     space = ModelSpace(corrections.metadata)
     buffer = corrections.replay_buffer(

@@ -23,7 +23,12 @@ from torch import nn
 
 from torchrl_vla.data import collect
 from torchrl_vla.envs import TabletopEnv
-from torchrl_vla.evaluation import Recorder, evaluate, film_strip, shuffle_instructions
+from torchrl_vla.evaluation import (
+    Recorder,
+    evaluate,
+    contact_sheet,
+    shuffle_instructions,
+)
 from torchrl_vla.objectives import BCLoss
 from torchrl_vla.policies import TinyVLA
 from torchrl_vla.recipes import ModelSpace
@@ -96,7 +101,7 @@ plt.show()
 # Evaluate
 # --------
 #
-# ``space.actor`` is the way back: the state is normalized for the policy, its chunk is
+# ``space.executor`` is the way back: the state is normalized for the policy, its chunk is
 # denormalized, and an executor gives the environment one action a step and asks the
 # policy again every four.
 #
@@ -104,17 +109,17 @@ plt.show()
 # gives Wilson's interval. It holds near 0 and 1, where a success rate plus or minus its
 # standard error does not: 20 successes in 20 episodes are compatible with 84 %.
 
-actor = space.actor(policy, replan_interval=4)
+actor = space.executor(policy, replan_interval=4)
 recorder = Recorder(episodes=3)
 result = evaluate(env, actor, 200, seed=1, recorder=recorder, progress=False)
 print(result)
 
 # %%
-# The pictures are for us: the ring marks the named block, and neither the ring nor the
+# The images are for us: the ring marks the named block, and neither the ring nor the
 # gripper is in the camera image that the policy sees.
 
 plt.figure(figsize=(9, 3.6))
-plt.imshow(film_strip(recorder.films, columns=8).permute(1, 2, 0))
+plt.imshow(contact_sheet(recorder.clips, columns=8).permute(1, 2, 0))
 plt.axis("off")
 plt.tight_layout()
 plt.show()

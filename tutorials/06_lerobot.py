@@ -31,7 +31,7 @@ from torchrl_vla.envs import TabletopEnv
 from torchrl_vla.evaluation import evaluate
 from torchrl_vla.recipes import (
     fit_lerobot_policy,
-    load_actor,
+    load_executor,
     save_lerobot_checkpoint,
     train_lerobot,
 )
@@ -56,7 +56,7 @@ print(sorted(str(p.relative_to(folder)) for p in folder.glob("lerobot/**/*.*")))
 
 # %%
 # Read back, a sample is a batch of single frames with chunk targets that end with their
-# episode, under our names. Pictures are decoded when they are sampled; the numbers are
+# episode, under our names. Images are decoded when they are sampled; the numbers are
 # one memory-mapped TensorDict.
 
 replay = LeRobotExperienceReplay(
@@ -116,12 +116,12 @@ for step, loss in log.losses:
 #
 # The checkpoint is LeRobot's: configuration, weights and both processors. Beside it
 # lies ``metadata.json``, which says what the numbers mean: a robot with other units
-# would be refused. ``load_actor`` takes any LeRobot checkpoint, a folder or a repo id.
+# would be refused. ``load_executor`` takes any LeRobot checkpoint, a folder or a repo id.
 #
 # Sixty steps teach nothing yet; ``benchmarks/bench_lerobot_training.py`` trains longer.
 
 checkpoint = save_lerobot_checkpoint(folder / "act", policy, replay.dataset.metadata)
-actor = load_actor(checkpoint, metadata=env.metadata, instructions=env.instructions)
+actor = load_executor(checkpoint, metadata=env.metadata, instructions=env.instructions)
 print(f"asks the policy every {actor.replan_interval} steps")
 result = evaluate(env, actor, 32, seed=1, progress=False)
 print(result)

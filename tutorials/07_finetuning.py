@@ -34,7 +34,7 @@ from torchrl_vla.recipes import (
     Rollouts,
     finetune,
     make_decision_env,
-    make_stochastic,
+    to_stochastic,
     train_behavior_cloning,
 )
 from torchrl_vla.schema import InstructionTable
@@ -100,11 +100,11 @@ train_behavior_cloning(cloned, dataset, space=space, steps=300, progress=False)
 # ------------------------
 #
 # A deterministic policy gives its actions no probability, so there is nothing to make
-# likelier. ``make_stochastic`` puts a Gaussian around what the clone predicts (a token
+# likelier. ``to_stochastic`` puts a Gaussian around what the clone predicts (a token
 # policy draws already, a flow gets noise on its steps). Without sampling it acts as
 # before.
 
-policy = make_stochastic(cloned, initial_std=0.3)
+policy = to_stochastic(cloned, initial_std=0.3)
 
 # %%
 # What PPO learns from

@@ -105,7 +105,7 @@ family = {
         policy, request_at=DELAY, worker=StepClockWorker(DELAY), **absolute
     ),
     "real-time chunking": lambda policy: RealTimeChunking(
-        policy, execution_horizon=H // 2, inference_delay=DELAY, **absolute
+        policy, replan_interval=H // 2, inference_delay=DELAY, **absolute
     ),
 }
 figure, axes = plt.subplots(1, 4, figsize=(12, 2.5), sharey=True)

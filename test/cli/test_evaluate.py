@@ -68,7 +68,7 @@ def test_a_control_that_would_change_nothing_is_refused(policy, capsys):
     one = ["--env", "tabletop/reach-red", "--control", "shuffled-instruction"]
     assert main(["evaluate", "--policy", str(policy), *SMALL, *one]) == 1
     err = capsys.readouterr().err
-    assert "--control: make_control: expected an environment with several" in err
+    assert "--control: make_ablation: expected an environment with several" in err
 
 
 def test_the_policy_and_its_control_draw_the_same_noise(policy, monkeypatch):

@@ -96,7 +96,7 @@ def test_options_that_would_have_no_effect_are_refused(options, message, capsys)
         (["--rename-map", '["top"]'], "--rename-map: expected a JSON object, got"),
         (["--env", "kitchen"], "--env: make_environment: expected one of"),
         (["--env", "tabletop/reach", "--tasks", "push"], "expected tasks in one place"),
-        (["--empty-cameras", "top"], "load_actor: expected a checkpoint at"),
+        (["--empty-cameras", "top"], "load_executor: expected a checkpoint at"),
     ],
 )
 def test_a_mistyped_option_is_one_message(options, message, tmp_path, capsys):

@@ -20,14 +20,14 @@ def test_collect_train_and_evaluate_make_a_chain(tmp_path, capsys):
     arguments = ["--dataset", str(dataset), "--folder", str(policy), "--hidden", "16"]
     assert main(["train", *arguments, "--steps", "5", "--batch-size", "8"]) == 0
     assert (policy / "learning_curve.csv").read_text().startswith("step,loss\n5,")
-    record, video = tmp_path / "result.json", tmp_path / "film.mp4"
+    record, video = tmp_path / "result.json", tmp_path / "clip.mp4"
     arguments = ["--policy", str(policy), "--episodes", "5", "--json", str(record)]
     assert main(["evaluate", *arguments, "--video", str(video), *small]) == 0
     result = EvaluationResult.from_json(record)
     assert len(result) == 5
     with av.open(str(video)) as container:
-        pictures = sum(1 for _ in container.decode(video=0))
-    assert pictures == sum(episode.length for episode in result.episodes[:4])
+        images = sum(1 for _ in container.decode(video=0))
+    assert images == sum(episode.length for episode in result.episodes[:4])
     assert "over 5 episodes" in capsys.readouterr().out
 
 
@@ -43,8 +43,8 @@ def test_collect_writes_a_lerobot_dataset_on_request(tmp_path, capsys, images):
     dataset = LeRobotDemonstrations.from_folder(folder, cache_folder=tmp_path / "cache")
     for key in ("action", ("observation", "state"), "language_instruction"):
         assert torch.equal(dataset.frames[key], expected[key]), key
-    pictures = dataset.replay_buffer(1)[torch.arange(len(dataset))]
-    shown = pictures["observation", "image"].float()
+    images = dataset.replay_buffer(1)[torch.arange(len(dataset))]
+    shown = images["observation", "image"].float()
     error = (shown - expected["observation", "image"].float()).abs().mean()
     assert error == 0 if images == "png" else error < 10
     assert main(["collect", "--folder", str(folder), *small, *as_lerobot]) == 1
@@ -96,7 +96,7 @@ def test_a_machine_that_cannot_draw_gets_a_report_without_films(
     sizes = ["--demonstrations", "1", "--steps", "1", "--episodes", "1"]
     where = ["--env", "metaworld", "--tasks", "reach", "--folder", str(tmp_path)]
     assert main(["demo", *where, *sizes]) == 0
-    assert "the report has no films: MetaWorldEnv: expected" in capsys.readouterr().err
+    assert "the report has no clips: MetaWorldEnv: expected" in capsys.readouterr().err
     assert (tmp_path / "report.html").is_file()
     assert list(tmp_path.glob("film_*.png")) == []
 

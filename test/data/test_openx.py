@@ -22,7 +22,7 @@ from torchrl_vla.transforms import ActionChunkTransform
 LENGTHS = (3, 2, 4)
 
 
-def picture(value):
+def image(value):
     file = io.BytesIO()
     Image.fromarray(np.full((4, 6, 3), value, np.uint8)).save(file, "png")
     return {"bytes": file.getvalue()}
@@ -32,7 +32,7 @@ def make_step(episode, frame, length):
     """One step as the Hub's mirror of Open X-Embodiment stores it."""
     return {
         "observation": {
-            "image": picture(10 * episode + frame),
+            "image": image(10 * episode + frame),
             "state": np.array([episode, frame, 0.5, 0, 0, 0, 1]),
             "natural_language_instruction": f"said {episode}",
         },

@@ -48,14 +48,14 @@ def test_the_seed_says_where_the_cube_lies():
 
 
 @pytest.mark.usefixtures("opengl")
-def test_quick_drawing_shows_nearly_the_same_picture():
-    pictures = []
+def test_quick_drawing_shows_nearly_the_same_image():
+    images = []
     for quick in (False, True):
         env = AlohaEnv(quick_drawing=quick)
         td = env.reset(episode_seeds=torch.tensor([1]))
-        pictures.append(td["observation", "image", "top"].float())
+        images.append(td["observation", "image", "top"].float())
         env.close()
-    difference = (pictures[0] - pictures[1]).abs()
+    difference = (images[0] - images[1]).abs()
     assert 0 < difference.mean() < 3  # of 255
 
 

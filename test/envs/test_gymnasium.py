@@ -24,14 +24,14 @@ from torchrl_vla.schema import (
     validate_vla_tensordict,
 )
 
-OBSERVE = ObservationKeys(state=("counters",), images="picture")
+OBSERVE = ObservationKeys(state=("counters",), images="image")
 
 
 class Counter(gymnasium.Env):
     """State: the episode's seed, its steps, the sum of its actions."""
 
     observation_space = gymnasium.spaces.Dict(
-        counters=Box(-np.inf, np.inf, (3,)), picture=Box(0, 255, (2, 4, 3), np.uint8)
+        counters=Box(-np.inf, np.inf, (3,)), image=Box(0, 255, (2, 4, 3), np.uint8)
     )
 
     def __init__(self, goal: int = 10**6, action_space=None, breaks_at=None):
@@ -51,9 +51,9 @@ class Counter(gymnasium.Env):
         return self.observe(), steps, reached, False, {"is_success": reached}
 
     def observe(self):
-        picture = np.zeros((2, 4, 3), np.uint8)
-        picture[1, 3, 2] = self.counters[1]
-        return {"counters": self.counters.copy(), "picture": picture}
+        image = np.zeros((2, 4, 3), np.uint8)
+        image[1, 3, 2] = self.counters[1]
+        return {"counters": self.counters.copy(), "image": image}
 
 
 # Workers cannot import a test module by its name.
@@ -102,16 +102,14 @@ def test_images_become_channels_first_and_keep_every_pixel():
 
 
 def test_cameras_have_an_entry_each():
-    cameras = ObservationKeys(images={"top": "picture", "wrist": "picture"})
+    cameras = ObservationKeys(images={"top": "image", "wrist": "image"})
     env = make(1, observe=cameras)
     assert set(env.reset()["observation", "image"].keys()) == {"top", "wrist"}
     check_env_specs(env)
 
 
 def test_the_environment_s_state_has_an_entry_of_its_own():
-    keys = ObservationKeys(
-        state=("counters",), environment_state=("counters", "picture")
-    )
+    keys = ObservationKeys(state=("counters",), environment_state=("counters", "image"))
     env = make(2, observe=keys)
     check_env_specs(env)
     td = act(env, env.reset(episode_seeds=torch.tensor([7, 9])))
@@ -133,7 +131,7 @@ def test_non_finite_state_of_the_environment_raises():
             counters = np.where(self.counters[1] > 0, np.inf, self.counters)
             return {**super().observe(), "counters": counters}
 
-    keys = ObservationKeys(images="picture", environment_state=("counters",))
+    keys = ObservationKeys(images="image", environment_state=("counters",))
     env = make(1, Diverging, observe=keys)
     with pytest.raises(SchemaError, match=r"environment_state.*environment 0, got inf"):
         act(env, env.reset())
@@ -332,7 +330,7 @@ def test_non_finite_action_of_a_masked_row_is_not_looked_at():
 
 def test_missing_observation_entry_lists_what_there_is():
     with pytest.raises(
-        MissingKeyError, match=r"'joints' in the observation.*\['counters', 'picture'\]"
+        MissingKeyError, match=r"'joints' in the observation.*\['counters', 'image'\]"
     ):
         make(observe=ObservationKeys(state=("joints",)))
 
@@ -353,7 +351,7 @@ def test_missing_success_lists_what_info_has():
 @pytest.mark.parametrize(
     ("observe", "message"),
     [
-        (lambda raw: {"image": raw["picture"] / 255.0}, "uint8 image .* got float64"),
+        (lambda raw: {"image": raw["image"] / 255.0}, "uint8 image .* got float64"),
         (
             lambda raw: {"state": raw["counters"][None]},
             r"a vector at 'state'.*\(1, 3\)",
@@ -362,7 +360,7 @@ def test_missing_success_lists_what_info_has():
             lambda raw: {"environment_state": raw["counters"][None]},
             r"a vector at 'environment_state'.*\(1, 3\)",
         ),
-        (lambda raw: {"pixels": raw["picture"]}, r"'state' and/or 'image'.*'pixels'"),
+        (lambda raw: {"pixels": raw["image"]}, r"'state' and/or 'image'.*'pixels'"),
         (lambda raw: {}, r"'state' and/or 'image'.*\[\]"),
     ],
 )

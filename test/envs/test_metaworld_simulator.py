@@ -13,7 +13,7 @@ def make(*tasks, cameras=(), image_size=SIZE, **kwargs):
 
 
 @pytest.fixture
-def pictures(opengl):
+def images(opengl):
     """Return a function that draws a task."""
     envs = []
 
@@ -120,21 +120,21 @@ def test_a_reset_without_seed_goes_on_from_the_last():
     assert not np.array_equal(first[0], first[1])
 
 
-def test_images_have_the_size_and_the_cameras_asked_for(pictures):
-    image = pictures("reach", cameras=("corner2",), one_image=True)
+def test_images_have_the_size_and_the_cameras_asked_for(images):
+    image = images("reach", cameras=("corner2",), one_image=True)
     assert image.shape == (SIZE, SIZE, 3)
     assert image.dtype == np.uint8
     assert image.std() > 20  # a scene, not a blank
-    images = pictures("reach", cameras=("topview", "gripperPOV"), image_size=32)
+    images = images("reach", cameras=("topview", "gripperPOV"), image_size=32)
     assert {name: view.shape for name, view in images.items()} == {
         "topview": (32, 32, 3),
         "gripperPOV": (32, 32, 3),
     }
 
 
-def test_the_goal_moves_in_the_image_with_the_seed(pictures):
+def test_the_goal_moves_in_the_image_with_the_seed(images):
     first, second = (
-        pictures("reach", cameras=("topview",), one_image=True, seed=seed)
+        images("reach", cameras=("topview",), one_image=True, seed=seed)
         for seed in (0, 1)
     )
     assert (first != second).any()

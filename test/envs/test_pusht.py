@@ -21,7 +21,7 @@ OBSERVED = {
     "images": {"images": True},
     "corners": {"images": False, "environment_state": True},
     "both": {"images": True, "environment_state": True},
-    "on demand": {"images": True, "draw_on_demand": True},
+    "on demand": {"images": True, "render_on_demand": True},
 }
 
 

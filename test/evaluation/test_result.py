@@ -7,7 +7,7 @@ import pytest
 from torchrl_vla.evaluation import (
     EpisodeRecord,
     EvaluationResult,
-    betting_rate_interval,
+    rate_confidence_sequence,
     wilson_interval,
 )
 
@@ -77,8 +77,8 @@ def test_no_episode_is_no_result():
 def test_a_result_that_its_outcomes_stopped_has_the_interval_for_it():
     result = EvaluationResult(RECORDS, {"stopping": {"block": 2}})
     assert result.stopped_early
-    assert result.interval == betting_rate_interval(2, 4)
-    assert result.by_instruction()["lift"].interval == betting_rate_interval(0, 1)
+    assert result.interval == rate_confidence_sequence(2, 4)
+    assert result.by_instruction()["lift"].interval == rate_confidence_sequence(0, 1)
     assert not EvaluationResult(RECORDS).stopped_early
 
 

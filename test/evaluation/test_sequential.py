@@ -14,11 +14,11 @@ from torchrl_vla.data import episode_seeds
 from torchrl_vla.evaluation import (
     EvaluationResult,
     SequentialTable,
-    betting_rate_interval,
     compare,
     compare_policies,
     evaluate,
     evaluate_until,
+    rate_confidence_sequence,
     wilson_interval,
 )
 
@@ -83,10 +83,10 @@ def test_the_evaluation_stops_at_the_first_look_at_which_the_target_is_decided()
     result = until(0.95, target=0.7)
     assert len(result) % 16 == 0
     assert len(result) < 400
-    low, _ = betting_rate_interval(result.successes, len(result))
+    low, _ = rate_confidence_sequence(result.successes, len(result))
     assert low > 0.7
     before = result.episodes[: len(result) - 16]
-    low, high = betting_rate_interval(sum(e.success for e in before), len(before))
+    low, high = rate_confidence_sequence(sum(e.success for e in before), len(before))
     assert low <= 0.7 <= high
 
 
@@ -95,7 +95,7 @@ def test_the_evaluation_stops_when_the_interval_is_narrow_enough():
     low, high = result.interval
     assert high - low <= 0.3
     before = result.episodes[: len(result) - 16]
-    low, high = betting_rate_interval(sum(e.success for e in before), len(before))
+    low, high = rate_confidence_sequence(sum(e.success for e in before), len(before))
     assert high - low > 0.3
 
 

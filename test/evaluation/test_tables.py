@@ -7,8 +7,8 @@ from torchrl_vla.evaluation import (
     PairedTable,
     SequentialTable,
     UnpairedTable,
-    betting_evidence,
-    betting_interval,
+    confidence_sequence,
+    e_value,
     fisher_test,
     mcnemar_test,
     newcombe_interval,
@@ -41,8 +41,8 @@ def test_a_paired_table_has_newcombes_interval_and_mcnemars_test():
 
 def test_a_sequential_table_has_those_that_survive_peeking():
     table = SequentialTable(30, 12, 3, 5)
-    assert table.interval(0.9) == betting_interval(12, 3, 35, 0.9)
-    assert table.p_value == pytest.approx(1 / betting_evidence(12, 3))
+    assert table.interval(0.9) == confidence_sequence(12, 3, 35, 0.9)
+    assert table.p_value == pytest.approx(1 / e_value(12, 3))
     assert SequentialTable(3, 1, 1, 0).p_value == 1.0
 
 

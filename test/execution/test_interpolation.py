@@ -107,7 +107,16 @@ def test_a_rollout_holds_decisions_on_their_first_tick_only():
     actions = rollout["action"][:, 0].tolist()
     assert actions == [1, 1, 1.5, 2, 2.5, 3, 3.5, 4]
     assert rollout["is_decision"][:, 0].int().tolist() == [1, 0, 0, 0, 1, 0, 0, 0]
-    assert rollout["will_decide"][:, 0].int().tolist() == [0, 0, 0, 1, 0, 0, 0, 1]
+    assert rollout["observation_needed"][:, 0].int().tolist() == [
+        0,
+        0,
+        0,
+        1,
+        0,
+        0,
+        0,
+        1,
+    ]
     decisions = select_decisions(rollout, chunk_size=2, ticks=2)
     assert decisions["next", "executed_steps"].flatten().tolist() == [4, 4]
     assert decisions["next", "is_executed"].all()
@@ -149,7 +158,7 @@ def test_wraps_an_ensemble():
     inner = interpolated(ticks=2, inner=TemporalEnsemble, action_reference="absolute")
     rollout = env.rollout(6, inner)[0]
     assert rollout["is_decision"][:, 0].int().tolist() == [1, 0, 1, 0, 1, 0]
-    assert rollout["will_decide"][:, 0].int().tolist() == [0, 1, 0, 1, 0, 1]
+    assert rollout["observation_needed"][:, 0].int().tolist() == [0, 1, 0, 1, 0, 1]
 
 
 def test_more_than_one_row_needs_an_environment_in_which_rows_can_wait():

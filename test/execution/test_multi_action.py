@@ -196,7 +196,7 @@ def test_success_that_passes_within_the_chunk_is_kept():
 
 
 def test_only_the_first_n_executed_actions_run():
-    env = TransformedEnv(ToyVLAEnv(1, 1), MultiAction(4, n_executed=2))
+    env = TransformedEnv(ToyVLAEnv(1, 1), MultiAction(4, replan_interval=2))
     check_env_specs(env)
     td = env.reset()
     td["action_chunk"] = torch.tensor([[0.1], [0.2], [0.3], [0.4]])
@@ -256,7 +256,7 @@ def test_transforms_before_see_every_base_step_and_after_every_chunk():
 def test_agrees_with_stepping_each_environment_alone(data):
     batch, horizon = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 5))
     limit = data.draw(st.integers(1, 12))
-    n_executed = data.draw(st.integers(1, horizon))
+    replan_interval = data.draw(st.integers(1, horizon))
     seeds = torch.tensor(
         data.draw(st.lists(st.integers(0, 99), min_size=batch, max_size=batch))
     )
@@ -266,7 +266,7 @@ def test_agrees_with_stepping_each_environment_alone(data):
 
     env = TransformedEnv(
         ToyVLAEnv(2, 4, batch_size=[batch], **arguments),
-        MultiAction(horizon, n_executed=n_executed),
+        MultiAction(horizon, replan_interval=replan_interval),
     )
     td = env.reset(episode_seeds=seeds)
     outer = []
@@ -280,7 +280,7 @@ def test_agrees_with_stepping_each_environment_alone(data):
         td = alone.reset(episode_seeds=seeds[row])
         for chunk, after in zip(chunks, outer):
             total, steps = 0.0, 0
-            for action in chunk[row, :n_executed]:
+            for action in chunk[row, :replan_interval]:
                 td = alone.step(td.set("action", action))["next"]
                 total, steps = total + td["reward"], steps + 1
                 if td["done"]:
@@ -353,13 +353,13 @@ class Flags(Transform):
         self.seen: list[list[bool]] = []
 
     def _inv_call(self, tensordict):
-        self.seen = [*self.seen, tensordict["will_decide"].flatten().tolist()]
+        self.seen = [*self.seen, tensordict["observation_needed"].flatten().tolist()]
         return tensordict
 
 
 @pytest.mark.parametrize("batch_size", [[], [2], [2, 1]])
 @pytest.mark.parametrize(
-    ("horizon", "n_executed", "told"),
+    ("horizon", "replan_interval", "told"),
     [
         (3, None, [False, False, True]),
         (3, 2, [False, True]),
@@ -368,24 +368,24 @@ class Flags(Transform):
     ],
 )
 def test_nobody_looks_before_the_chunks_last_step(
-    horizon, n_executed, told, batch_size
+    horizon, replan_interval, told, batch_size
 ):
     flags = Flags()
     env = TransformedEnv(
         ToyVLAEnv(1, 1, batch_size=batch_size),
-        Compose(flags, MultiAction(horizon, n_executed=n_executed)),
+        Compose(flags, MultiAction(horizon, replan_interval=replan_interval)),
     )
     td = env.reset().set("action_chunk", torch.zeros(*batch_size, horizon, 1))
     out = env.step(td)
     rows = torch.Size(batch_size).numel()
     assert flags.seen == [[flag] * rows for flag in told]
-    assert "will_decide" not in out.keys(True)
+    assert "observation_needed" not in out.keys(True)
 
 
 def test_an_end_that_the_environment_does_not_know_of_cannot_be_drawn():
-    def make(draw_on_demand, limit):
+    def make(render_on_demand, limit):
         base = TabletopEnv(
-            2, tasks=("push",), image_size=8, draw_on_demand=draw_on_demand
+            2, tasks=("push",), image_size=8, render_on_demand=render_on_demand
         )
         env = TransformedEnv(base, Compose(StepCounter(limit), MultiAction(8)))
         td = env.reset(episode_seeds=torch.tensor([0, 1]))
@@ -402,8 +402,8 @@ def test_an_end_that_the_environment_does_not_know_of_cannot_be_drawn():
     message = r"'image_is_stale' True in rows \[\[1\]\].*Give the time limit"
     with pytest.raises(ExecutionError, match=message):
         env.step(td)
-    for options in ({"draw_on_demand": False, "limit": 2}, {"limit": 8}):
-        env, td = make(**{"draw_on_demand": True, **options})
+    for options in ({"render_on_demand": False, "limit": 2}, {"limit": 8}):
+        env, td = make(**{"render_on_demand": True, **options})
         assert env.step(td)["next", "done"].all()
 
 
@@ -424,9 +424,9 @@ def test_chunk_of_another_shape_is_refused(shape):
 
 
 def test_chunk_shorter_than_what_is_executed_is_refused():
-    env = TransformedEnv(ToyVLAEnv(), MultiAction(n_executed=3))
+    env = TransformedEnv(ToyVLAEnv(), MultiAction(replan_interval=3))
     td = env.reset().set("action_chunk", torch.zeros(2, 4))
-    with pytest.raises(ExecutionError, match="at least n_executed=3 actions"):
+    with pytest.raises(ExecutionError, match="at least replan_interval=3 actions"):
         env.step(td)
 
 
@@ -434,8 +434,11 @@ def test_chunk_shorter_than_what_is_executed_is_refused():
     ("arguments", "message"),
     [
         ({"chunk_size": 0}, "positive int at argument 'chunk_size', got 0"),
-        ({"n_executed": 0}, "positive int at argument 'n_executed', got 0"),
-        ({"chunk_size": 2, "n_executed": 3}, r"n_executed in 1\.\.chunk_size=2, got 3"),
+        ({"replan_interval": 0}, "positive int at argument 'replan_interval', got 0"),
+        (
+            {"chunk_size": 2, "replan_interval": 3},
+            r"replan_interval in 1\.\.chunk_size=2, got 3",
+        ),
     ],
 )
 def test_impossible_arguments_are_refused(arguments, message):

@@ -103,7 +103,7 @@ def test_any_batch_of_environments_is_served_and_every_step_is_a_decision(batch_
     env = TransformedEnv(ToyVLAEnv(batch_size=batch_size), InitTracker())
     rollout = env.rollout(6, TemporalEnsemble(actor, action_reference="absolute"))
     assert rollout["is_decision"].all()
-    assert rollout["will_decide"].all()
+    assert rollout["observation_needed"].all()
     assert rollout["action"].shape == (*batch_size, 6, 4)
     assert torch.isfinite(rollout["action"]).all()
 

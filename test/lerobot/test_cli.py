@@ -11,7 +11,7 @@ from torchrl_vla.data import DemonstrationDataset, write_lerobot
 from torchrl_vla.envs import TabletopEnv
 from torchrl_vla.evaluation import EvaluationResult
 from torchrl_vla.policies import LeRobotPolicyWrapper
-from torchrl_vla.recipes import load_actor, prepare_environment
+from torchrl_vla.recipes import load_executor, prepare_environment
 from torchrl_vla.schema import RobotDatasetMetadata
 
 pytestmark = [
@@ -138,21 +138,22 @@ def test_cameras_are_paired_by_name_or_renamed(data, tmp_path, capsys):
 def test_a_loaded_actor_executes_as_much_of_a_chunk_as_lerobot(data, tmp_path):
     train_new(data / "ours", tmp_path, "act")
     metadata = TabletopEnv().metadata
-    assert load_actor(tmp_path, metadata=metadata).replan_interval == 4
+    assert load_executor(tmp_path, metadata=metadata).replan_interval == 4
     assert (
-        load_actor(tmp_path, metadata=metadata, replan_interval=2).replan_interval == 2
+        load_executor(tmp_path, metadata=metadata, replan_interval=2).replan_interval
+        == 2
     )
     (tmp_path / "metadata.json").unlink()
     pusht = RobotDatasetMetadata("pusht", action_dim=2, action_reference="absolute")
     # Without it only the sizes are known.
-    assert load_actor(tmp_path, metadata=pusht).replan_interval == 4
+    assert load_executor(tmp_path, metadata=pusht).replan_interval == 4
 
 
 def test_an_environment_carries_history_for_a_policy_that_looks_back(data, tmp_path):
     env = TabletopEnv(2, image_size=32)
     for name, keys in (("act", 0), ("diffusion", 2)):
         train_new(data / "ours", tmp_path / name, name)
-        actor = load_actor(tmp_path / name, metadata=env.metadata)
+        actor = load_executor(tmp_path / name, metadata=env.metadata)
         prepared = prepare_environment(env, actor)
         assert (prepared is env) == (keys == 0)
         added = set(prepared.reset().keys()) - set(env.reset().keys())
@@ -165,5 +166,5 @@ def test_a_policy_that_reads_text_gets_the_instructions_of_the_environment(
     made = checkpoint("smolvla")
     env = TabletopEnv(2)
     metadata = RobotDatasetMetadata("somewhere")
-    actor = load_actor(made.folder, metadata=metadata, instructions=env.instructions)
+    actor = load_executor(made.folder, metadata=metadata, instructions=env.instructions)
     assert actor.actor.instructions is env.instructions

@@ -14,7 +14,7 @@ from lerobot_folders import edit_info, record, write_folder
 
 from torchrl_vla.data import LeRobotDemonstrations
 from torchrl_vla.policies import make_lerobot_policy
-from torchrl_vla.policies.lerobot.kinds import KINDS, NOT_EXERCISED
+from torchrl_vla.policies.lerobot.load.registry import KINDS, NOT_EXERCISED
 from torchrl_vla.schema import FeatureStatistics, RobotDatasetMetadata
 
 pytestmark = pytest.mark.lerobot
@@ -50,8 +50,8 @@ def pusht_checkpoint(tmp_path) -> Path:
 
 def test_the_python_of_the_page_runs(pusht_checkpoint, tmp_path, capsys):
     recording = record((9, 12), cameras=("image",))
-    pictures = np.random.default_rng(0).integers(0, 256, (21, 96, 96, 3))
-    recording.pictures["observation.image"] = pictures.astype(np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (21, 96, 96, 3))
+    recording.images["observation.image"] = images.astype(np.uint8)
     columns = recording.columns
     columns["observation.state"] = columns["observation.state"][:, :2].copy()
     folder = write_folder(tmp_path / "dataset", recording)

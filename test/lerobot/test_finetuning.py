@@ -30,7 +30,7 @@ from torchrl_vla.recipes import (
     RunLog,
     SettingsError,
     finetune,
-    load_actor,
+    load_executor,
 )
 
 pytestmark = pytest.mark.lerobot
@@ -42,7 +42,7 @@ OTHER_BATCH = 1e-4
 PPO_ONCE = FinetuneSettings(
     algorithm=PPO(critic_warmup=1),
     iterations=2,
-    n_executed=4,
+    replan_interval=4,
     epochs=1,
     minibatch_size=5,
     lr=1e-3,
@@ -151,7 +151,7 @@ def test_a_training_that_was_killed_goes_on_to_the_same_weights(
 def test_what_is_written_acts_and_can_be_trained_on(whole):
     folder, policy, _, _ = whole
     env = make_env()
-    actor = load_actor(
+    actor = load_executor(
         folder / "policy", metadata=env.metadata, instructions=env.instructions
     )
     assert actor.replan_interval == 4

@@ -21,7 +21,7 @@ from torchrl_vla.policies import (
     LeRobotPolicyWrapper,
 )
 from torchrl_vla.schema import MissingKeyError, SchemaError
-from torchrl_vla.testing import check_identity, check_policy
+from torchrl_vla.testing import check_log_prob_consistency, check_policy
 
 pytestmark = pytest.mark.lerobot
 
@@ -100,7 +100,7 @@ def test_without_noise_the_chunk_is_lerobots_own_bit_for_bit(name, folders):
     with torch.no_grad():
         dist = policy.get_dist(td)
         assert torch.equal(
-            policy.chunk_of(dist.flow_from(start)), own.postprocessor(theirs)
+            policy.decode(dist.flow_from(start)), own.postprocessor(theirs)
         )
         assert torch.equal(dist.mode, dist.flow_from(torch.zeros_like(start)))
 
@@ -131,7 +131,7 @@ def test_unchanged_weights_give_what_was_written_bit_for_bit(name, learned, fold
     )
     assert torch.equal(policy.log_prob(decisions), decisions["log_probs"])
     assert decisions["element_log_probs"].shape == (ROWS, policy.chunk_size, A)
-    report = check_identity(policy, decisions, tolerance=OTHER_BATCH)
+    report = check_log_prob_consistency(policy, decisions, tolerance=OTHER_BATCH)
     assert report.clip_fraction == 0
 
 
@@ -246,7 +246,7 @@ def test_after_recomputing_every_ratio_is_one_in_the_learners_minibatches(policy
 def test_torchrls_own_ppo_takes_the_policy(policy, made):
     decisions = to_batch(decide(policy, made), 1.0)
     loss = ClipPPOLoss(policy, None, entropy_bonus=False, critic_coeff=None)
-    loss.set_keys(action=policy.choice_key, sample_log_prob="log_probs")
+    loss.set_keys(action=policy.sample_key, sample_log_prob="log_probs")
     out = loss(decisions)
     assert out["kl_approx"] == 0
     assert out["clip_fraction"] == 0
@@ -310,9 +310,7 @@ def test_in_bfloat16_the_chunk_is_lerobots_and_the_identity_holds(made):
     torch.manual_seed(4)
     start = torch.randn(ROWS, policy.chunk_size, policy.path_dim)
     with torch.no_grad():
-        assert torch.equal(
-            policy.chunk_of(policy.get_dist(td).flow_from(start)), theirs
-        )
+        assert torch.equal(policy.decode(policy.get_dist(td).flow_from(start)), theirs)
     decisions = to_batch(decide(policy, made), 1.0)
     out = ChunkPPOLoss(policy)(decisions)
     assert out["max_ratio"] == 1
@@ -410,7 +408,7 @@ def test_real_time_chunking_takes_the_wrapper_and_not_the_likelihood(policy):
     with pytest.raises(ValueError, match=r"expected LeRobotFlowPolicy to have 'guide_"):
         RealTimeChunking(
             policy,
-            execution_horizon=4,
+            replan_interval=4,
             inference_delay=1,
             action_reference="absolute",
         )

@@ -10,7 +10,7 @@ import torch
 from lerobot_folders import record, write_folder
 
 from torchrl_vla.data import LeRobotExperienceReplay
-from torchrl_vla.data.lerobot.video import torchcodec_loads
+from torchrl_vla.data.lerobot.video_decoder import torchcodec_loads
 
 pytestmark = [
     pytest.mark.lerobot,
@@ -100,9 +100,9 @@ def open_with_lerobot(folder: Path, kind: str, decoder: str, episodes=None):
     )
 
 
-def as_float(picture: torch.Tensor) -> torch.Tensor:
-    assert picture.dtype == torch.uint8
-    return picture.to(torch.float32) / 255
+def as_float(image: torch.Tensor) -> torch.Tensor:
+    assert image.dtype == torch.uint8
+    return image.to(torch.float32) / 255
 
 
 def check_frame(ours, theirs, kind: str, instructions) -> None:
@@ -197,7 +197,7 @@ def test_metadata_and_statistics_are_those_of_the_dataset(folder, tmp_path):
 def test_a_folder_written_by_hand_opens_in_lerobot_too(tmp_path):
     """So that the tests that do without LeRobot read what LeRobot would."""
     recording = record((3, 4))
-    folder = write_folder(tmp_path / "push", recording, pictures="image")
+    folder = write_folder(tmp_path / "push", recording, images="image")
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
     theirs = LeRobotDataset("local/any", root=folder)
@@ -205,5 +205,5 @@ def test_a_folder_written_by_hand_opens_in_lerobot_too(tmp_path):
     for row in range(7):
         ours, frame = replay[[row]][0], theirs[row]
         assert torch.equal(ours["action"], frame["action"])
-        picture = ours["observation", "image", "wrist"]
-        assert torch.equal(as_float(picture), frame["observation.images.wrist"])
+        image = ours["observation", "image", "wrist"]
+        assert torch.equal(as_float(image), frame["observation.images.wrist"])

@@ -27,7 +27,7 @@ def record(folder: Path, dtype: str) -> None:
     """Let LeRobot write a dataset."""
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-    pictures = {
+    images = {
         name: {
             "dtype": dtype,
             "shape": (40, 56, 3),
@@ -48,7 +48,7 @@ def record(folder: Path, dtype: str) -> None:
         for name, (kind, shape, names) in numbers.items()
     }
     dataset = LeRobotDataset.create(
-        "local/first", FPS, features | pictures, root=folder, robot_type="arm"
+        "local/first", FPS, features | images, root=folder, robot_type="arm"
     )
     rng = np.random.default_rng(0)
     ramp = np.linspace(0, 1, 40)[:, None, None] + np.linspace(0, 1, 56)[:, None]
@@ -63,8 +63,8 @@ def record(folder: Path, dtype: str) -> None:
                 if kind == "float32":
                     frame[name] = rng.normal(size=shape).astype(np.float32)
             for name in CAMERAS:
-                picture = 255 * ((ramp + rng.random(3)) % 1)
-                frame[name] = picture.astype(np.uint8)
+                image = 255 * ((ramp + rng.random(3)) % 1)
+                frame[name] = image.astype(np.uint8)
             dataset.add_frame(frame)
         dataset.save_episode(parallel_encoding=False)
     dataset.finalize()

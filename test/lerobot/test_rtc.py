@@ -84,7 +84,7 @@ def test_guidance_is_lerobots_with_its_time_turned_round(time, through_network):
             inference_delay=delay,
             time=time,
             original_denoise_step_partial=theirs,
-            execution_horizon=overlap,
+            replan_interval=overlap,
         )
         got = guided_velocity(
             lambda x, t: -torch.tanh(x @ matrix) * (1 + (1 - t).view(-1, 1, 1)),
@@ -118,7 +118,7 @@ def compare_with_lerobot(policy, made, schedule, left_over_of):
     horizon, delay, size = 4, 2, policy.chunk_size
     executor = RealTimeChunking(
         policy,
-        execution_horizon=horizon,
+        replan_interval=horizon,
         inference_delay=delay,
         action_reference="absolute",
         schedule=schedule,
@@ -139,7 +139,7 @@ def compare_with_lerobot(policy, made, schedule, left_over_of):
             "prev_chunk_left_over": left_over_of(
                 chunk[:, horizon:], chunks[-1][:, horizon:], observations[step + 4 :]
             ),
-            "execution_horizon": size - horizon,
+            "replan_interval": size - horizon,
         }
     expected = [chunks[0][:, :6], chunks[1][:, 2:6], chunks[2][:, 2:4]]
     # Their left-over was never denormalized; ours was, and normalized again.
@@ -262,7 +262,7 @@ def test_a_guide_is_declared_only_where_the_policy_can_follow_one(
     match = r"a policy of LeRobot's whose rtc_config is enabled"
     with pytest.raises(ValueError, match=match):
         RealTimeChunking(
-            plain, execution_horizon=4, inference_delay=2, action_reference="absolute"
+            plain, replan_interval=4, inference_delay=2, action_reference="absolute"
         )
 
 

@@ -17,7 +17,7 @@ from torchrl_vla.cli.main import main
 from torchrl_vla.envs import TabletopEnv
 from torchrl_vla.execution import MultiStepActorWrapper, TemporalEnsemble
 from torchrl_vla.policies import LeRobotPolicyWrapper, make_lerobot_policy
-from torchrl_vla.recipes import load_actor, save_lerobot_checkpoint
+from torchrl_vla.recipes import load_executor, save_lerobot_checkpoint
 from torchrl_vla.schema import FeatureStatistics, RobotDatasetMetadata, SchemaError
 
 pytestmark = pytest.mark.lerobot
@@ -41,7 +41,7 @@ def made(tmp_path_factory) -> Made:
 
 @pytest.mark.parametrize("rows", [1, 3])
 def test_equals_lerobots_own_loop_through_whole_episodes(made, rows):
-    actor = load_actor(made.folder, metadata=ROBOT)
+    actor = load_executor(made.folder, metadata=ROBOT)
     assert isinstance(actor, TemporalEnsemble)
     assert actor.coefficient == COEFFICIENT
     for episode in range(2):  # the second begins with what the first left behind
@@ -85,26 +85,26 @@ def test_rows_that_begin_at_different_steps_equal_one_ensembler_each(made):
 
 def test_the_coefficient_can_be_overridden_and_taken_away(made):
     half = {"temporal_ensemble_coeff": 0.5}
-    actor = load_actor(made.folder, metadata=ROBOT, overrides=half)
+    actor = load_executor(made.folder, metadata=ROBOT, overrides=half)
     assert actor.coefficient == 0.5
     plain = {"temporal_ensemble_coeff": None, "n_action_steps": 4}
-    actor = load_actor(made.folder, metadata=ROBOT, overrides=plain)
+    actor = load_executor(made.folder, metadata=ROBOT, overrides=plain)
     assert isinstance(actor, MultiStepActorWrapper)
     assert actor.replan_interval == 4
 
 
 def test_the_wrapper_alone_says_who_averages(made):
-    message = r"temporal_ensemble_coeff=0\.1: .*torchrl_vla\.recipes\.load_actor\("
+    message = r"temporal_ensemble_coeff=0\.1: .*torchrl_vla\.recipes\.load_executor\("
     with pytest.raises(SchemaError, match=message):
         LeRobotPolicyWrapper.from_pretrained(made.folder)
 
 
 def test_an_interval_for_an_ensemble_is_refused(made):
     assert isinstance(
-        load_actor(made.folder, metadata=ROBOT, replan_interval=1), TemporalEnsemble
+        load_executor(made.folder, metadata=ROBOT, replan_interval=1), TemporalEnsemble
     )
     with pytest.raises(SchemaError, match=r"asked at every step, got 4\. Execute"):
-        load_actor(made.folder, metadata=ROBOT, replan_interval=4)
+        load_executor(made.folder, metadata=ROBOT, replan_interval=4)
 
 
 def test_chunks_that_are_relative_to_a_state_are_not_averaged(made, tmp_path):
@@ -112,7 +112,7 @@ def test_chunks_that_are_relative_to_a_state_are_not_averaged(made, tmp_path):
     metadata = dataclasses.replace(ROBOT, action_reference="relative")
     (folder / "metadata.json").write_text(metadata.to_json())
     with pytest.raises(ValueError, match=r"^TemporalEnsemble: .*got 'relative'"):
-        load_actor(folder, metadata=metadata)
+        load_executor(folder, metadata=metadata)
 
 
 def test_the_command_line_evaluates_an_ensemble(tmp_path, capsys):

@@ -96,14 +96,14 @@ def test_every_entry_of_every_frame_is_what_was_written(written):
             if kind == "video":
                 others = frames["observation", "image", camera].float() / 255
                 error = (got - others).abs().mean((1, 2, 3))
-                assert error.argmin() == row, "another frame's picture"
+                assert error.argmin() == row, "another frame's image"
                 # Quality crf 30 of saturated colours, at half their resolution.
                 assert error[row] < 0.1
             else:
                 assert torch.equal(got, expected), (row, camera)
 
 
-def test_pictures_are_those_that_our_own_decoder_finds_in_the_video(written):
+def test_images_are_those_that_our_own_decoder_finds_in_the_video(written):
     kind, folder, frames = written
     if kind == "png":
         return
@@ -130,8 +130,8 @@ def test_windows_in_time_are_those_of_the_episode(written):
         assert torch.equal(item["action"], frames["action"][places])
         assert item["action_is_pad"].tolist() == is_pad
         if kind != "video":
-            pictures = frames["observation", "image", "front"][places].float() / 255
-            assert torch.equal(item[CAMERA], pictures)
+            images = frames["observation", "image", "front"][places].float() / 255
+            assert torch.equal(item[CAMERA], images)
 
 
 def test_some_episodes_can_be_opened_alone(written):
@@ -188,10 +188,10 @@ def test_a_batch_is_normalized_by_lerobots_processor_with_our_statistics(written
     # float32, and linear interpolation between the two frames next to the quantile
     np.testing.assert_allclose(np.quantile(state, 0.01, axis=0), -1, atol=1e-5)
     np.testing.assert_allclose(np.quantile(state, 0.99, axis=0), 1, atol=1e-5)
-    pictures = out["observation"][CAMERA]
-    assert pictures.shape == (15, 3, 32, 48)
+    images = out["observation"][CAMERA]
+    assert images.shape == (15, 3, 32, 48)
     if kind != "video":
-        channels = pictures.double().mean((0, 2, 3))
+        channels = images.double().mean((0, 2, 3))
         torch.testing.assert_close(channels, torch.zeros(3).double(), rtol=0, atol=1e-5)
 
 
@@ -231,11 +231,11 @@ def test_the_files_are_those_that_lerobot_itself_writes(tmp_path):
     assert info == their_info
     path = Path("videos", CAMERA, "chunk-000", "file-000.mp4")
     times = [k / FPS for k in range(len(frames))]
-    pictures, expected = (
+    images, expected = (
         decode_video(root / path, times, decoder="pyav")
         for root in (tmp_path / "ours", theirs)
     )
-    assert torch.equal(pictures, expected)
+    assert torch.equal(images, expected)
 
 
 def _write_with_lerobot(folder: Path, features: dict, frames) -> None:
@@ -260,8 +260,8 @@ def _write_with_lerobot(folder: Path, features: dict, frames) -> None:
             "task": TABLE.decode(frame["language_instruction"]),
         }
         for camera in METADATA.cameras:
-            picture = frame["observation", "image", camera].permute(1, 2, 0).numpy()
-            item[f"observation.images.{camera}"] = picture
+            image = frame["observation", "image", camera].permute(1, 2, 0).numpy()
+            item[f"observation.images.{camera}"] = image
         dataset.add_frame(item)
         if frame["next", "done"]:
             dataset.save_episode(parallel_encoding=False)

@@ -35,7 +35,7 @@ class Table:
 class Bandit(TensorDictModuleBase):
     """One learned log-prob for every row, position and dimension."""
 
-    in_keys, out_keys, choice_key = ["row"], ["choice"], "choice"
+    in_keys, out_keys, sample_key = ["row"], ["choice"], "choice"
 
     def __init__(self) -> None:
         super().__init__()

@@ -144,7 +144,7 @@ def test_a_flow_learns_both_of_two_ways():
         loss(td)["loss_bc"].backward()
         optimizer.step()
     with torch.no_grad():
-        chunk = policy.chunk_of(policy.get_dist(td).sample([8]))
+        chunk = policy.decode(policy.get_dist(td).sample([8]))
     # 0 for the mean, 0.48 for noise that was left as it is
     assert ((chunk.abs() - 1).abs() < 0.5).float().mean() > 0.8
     assert 0.3 < (chunk > 0).float().mean() < 0.7

@@ -30,7 +30,7 @@ class Coin(ChunkDistribution):
         return torch.ones(self._extended_shape(), dtype=torch.int64)
 
     def element_log_probs(self, choice):
-        self._check_choice(choice, torch.int64)
+        self._check_sample(choice, torch.int64)
         return torch.full(choice.shape, 0.5).log()
 
 

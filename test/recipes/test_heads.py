@@ -18,14 +18,14 @@ from torchrl_vla.policies import (
 )
 from torchrl_vla.recipes import (
     Head,
-    load_actor,
     load_checkpoint,
+    load_executor,
     make_cloning_loss,
     make_policy,
     make_space,
-    make_stochastic,
     make_training_transform,
     save_checkpoint,
+    to_stochastic,
     train_behavior_cloning,
 )
 from torchrl_vla.schema import SchemaError
@@ -71,8 +71,8 @@ def test_a_loaded_policy_of_any_head_acts_as_the_one_that_was_saved(
     env = TabletopEnv(4, image_size=16, num_blocks=2, seed=0)
     data = env.reset()
     data["is_init"] = torch.ones(4, 1, dtype=torch.bool)
-    expected = space.actor(policy)(data.clone())["action"]
-    actor = load_actor(tmp_path, metadata=env.metadata)
+    expected = space.executor(policy)(data.clone())["action"]
+    actor = load_executor(tmp_path, metadata=env.metadata)
     assert torch.equal(actor(data)["action"], expected)
 
 
@@ -114,7 +114,7 @@ def test_tokens_are_of_the_space_that_bounds_the_demonstrations(dataset):
 
 def test_a_regression_head_gets_a_spread_and_a_flow_gets_noise(dataset):
     policy = small(dataset, "regression")
-    stochastic = make_stochastic(policy, initial_std=0.3)
+    stochastic = to_stochastic(policy, initial_std=0.3)
     assert isinstance(stochastic, TinyGaussianVLA)
     torch.testing.assert_close(stochastic.log_std.exp(), torch.full((2,), 0.3))
     env = TabletopEnv(4, image_size=16, num_blocks=2, seed=0)
@@ -122,10 +122,10 @@ def test_a_regression_head_gets_a_spread_and_a_flow_gets_noise(dataset):
     assert torch.equal(
         stochastic(data.clone())["action_chunk"], policy(data.clone())["action_chunk"]
     )
-    flow = make_stochastic(small(dataset, "flow"), flow_noise=0.4)
+    flow = to_stochastic(small(dataset, "flow"), flow_noise=0.4)
     assert isinstance(flow.noise, FlowSDENoise)
     tokens = small(dataset, "tokens")
-    assert make_stochastic(tokens) is tokens
+    assert to_stochastic(tokens) is tokens
 
 
 def test_an_unknown_head_is_refused(dataset):

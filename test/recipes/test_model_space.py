@@ -16,7 +16,7 @@ from torchrl_vla.execution import RealTimeChunking, ZerosPrefix
 from torchrl_vla.policies import TinyFlowVLA, TinyGaussianVLA
 from torchrl_vla.recipes import ModelSpace, RobotSpacePolicy
 from torchrl_vla.schema import FeatureStatistics, MetadataError, RobotDatasetMetadata
-from torchrl_vla.testing import check_identity
+from torchrl_vla.testing import check_log_prob_consistency
 
 
 def make_space(mode="mean_std", with_state=True):
@@ -90,7 +90,7 @@ def test_the_mode_is_the_same_both_ways():
 def test_data_without_state_statistics_leave_the_state_alone():
     space = make_space(with_state=False)
     assert space.state_scaling is None
-    data = space.actor(make_policy())(observe(2.0))
+    data = space.executor(make_policy())(observe(2.0))
     assert data["action"].item() == 7.0  # 5 + 1 * 2
 
 
@@ -171,7 +171,7 @@ def test_a_flow_head_ends_where_a_guide_in_robot_space_is_frozen():
 def test_real_time_chunking_runs_a_flow_head_in_robot_space():
     actor = RealTimeChunking(
         make_flow_actor(),
-        execution_horizon=3,
+        replan_interval=3,
         inference_delay=2,
         action_reference="absolute",
     )
@@ -200,8 +200,8 @@ def test_a_loss_takes_a_stochastic_policy_and_observations_of_robot_space():
     with torch.no_grad(), set_interaction_type(InteractionType.RANDOM):
         data = policy(data)
     # The choice stays in model space: action 5 + 1 * choice.
-    torch.testing.assert_close(data["action_chunk"], 5 + data["chunk_choice"])
-    check_identity(policy, data)
+    torch.testing.assert_close(data["action_chunk"], 5 + data["chunk_sample"])
+    check_log_prob_consistency(policy, data)
     seen = data.clone()
     seen["observation", "state"] = (seen["observation", "state"] - 100) / 10
     torch.testing.assert_close(policy.log_prob(data), inner.log_prob(seen))
@@ -210,7 +210,7 @@ def test_a_loss_takes_a_stochastic_policy_and_observations_of_robot_space():
 
     data["advantage"] = torch.ones(8, 1)
     loss = ClipPPOLoss(policy, critic_network=None, entropy_bonus=True)
-    loss.set_keys(action=policy.choice_key, sample_log_prob="log_probs")
+    loss.set_keys(action=policy.sample_key, sample_log_prob="log_probs")
     out = loss(data)
     assert out["clip_fraction"] == 0.0
     out["loss_objective"].backward()

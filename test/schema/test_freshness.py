@@ -9,7 +9,7 @@ from torchrl_vla.schema import SchemaError, check_images_are_fresh
 
 def test_a_stale_image_is_refused_and_counted():
     frames = TensorDict(image_is_stale=torch.tensor([[True], [False], [True]]))
-    message = r"^Recorder: expected images .* True in 2 of 3 frames\..*draw_on_demand"
+    message = r"^Recorder: expected images .* True in 2 of 3 frames\..*render_on_demand"
     with pytest.raises(SchemaError, match=message):
         check_images_are_fresh("Recorder", frames)
 

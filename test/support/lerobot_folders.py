@@ -23,7 +23,7 @@ class Recording:
     """What the folder has to give back, by LeRobot's names, all rows."""
 
     columns: dict[str, np.ndarray]
-    pictures: dict[str, np.ndarray]
+    images: dict[str, np.ndarray]
     lengths: tuple[int, ...]
 
     @property
@@ -32,7 +32,7 @@ class Recording:
 
 
 def record(lengths=(5, 3, 7), *, cameras=CAMERAS, seed=0) -> Recording:
-    """Random numbers and pictures; tasks alternate between episodes."""
+    """Random numbers and images; tasks alternate between episodes."""
     rng = np.random.default_rng(seed)
     total = sum(lengths)
     episode = np.repeat(np.arange(len(lengths)), lengths)
@@ -53,8 +53,8 @@ def record(lengths=(5, 3, 7), *, cameras=CAMERAS, seed=0) -> Recording:
     names = [f"observation.images.{camera}" for camera in cameras]
     if cameras == ("image",):
         names = ["observation.image"]
-    pictures = {name: rng.integers(0, 256, size, dtype=np.uint8) for name in names}
-    return Recording(columns, pictures, tuple(lengths))
+    images = {name: rng.integers(0, 256, size, dtype=np.uint8) for name in names}
+    return Recording(columns, images, tuple(lengths))
 
 
 def statistics(values: np.ndarray, quantiles: bool) -> dict[str, Any]:
@@ -71,15 +71,15 @@ def statistics(values: np.ndarray, quantiles: bool) -> dict[str, Any]:
     return {name: value.tolist() for name, value in out.items()}
 
 
-def encode_png(picture: np.ndarray) -> bytes:
+def encode_png(image: np.ndarray) -> bytes:
     from PIL import Image
 
     stream = io.BytesIO()
-    Image.fromarray(picture).save(stream, format="png")
+    Image.fromarray(image).save(stream, format="png")
     return stream.getvalue()
 
 
-def encode_video(path: Path, pictures: np.ndarray, *, fps: int = FPS, gop: int = 4):
+def encode_video(path: Path, images: np.ndarray, *, fps: int = FPS, gop: int = 4):
     """Write an mp4 that loses nothing, so that pixels can be compared."""
     import av
 
@@ -87,10 +87,10 @@ def encode_video(path: Path, pictures: np.ndarray, *, fps: int = FPS, gop: int =
     with av.open(str(path), "w") as container:
         options = {"qp": "0", "g": str(gop), "bf": "2", "sc_threshold": "0"}
         stream = container.add_stream("libx264rgb", fps, options=options)
-        stream.height, stream.width = pictures.shape[1:3]
+        stream.height, stream.width = images.shape[1:3]
         stream.pix_fmt = "rgb24"
-        for picture in pictures:
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+        for image in images:
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
 
@@ -100,23 +100,23 @@ def write_folder(
     recording: Recording,
     *,
     version: str = "v3.0",
-    pictures: str = "image",
+    images: str = "image",
     files: int = 1,
 ) -> Path:
     """Write a dataset; ``files`` = into how many files v3.0 puts the episodes."""
     meta = folder / "meta"
     meta.mkdir(parents=True)
     write = _write_v30 if version == "v3.0" else _write_v21
-    paths = write(folder, recording, pictures, files)
+    paths = write(folder, recording, images, files)
     features: dict[str, Any] = {}
     for name, values in recording.columns.items():
         shape = list(values.shape[1:]) or [1]
         names = [f"{name}_{i}" for i in range(shape[0])]
         dtype = values.dtype.name
         features[name] = {"dtype": dtype, "shape": shape, "names": names}
-    for name in recording.pictures:
+    for name in recording.images:
         features[name] = {
-            "dtype": pictures,
+            "dtype": images,
             "shape": [HEIGHT, WIDTH, 3],
             "names": ["height", "width", "channels"],
         }
@@ -143,7 +143,7 @@ def edit_info(folder: Path, **changes: Any) -> Path:
     return folder
 
 
-def _write_v21(folder, recording, pictures, files) -> dict[str, str]:
+def _write_v21(folder, recording, images, files) -> dict[str, str]:
     meta = folder / "meta"
     tasks = [{"task_index": i, "task": task} for i, task in enumerate(TASKS)]
     _write_lines(meta / "tasks.jsonl", tasks)
@@ -159,11 +159,9 @@ def _write_v21(folder, recording, pictures, files) -> dict[str, str]:
         }
         stats.append({"episode_index": episode, "stats": by_feature})
         name = f"episode_{episode:06d}"
-        _write_table(
-            folder / f"data/chunk-000/{name}.parquet", recording, rows, pictures
-        )
-        for key, values in recording.pictures.items():
-            if pictures == "video":
+        _write_table(folder / f"data/chunk-000/{name}.parquet", recording, rows, images)
+        for key, values in recording.images.items():
+            if images == "video":
                 path = folder / f"videos/chunk-000/{key}/{name}.mp4"
                 encode_video(path, values[rows])
     _write_lines(meta / "episodes.jsonl", lines)
@@ -177,7 +175,7 @@ def _write_v21(folder, recording, pictures, files) -> dict[str, str]:
     }
 
 
-def _write_v30(folder, recording, pictures, files) -> dict[str, str]:
+def _write_v30(folder, recording, images, files) -> dict[str, str]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -193,9 +191,9 @@ def _write_v30(folder, recording, pictures, files) -> dict[str, str]:
         first = int(recording.starts[group[0]])
         rows = slice(first, int(recording.starts[group[-1] + 1]))
         name = f"chunk-000/file-{number:03d}"
-        _write_table(folder / f"data/{name}.parquet", recording, rows, pictures)
-        for key, values in recording.pictures.items():
-            if pictures == "video":
+        _write_table(folder / f"data/{name}.parquet", recording, rows, images)
+        for key, values in recording.images.items():
+            if images == "video":
                 encode_video(folder / f"videos/{key}/{name}.mp4", values[rows])
         for episode in group.tolist():
             start, end = (int(row) for row in recording.starts[episode : episode + 2])
@@ -208,7 +206,7 @@ def _write_v30(folder, recording, pictures, files) -> dict[str, str]:
                 "dataset_from_index": start,
                 "dataset_to_index": end,
             }
-            for key in recording.pictures if pictures == "video" else ():
+            for key in recording.images if images == "video" else ():
                 entry[f"videos/{key}/chunk_index"] = 0
                 entry[f"videos/{key}/file_index"] = number
                 entry[f"videos/{key}/from_timestamp"] = (start - first) / FPS
@@ -224,7 +222,7 @@ def _write_v30(folder, recording, pictures, files) -> dict[str, str]:
     }
 
 
-def _write_table(path: Path, recording: Recording, rows: slice, pictures: str) -> None:
+def _write_table(path: Path, recording: Recording, rows: slice, images: str) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -235,9 +233,9 @@ def _write_table(path: Path, recording: Recording, rows: slice, pictures: str) -
         if values.ndim == 2 and values.shape[1] > 1:
             flat = pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
         columns[name] = flat
-    for name, values in recording.pictures.items() if pictures == "image" else ():
+    for name, values in recording.images.items() if images == "image" else ():
         columns[name] = pa.array(
-            [{"bytes": encode_png(picture), "path": None} for picture in values[rows]],
+            [{"bytes": encode_png(image), "path": None} for image in values[rows]],
             pa.struct({"bytes": pa.binary(), "path": pa.string()}),
         )
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -248,7 +246,7 @@ def _write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def chunk_of(recording: Recording, row: int, size: int) -> tuple[Any, Any]:
+def decode(recording: Recording, row: int, size: int) -> tuple[Any, Any]:
     """The naive chunk of a row, and its mask."""
     episode = int(recording.columns["episode_index"][row])
     end = int(recording.starts[episode + 1])

@@ -30,7 +30,7 @@ def make_episode(
     size=(32, 48),
     seed: int = 0,
 ) -> TensorDict:
-    """Steps ``[T]`` of random numbers and smooth pictures, ended by ``next.done``."""
+    """Steps ``[T]`` of random numbers and smooth images, ended by ``next.done``."""
     generator = torch.Generator().manual_seed(1000 * seed + number)
 
     def normal(*shape):

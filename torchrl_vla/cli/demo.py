@@ -67,9 +67,9 @@ class Demo:
             settings = replace(settings, improve=self._improve(settings.improve))
         env = self._make_env(min(32, settings.control_episodes))
         train_env = None if settings.improve is None else self._make_env(_TRAIN_ENVS)
-        film_env = self._make_film_env(env, settings.films)
+        video_env = self._make_film_env(env, settings.clips)
         results = run_demo(
-            env, self.folder, settings, train_env=train_env, film_env=film_env
+            env, self.folder, settings, train_env=train_env, video_env=video_env
         )
         env.close()
         for name, result in results.items():
@@ -96,16 +96,16 @@ class Demo:
             seed=self.seed,
         )
 
-    def _make_film_env(self, env: EnvBase, films: int) -> EnvBase | None:
-        """Return where to film, or None, and why, on a machine that cannot draw."""
+    def _make_film_env(self, env: EnvBase, clips: int) -> EnvBase | None:
+        """Return where to clip, or None, and why, on a machine that cannot draw."""
         if self.env == "tabletop":
             return env
         try:
-            film_env = make_environment(
-                self.env, tasks=self.tasks, num_envs=films, image_size=_FILM_SIZE
+            video_env = make_environment(
+                self.env, tasks=self.tasks, num_envs=clips, image_size=_FILM_SIZE
             )
-            film_env.reset()
+            video_env.reset()
         except RenderingError as error:
-            print(f"torchrl-vla: the report has no films: {error}", file=sys.stderr)
+            print(f"torchrl-vla: the report has no clips: {error}", file=sys.stderr)
             return None
-        return film_env
+        return video_env

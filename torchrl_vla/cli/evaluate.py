@@ -13,17 +13,17 @@ from torchrl.envs import EnvBase
 
 from torchrl_vla.cli.options import OptionError, open_environment, read_json
 from torchrl_vla.evaluation import (
-    ControlName,
+    AblationName,
     EvaluationResult,
     Recorder,
     compare,
     evaluate,
     hash_folder,
     hash_weights,
-    make_control,
+    make_ablation,
     write_video,
 )
-from torchrl_vla.recipes import load_actor, prepare_environment
+from torchrl_vla.recipes import load_executor, prepare_environment
 
 
 @dataclass(frozen=True)
@@ -58,12 +58,12 @@ class Evaluate:
     noise does not depend on it."""
     num_workers: int = 0
     """Processes that share the simulators (not the tabletop's)."""
-    draw_on_demand: bool = False
+    render_on_demand: bool = False
     """Draw images only where the policy looks: much faster for chunks in simulators
     that are slow to draw. Refused with policies that look back at every step."""
     seed: int = 1
     """Seed of the episodes; use another than the demonstrations'."""
-    control: ControlName | None = None
+    control: AblationName | None = None
     """Evaluate once more on the same seeds with this input taken away from the policy,
     and say what it was worth."""
     json: Path | None = None
@@ -82,10 +82,10 @@ class Evaluate:
             num_envs=min(self.num_envs, self.episodes),
             image_size=self.image_size,
             num_workers=self.num_workers,
-            draw_on_demand=self.draw_on_demand,
+            render_on_demand=self.render_on_demand,
             seed=self.seed,
         )
-        actor = load_actor(
+        actor = load_executor(
             self.policy,
             metadata=env.metadata,
             instructions=env.instructions,
@@ -107,7 +107,7 @@ class Evaluate:
         env.close()
         if recorder is not None:
             rate_hz = env.metadata.control_frequency_hz
-            write_video(self.video, torch.cat(recorder.films), rate_hz=rate_hz)
+            write_video(self.video, torch.cat(recorder.clips), rate_hz=rate_hz)
 
     def _measure(
         self,
@@ -130,7 +130,7 @@ class Evaluate:
         self, actor: TensorDictModuleBase, env: EnvBase
     ) -> TensorDictModuleBase:
         try:
-            return make_control(str(self.control), actor, env)
+            return make_ablation(str(self.control), actor, env)
         except ValueError as error:
             raise OptionError(f"--control: {error}") from error
 

@@ -16,8 +16,8 @@ from torchrl_vla.recipes import (
     Reward,
     finetune,
     load_checkpoint,
-    make_stochastic,
     open_dataset,
+    to_stochastic,
 )
 
 
@@ -74,13 +74,13 @@ class Finetune:
     """Of a regression head, which gets a spread: its standard deviation at first."""
     flow_noise: float = 0.5
     """Of a flow head without noise: scale of the noise on its steps."""
-    n_executed: int | None = None
+    replan_interval: int | None = None
     """Actions of each chunk to execute; left out, all."""
     image_size: int | None = None
     """Side of the images in pixels: that of the training data."""
     num_workers: int = 0
     """Processes that share the simulators (not the tabletop's)."""
-    draw_on_demand: bool = False
+    render_on_demand: bool = False
     """Draw images only where the policy looks: much faster for chunks in simulators
     that are slow to draw. Refused with policies that look back at every step."""
     eval_episodes: int = 200
@@ -95,7 +95,7 @@ class Finetune:
     def run(self) -> None:
         """Fine-tune, and print what came of it."""
         policy, space = load_checkpoint(self.policy)
-        policy = make_stochastic(
+        policy = to_stochastic(
             policy, initial_std=self.initial_std, flow_noise=self.flow_noise
         )
         torch.manual_seed(self.seed)
@@ -127,7 +127,7 @@ class Finetune:
             num_envs=num_envs,
             image_size=self.image_size,
             num_workers=self.num_workers,
-            draw_on_demand=self.draw_on_demand,
+            render_on_demand=self.render_on_demand,
             seed=self.seed,
         )
 
@@ -153,7 +153,7 @@ class Finetune:
         return FinetuneSettings(
             algorithm=ALGORITHMS[self.algorithm](**options),
             iterations=self.iterations,
-            n_executed=self.n_executed,
+            replan_interval=self.replan_interval,
             epochs=self.epochs,
             minibatch_size=self.minibatch_size,
             lr=self.lr,

@@ -2,7 +2,7 @@
 
 from torchrl_vla.data.aggregation import aggregate
 from torchrl_vla.data.collect import collect
-from torchrl_vla.data.dataset import DemonstrationDataset
+from torchrl_vla.data.demonstration_dataset import DemonstrationDataset
 from torchrl_vla.data.episodes import EpisodeStep, episode_seeds, run_episodes
 from torchrl_vla.data.frames import frames_of_rollout
 from torchrl_vla.data.hdf5 import Hdf5Demonstrations

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from tensordict import NestedKey, TensorDict
 
-from torchrl_vla.data.dataset import DemonstrationDataset
+from torchrl_vla.data.demonstration_dataset import DemonstrationDataset
 from torchrl_vla.data.frames import frame_statistics
 from torchrl_vla.schema import (
     EPISODE_KEY,

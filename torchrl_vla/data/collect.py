@@ -14,7 +14,10 @@ from torch import Tensor
 from torchrl.envs import EnvBase
 from tqdm import tqdm
 
-from torchrl_vla.data.dataset import DemonstrationDataset, check_folder_is_free
+from torchrl_vla.data.demonstration_dataset import (
+    DemonstrationDataset,
+    check_folder_is_free,
+)
 from torchrl_vla.data.episodes import EpisodeStep, episode_seeds, run_episodes
 from torchrl_vla.data.frames import frame_columns, frame_statistics
 from torchrl_vla.schema import (
@@ -46,7 +49,7 @@ def collect(
 
     The target that is stored as ``action`` is ``expert_action`` where the expert
     writes one (it meant that, and noise was added to what was executed), else
-    ``action``. With an :class:`~torchrl_vla.execution.InterventionActor` as policy,
+    ``action``. With an :class:`~torchrl_vla.execution.InterventionPolicy` as policy,
     ``is_intervention`` and ``is_labeled`` are stored, too; give it
     ``successes_only=False``, as failures are what it is to correct. Statistics are
     computed from what is stored, of actions from those that are labeled. Frames are

@@ -34,7 +34,7 @@ _INTERVENTIONS = (IS_INTERVENTION_KEY, IS_LABELED_KEY)
 
 
 def frame_columns(
-    steps: TensorDictBase, instructions: InstructionTable, owner: str
+    steps: TensorDictBase, instructions: InstructionTable, caller: str
 ) -> dict[NestedKey, Tensor]:
     """Return what a dataset stores of steps, all but the indices.
 
@@ -44,7 +44,7 @@ def frame_columns(
     Args:
         steps: ``[N]``, with their ``next``.
         instructions: turns texts into ids; new ones are added.
-        owner: the component that asks; opens the error message.
+        caller: the component that asks; opens the error message.
 
     Raises:
         MissingKeyError: the steps lack what a dataset holds.
@@ -53,7 +53,7 @@ def frame_columns(
     missing = [key for key in needed if steps.get(key, None) is None]
     if missing:
         raise MissingKeyError(
-            f"{owner}: expected the environment to write {needed}, got none of "
+            f"{caller}: expected the environment to write {needed}, got none of "
             f"{missing}. Add them to its observations or its done flags."
         )
     target = steps.get(EXPERT_ACTION_KEY, None)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torchrl.data import ReplayBuffer
 from torchrl.data.datasets import OpenXExperienceReplay as _TorchRLOpenX
 
-from torchrl_vla.data.dataset import DemonstrationDataset
+from torchrl_vla.data.demonstration_dataset import DemonstrationDataset
 from torchrl_vla.schema import (
     ACTION_KEY,
     EPISODE_KEY,

@@ -6,7 +6,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from torchrl_vla.data.dataset import DemonstrationDataset
+from torchrl_vla.data.demonstration_dataset import DemonstrationDataset
 from torchrl_vla.schema import EPISODE_KEY, SUCCESS_KEY, MissingKeyError, SchemaError
 
 

@@ -13,9 +13,9 @@ import gymnasium
 import numpy as np
 from gymnasium.spaces import Box
 
-from torchrl_vla.envs.drawing import Drawing
 from torchrl_vla.envs.gymnasium import GymnasiumEnv
-from torchrl_vla.envs.mujoco_painter import RenderingError
+from torchrl_vla.envs.lazy_rendering import RenderSpec
+from torchrl_vla.envs.mujoco_renderer import RenderingError
 from torchrl_vla.envs.observation_keys import ObservationKeys
 from torchrl_vla.schema import (
     GripperConvention,
@@ -71,14 +71,14 @@ class AlohaEnv(GymnasiumEnv):
 
     Keyword Args:
         num_envs: ``N``, the episodes that run side by side.
-        images: True = write the picture from above; False makes a step a hundred times
+        images: True = write the image from above; False makes a step a hundred times
             as fast, but neither peg nor cube is in the state.
         quick_drawing: True = without anti-aliasing, shadows and reflections: six times
             as fast in software, and not LeRobot's pixels.
         max_steps: time limit.
         instruction: what every episode is told; None = the datasets' sentence.
         num_workers: processes that share the rows; 0 steps them in this one.
-        draw_on_demand: True = draw only where the policy looks, as
+        render_on_demand: True = draw only where the policy looks, as
             :class:`GymnasiumEnv` says.
         seed: seed of the episode seeds; see ``set_seed``.
 
@@ -109,7 +109,7 @@ class AlohaEnv(GymnasiumEnv):
         max_steps: int = 400,
         instruction: str | None = None,
         num_workers: int = 0,
-        draw_on_demand: bool = False,
+        render_on_demand: bool = False,
         seed: int | None = None,
     ) -> None:
         if task not in get_args(AlohaTask):
@@ -126,10 +126,10 @@ class AlohaEnv(GymnasiumEnv):
             max_steps=max_steps,
             num_workers=num_workers,
             metadata=_make_metadata(task, images),
-            drawing=Drawing(AlohaSimulator.draw, {_CAMERA: (_HEIGHT, _WIDTH, 3)})
+            drawing=RenderSpec(AlohaSimulator.draw, {_CAMERA: (_HEIGHT, _WIDTH, 3)})
             if images
             else None,
-            draw_on_demand=draw_on_demand,
+            render_on_demand=render_on_demand,
             seed=seed,
         )
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torchrl.data import Binary, Bounded, Composite, Unbounded
 from torchrl.envs import EnvBase
 
-from torchrl_vla.envs.drawing import Drawing, Key, may_be_seen
+from torchrl_vla.envs.lazy_rendering import Key, RenderSpec, observation_is_needed
 from torchrl_vla.envs.simulators import (
     DRAWN,
     Arrays,
@@ -82,11 +82,11 @@ class GymnasiumEnv(EnvBase):
             action bounds are declared.
         drawing: how the simulator is drawn apart from its steps, where ``observe``
             returns no images.
-        draw_on_demand: True = draw only where a policy looks: at resets, in rows that
-            are done, and unless ``will_decide`` is False (bool ``[N, 1]``, which the
-            executors write). A row that is not drawn keeps its last picture, and
+        render_on_demand: True = draw only where a policy looks: at resets, in rows that
+            are done, and unless ``observation_needed`` is False (bool ``[N, 1]``, which the
+            executors write). A row that is not drawn keeps its last image, and
             ``image_is_stale`` says so. TorchRL's own worker processes do not pass
-            ``will_decide`` on; ``num_workers`` does.
+            ``observation_needed`` on; ``num_workers`` does.
         seed: seed of the episode seeds; see ``set_seed``.
 
     Raises:
@@ -125,8 +125,8 @@ class GymnasiumEnv(EnvBase):
         max_steps: int | None = None,
         num_workers: int = 0,
         metadata: RobotDatasetMetadata | None = None,
-        drawing: Drawing | None = None,
-        draw_on_demand: bool = False,
+        drawing: RenderSpec | None = None,
+        render_on_demand: bool = False,
         seed: int | None = None,
     ) -> None:
         makers = _one_per_row("make_envs", make_envs, num_envs, callable(make_envs))
@@ -138,15 +138,15 @@ class GymnasiumEnv(EnvBase):
             )
         if max_steps is not None and max_steps < 1:
             raise ValueError(f"GymnasiumEnv: expected max_steps >= 1, got {max_steps}.")
-        if draw_on_demand and drawing is None:
+        if render_on_demand and drawing is None:
             raise ValueError(
                 f"{type(self).__name__}: expected images that are drawn apart from the "
-                "steps with draw_on_demand=True, got none. Ask for images, of a "
-                "gymnasium environment with drawing=Drawing(...)."
+                "steps with render_on_demand=True, got none. Ask for images, of a "
+                "gymnasium environment with drawing=RenderSpec(...)."
             )
         super().__init__(batch_size=torch.Size([rows]))
         self.max_steps = max_steps
-        self.draw_on_demand = draw_on_demand
+        self.render_on_demand = render_on_demand
         self._simulators: SimulatorGroup | SimulatorProcesses = (
             SimulatorProcesses(makers, observe, success_key, drawing, num_workers)
             if num_workers
@@ -181,7 +181,7 @@ class GymnasiumEnv(EnvBase):
         """
         for key, value in self._now.items():
             if _is_image(key):
-                if self.draw_on_demand:
+                if self.render_on_demand:
                     return torch.from_numpy(
                         self._simulators.draw(self._rows(None))[key]
                     )
@@ -218,7 +218,7 @@ class GymnasiumEnv(EnvBase):
         spec[EPISODE_SEED_KEY] = Unbounded(batch, dtype=torch.int64)
         flag = Binary(shape=(*batch, 1), dtype=torch.bool)
         spec[SUCCESS_KEY] = flag
-        if self.draw_on_demand:
+        if self.render_on_demand:
             spec[IMAGE_IS_STALE_KEY] = flag.clone()
         self.observation_spec = spec
         self.action_spec = self.metadata.make_action_spec(batch)
@@ -277,9 +277,9 @@ class GymnasiumEnv(EnvBase):
 
     def _to_draw(self, tensordict: TensorDictBase, rows: list[int]) -> np.ndarray:
         """Which rows to draw, done or not; the simulators know who succeeds."""
-        if not self.draw_on_demand:
+        if not self.render_on_demand:
             return np.ones(len(rows), dtype=bool)
-        seen = may_be_seen(tensordict, self.batch_size).cpu()[rows]
+        seen = observation_is_needed(tensordict, self.batch_size).cpu()[rows]
         if self.max_steps is not None:
             seen = seen | (self._elapsed[rows, 0] + 1 >= self.max_steps)
         return seen.numpy()
@@ -298,7 +298,7 @@ class GymnasiumEnv(EnvBase):
     def _update(self, rows: list[int], arrays: Arrays) -> None:
         """Take in what the simulators of ``rows`` returned; others stay as they are."""
         drawn = arrays.pop(DRAWN)
-        if self.draw_on_demand:
+        if self.render_on_demand:
             arrays[IMAGE_IS_STALE_KEY] = ~drawn
         rows_drawn = [row for row, is_drawn in zip(rows, drawn) if is_drawn]
         for key, array in arrays.items():
@@ -315,14 +315,14 @@ class GymnasiumEnv(EnvBase):
 
     def _output(self) -> TensorDict:
         # Copies: what callers do to them must not change the rows that stay behind. A
-        # copy of pictures that nobody looks at would cost as much as the physics.
+        # copy of images that nobody looks at would cost as much as the physics.
         out: dict[str, Any] = {}
         for key, value in self._now.items():
             *path, name = (key,) if isinstance(key, str) else key
             inner = out
             for part in path:
                 inner = inner.setdefault(part, {})
-            shared = self.draw_on_demand and _is_image(key)
+            shared = self.render_on_demand and _is_image(key)
             inner[name] = value if shared else value.clone()
         return TensorDict(out, self.batch_size, device=self.device)
 

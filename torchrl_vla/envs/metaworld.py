@@ -12,8 +12,8 @@ import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 
-from torchrl_vla.envs.drawing import Drawing
 from torchrl_vla.envs.gymnasium import GymnasiumEnv
+from torchrl_vla.envs.lazy_rendering import RenderSpec
 from torchrl_vla.envs.metaworld_simulator import (
     STATE_DIM,
     SawyerTasks,
@@ -70,8 +70,8 @@ class MetaWorldEnv(GymnasiumEnv):
             and push-back takes 350.
         stop_on_success: ``terminated`` is True at success; False goes on to the limit.
         num_workers: processes that share the rows; 0 steps them in this one.
-        draw_on_demand: True = draw only where the policy looks, as
-            :class:`GymnasiumEnv` says; a picture takes as long as twenty steps.
+        render_on_demand: True = draw only where the policy looks, as
+            :class:`GymnasiumEnv` says; an image takes as long as twenty steps.
         seed: seed of the episode seeds; see ``set_seed``.
 
     Raises:
@@ -103,7 +103,7 @@ class MetaWorldEnv(GymnasiumEnv):
         max_steps: int = 200,
         stop_on_success: bool = True,
         num_workers: int = 0,
-        draw_on_demand: bool = False,
+        render_on_demand: bool = False,
         seed: int | None = None,
     ) -> None:
         names = [tasks] if isinstance(tasks, str) else tasks
@@ -126,7 +126,7 @@ class MetaWorldEnv(GymnasiumEnv):
             num_workers=num_workers,
             metadata=_make_metadata(pool.cameras),
             drawing=_make_drawing(pool, one_image),
-            draw_on_demand=draw_on_demand,
+            render_on_demand=render_on_demand,
             seed=seed,
         )
 
@@ -213,11 +213,11 @@ def _pass_on(observation: dict[str, Any]) -> dict[str, Any]:
     return observation
 
 
-def _make_drawing(pool: SimulatorPool, one_image: bool) -> Drawing | None:
+def _make_drawing(pool: SimulatorPool, one_image: bool) -> RenderSpec | None:
     if not pool.cameras:
         return None
     shape = (pool.image_size, pool.image_size, 3)
-    return Drawing(
+    return RenderSpec(
         SawyerTasks.draw, shape if one_image else dict.fromkeys(pool.cameras, shape)
     )
 

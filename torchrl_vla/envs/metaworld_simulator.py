@@ -12,7 +12,7 @@ import numpy as np
 from gymnasium.spaces import Box, Text
 
 from torchrl_vla.envs.metaworld_tasks import INSTRUCTIONS
-from torchrl_vla.envs.mujoco_painter import Painter
+from torchrl_vla.envs.mujoco_renderer import MujocoRenderer
 from torchrl_vla.schema import import_extra
 
 STATE_DIM = 39
@@ -20,11 +20,11 @@ STATE_DIM = 39
 
 @dataclass
 class Simulator:
-    """One task's simulation, and the painter of its cameras if it has any."""
+    """One task's simulation, and the renderer of its cameras if it has any."""
 
     task: str
     env: Any
-    painter: Painter | None
+    renderer: MujocoRenderer | None
 
 
 @dataclass
@@ -57,8 +57,8 @@ class SimulatorPool:
         """Free the graphics of the simulators that are not lent."""
         for simulators in self._free.values():
             for simulator in simulators:
-                if simulator.painter is not None:
-                    simulator.painter.close()
+                if simulator.renderer is not None:
+                    simulator.renderer.close()
 
     def _make(self, task: str) -> Simulator:
         classes = import_extra("metaworld.env_dict", "metaworld", "MetaWorldEnv")
@@ -72,17 +72,17 @@ class SimulatorPool:
         env.seeded_rand_vec = True
         env._set_task_called = True
         env.max_path_length = sys.maxsize  # the time limit is ours
-        painter = None
+        renderer = None
         if self.cameras:
-            painter = Painter(env.model, self.cameras, self.image_size)
-        return Simulator(task, env, painter)
+            renderer = MujocoRenderer(env.model, self.cameras, self.image_size)
+        return Simulator(task, env, renderer)
 
 
 class SawyerTasks(gymnasium.Env):
     """Run episodes of MetaWorld tasks, each a pure function of its seed.
 
     The task of an episode is ``tasks[seed % len(tasks)]``: consecutive seeds take
-    turns. Observations are ``{"state": float64 [39], "instruction": text}``; pictures
+    turns. Observations are ``{"state": float64 [39], "instruction": text}``; images
     are drawn by :meth:`draw` alone.
 
     Args:
@@ -130,7 +130,7 @@ class SawyerTasks(gymnasium.Env):
 
     def draw(self) -> np.ndarray | dict[str, np.ndarray]:
         """Return uint8 ``[h, w, 3]`` of the one camera, or ``{camera: image}``."""
-        images = self._lent.painter.draw(self._lent.env.data)
+        images = self._lent.renderer.draw(self._lent.env.data)
         return images.popitem()[1] if self._one_image else images
 
     def close(self) -> None:

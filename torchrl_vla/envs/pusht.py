@@ -11,8 +11,8 @@ import gymnasium
 import numpy as np
 from gymnasium.spaces import Box
 
-from torchrl_vla.envs.drawing import Drawing
 from torchrl_vla.envs.gymnasium import GymnasiumEnv
+from torchrl_vla.envs.lazy_rendering import RenderSpec
 from torchrl_vla.envs.observation_keys import ObservationKeys
 from torchrl_vla.schema import RobotDatasetMetadata, import_extra
 
@@ -46,13 +46,13 @@ class PushTEnv(GymnasiumEnv):
 
     Keyword Args:
         num_envs: ``N``, the episodes that run side by side.
-        images: True = write the picture from above.
+        images: True = write the image from above.
         environment_state: True = write where the block is.
         image_size: side of the images in pixels.
         max_steps: time limit.
         instruction: what every episode is told.
         num_workers: processes that share the rows; 0 steps them in this one.
-        draw_on_demand: True = draw only where the policy looks, as
+        render_on_demand: True = draw only where the policy looks, as
             :class:`GymnasiumEnv` says.
         seed: seed of the episode seeds; see ``set_seed``.
 
@@ -84,7 +84,7 @@ class PushTEnv(GymnasiumEnv):
         max_steps: int = 300,
         instruction: str = PUSHT_INSTRUCTION,
         num_workers: int = 0,
-        draw_on_demand: bool = False,
+        render_on_demand: bool = False,
         seed: int | None = None,
     ) -> None:
         if not (images or environment_state):
@@ -105,10 +105,10 @@ class PushTEnv(GymnasiumEnv):
             max_steps=max_steps,
             num_workers=num_workers,
             metadata=_make_metadata(images),
-            drawing=Drawing(PushTSimulator.draw, (image_size, image_size, 3))
+            drawing=RenderSpec(PushTSimulator.draw, (image_size, image_size, 3))
             if images
             else None,
-            draw_on_demand=draw_on_demand,
+            render_on_demand=render_on_demand,
             seed=seed,
         )
 

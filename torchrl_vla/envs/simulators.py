@@ -15,7 +15,7 @@ import gymnasium
 import numpy as np
 from gymnasium.vector.utils import CloudpickleWrapper
 
-from torchrl_vla.envs.drawing import Drawing, Key, to_images
+from torchrl_vla.envs.lazy_rendering import Key, RenderSpec, to_images
 from torchrl_vla.schema import (
     ENVIRONMENT_STATE_KEY,
     INSTRUCTION_KEY,
@@ -54,7 +54,7 @@ class SimulatorGroup:
     """Step several simulators one after another in this process.
 
     Rows are numbered from ``first_row`` in error messages, so that a worker that
-    holds rows 4 to 7 names them as its owner does.
+    holds rows 4 to 7 names them as its caller does.
 
     Args:
         make_envs: one constructor per row.
@@ -71,7 +71,7 @@ class SimulatorGroup:
         make_envs: Sequence[Callable[[], gymnasium.Env]],
         observe: Observe,
         success_key: str,
-        drawing: Drawing | None = None,
+        drawing: RenderSpec | None = None,
         first_row: int = 0,
     ) -> None:
         self._observe, self._success_key = observe, success_key
@@ -220,12 +220,12 @@ class SimulatorGroup:
                 "environment with gymnasium.wrappers.TransformAction."
             )
         mapped = self._observe(env.observation_space.sample())
-        pictures = {} if self._drawing is None else self._drawing.layout
+        images = {} if self._drawing is None else self._drawing.layout
         return SimulatorLayout(
             str(space.dtype),
             tuple(space.low.astype(float).tolist()),
             tuple(space.high.astype(float).tolist()),
-            (*_shapes(self._map(row, mapped)), *pictures.items()),
+            (*_shapes(self._map(row, mapped)), *images.items()),
             "instruction" in mapped,
         )
 
@@ -250,13 +250,13 @@ class SimulatorProcesses:
         make_envs: Sequence[Callable[[], gymnasium.Env]],
         observe: Observe,
         success_key: str,
-        drawing: Drawing | None,
+        drawing: RenderSpec | None,
         num_workers: int,
     ) -> None:
         count = len(make_envs)
         bounds = [count * worker // num_workers for worker in range(num_workers + 1)]
         self._starts = bounds[:-1]
-        self._owner = [
+        self._caller = [
             w for w, (a, b) in enumerate(pairwise(bounds)) for _ in range(a, b)
         ]
         context = multiprocessing.get_context("spawn")
@@ -304,7 +304,7 @@ class SimulatorProcesses:
     def _call(self, name: str, rows: Sequence[int], *values: np.ndarray) -> Arrays:
         share: dict[int, list[int]] = {}
         for position, row in enumerate(rows):
-            share.setdefault(self._owner[row], []).append(position)
+            share.setdefault(self._caller[row], []).append(position)
         for worker, positions in share.items():
             local = [rows[position] - self._starts[worker] for position in positions]
             self._send(worker, (name, local, [value[positions] for value in values]))
@@ -341,7 +341,7 @@ def _dead(worker: int) -> SimulationError:
 
 
 def _serve(pipe: Connection) -> None:
-    """Answer requests until the owner closes the pipe."""
+    """Answer requests until the caller closes the pipe."""
     group = None
     try:
         group = SimulatorGroup(*pipe.recv().fn)

@@ -47,7 +47,7 @@ class ToyVLAEnv(EnvBase):
     ``("observation", "state")`` float32 ``[*B, S]``; ``language_instruction`` text or
     int64 ``[*B]``; ``episode_seed`` int64 ``[*B]``; in tracking mode ``success`` bool
     ``[*B, 1]``; with ``from_pixels`` also ``pixels`` uint8 ``[*B, size, size, 3]``, a
-    picture of the action (red) and the target (green).
+    image of the action (red) and the target (green).
 
     Args:
         action_dim: ``A``.

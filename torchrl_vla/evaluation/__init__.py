@@ -1,27 +1,21 @@
 """How good a policy is, which of two is better, and how sure we are."""
 
-from torchrl_vla.evaluation.betting import (
-    betting_evidence,
-    betting_interval,
-    betting_rate_interval,
-)
-from torchrl_vla.evaluation.comparability import ComparisonError
-from torchrl_vla.evaluation.comparison import Comparison, compare
-from torchrl_vla.evaluation.controls import (
-    ControlName,
+from torchrl_vla.evaluation.ablations import (
+    AblationName,
     EditedObservation,
     blank_images,
-    make_control,
+    make_ablation,
     shuffle_instructions,
     zero_state,
 )
-from torchrl_vla.evaluation.evaluate import evaluate
-from torchrl_vla.evaluation.film import (
-    Recorder,
-    film_strip,
-    write_png,
-    write_video,
+from torchrl_vla.evaluation.comparison import Comparison, compare
+from torchrl_vla.evaluation.comparison_checks import ComparisonError
+from torchrl_vla.evaluation.confidence_sequence import (
+    confidence_sequence,
+    e_value,
+    rate_confidence_sequence,
 )
+from torchrl_vla.evaluation.evaluate import evaluate
 from torchrl_vla.evaluation.provenance import (
     describe_environment,
     hash_folder,
@@ -30,7 +24,7 @@ from torchrl_vla.evaluation.provenance import (
 )
 from torchrl_vla.evaluation.result import EpisodeRecord, EvaluationResult
 from torchrl_vla.evaluation.sequential import compare_policies, evaluate_until
-from torchrl_vla.evaluation.statistics import (
+from torchrl_vla.evaluation.success_statistics import (
     fisher_test,
     mcnemar_test,
     newcombe_interval,
@@ -43,11 +37,17 @@ from torchrl_vla.evaluation.tables import (
     SequentialTable,
     UnpairedTable,
 )
+from torchrl_vla.evaluation.video_export import (
+    Recorder,
+    contact_sheet,
+    write_png,
+    write_video,
+)
 
 __all__ = [
+    "AblationName",
     "Comparison",
     "ComparisonError",
-    "ControlName",
     "EditedObservation",
     "EpisodeRecord",
     "EvaluationResult",
@@ -56,24 +56,24 @@ __all__ = [
     "Recorder",
     "SequentialTable",
     "UnpairedTable",
-    "betting_evidence",
-    "betting_interval",
-    "betting_rate_interval",
     "blank_images",
     "compare",
     "compare_policies",
+    "confidence_sequence",
+    "contact_sheet",
     "describe_environment",
+    "e_value",
     "evaluate",
     "evaluate_until",
-    "film_strip",
     "fisher_test",
     "hash_folder",
     "hash_weights",
-    "make_control",
+    "make_ablation",
     "mcnemar_test",
     "newcombe_interval",
     "newcombe_paired_interval",
     "package_versions",
+    "rate_confidence_sequence",
     "shuffle_instructions",
     "wilson_interval",
     "write_png",

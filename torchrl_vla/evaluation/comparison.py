@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from torchrl_vla.evaluation.comparability import (
+from torchrl_vla._internal.json_source import read_json
+from torchrl_vla.evaluation.comparison_checks import (
     check_same_episodes,
     check_same_setting,
     remark_differences,
@@ -19,7 +20,6 @@ from torchrl_vla.evaluation.tables import (
     SequentialTable,
     UnpairedTable,
 )
-from torchrl_vla.schema.json_source import read_json
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from tqdm import tqdm
 
 from torchrl_vla.data.episodes import EpisodeStep, episode_seeds, run_episodes
-from torchrl_vla.evaluation.film import Recorder
 from torchrl_vla.evaluation.provenance import make_provenance
 from torchrl_vla.evaluation.result import EpisodeRecord, EvaluationResult
+from torchrl_vla.evaluation.video_export import Recorder
 from torchrl_vla.schema import (
     INSTRUCTION_KEY,
     SUCCESS_KEY,
@@ -57,7 +57,7 @@ def evaluate(
         first: the run's episode to begin with; those before it are left out.
         deterministic: True = the policy's mode, False = it samples.
         max_steps: raise when an episode takes longer; None trusts the environment.
-        recorder: keeps pictures of some episodes.
+        recorder: keeps images of some episodes.
         provenance: what you know beyond the seed, the environment and the versions,
             such as ``{"policy": hash_folder(folder)}``; goes into the result.
         progress: True = show a progress bar with the rate so far.

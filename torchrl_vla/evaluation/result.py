@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from torchrl_vla.evaluation.betting import betting_rate_interval
-from torchrl_vla.evaluation.statistics import wilson_interval
-from torchrl_vla.schema.json_source import read_json
+from torchrl_vla._internal.json_source import read_json
+from torchrl_vla.evaluation.confidence_sequence import rate_confidence_sequence
+from torchrl_vla.evaluation.success_statistics import wilson_interval
 
 #: Entry of the provenance of an evaluation whose outcomes said when it was enough.
 STOPPING = "stopping"
@@ -84,7 +84,7 @@ class EvaluationResult:
         wider one that survives peeking.
         """
         if self.stopped_early:
-            return betting_rate_interval(self.successes, len(self))
+            return rate_confidence_sequence(self.successes, len(self))
         return wilson_interval(self.successes, len(self))
 
     @property

@@ -14,11 +14,11 @@ from tensordict.nn import TensorDictModuleBase
 from torchrl.envs import EnvBase
 from tqdm import tqdm
 
-from torchrl_vla.evaluation.betting import betting_rate_interval
 from torchrl_vla.evaluation.comparison import Comparison, compare
+from torchrl_vla.evaluation.confidence_sequence import rate_confidence_sequence
 from torchrl_vla.evaluation.evaluate import evaluate
 from torchrl_vla.evaluation.result import STOPPING, EpisodeRecord, EvaluationResult
-from torchrl_vla.evaluation.statistics import check_confidence
+from torchrl_vla.evaluation.success_statistics import check_confidence
 
 
 def evaluate_until(
@@ -84,7 +84,9 @@ def evaluate_until(
             result = arm.run(block, max_episodes)
             bar.update(len(result) - bar.n)
             bar.set_postfix(success=f"{100 * result.success_rate:.0f} %")
-            low, high = betting_rate_interval(result.successes, len(result), confidence)
+            low, high = rate_confidence_sequence(
+                result.successes, len(result), confidence
+            )
             is_narrow = width is not None and high - low <= width
             is_clear = target is not None and not low <= target <= high
             if is_narrow or is_clear or len(result) == max_episodes:
@@ -206,8 +208,8 @@ class _Arm:
         return EvaluationResult(self.episodes, result.provenance)
 
 
-def _bar(owner: str, max_episodes: int, block: int, progress: bool) -> tqdm:
+def _bar(caller: str, max_episodes: int, block: int, progress: bool) -> tqdm:
     for name, value in (("max_episodes", max_episodes), ("block", block)):
         if value < 1:
-            raise ValueError(f"{owner}: expected {name} >= 1, got {value}.")
-    return tqdm(total=max_episodes, desc=owner, unit="ep", disable=not progress)
+            raise ValueError(f"{caller}: expected {name} >= 1, got {value}.")
+    return tqdm(total=max_episodes, desc=caller, unit="ep", disable=not progress)

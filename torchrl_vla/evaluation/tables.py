@@ -10,9 +10,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torchrl_vla.evaluation.betting import betting_evidence, betting_interval
+from torchrl_vla.evaluation.confidence_sequence import confidence_sequence, e_value
 from torchrl_vla.evaluation.result import EpisodeRecord
-from torchrl_vla.evaluation.statistics import (
+from torchrl_vla.evaluation.success_statistics import (
     fisher_test,
     mcnemar_test,
     newcombe_interval,
@@ -139,12 +139,12 @@ class SequentialTable(PairedTable):
     def interval(self, confidence: float = 0.95) -> tuple[float, float]:
         """Return the interval of :attr:`difference` that survives peeking."""
         same = self.both + self.neither
-        return betting_interval(self.only_a, self.only_b, same, confidence)
+        return confidence_sequence(self.only_a, self.only_b, same, confidence)
 
     @property
     def p_value(self) -> float:
         """The inverse of the evidence against equal policies."""
-        return min(1.0, 1 / betting_evidence(self.only_a, self.only_b))
+        return min(1.0, 1 / e_value(self.only_a, self.only_b))
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,13 @@
 """Executors: from a chunk of actions to one action per control step."""
 
-from torchrl_vla.execution.base import Executor
+from torchrl_vla.execution.chunk_executor import ChunkExecutor
 from torchrl_vla.execution.decisions import select_decisions
-from torchrl_vla.execution.executor import ChunkExecutor
+from torchrl_vla.execution.executor import Executor
 from torchrl_vla.execution.interpolation import ActionInterpolation
-from torchrl_vla.execution.interventions.actor import InterventionActor
-from torchrl_vla.execution.interventions.gates import EpisodeMixing
+from torchrl_vla.execution.interventions.intervention_policy import InterventionPolicy
+from torchrl_vla.execution.interventions.takeover import EpisodeMixing
 from torchrl_vla.execution.multi_action import MultiAction
-from torchrl_vla.execution.multi_step import MultiStepActorWrapper
+from torchrl_vla.execution.multi_step_executor import MultiStepActorWrapper
 from torchrl_vla.execution.realtime.asynchronous import AsyncExecutor
 from torchrl_vla.execution.realtime.inference_workers import (
     InferenceWorker,
@@ -33,7 +33,7 @@ __all__ = [
     "Executor",
     "ExponentialPrefix",
     "InferenceWorker",
-    "InterventionActor",
+    "InterventionPolicy",
     "LinearPrefix",
     "MultiAction",
     "MultiStepActorWrapper",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torchrl_vla.schema.conventions import REFERENCES
 
 
-def check_reference(owner: str, action_reference: str) -> None:
+def check_reference(caller: str, action_reference: str) -> None:
     """Refuse to join chunks that are measured from different states.
 
     A chunk that is relative to the state in which it was made means nothing beside one
@@ -13,7 +13,7 @@ def check_reference(owner: str, action_reference: str) -> None:
     smoothly. Absolute targets and deltas carry no such anchor.
 
     Args:
-        owner: the executor that asks; opens the error message.
+        caller: the executor that asks; opens the error message.
         action_reference: what the policy's actions are measured from.
 
     Raises:
@@ -29,12 +29,12 @@ two of them cannot be joined. Make the actions absolute before the executor.
     """
     if action_reference not in REFERENCES:
         raise ValueError(
-            f"{owner}: expected an action_reference of {list(REFERENCES)}, got "
+            f"{caller}: expected an action_reference of {list(REFERENCES)}, got "
             f"{action_reference!r}."
         )
     if action_reference == "relative":
         raise ValueError(
-            f"{owner}: expected an action_reference of 'absolute' or 'delta', got "
+            f"{caller}: expected an action_reference of 'absolute' or 'delta', got "
             "'relative'. A chunk is measured from the state in which it was made, so "
             "two of them cannot be joined. Make the actions absolute before the "
             "executor."

@@ -102,18 +102,18 @@ def select_decisions(
         )
     flat, n_time = rollout.reshape(-1), rollout.batch_size[-1]
     first = is_decision.flatten().nonzero().squeeze(-1)
-    steps, owner = _steps_of_decisions(rollout, is_decision, done_key)
-    n_steps = torch.bincount(owner, minlength=len(first))
+    steps, caller = _steps_of_decisions(rollout, is_decision, done_key)
+    n_steps = torch.bincount(caller, minlength=len(first))
     age = _ages(flat, first)
     _check_length(n_steps, age, chunk_size * ticks)
 
     decisions = flat[first]
     decisions.set(ROW_INDEX_KEY, first // n_time)
-    last = first.scatter_reduce(0, owner, steps, "amax")
+    last = first.scatter_reduce(0, caller, steps, "amax")
     after = flat["next"][last]
-    after.set(reward_key, _sum_per_decision(flat, reward_key, steps, owner, first))
+    after.set(reward_key, _sum_per_decision(flat, reward_key, steps, caller, first))
     if success_key in after.keys(True, True):
-        success = _sum_per_decision(flat, success_key, steps, owner, first)
+        success = _sum_per_decision(flat, success_key, steps, caller, first)
         after.set(success_key, success > 0)
     after.set(EXECUTED_STEPS_KEY, n_steps.unsqueeze(-1))
     # A position is executed in `ticks` steps, counted from the observation.
@@ -141,16 +141,16 @@ def _steps_of_decisions(
         foreign = _mask(rollout, key)
         if foreign is not None:
             follows = follows & ~foreign
-    owner = is_decision.flatten().long().cumsum(0) - 1
+    caller = is_decision.flatten().long().cumsum(0) - 1
     done = _mask(rollout, ("next", *_parts(done_key)))
     if done is not None:
         ended = (done.long().cumsum(-1) - done.long()).flatten()  # before this step
         ended_at_first = ended[is_decision.flatten()]
         if len(ended_at_first):
-            same = ended == ended_at_first[owner.clamp_min(0)]
+            same = ended == ended_at_first[caller.clamp_min(0)]
             follows = follows & same.reshape(follows.shape)
     steps = follows.flatten().nonzero().squeeze(-1)
-    return steps, owner[steps]
+    return steps, caller[steps]
 
 
 def _parts(key: NestedKey) -> tuple[str, ...]:
@@ -189,13 +189,13 @@ def _look_back(
 
 
 def _sum_per_decision(
-    flat: TensorDictBase, key: NestedKey, steps: Tensor, owner: Tensor, first: Tensor
+    flat: TensorDictBase, key: NestedKey, steps: Tensor, caller: Tensor, first: Tensor
 ) -> Tensor:
     values = flat["next"].get(key)[steps]
     if values.dtype == torch.bool:
         values = values.long()
     total = values.new_zeros((len(first), *values.shape[1:]))
-    return total.index_add_(0, owner, values)
+    return total.index_add_(0, caller, values)
 
 
 def _check_length(n_steps: Tensor, age: Tensor, limit: int) -> None:

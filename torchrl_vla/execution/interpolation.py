@@ -10,11 +10,11 @@ from tensordict import NestedKey, TensorDictBase, unravel_key
 from torch import Tensor
 
 from torchrl_vla.execution.action_reference import check_reference
-from torchrl_vla.execution.base import Executor, flag
+from torchrl_vla.execution.executor import Executor, flag
 from torchrl_vla.schema import (
     IS_WAITING_KEY,
     OBSERVATION_AGE_KEY,
-    WILL_DECIDE_KEY,
+    OBSERVATION_NEEDED_KEY,
     check_positive_int,
 )
 
@@ -38,7 +38,7 @@ class ActionInterpolation(Executor):
 
     **Writes** what the executor writes, on every step, ``action`` interpolated:
     ``is_decision`` on the first tick of the action that a new chunk begins with,
-    ``will_decide`` False before an action's last tick, ``observation_age`` (where it
+    ``observation_needed`` False before an action's last tick, ``observation_age`` (where it
     is written) in ticks; and ``is_waiting`` bool ``[*B, 1]``.
 
     Args:
@@ -104,7 +104,7 @@ class ActionInterpolation(Executor):
         self.ticks = ticks
         self.in_keys = list(executor.in_keys)
         own = [self.action_key, self.decision_key, self.decision_index_key]
-        own += [WILL_DECIDE_KEY, IS_WAITING_KEY]
+        own += [OBSERVATION_NEEDED_KEY, IS_WAITING_KEY]
         self._output_keys = [
             key for key in map(unravel_key, executor.out_keys) if key not in own
         ]
@@ -152,7 +152,7 @@ class ActionInterpolation(Executor):
             target=target,
             serials=answer.get(self.decision_index_key),
             decided=answer.get(self.decision_key).reshape(fresh.shape),
-            will_decide=answer.get(WILL_DECIDE_KEY).reshape(fresh.shape),
+            observation_needed=answer.get(OBSERVATION_NEEDED_KEY).reshape(fresh.shape),
             waiting=waiting,
             outputs=outputs,
             last=last,
@@ -167,10 +167,12 @@ class ActionInterpolation(Executor):
         action = torch.where(period.waiting.unsqueeze(-1), period.last, action)
         period.last = action
         tensordict.set(IS_WAITING_KEY, flag(period.waiting, period.serials, False))
-        will_decide = period.will_decide
+        observation_needed = period.observation_needed
         if period.tick < self.ticks:
-            will_decide = torch.zeros_like(will_decide)
-        return self._write(tensordict, action, decided, period.outputs, will_decide)
+            observation_needed = torch.zeros_like(observation_needed)
+        return self._write(
+            tensordict, action, decided, period.outputs, observation_needed
+        )
 
     def extra_repr(self) -> str:
         """Show how many steps an action takes."""
@@ -186,7 +188,7 @@ class _Period:
         target: the action to be reached.
         serials: number of the decision, int64 ``[*B, 1]``.
         decided: True = a new chunk begins with this action, bool ``[*B]``.
-        will_decide: of the executor, bool ``[*B]``.
+        observation_needed: of the executor, bool ``[*B]``.
         waiting: True = the row waits for the next action, bool ``[*B]``.
         outputs: what else the executor wrote.
         last: the action that was served last, ``[*B, A]``.
@@ -197,7 +199,7 @@ class _Period:
     target: Tensor
     serials: Tensor
     decided: Tensor
-    will_decide: Tensor
+    observation_needed: Tensor
     waiting: Tensor
     outputs: dict[NestedKey, Any]
     last: Tensor

@@ -24,8 +24,8 @@ from torchrl_vla.schema import (
     EXECUTED_STEPS_KEY,
     IMAGE_IS_STALE_KEY,
     IS_EXECUTED_KEY,
+    OBSERVATION_NEEDED_KEY,
     SUCCESS_KEY,
-    WILL_DECIDE_KEY,
     ExecutionError,
     MissingKeyError,
     check_positive_int,
@@ -47,12 +47,12 @@ class MultiAction(Transform):
     The surprise: transforms before this one run at every base step (a
     ``SuccessReward`` there is summed), transforms after it once per outer step (there
     it sees a success that happened at any position). Environments made with
-    ``draw_on_demand=True`` are told that nobody looks between two decisions.
+    ``render_on_demand=True`` are told that nobody looks between two decisions.
 
     **Reads** the chunk ``[*B, H, A]`` at ``chunk_key``; robot space, or what the
     transforms before this one turn into it.
 
-    **Writes** for the base environment ``action`` and ``will_decide`` bool
+    **Writes** for the base environment ``action`` and ``observation_needed`` bool
     ``[*B, 1]``, True at the last base step. Writes into ``next`` the reward summed
     over the executed base steps, ``success`` True if it was True after any of them,
     ``executed_steps`` int64 ``[*B, 1]``, ``is_executed`` bool ``[*B, H]`` (True = that
@@ -63,14 +63,14 @@ class MultiAction(Transform):
         chunk_size: ``H``. None leaves it to the policy; the specs are then dynamic.
 
     Keyword Args:
-        n_executed: execute only the first ``k`` actions of the chunk (receding
+        replan_interval: execute only the first ``k`` actions of the chunk (receding
             horizon). None executes all.
         chunk_key: the policy's key of the chunk; may equal ``action_key``.
         action_key: the base environment's key of one action.
         success_key: the success flag, where the environment has one.
 
     Raises:
-        ValueError: ``n_executed`` is not in ``1 .. chunk_size``.
+        ValueError: ``replan_interval`` is not in ``1 .. chunk_size``.
         MissingKeyError: the tensordict of a step has no chunk.
         ExecutionError: the chunk is not ``[*B, H, A]`` with the announced ``H``; or
             a transform before this one ended an episode of an environment that draws
@@ -93,22 +93,25 @@ class MultiAction(Transform):
         self,
         chunk_size: int | None = None,
         *,
-        n_executed: int | None = None,
+        replan_interval: int | None = None,
         chunk_key: NestedKey = ACTION_CHUNK_KEY,
         action_key: NestedKey = ACTION_KEY,
         success_key: NestedKey = SUCCESS_KEY,
     ) -> None:
         super().__init__(in_keys_inv=[action_key], out_keys_inv=[chunk_key])
-        for name, value in (("chunk_size", chunk_size), ("n_executed", n_executed)):
+        for name, value in (
+            ("chunk_size", chunk_size),
+            ("replan_interval", replan_interval),
+        ):
             if value is not None:
                 check_positive_int("MultiAction", name, value)
-        if chunk_size is not None and (n_executed or 1) > chunk_size:
+        if chunk_size is not None and (replan_interval or 1) > chunk_size:
             raise ValueError(
-                f"MultiAction: expected n_executed in 1..chunk_size={chunk_size}, got "
-                f"{n_executed}. A chunk cannot be executed for longer than it is."
+                f"MultiAction: expected replan_interval in 1..chunk_size={chunk_size}, got "
+                f"{replan_interval}. A chunk cannot be executed for longer than it is."
             )
         self.chunk_size = chunk_size
-        self.n_executed = n_executed
+        self.replan_interval = replan_interval
         self.success_key = success_key
 
     @classmethod
@@ -116,13 +119,13 @@ class MultiAction(Transform):
         cls,
         chunk_size: int | None = None,
         *,
-        n_executed: int | None = None,
+        replan_interval: int | None = None,
         action_key: NestedKey = ACTION_KEY,
     ) -> MultiAction:
         """Build one for the canonical schema: the chunk is at ``"action_chunk"``."""
         return cls(
             chunk_size,
-            n_executed=n_executed,
+            replan_interval=replan_interval,
             chunk_key=ACTION_CHUNK_KEY,
             action_key=action_key,
         )
@@ -158,8 +161,8 @@ class MultiAction(Transform):
         chunk = tensordict.get(self.chunk_key, None)
         self._check_chunk(chunk, tensordict)
         tensordict.set(_CHUNK_IN_FLIGHT, chunk)
-        is_last = 1 in (self.n_executed, chunk.shape[-2])
-        tensordict.set(WILL_DECIDE_KEY, _flag(tensordict, is_last))
+        is_last = 1 in (self.replan_interval, chunk.shape[-2])
+        tensordict.set(OBSERVATION_NEEDED_KEY, _flag(tensordict, is_last))
         return tensordict.set(self.action_key, chunk[..., 0, :])
 
     def _step(
@@ -173,7 +176,7 @@ class MultiAction(Transform):
         success = after.get(self.success_key, None)
         executed = [running]
         inputs = _entries_beside(tensordict, after)
-        actions = chunk[..., 1 : self.n_executed, :].unbind(-2)
+        actions = chunk[..., 1 : self.replan_interval, :].unbind(-2)
         for position, action in enumerate(actions, start=1):
             running = running & ~_done(after)
             if not running.any():
@@ -182,7 +185,7 @@ class MultiAction(Transform):
             before = after.copy()
             for key, value in inputs.items():
                 before.set(key, value)
-            before.set(WILL_DECIDE_KEY, _flag(before, position == len(actions)))
+            before.set(OBSERVATION_NEEDED_KEY, _flag(before, position == len(actions)))
             outcome = self._base_step(env.base_env, before, action, running)
             for key in rewards:
                 reward = outcome.pop(key)
@@ -286,9 +289,9 @@ class MultiAction(Transform):
                 f"{list(batch_size)} and H = {self.chunk_size or 'any'} at "
                 f"{self.chunk_key!r}, got {list(chunk.shape)}. No action was sent."
             )
-        if chunk.shape[-2] < (self.n_executed or 1):
+        if chunk.shape[-2] < (self.replan_interval or 1):
             raise ExecutionError(
-                f"MultiAction: expected at least n_executed={self.n_executed} actions "
+                f"MultiAction: expected at least replan_interval={self.replan_interval} actions "
                 f"at {self.chunk_key!r}, got {chunk.shape[-2]}. No action was sent."
             )
 
@@ -338,7 +341,7 @@ def _check_ends_are_drawn(after: TensorDictBase) -> None:
             "MultiAction: expected the last image of an episode to be drawn, got "
             f"{IMAGE_IS_STALE_KEY!r} True in rows {rows.nonzero().tolist()}, which a "
             "transform before MultiAction has ended. Give the time limit to the "
-            "environment (max_steps=...), or make it with draw_on_demand=False."
+            "environment (max_steps=...), or make it with render_on_demand=False."
         )
 
 

@@ -11,7 +11,7 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
 from torchrl_vla.execution.action_reference import check_reference
-from torchrl_vla.execution.executor import ChunkExecutor
+from torchrl_vla.execution.chunk_executor import ChunkExecutor
 from torchrl_vla.schema import (
     ACTION_KEY,
     DECISION_INDEX_KEY,
@@ -37,7 +37,7 @@ class TemporalEnsemble(ChunkExecutor):
     **Reads** the actor's ``in_keys``; ``is_init`` bool ``[*B, 1]``; ``decision_index``
     as it was written on the step before, and ``action``, if they are there.
 
-    **Writes** ``action`` ``[*B, A]``; ``is_decision`` and ``will_decide`` bool
+    **Writes** ``action`` ``[*B, A]``; ``is_decision`` and ``observation_needed`` bool
     ``[*B, 1]``, always True; ``decision_index`` int64 ``[*B, 1]``; every other out_key
     of the actor, of the newest chunk.
 

@@ -11,7 +11,7 @@ from torchrl_vla.objectives.group_advantage import (
     GRPOAdvantage,
     RLOOAdvantage,
 )
-from torchrl_vla.objectives.lerobot import LeRobotLoss
+from torchrl_vla.objectives.lerobot_loss import LeRobotLoss
 from torchrl_vla.objectives.recompute import (
     add_reference_log_probs,
     recompute_log_probs,

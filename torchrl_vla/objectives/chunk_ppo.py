@@ -39,7 +39,7 @@ class ChunkPPOLoss(ClipPPOLoss):
     more.
 
     **Reads** decisions ``[N]``: the actor's ``in_keys``; what it chose, at its
-    ``choice_key``; ``element_log_probs`` float ``[N, H, A]``, written when it acted;
+    ``sample_key``; ``element_log_probs`` float ``[N, H, A]``, written when it acted;
     ``advantage`` float ``[N, 1]``; ``("next", "is_executed")`` bool ``[N, H]``, True =
     executed; with ``set_keys(dim_pad_mask="action_dim_is_pad")``, that mask; with a
     critic, ``value_target`` float ``[N, 1]``; with a reference,
@@ -53,7 +53,7 @@ class ChunkPPOLoss(ClipPPOLoss):
     TorchRL's is the mean log-ratio, which can be negative for a policy that is far.
 
     Args:
-        actor_network: a policy with ``get_dist`` and ``choice_key``, such as
+        actor_network: a policy with ``get_dist`` and ``sample_key``, such as
             ``TinyTokenVLA``, ``TinyGaussianVLA`` or ``TinyFlowVLA``.
         critic_network: writes ``state_value`` ``[N, 1]``; None = no critic, as in GRPO.
 
@@ -68,7 +68,7 @@ class ChunkPPOLoss(ClipPPOLoss):
         loss_critic_type: ``"smooth_l1"``, ``"l2"`` or ``"l1"``.
 
     Raises:
-        TypeError: the actor has no ``get_dist`` or no ``choice_key``.
+        TypeError: the actor has no ``get_dist`` or no ``sample_key``.
         ValueError: a coefficient or the granularity is out of its range.
         MissingKeyError: a key is not there.
         SchemaError: a shape or dtype is another one, or nothing was executed.
@@ -118,11 +118,11 @@ class ChunkPPOLoss(ClipPPOLoss):
         reference_kl_coeff: float = 0.0,
         loss_critic_type: str = "smooth_l1",
     ) -> None:
-        for name in ("get_dist", "choice_key"):
+        for name in ("get_dist", "sample_key"):
             if not hasattr(actor_network, name):
                 raise TypeError(
                     "ChunkPPOLoss: expected a policy with get_dist(tensordict) and "
-                    f"choice_key at argument 'actor_network', got "
+                    f"sample_key at argument 'actor_network', got "
                     f"{type(actor_network).__name__} without {name}. A deterministic "
                     "policy gives its actions no probability: use TinyTokenVLA, "
                     "TinyGaussianVLA or TinyFlowVLA, or a subclass of "
@@ -151,7 +151,7 @@ class ChunkPPOLoss(ClipPPOLoss):
         )
         self.granularity = granularity
         self.reference_kl_coeff = float(reference_kl_coeff)
-        self.set_keys(action=actor_network.choice_key)
+        self.set_keys(action=actor_network.sample_key)
 
     @property
     def in_keys(self) -> list[NestedKey]:

@@ -76,26 +76,26 @@ class ElementwiseCloningLoss(OptionalPadMask, LossModule):
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Return the loss of a batch."""
-        owner = type(self).__name__
-        target = read_target(tensordict, self.tensor_keys.action, owner)
+        caller = type(self).__name__
+        target = read_target(tensordict, self.tensor_keys.action, caller)
         self._check_target(target)
         valid = self._valid(tensordict, target)
-        weight = read_row_weight(tensordict, self.tensor_keys.weight, target, owner)
+        weight = read_row_weight(tensordict, self.tensor_keys.weight, target, caller)
         with self.actor_network_params.to_module(
             self.actor_network, preserve_module_state=False
         ):
             losses = self._losses(tensordict, target, valid, weight)
-        loss = weighted_mean(losses, valid, weight, owner)
+        loss = weighted_mean(losses, valid, weight, caller)
         out = TensorDict({"loss_bc": loss})
         self._clear_weakrefs(tensordict, out, "actor_network_params")
         return out
 
     def _valid(self, tensordict: TensorDictBase, target: Tensor) -> Tensor:
         """True where the target counts, bool ``[*B, H, A]``."""
-        owner, keys = type(self).__name__, self.tensor_keys
+        caller, keys = type(self).__name__, self.tensor_keys
         valid = torch.ones_like(target, dtype=torch.bool)
         if keys.pad_mask is not None:
-            pad = read_pad_mask(tensordict, keys.pad_mask, target, owner)
+            pad = read_pad_mask(tensordict, keys.pad_mask, target, caller)
             valid = valid & ~pad.unsqueeze(-1)
-        dims = read_dim_pad_mask(tensordict, keys.dim_pad_mask, target, owner)
+        dims = read_dim_pad_mask(tensordict, keys.dim_pad_mask, target, caller)
         return valid if dims is None else valid & ~dims.unsqueeze(-2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tensordict.nn import TensorDictModuleBase
 
-from torchrl_vla.objectives.denoising import DenoisingLoss
+from torchrl_vla.objectives.denoising_samples import DenoisingLoss
 from torchrl_vla.schema import check_positive_int
 
 

@@ -23,12 +23,12 @@ class OptionalPadMask:
             self.tensor_keys.pad_mask = kwargs["pad_mask"]
 
 
-def read_target(tensordict: TensorDictBase, key: NestedKey, owner: str) -> Tensor:
+def read_target(tensordict: TensorDictBase, key: NestedKey, caller: str) -> Tensor:
     """Return the expert's chunk, or raise naming what the batch holds instead."""
     target = tensordict.get(key, None)
     if target is None:
         raise MissingKeyError(
-            f"{owner}: expected the expert's chunk [*B, H, A] at {key!r}, got only "
+            f"{caller}: expected the expert's chunk [*B, H, A] at {key!r}, got only "
             f"{sorted(map(str, tensordict.keys(True, True)))}. Append the transform "
             "that builds it (ActionChunkTransform, ActionTokenizerTransform), or name "
             "another key with set_keys(action=...)."
@@ -37,7 +37,7 @@ def read_target(tensordict: TensorDictBase, key: NestedKey, owner: str) -> Tenso
 
 
 def read_pad_mask(
-    tensordict: TensorDictBase, key: NestedKey, target: Tensor, owner: str
+    tensordict: TensorDictBase, key: NestedKey, target: Tensor, caller: str
 ) -> Tensor:
     """Return the mask bool ``[*B, H]``, True = padded, that belongs to a target.
 
@@ -49,7 +49,7 @@ def read_pad_mask(
         tensordict: the batch.
         key: where the mask is.
         target: the expert's chunk ``[*B, H, A]``.
-        owner: the component that asks; opens the error message.
+        caller: the component that asks; opens the error message.
 
     Raises:
         MissingKeyError: nothing is at ``key``; lists the bool keys that are there.
@@ -58,25 +58,25 @@ def read_pad_mask(
     pad = tensordict.get(key, None)
     if pad is None:
         raise MissingKeyError(
-            f"{owner}: expected a bool mask [*B, H] at {key!r}, got none. Bool keys in "
+            f"{caller}: expected a bool mask [*B, H] at {key!r}, got none. Bool keys in "
             f"the batch: {_bool_keys(tensordict)}. Name the right one with "
             "set_keys(pad_mask=...); set_keys(pad_mask=None) says that nothing is "
             "padded."
         )
     if pad.dtype != torch.bool:
         raise SchemaError(
-            f"{owner}: expected dtype bool at {key!r}, got {pad.dtype}. True = padded "
+            f"{caller}: expected dtype bool at {key!r}, got {pad.dtype}. True = padded "
             "(past the episode's end, to be ignored); a mask of valid positions is "
             "the opposite: pass valid == 0."
         )
     if pad.shape != target.shape[:-1]:
         raise SchemaError(
-            f"{owner}: expected shape {list(target.shape[:-1])} at {key!r}, one flag "
+            f"{caller}: expected shape {list(target.shape[:-1])} at {key!r}, one flag "
             f"per action of a chunk {list(target.shape)}, got {list(pad.shape)}."
         )
     if not torch.compiler.is_compiling() and pad.all():
         raise SchemaError(
-            f"{owner}: expected at least one valid position at {key!r}, got a batch "
+            f"{caller}: expected at least one valid position at {key!r}, got a batch "
             f"{list(pad.shape)} that is True (padded) everywhere. Nothing is left to "
             "learn from: the polarity may be inverted, or the chunks lie past the end "
             "of their episodes."
@@ -85,7 +85,7 @@ def read_pad_mask(
 
 
 def read_dim_pad_mask(
-    tensordict: TensorDictBase, key: NestedKey | None, target: Tensor, owner: str
+    tensordict: TensorDictBase, key: NestedKey | None, target: Tensor, caller: str
 ) -> Tensor | None:
     """Return the mask bool ``[*B, A]`` of dimensions that a row's robot lacks.
 
@@ -93,7 +93,7 @@ def read_dim_pad_mask(
         tensordict: the batch.
         key: where the mask is; None = all dimensions count.
         target: the expert's chunk ``[*B, H, A]``.
-        owner: the component that asks; opens the error message.
+        caller: the component that asks; opens the error message.
 
     Raises:
         MissingKeyError: nothing is at ``key``.
@@ -103,7 +103,7 @@ def read_dim_pad_mask(
     if key is None:
         if tensordict.get(ACTION_DIM_IS_PAD_KEY, None) is not None:
             raise SchemaError(
-                f"{owner}: expected to be told of padded dimensions, got a batch with "
+                f"{caller}: expected to be told of padded dimensions, got a batch with "
                 f"{ACTION_DIM_IS_PAD_KEY!r}. Call set_keys(dim_pad_mask="
                 f"{ACTION_DIM_IS_PAD_KEY!r}); or exclude it from the batch, if padded "
                 "dimensions shall be learned."
@@ -112,19 +112,19 @@ def read_dim_pad_mask(
     pad = tensordict.get(key, None)
     if pad is None:
         raise MissingKeyError(
-            f"{owner}: expected a bool mask [*B, A] of padded dimensions at {key!r}, "
+            f"{caller}: expected a bool mask [*B, A] of padded dimensions at {key!r}, "
             f"got none. Bool keys in the batch: {_bool_keys(tensordict)}. "
             "set_keys(dim_pad_mask=None) says that all dimensions count."
         )
     shape = (*target.shape[:-2], target.shape[-1])
     if pad.dtype != torch.bool or pad.shape != shape:
         raise SchemaError(
-            f"{owner}: expected bool {list(shape)} at {key!r}, one flag per dimension "
+            f"{caller}: expected bool {list(shape)} at {key!r}, one flag per dimension "
             f"of a chunk {list(target.shape)}, got {pad.dtype} {list(pad.shape)}."
         )
     if not torch.compiler.is_compiling() and pad.all(-1).any():
         raise SchemaError(
-            f"{owner}: expected a valid dimension in each row of {key!r}, got a row "
+            f"{caller}: expected a valid dimension in each row of {key!r}, got a row "
             "that is True (padded) everywhere. The polarity may be inverted."
         )
     return pad

@@ -31,9 +31,9 @@ def recompute_log_probs(
     changed. One more forward pass before the first update, in the learner's own
     arithmetic, makes every ratio begin at 1 again. The surprise: the sampling is then
     slightly off-policy, and nothing says so; compare with what was stored, with
-    :func:`torchrl_vla.testing.check_identity`, before you replace it.
+    :func:`torchrl_vla.testing.check_log_prob_consistency`, before you replace it.
 
-    **Reads** the policy's ``in_keys`` and ``choice_key``. **Writes**
+    **Reads** the policy's ``in_keys`` and ``sample_key``. **Writes**
     ``element_log_probs`` float ``[N, H, A]`` and ``log_probs`` float ``[N]``, without
     a gradient.
 

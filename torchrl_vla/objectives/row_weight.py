@@ -10,7 +10,7 @@ from torchrl_vla.schema import SAMPLE_WEIGHT_KEY, MissingKeyError, SchemaError
 
 
 def read_row_weight(
-    tensordict: TensorDictBase, key: NestedKey | None, target: Tensor, owner: str
+    tensordict: TensorDictBase, key: NestedKey | None, target: Tensor, caller: str
 ) -> Tensor | None:
     """Return the weights float ``[*B]`` of the rows, or raise for what is none.
 
@@ -20,7 +20,7 @@ def read_row_weight(
         tensordict: the batch.
         key: where the weights are; None = every row counts alike.
         target: the expert's chunk ``[*B, H, A]``.
-        owner: the component that asks; opens the error message.
+        caller: the component that asks; opens the error message.
 
     Raises:
         MissingKeyError: nothing is at ``key``.
@@ -30,7 +30,7 @@ def read_row_weight(
     if key is None:
         if tensordict.get(SAMPLE_WEIGHT_KEY, None) is not None:
             raise SchemaError(
-                f"{owner}: expected to be told of weights, got a batch with "
+                f"{caller}: expected to be told of weights, got a batch with "
                 f"{SAMPLE_WEIGHT_KEY!r}. Call set_keys(weight={SAMPLE_WEIGHT_KEY!r}); "
                 "or exclude it from the batch, if all rows shall count alike."
             )
@@ -38,14 +38,14 @@ def read_row_weight(
     weight = tensordict.get(key, None)
     if weight is None:
         raise MissingKeyError(
-            f"{owner}: expected weights float [*B] at {key!r}, got only "
+            f"{caller}: expected weights float [*B] at {key!r}, got only "
             f"{sorted(map(str, tensordict.keys(True, True)))}. AdvantageWeights writes "
             "them; set_keys(weight=None) says that all rows count alike."
         )
     shape = target.shape[:-2]
     if not weight.is_floating_point() or weight.shape != shape:
         raise SchemaError(
-            f"{owner}: expected float {list(shape)} at {key!r}, one weight per row, "
+            f"{caller}: expected float {list(shape)} at {key!r}, one weight per row, "
             f"got {weight.dtype} {list(weight.shape)}."
         )
     if torch.compiler.is_compiling():
@@ -53,19 +53,19 @@ def read_row_weight(
     bad = ~(weight.isfinite() & (weight >= 0))
     if bad.any():
         raise SchemaError(
-            f"{owner}: expected finite weights >= 0 at {key!r}, got "
+            f"{caller}: expected finite weights >= 0 at {key!r}, got "
             f"{weight[bad][:5].tolist()} in {int(bad.sum())} of {weight.numel()} rows."
         )
     if not (weight > 0).any():
         raise SchemaError(
-            f"{owner}: expected at least one weight above 0 at {key!r}, got 0 in all "
+            f"{caller}: expected at least one weight above 0 at {key!r}, got 0 in all "
             f"{weight.numel()} rows. Nothing is left to learn from."
         )
     return weight
 
 
 def weigh(
-    elements: Tensor, valid: Tensor, weight: Tensor, owner: str
+    elements: Tensor, valid: Tensor, weight: Tensor, caller: str
 ) -> tuple[Tensor, Tensor]:
     """Return the weighted elements and their weights, both 0 where nothing counts.
 
@@ -77,7 +77,7 @@ def weigh(
         elements: the loss of each element, ``[*B, H, A]``.
         valid: bool ``[*B, H, A]``.
         weight: of the rows, float ``[*B]``.
-        owner: the component that asks; opens the error message.
+        caller: the component that asks; opens the error message.
 
     Raises:
         SchemaError: every row of weight above 0 is all padding.
@@ -86,7 +86,7 @@ def weigh(
     counts = spread > 0
     if not torch.compiler.is_compiling() and not counts.any():
         raise SchemaError(
-            f"{owner}: expected a valid position in a row of weight above 0, got "
+            f"{caller}: expected a valid position in a row of weight above 0, got "
             "padding in all of them. Nothing is left to learn from."
         )
     spread = spread.to(elements.dtype)
@@ -94,7 +94,7 @@ def weigh(
 
 
 def weighted_mean(
-    elements: Tensor, valid: Tensor, weight: Tensor | None, owner: str
+    elements: Tensor, valid: Tensor, weight: Tensor | None, caller: str
 ) -> Tensor:
     """Return the mean over valid elements, of rows that count by their weight.
 
@@ -102,7 +102,7 @@ def weighted_mean(
         elements: the loss of each element, ``[*B, H, A]``.
         valid: bool ``[*B, H, A]``.
         weight: of the rows, float ``[*B]``; None = all count alike.
-        owner: the component that asks; opens the error message.
+        caller: the component that asks; opens the error message.
 
     Examples:
         >>> import torch
@@ -113,7 +113,7 @@ def weighted_mean(
     """
     if weight is None:
         return torch.where(valid, elements, 0.0).sum() / valid.sum().clamp_min(1)
-    weighted, spread = weigh(elements, valid, weight, owner)
+    weighted, spread = weigh(elements, valid, weight, caller)
     total = spread.sum()
     return weighted.sum() / torch.where(total > 0, total, 1.0)
 

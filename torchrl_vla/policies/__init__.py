@@ -1,6 +1,5 @@
 """From images, state and an instruction to a chunk of actions."""
 
-from torchrl_vla.policies.base import ContinuousVLAWrapper, VLAWrapperBase
 from torchrl_vla.policies.boundary.action_boundary import (
     ActionBoundary,
     ActionTranslator,
@@ -8,40 +7,41 @@ from torchrl_vla.policies.boundary.action_boundary import (
 )
 from torchrl_vla.policies.boundary.embodiment_contract import EmbodimentContract
 from torchrl_vla.policies.chunk_distribution import ChunkDistribution
-from torchrl_vla.policies.denoising.diffusion import DiffusionVLAWrapper
-from torchrl_vla.policies.denoising.distribution import DenoisingDistribution
-from torchrl_vla.policies.denoising.flow import FlowVLAWrapper
+from torchrl_vla.policies.denoising.denoising_distribution import DenoisingDistribution
+from torchrl_vla.policies.denoising.denoising_policy import DenoisingVLAWrapper
+from torchrl_vla.policies.denoising.diffusion_policy import DiffusionVLAWrapper
 from torchrl_vla.policies.denoising.flow_noise import (
     FlowNoise,
     FlowSDENoise,
     LearnedNoise,
 )
+from torchrl_vla.policies.denoising.flow_policy import FlowVLAWrapper
 from torchrl_vla.policies.denoising.guidance import guided_velocity
-from torchrl_vla.policies.denoising.wrapper import DenoisingVLAWrapper
-from torchrl_vla.policies.gaussian.distribution import GaussianDistribution
-from torchrl_vla.policies.gaussian.wrapper import GaussianVLAWrapper
+from torchrl_vla.policies.gaussian.gaussian_distribution import GaussianDistribution
+from torchrl_vla.policies.gaussian.gaussian_policy import GaussianVLAWrapper
 from torchrl_vla.policies.lerobot import (
     LeRobotFlowDistribution,
     LeRobotFlowPolicy,
     LeRobotPolicyWrapper,
     make_lerobot_policy,
 )
-from torchrl_vla.policies.lerobot.health import (
+from torchrl_vla.policies.lerobot.load.health import (
     LEROBOT_POLICY_TYPES,
     HealthReport,
     check_lerobot_health,
 )
-from torchrl_vla.policies.lerobot.settings import LeRobotSettings
-from torchrl_vla.policies.stochastic import StochasticVLAWrapper
-from torchrl_vla.policies.tiny.critic import TinyCritic
-from torchrl_vla.policies.tiny.denoising import TinyDiffusionVLA, TinyFlowVLA
-from torchrl_vla.policies.tiny.gaussian import TinyGaussianVLA
+from torchrl_vla.policies.lerobot.load.lerobot_settings import LeRobotSettings
+from torchrl_vla.policies.stochastic_policy import StochasticVLAWrapper
 from torchrl_vla.policies.tiny.image_encoder import KeypointImageEncoder
 from torchrl_vla.policies.tiny.text_encoder import ByteTextEncoder
-from torchrl_vla.policies.tiny.vla import TinyTokenVLA, TinyVLA
-from torchrl_vla.policies.tokens.distribution import TokenDistribution
-from torchrl_vla.policies.tokens.sampling import TokenSampling
-from torchrl_vla.policies.tokens.wrapper import TokenVLAWrapper
+from torchrl_vla.policies.tiny.tiny_critic import TinyCritic
+from torchrl_vla.policies.tiny.tiny_denoising import TinyDiffusionVLA, TinyFlowVLA
+from torchrl_vla.policies.tiny.tiny_gaussian import TinyGaussianVLA
+from torchrl_vla.policies.tiny.tiny_vla import TinyTokenVLA, TinyVLA
+from torchrl_vla.policies.tokens.token_distribution import TokenDistribution
+from torchrl_vla.policies.tokens.token_policy import TokenVLAWrapper
+from torchrl_vla.policies.tokens.token_sampling import TokenSampling
+from torchrl_vla.policies.vla_policy import ContinuousVLAWrapper, VLAWrapperBase
 
 __all__ = [
     "LEROBOT_POLICY_TYPES",

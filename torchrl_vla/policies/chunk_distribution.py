@@ -27,24 +27,24 @@ class ChunkDistribution(Distribution, ABC):
 
     Args:
         batch_shape: ``*B``.
-        choice_shape: the shape of one choice, e.g. ``[H, A]``.
+        sample_shape: the shape of one choice, e.g. ``[H, A]``.
     """
 
     arg_constraints: dict[str, Any] = {}
 
-    def __init__(self, batch_shape: torch.Size, choice_shape: torch.Size) -> None:
+    def __init__(self, batch_shape: torch.Size, sample_shape: torch.Size) -> None:
         super().__init__(
-            torch.Size(batch_shape), torch.Size(choice_shape), validate_args=False
+            torch.Size(batch_shape), torch.Size(sample_shape), validate_args=False
         )
 
     @abstractmethod
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draw choices ``[*sample_shape, *B, *choice_shape]``, without a gradient."""
+        """Draw choices ``[*sample_shape, *B, *sample_shape]``, without a gradient."""
 
     @property
     @abstractmethod
     def mode(self) -> Tensor:
-        """The choice of a policy that does not explore, ``[*B, *choice_shape]``."""
+        """The choice of a policy that does not explore, ``[*B, *sample_shape]``."""
 
     @abstractmethod
     def element_log_probs(self, choice: Tensor) -> Tensor:
@@ -66,7 +66,7 @@ class ChunkDistribution(Distribution, ABC):
         """Return the log-probability of choices, ``[*B]``."""
         return sum_elements(self.element_log_probs(choice))
 
-    def _check_choice(self, choice: Tensor, dtype: torch.dtype) -> None:
+    def _check_sample(self, choice: Tensor, dtype: torch.dtype) -> None:
         """Refuse what would be broadcast; leading sample dimensions are welcome."""
         expected = self._extended_shape()
         shape = choice.shape[max(choice.ndim - len(expected), 0) :]
@@ -75,7 +75,7 @@ class ChunkDistribution(Distribution, ABC):
             raise SchemaError(
                 f"{type(self).__name__}: expected a choice {kind} {list(expected)}, "
                 f"got {got} {list(choice.shape)}. It is what this policy wrote at its "
-                "choice_key, for this batch."
+                "sample_key, for this batch."
             )
 
 

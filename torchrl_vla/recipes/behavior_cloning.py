@@ -11,9 +11,9 @@ from torchrl.data.replay_buffers import Storage
 from torchrl.envs import Compose
 
 from torchrl_vla.policies import TokenVLAWrapper, VLAWrapperBase
-from torchrl_vla.recipes.datasets import Demonstrations
 from torchrl_vla.recipes.heads import make_cloning_loss
 from torchrl_vla.recipes.model_space import ModelSpace, chunk_targets
+from torchrl_vla.recipes.open_dataset import Demonstrations
 from torchrl_vla.recipes.training_loop import (
     TrainingLog,
     check_budget,

@@ -26,8 +26,8 @@ from torchrl_vla.policies import (
     TokenVLAWrapper,
     VLAWrapperBase,
 )
-from torchrl_vla.recipes.datasets import Demonstrations, image_sizes_of
 from torchrl_vla.recipes.model_space import ModelSpace
+from torchrl_vla.recipes.open_dataset import Demonstrations, image_sizes_of
 from torchrl_vla.schema import RobotDatasetMetadata
 from torchrl_vla.tokenizers import UniformActionTokenizer
 
@@ -130,7 +130,7 @@ def make_cloning_loss(
     )
 
 
-def make_stochastic(
+def to_stochastic(
     policy: TinyPolicies, *, initial_std: float = 0.2, flow_noise: float = 0.5
 ) -> StochasticTinyPolicies:
     """Return what a cloned policy becomes for reinforcement learning.

@@ -124,9 +124,9 @@ class RobotSpacePolicy(TensorDictModuleBase):
         return tensordict.set(ACTION_CHUNK_KEY, chunk)
 
     @property
-    def choice_key(self) -> NestedKey:
+    def sample_key(self) -> NestedKey:
         """Where a stochastic policy writes its choice, which stays in model space."""
-        return self.policy.choice_key
+        return self.policy.sample_key
 
     def get_dist(self, tensordict: TensorDictBase) -> Distribution:
         """Return a stochastic policy's distribution of choices."""
@@ -141,11 +141,11 @@ class RobotSpacePolicy(TensorDictModuleBase):
         return self.policy.log_prob(self._to_model_space(tensordict, True))
 
     def _to_model_space(
-        self, tensordict: TensorDictBase, with_choice: bool = False
+        self, tensordict: TensorDictBase, with_sample: bool = False
     ) -> TensorDictBase:
         keys = [*self.in_keys, *self.optional_in_keys]
-        if with_choice:
-            keys.append(self.choice_key)
+        if with_sample:
+            keys.append(self.sample_key)
         model_space = tensordict.select(*keys, strict=False)
         guide = model_space.get(GUIDE_CHUNK_KEY, None)
         if guide is not None:

@@ -41,17 +41,17 @@ class TrainingLog:
         return path
 
 
-def check_budget(owner: str, steps: int, batch_size: int) -> None:
+def check_budget(caller: str, steps: int, batch_size: int) -> None:
     """Refuse a training without steps or frames."""
     if steps < 1 or batch_size < 1:
         raise ValueError(
-            f"{owner}: expected steps >= 1 and batch_size >= 1, got steps={steps}, "
+            f"{caller}: expected steps >= 1 and batch_size >= 1, got steps={steps}, "
             f"batch_size={batch_size}."
         )
 
 
 def run_training(
-    owner: str,
+    caller: str,
     loss_module: LossModule,
     buffer: ReplayBuffer,
     *,
@@ -68,7 +68,7 @@ def run_training(
     """Take ``steps`` optimizer steps, each on one batch of the buffer.
 
     Args:
-        owner: opens the error messages.
+        caller: opens the error messages.
         loss_module: writes losses under names that begin with ``loss_``; their sum is
             what is minimized.
         buffer: gives the batches.
@@ -108,7 +108,7 @@ def run_training(
             bar.update()
             if step % log_interval == 0 or step == steps:
                 mean = torch.stack(recent).mean().item()
-                _check_finite(owner, mean, step)
+                _check_finite(caller, mean, step)
                 log.losses.append((step, mean))
                 recent.clear()
                 bar.set_postfix(loss=f"{mean:.4f}")
@@ -145,9 +145,9 @@ def _total_loss(loss_module: LossModule, batch: TensorDictBase) -> Tensor:
     return sum(out.get(name) for name in names)
 
 
-def _check_finite(owner: str, loss: float, step: int) -> None:
+def _check_finite(caller: str, loss: float, step: int) -> None:
     if not loss < float("inf"):  # also catches NaN
         raise RuntimeError(
-            f"{owner}: expected a finite loss, got {loss} by step {step}. Lower lr, or "
+            f"{caller}: expected a finite loss, got {loss} by step {step}. Lower lr, or "
             "check the data with validate_vla_tensordict."
         )

@@ -1,8 +1,8 @@
 """Keys, metadata, instructions, checks and errors: what every layer shares."""
 
-from torchrl_vla.schema.arguments import check_positive_int
-from torchrl_vla.schema.conventions import GripperConvention, RotationConvention
-from torchrl_vla.schema.errors import (
+from torchrl_vla._internal.arguments import check_positive_int
+from torchrl_vla._internal.extras import import_extra
+from torchrl_vla.errors import (
     ActionBoundaryError,
     ExecutionError,
     IncompatibleMetadataError,
@@ -14,7 +14,8 @@ from torchrl_vla.schema.errors import (
     UnknownInstructionError,
     VLAError,
 )
-from torchrl_vla.schema.extras import import_extra
+from torchrl_vla.schema.conventions import GripperConvention, RotationConvention
+from torchrl_vla.schema.feature_statistics import FeatureStatistics
 from torchrl_vla.schema.freshness import check_images_are_fresh
 from torchrl_vla.schema.instructions import (
     InstructionTable,
@@ -28,7 +29,7 @@ from torchrl_vla.schema.keys import (
     ACTION_KEY,
     ACTION_TOKENS_KEY,
     CAMERA_IS_PAD_KEY,
-    CHUNK_CHOICE_KEY,
+    CHUNK_SAMPLE_KEY,
     DECISION_INDEX_KEY,
     DENOISING_PATH_KEY,
     ELEMENT_LOG_PROBS_KEY,
@@ -55,17 +56,16 @@ from torchrl_vla.schema.keys import (
     LOG_PROBS_KEY,
     OBSERVATION_AGE_KEY,
     OBSERVATION_KEY,
+    OBSERVATION_NEEDED_KEY,
     REFERENCE_LOG_PROBS_KEY,
     ROW_INDEX_KEY,
     SAMPLE_WEIGHT_KEY,
     STATE_DIM_IS_PAD_KEY,
     STATE_KEY,
     SUCCESS_KEY,
-    WILL_DECIDE_KEY,
 )
 from torchrl_vla.schema.lerobot_names import to_canonical, to_lerobot
 from torchrl_vla.schema.metadata import RobotDatasetMetadata
-from torchrl_vla.schema.statistics import FeatureStatistics
 from torchrl_vla.schema.validation import validate_vla_tensordict
 
 __all__ = [
@@ -75,7 +75,7 @@ __all__ = [
     "ACTION_KEY",
     "ACTION_TOKENS_KEY",
     "CAMERA_IS_PAD_KEY",
-    "CHUNK_CHOICE_KEY",
+    "CHUNK_SAMPLE_KEY",
     "DECISION_INDEX_KEY",
     "DENOISING_PATH_KEY",
     "ELEMENT_LOG_PROBS_KEY",
@@ -102,13 +102,13 @@ __all__ = [
     "LOG_PROBS_KEY",
     "OBSERVATION_AGE_KEY",
     "OBSERVATION_KEY",
+    "OBSERVATION_NEEDED_KEY",
     "REFERENCE_LOG_PROBS_KEY",
     "ROW_INDEX_KEY",
     "SAMPLE_WEIGHT_KEY",
     "STATE_DIM_IS_PAD_KEY",
     "STATE_KEY",
     "SUCCESS_KEY",
-    "WILL_DECIDE_KEY",
     "ActionBoundaryError",
     "ExecutionError",
     "FeatureStatistics",

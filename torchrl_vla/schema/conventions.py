@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Any
 
-from torchrl_vla.schema.errors import MetadataError
+from torchrl_vla.errors import MetadataError
 
 #: What a dimension of an action is measured from. ``absolute``: a target in the
 #: robot's frame. ``delta``: from the previous command. ``relative``: from the state

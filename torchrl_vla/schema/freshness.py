@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from tensordict import TensorDictBase
 
-from torchrl_vla.schema.errors import SchemaError
+from torchrl_vla.errors import SchemaError
 from torchrl_vla.schema.keys import IMAGE_IS_STALE_KEY
 
 
-def check_images_are_fresh(owner: str, tensordict: TensorDictBase) -> None:
+def check_images_are_fresh(caller: str, tensordict: TensorDictBase) -> None:
     """Refuse frames whose images an environment did not draw.
 
-    An environment that draws on demand repeats the last picture between two
-    decisions. To a dataset such a frame is a lie: the robot has moved and the picture
+    An environment that draws on demand repeats the last image between two
+    decisions. To a dataset such a frame is a lie: the robot has moved and the image
     has not. For components that store or train on every frame they are given.
 
     **Reads** ``image_is_stale`` bool ``[*B, 1]``; without it every image is fresh.
 
     Args:
-        owner: the component that asks; opens the error message.
+        caller: the component that asks; opens the error message.
         tensordict: the frames.
 
     Raises:
@@ -31,16 +31,16 @@ def check_images_are_fresh(owner: str, tensordict: TensorDictBase) -> None:
         >>> check_images_are_fresh("collect", frames)
         Traceback (most recent call last):
         ...
-        torchrl_vla.schema.errors.SchemaError: collect: expected images of the step \
+        torchrl_vla.errors.SchemaError: collect: expected images of the step \
 they stand at, got 'image_is_stale' True in 1 of 2 frames. Make the environment with \
-draw_on_demand=False to record or train on every frame, or keep the decisions only.
+render_on_demand=False to record or train on every frame, or keep the decisions only.
     """
     is_stale = tensordict.get(IMAGE_IS_STALE_KEY, None)
     if is_stale is None or not bool(is_stale.any()):
         return
     raise SchemaError(
-        f"{owner}: expected images of the step they stand at, got "
+        f"{caller}: expected images of the step they stand at, got "
         f"{IMAGE_IS_STALE_KEY!r} True in {int(is_stale.sum())} of {is_stale.numel()} "
-        "frames. Make the environment with draw_on_demand=False to record or train on "
+        "frames. Make the environment with render_on_demand=False to record or train on "
         "every frame, or keep the decisions only."
     )

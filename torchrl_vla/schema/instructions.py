@@ -11,7 +11,7 @@ import torch
 from tensordict import NonTensorData, NonTensorStack, is_non_tensor
 from torch import Tensor
 
-from torchrl_vla.schema.errors import UnknownInstructionError
+from torchrl_vla.errors import UnknownInstructionError
 
 _MASK_63_BITS = (1 << 63) - 1
 

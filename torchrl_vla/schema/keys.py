@@ -47,7 +47,7 @@ key                            dtype     shape            meaning
                                                           absent: all are
 ``sample_weight``              float     ``[*B]``         how much a row counts in a
                                                           cloning loss; 0 = not at all
-``chunk_choice``               float     ``[*B, H, A]``   the chunk that a Gaussian
+``chunk_sample``               float     ``[*B, H, A]``   the chunk that a Gaussian
                                                           head sampled, model space
 ``denoising_path``             float     ``[*B,K+1,H,A]`` what a flow or diffusion head
                                                           sampled: noise first, the
@@ -77,7 +77,7 @@ key                            dtype     shape            meaning
 ``observation_age``            int64     ``[*B, 1]``      steps from the observation
                                                           that a chunk was planned from
                                                           to its first executed action
-``will_decide``                bool      ``[*B, 1]``      True = the policy sees what
+``observation_needed``                bool      ``[*B, 1]``      True = the policy sees what
                                                           this step will show; absent:
                                                           it may
 ``image_is_stale``             bool      ``[*B, 1]``      True = the image shows an
@@ -121,7 +121,7 @@ ACTION_TOKENS_KEY: NestedKey = "action_tokens"
 IS_INTERVENTION_KEY: NestedKey = "is_intervention"
 IS_LABELED_KEY: NestedKey = "is_labeled"
 SAMPLE_WEIGHT_KEY: NestedKey = "sample_weight"
-CHUNK_CHOICE_KEY: NestedKey = "chunk_choice"
+CHUNK_SAMPLE_KEY: NestedKey = "chunk_sample"
 DENOISING_PATH_KEY: NestedKey = "denoising_path"
 LOG_PROBS_KEY: NestedKey = "log_probs"
 ELEMENT_LOG_PROBS_KEY: NestedKey = "element_log_probs"
@@ -138,7 +138,7 @@ EPISODE_SEED_KEY: NestedKey = "episode_seed"
 IS_DECISION_KEY: NestedKey = "is_decision"
 DECISION_INDEX_KEY: NestedKey = "decision_index"
 OBSERVATION_AGE_KEY: NestedKey = "observation_age"
-WILL_DECIDE_KEY: NestedKey = "will_decide"
+OBSERVATION_NEEDED_KEY: NestedKey = "observation_needed"
 IMAGE_IS_STALE_KEY: NestedKey = "image_is_stale"
 IS_WAITING_KEY: NestedKey = "is_waiting"
 EXECUTED_STEPS_KEY: NestedKey = "executed_steps"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tensordict import NestedKey, unravel_key
 
-from torchrl_vla.schema.errors import SchemaError
+from torchrl_vla.errors import SchemaError
 from torchrl_vla.schema.keys import IMAGE_KEY, INSTRUCTION_KEY
 
 #: What LeRobot has no field for (units, bounds, conventions), beside its own files.

@@ -12,6 +12,8 @@ import torch
 from tensordict import TensorDict
 from torchrl.data import Bounded, TensorSpec, Unbounded
 
+from torchrl_vla._internal.json_source import read_json
+from torchrl_vla.errors import IncompatibleMetadataError, MetadataError
 from torchrl_vla.schema.compatibility import differences
 from torchrl_vla.schema.conventions import (
     REFERENCES,
@@ -20,9 +22,7 @@ from torchrl_vla.schema.conventions import (
     RotationConvention,
     broadcast_names,
 )
-from torchrl_vla.schema.errors import IncompatibleMetadataError, MetadataError
-from torchrl_vla.schema.json_source import read_json
-from torchrl_vla.schema.statistics import FeatureStatistics
+from torchrl_vla.schema.feature_statistics import FeatureStatistics
 
 _NAMES_PER_ACTION_DIM = (
     "action_names",

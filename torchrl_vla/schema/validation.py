@@ -9,7 +9,7 @@ import torch
 from tensordict import NestedKey, TensorDictBase, is_tensor_collection
 from torch import Tensor
 
-from torchrl_vla.schema.errors import SchemaError
+from torchrl_vla.errors import SchemaError
 from torchrl_vla.schema.instructions import instruction_texts, is_text
 from torchrl_vla.schema.keys import (
     ACTION_CHUNK_KEY,

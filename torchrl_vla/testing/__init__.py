@@ -3,23 +3,26 @@
 The library's own suite runs them over every public component; run them over yours.
 """
 
-from torchrl_vla.testing.environments import check_env
-from torchrl_vla.testing.executors import (
+from torchrl_vla.testing.environment_checks import check_env
+from torchrl_vla.testing.executor_checks import (
     ServedStep,
     check_executor,
     predicted_action,
 )
-from torchrl_vla.testing.identity import IdentityReport, check_identity
-from torchrl_vla.testing.losses import check_loss
-from torchrl_vla.testing.policies import check_policy
-from torchrl_vla.testing.transforms import check_transform
+from torchrl_vla.testing.log_prob_consistency import (
+    LogProbConsistencyReport,
+    check_log_prob_consistency,
+)
+from torchrl_vla.testing.loss_checks import check_loss
+from torchrl_vla.testing.policy_checks import check_policy
+from torchrl_vla.testing.transform_checks import check_transform
 
 __all__ = [
-    "IdentityReport",
+    "LogProbConsistencyReport",
     "ServedStep",
     "check_env",
     "check_executor",
-    "check_identity",
+    "check_log_prob_consistency",
     "check_loss",
     "check_policy",
     "check_transform",

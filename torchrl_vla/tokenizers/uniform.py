@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from torchrl_vla.schema import MetadataError, RobotDatasetMetadata
-from torchrl_vla.tokenizers.base import ActionTokenizerBase
+from torchrl_vla.tokenizers.action_tokenizer import ActionTokenizerBase
 
 
 class UniformActionTokenizer(ActionTokenizerBase):

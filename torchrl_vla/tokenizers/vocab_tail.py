@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torchrl_vla.tokenizers.base import ActionTokenizerBase
+from torchrl_vla.tokenizers.action_tokenizer import ActionTokenizerBase
 
 
 class VocabTailActionTokenizer(ActionTokenizerBase):

@@ -4,7 +4,7 @@ from torchrl_vla.transforms.action_chunk import ActionChunkTransform
 from torchrl_vla.transforms.action_scaling import ActionScaling
 from torchrl_vla.transforms.action_tokenizer import ActionTokenizerTransform
 from torchrl_vla.transforms.affine_scaling import AffineScaling
-from torchrl_vla.transforms.episode_index import EpisodeIndex
+from torchrl_vla.transforms.gather.episode_index import EpisodeIndex
 from torchrl_vla.transforms.observation_history import ObservationHistory
 from torchrl_vla.transforms.state_scaling import StateScaling
 from torchrl_vla.transforms.success_reward import SuccessReward

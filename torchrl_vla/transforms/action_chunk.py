@@ -20,9 +20,9 @@ from torchrl_vla.schema import (
     check_images_are_fresh,
     check_positive_int,
 )
-from torchrl_vla.transforms.action_windows import window_chunks
-from torchrl_vla.transforms.label_runs import cuts_around
-from torchrl_vla.transforms.storage_actions import StorageActions
+from torchrl_vla.transforms.gather.action_windows import window_chunks
+from torchrl_vla.transforms.gather.label_runs import cuts_around
+from torchrl_vla.transforms.gather.storage_actions import StorageActions
 
 
 class ActionChunkTransform(Transform):

@@ -20,7 +20,7 @@ from torchrl_vla.schema import (
     check_images_are_fresh,
     check_positive_int,
 )
-from torchrl_vla.transforms.storage_episodes import StorageEpisodes
+from torchrl_vla.transforms.gather.storage_episodes import StorageEpisodes
 
 
 class ObservationHistory(Transform):
@@ -95,7 +95,7 @@ class ObservationHistory(Transform):
         if storage is not None:
             self._stored = StorageEpisodes(
                 storage,
-                owner="ObservationHistory",
+                caller="ObservationHistory",
                 episode_key=self.episode_key,
                 frame_key=self.frame_key,
                 done_key=None,

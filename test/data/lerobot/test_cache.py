@@ -13,14 +13,14 @@ from torchrl_vla.data.lerobot.cache import (
     default_cache_folder,
     fingerprint,
 )
-from torchrl_vla.data.lerobot.layout import LeRobotLayout
+from torchrl_vla.data.lerobot.folder_layout import LeRobotLayout
 from torchrl_vla.schema import SchemaError
 
 
 @pytest.fixture
 def folder(tmp_path):
     recording = record((2, 3), cameras=("front",))
-    return write_folder(tmp_path / "push", recording, pictures="video", files=2)
+    return write_folder(tmp_path / "push", recording, images="video", files=2)
 
 
 def files_of(folder):
@@ -81,7 +81,7 @@ def test_what_a_killed_build_leaves_is_not_taken_for_a_copy(
             cached_copy(layout, tmp_path / "cache")
     assert len(list((tmp_path / "cache").iterdir())) == 1
     copy = cached_copy(layout, tmp_path / "cache")
-    assert (copy / "pictures/observation.images.front/frame.npy").is_file()
+    assert (copy / "images/observation.images.front/frame.npy").is_file()
 
 
 def test_the_copy_of_a_process_that_was_faster_is_used(folder, tmp_path, monkeypatch):
@@ -101,8 +101,8 @@ def test_the_copy_of_a_process_that_was_faster_is_used(folder, tmp_path, monkeyp
 @pytest.mark.parametrize("n_frames", [1, 2])
 def test_a_video_with_too_few_frames_is_refused(folder, tmp_path, n_frames):
     video = folder / "videos/observation.images.front/chunk-000/file-001.mp4"
-    pictures = record((3,)).pictures["observation.images.front"]
-    encode_video(video, pictures[:n_frames])
+    images = record((3,)).images["observation.images.front"]
+    encode_video(video, images[:n_frames])
     message = (
         f"for frame {n_frames} of episode 1, got the nearest .*: {n_frames} frames"
     )
@@ -112,8 +112,8 @@ def test_a_video_with_too_few_frames_is_refused(folder, tmp_path, n_frames):
 
 def test_a_video_of_another_rate_is_refused(folder, tmp_path):
     video = folder / "videos/observation.images.front/chunk-000/file-001.mp4"
-    pictures = record((3,)).pictures["observation.images.front"]
-    encode_video(video, pictures, fps=FPS + 1)
+    images = record((3,)).images["observation.images.front"]
+    encode_video(video, images, fps=FPS + 1)
     with pytest.raises(
         SchemaError, match=r"at 0.100000 s in .* for frame 1 of episode"
     ):

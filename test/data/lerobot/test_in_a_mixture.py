@@ -11,13 +11,13 @@ from torchrl_vla.data import LeRobotDemonstrations, MixtureReplay
 
 def test_each_row_of_a_mixture_is_what_its_lerobot_dataset_gives_alone(tmp_path):
     datasets = []
-    for seed, pictures in enumerate(("image", "video")):
+    for seed, images in enumerate(("image", "video")):
         recording = record((5, 3, 7), seed=seed)
         if seed:  # the second robot has a joint more
             action = recording.columns["action"]
             third = action[:, :1] - 2
             recording.columns["action"] = np.concatenate([action, third], axis=1)
-        folder = write_folder(tmp_path / f"d{seed}", recording, pictures=pictures)
+        folder = write_folder(tmp_path / f"d{seed}", recording, images=images)
         cache = tmp_path / "cache"
         dataset = LeRobotDemonstrations.from_folder(folder, cache_folder=cache)
         datasets.append(dataset)

@@ -1,4 +1,4 @@
-"""The transform that adds pictures and history to sampled frames."""
+"""The transform that adds images and history to sampled frames."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ def test_any_batch_shape(dataset):
     rows = [[0, 3, 8], [5, 4, 1]]
     sample = dataset.observations(2)(indices(dataset, rows))
     assert sample["history_is_pad"].shape == (2, 3, 2)
-    pictures = torch.from_numpy(RECORDING.pictures["observation.images.front"])
+    images = torch.from_numpy(RECORDING.images["observation.images.front"])
     for i in range(2):
         for j in range(3):
             past, is_pad = history_of(RECORDING, rows[i][j], 2)
             found = sample["observation_history", "image", "front"][i, j]
-            assert torch.equal(found, pictures[past].permute(0, 3, 1, 2))
+            assert torch.equal(found, images[past].permute(0, 3, 1, 2))
             assert torch.equal(sample["history_is_pad"][i, j], is_pad)
 
 

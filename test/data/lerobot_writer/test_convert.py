@@ -192,7 +192,7 @@ def test_a_lerobot_dataset_can_be_written_over_itself(tmp_path):
     assert not (folder / "videos").exists()
 
 
-def test_a_replay_buffer_of_a_lerobot_dataset_is_written_with_its_pictures(tmp_path):
+def test_a_replay_buffer_of_a_lerobot_dataset_is_written_with_its_images(tmp_path):
     frames = make_frames(LENGTHS)
     folder = write(frames, tmp_path / "a")
     replay = LeRobotExperienceReplay(

@@ -21,7 +21,7 @@ ENCODINGS = [
 ]
 
 
-def pictures(count, size=(32, 48), seed=0) -> np.ndarray:
+def images(count, size=(32, 48), seed=0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (count, *size, 3), np.uint8)
 
 
@@ -43,8 +43,8 @@ def decode(path):
 
 
 @pytest.mark.parametrize("size", [(32, 48), (33, 35)])
-def test_a_lossless_video_gives_the_pictures_back_bit_for_bit(tmp_path, size):
-    frames = pictures(5, size)
+def test_a_lossless_video_gives_the_images_back_bit_for_bit(tmp_path, size):
+    frames = images(5, size)
     path = encode(tmp_path / "a.mp4", frames, VideoEncoding.lossless())
     np.testing.assert_array_equal(decode(path)[1], frames)
 
@@ -53,11 +53,11 @@ def test_a_lossless_video_gives_the_pictures_back_bit_for_bit(tmp_path, size):
     "encoding", ENCODINGS, ids=lambda e: f"{e.codec}-{len(e.options)}"
 )
 @pytest.mark.parametrize("fps", [7, 30])
-def test_videos_put_together_decode_to_the_same_pictures_at_exact_times(
+def test_videos_put_together_decode_to_the_same_images_at_exact_times(
     tmp_path, encoding, fps
 ):
     parts = [
-        (encode(tmp_path / f"{n}.mp4", pictures(n, seed=n), encoding, fps), n)
+        (encode(tmp_path / f"{n}.mp4", images(n, seed=n), encoding, fps), n)
         for n in (5, 1, 12)
     ]
     whole = tmp_path / "whole.mp4"
@@ -70,7 +70,7 @@ def test_videos_put_together_decode_to_the_same_pictures_at_exact_times(
 
 def test_videos_of_one_encoding_have_equal_facts_and_others_do_not(tmp_path):
     def facts(name, size, encoding):
-        path = encode(tmp_path / name, pictures(3, size), encoding)
+        path = encode(tmp_path / name, images(3, size), encoding)
         return VideoFacts.from_file(path)
 
     first = facts("1.mp4", (32, 48), VideoEncoding.h264())
@@ -80,7 +80,7 @@ def test_videos_of_one_encoding_have_equal_facts_and_others_do_not(tmp_path):
 
 
 def test_what_info_says_of_a_video_is_read_from_the_file(tmp_path):
-    path = encode(tmp_path / "a.mp4", pictures(3), VideoEncoding())
+    path = encode(tmp_path / "a.mp4", images(3), VideoEncoding())
     assert VideoFacts.from_file(path).info(30, VideoEncoding()) == {
         "video.height": 32,
         "video.width": 48,
@@ -103,16 +103,16 @@ def test_what_info_says_of_a_video_is_read_from_the_file(tmp_path):
         (VideoEncoding.h264(), (33, 35), "'libx264' encodes as 'yuv420p', got 33 x 35"),
     ],
 )
-def test_pictures_of_a_size_that_the_codec_does_not_take_are_refused(
+def test_images_of_a_size_that_the_codec_does_not_take_are_refused(
     tmp_path, encoding, size, message
 ):
     video = EpisodeVideo(tmp_path / "a.mp4", fps=10, encoding=encoding)
     with pytest.raises(SchemaError, match=message):
-        video.add(pictures(1, size)[0])
+        video.add(images(1, size)[0])
     video.discard()
 
 
 def test_a_video_of_another_rate_is_refused(tmp_path):
-    path = encode(tmp_path / "a.mp4", pictures(2), VideoEncoding.h264(), fps=30)
-    with pytest.raises(SchemaError, match="expected a video of 7 pictures a second"):
+    path = encode(tmp_path / "a.mp4", images(2), VideoEncoding.h264(), fps=30)
+    with pytest.raises(SchemaError, match="expected a video of 7 images a second"):
         concatenate([(path, 2)], tmp_path / "b.mp4", fps=7)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from torchrl_vla.data.lerobot_writer.episode_stats import (
-    PictureHistogram,
+    ImageHistogram,
     number_statistics,
 )
 
@@ -43,13 +43,13 @@ def test_truth_values_are_numbers_and_matrices_are_of_their_last_dimension():
         np.uint8, st.tuples(st.integers(1, 4), *[st.integers(1, 5)] * 2, st.just(3))
     )
 )
-def test_a_histogram_gives_the_statistics_of_all_pixels(pictures):
-    histogram = PictureHistogram()
-    for picture in pictures:
-        histogram.add(picture)
+def test_a_histogram_gives_the_statistics_of_all_pixels(images):
+    histogram = ImageHistogram()
+    for image in images:
+        histogram.add(image)
     stats = histogram.statistics()
-    expected = number_statistics(pictures.reshape(-1, 3))
-    assert stats.pop("count").tolist() == [len(pictures)]
+    expected = number_statistics(images.reshape(-1, 3))
+    assert stats.pop("count").tolist() == [len(images)]
     assert stats.keys() == expected.keys() - {"count"}
     for name, value in stats.items():
         assert value.shape == (3, 1, 1)
@@ -59,11 +59,11 @@ def test_a_histogram_gives_the_statistics_of_all_pixels(pictures):
 
 
 def test_histograms_of_parts_add_up():
-    pictures = np.random.default_rng(0).integers(0, 256, (5, 4, 4, 3), np.uint8)
-    whole, parts = PictureHistogram(), [PictureHistogram(), PictureHistogram()]
-    for i, picture in enumerate(pictures):
-        whole.add(picture)
-        parts[i % 2].add(picture)
-    merged = PictureHistogram.merge(parts)
+    images = np.random.default_rng(0).integers(0, 256, (5, 4, 4, 3), np.uint8)
+    whole, parts = ImageHistogram(), [ImageHistogram(), ImageHistogram()]
+    for i, image in enumerate(images):
+        whole.add(image)
+        parts[i % 2].add(image)
+    merged = ImageHistogram.merge(parts)
     assert merged.n_frames == 5
     np.testing.assert_array_equal(merged.counts, whole.counts)

@@ -22,16 +22,14 @@ from torchrl_vla.schema import (
 )
 
 
-def schema_of(steps, metadata=METADATA, *, picture_dtype="image", **options):
-    return FrameSchema.from_steps(
-        steps, metadata, picture_dtype=picture_dtype, **options
-    )
+def schema_of(steps, metadata=METADATA, *, image_dtype="image", **options):
+    return FrameSchema.from_steps(steps, metadata, image_dtype=image_dtype, **options)
 
 
 def test_the_schema_is_read_off_the_first_step():
     steps = make_episode(2, cameras=("front", "wrist"))
     names = ("height", "width", "channels")
-    assert schema_of(steps, picture_dtype="video").features == (
+    assert schema_of(steps, image_dtype="video").features == (
         Feature("observation.state", "float32", (3,), ("x", "y", "z")),
         Feature("observation.images.front", "video", (32, 48, 3), names),
         Feature("observation.images.wrist", "video", (32, 48, 3), names),
@@ -132,16 +130,16 @@ def test_one_image_without_a_name_is_the_one_camera_of_the_metadata():
     image = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
     steps.set(("observation", "image"), image)
     schema = schema_of(steps, replace(METADATA, cameras=("front",)))
-    assert [feature.name for feature in schema.pictures] == ["observation.image"]
+    assert [feature.name for feature in schema.images] == ["observation.image"]
 
 
 def test_metadata_without_cameras_and_dimensions_take_what_comes():
     schema = schema_of(make_episode(1), RobotDatasetMetadata("any"))
-    assert len(schema.pictures) == 2
+    assert len(schema.images) == 2
     assert [feature.names for feature in schema.numbers] == [None] * 4
 
 
-def test_columns_are_the_numbers_and_pictures_channels_last():
+def test_columns_are_the_numbers_and_images_channels_last():
     steps = make_episode(3)
     columns = schema_of(steps).columns(steps)
     np.testing.assert_array_equal(columns["action"], steps["action"].numpy())

@@ -73,7 +73,7 @@ def test_a_process_that_is_killed_loses_no_finished_episode(tmp_path, where, cou
     for camera in METADATA.cameras:
         key = ("observation", "image", camera)
         error = (frames[key].float() - expected[key].float()).abs().mean()
-        assert error < 16, "not that episode's pictures"
+        assert error < 16, "not that episode's images"
     assert "UNFINISHED.txt" not in files_below(folder)
 
 

@@ -208,7 +208,7 @@ def test_a_closed_writer_closes_again_and_takes_nothing_more(tmp_path):
     assert "closed, 1 episodes" in repr(writer)
 
 
-def test_pictures_that_the_codec_refuses_do_not_stay_in_the_episode(tmp_path):
+def test_images_that_the_codec_refuses_do_not_stay_in_the_episode(tmp_path):
     writer = open_writer(tmp_path / "a")
     with pytest.raises(SchemaError, match=r"got 16 x 16 .*Pass images='png'"):
         writer.add(make_episode(1, size=(16, 16))[0])
@@ -219,7 +219,7 @@ def test_pictures_that_the_codec_refuses_do_not_stay_in_the_episode(tmp_path):
     assert info["features"]["observation.images.front"]["shape"] == [32, 48, 3]
 
 
-def test_a_picture_that_was_not_drawn_is_not_written(tmp_path):
+def test_a_image_that_was_not_drawn_is_not_written(tmp_path):
     steps = make_episode(3)
     steps["image_is_stale"] = torch.tensor([[False], [True], [False]])
     with open_writer(tmp_path / "a") as writer:

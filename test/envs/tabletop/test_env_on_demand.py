@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from torchrl_vla.envs import TabletopEnv
-from torchrl_vla.envs.tabletop.rendering import draw_camera
 from torchrl_vla.envs.tabletop.scene import CONTACT
+from torchrl_vla.envs.tabletop.tabletop_rendering import draw_camera
 from torchrl_vla.testing import check_env
 
 
@@ -17,14 +17,14 @@ def rows_drawn(monkeypatch):
         counts.append(len(scene.gripper))
         return draw_camera(scene, size)
 
-    monkeypatch.setattr("torchrl_vla.envs.tabletop.env.draw_camera", count)
+    monkeypatch.setattr("torchrl_vla.envs.tabletop.tabletop_env.draw_camera", count)
     return counts
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_policy_sees_on_demand_what_it_would_see_if_all_were_drawn(seed):
     always, on_demand = (
-        TabletopEnv(6, tasks=("push",), image_size=16, draw_on_demand=on)
+        TabletopEnv(6, tasks=("push",), image_size=16, render_on_demand=on)
         for on in (False, True)
     )
     generator = torch.Generator().manual_seed(seed)
@@ -41,7 +41,7 @@ def test_a_policy_sees_on_demand_what_it_would_see_if_all_were_drawn(seed):
     last, stale_rows = shown["observation", "image"].clone(), 0
     for step in rollout.unbind(1):
         looks = torch.rand(6, 1, generator=generator) < 0.2
-        inputs = {"action": step["action"], "will_decide": looks}
+        inputs = {"action": step["action"], "observation_needed": looks}
         inputs["_step"] = ~shown["done"][:, 0]  # as the rollout does
         shown = on_demand.step(shown.exclude("reward").update(inputs))["next"]
         is_stale = shown["image_is_stale"][:, 0]
@@ -59,7 +59,7 @@ def test_a_policy_sees_on_demand_what_it_would_see_if_all_were_drawn(seed):
 
 def test_a_block_that_moved_unseen_is_drawn_when_somebody_looks(monkeypatch):
     counts = rows_drawn(monkeypatch)
-    env = TabletopEnv(3, tasks=("push",), image_size=8, draw_on_demand=True)
+    env = TabletopEnv(3, tasks=("push",), image_size=8, render_on_demand=True)
     td = env.reset(episode_seeds=torch.arange(3))
     env.scene.gripper = env.scene.target_block - torch.tensor([CONTACT, 0.0])
     push, rest = torch.tensor([[1.0, 0.0]] * 3), torch.zeros(3, 2)
@@ -70,17 +70,19 @@ def test_a_block_that_moved_unseen_is_drawn_when_somebody_looks(monkeypatch):
         (rest, seen, False),
         (rest, seen, False),
     ):
-        td = env.step(td.update({"action": action, "will_decide": looks}))["next"]
+        td = env.step(td.update({"action": action, "observation_needed": looks}))[
+            "next"
+        ]
         assert td["image_is_stale"].flatten().tolist() == [stale] * 3
     assert counts == [3, 3]  # at the reset, and once for the push
 
 
 def test_a_reset_forgets_what_moved_before(monkeypatch):
-    env = TabletopEnv(2, tasks=("push",), image_size=8, draw_on_demand=True)
+    env = TabletopEnv(2, tasks=("push",), image_size=8, render_on_demand=True)
     td = env.reset(episode_seeds=torch.arange(2))
     env.scene.gripper = env.scene.target_block - torch.tensor([CONTACT, 0.0])
     td.update({"action": torch.tensor([[1.0, 0.0]] * 2)})
-    td = env.step(td.set("will_decide", torch.zeros(2, 1).bool()))["next"]
+    td = env.step(td.set("observation_needed", torch.zeros(2, 1).bool()))["next"]
     mask = torch.tensor([[True], [False]])
     td = env.reset(td.set("_reset", mask), episode_seeds=torch.tensor([5, 6]))
     assert td["image_is_stale"].flatten().tolist() == [False, True]
@@ -90,6 +92,6 @@ def test_a_reset_forgets_what_moved_before(monkeypatch):
 
 def test_the_contract_holds_when_drawing_on_demand():
     env = TabletopEnv(
-        3, tasks=("reach", "push"), image_size=8, max_steps=5, draw_on_demand=True
+        3, tasks=("reach", "push"), image_size=8, max_steps=5, render_on_demand=True
     )
     check_env(env, max_steps=5)

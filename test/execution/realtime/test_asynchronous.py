@@ -55,7 +55,7 @@ class ListedDelays(StepClockWorker):
         return super().submit(job, step)
 
 
-class Gate(InferenceWorker):
+class Takeover(InferenceWorker):
     """Answers are there when the test says so."""
 
     def __init__(self) -> None:
@@ -171,7 +171,7 @@ def test_the_policy_sees_no_observation_that_was_not_announced(drawn):
         td = executor(observe(100 * t + torch.arange(batch), is_init))
         asked = {clock % 100 for row in executor.actor.asked for clock in row}
         assert asked <= set((announced | is_init).nonzero().flatten().tolist())
-        announced = td["will_decide"][:, 0]
+        announced = td["observation_needed"][:, 0]
 
 
 def test_without_delay_and_foresight_it_is_the_open_loop():
@@ -236,7 +236,7 @@ def test_a_row_that_begins_waits_and_the_others_go_on_with_what_they_have():
 
 
 def test_the_last_action_is_held_until_the_answer_is_there():
-    gate = Gate()
+    gate = Takeover()
     executor = make(3, 1, worker=gate, when_late="hold")
     rollout = run(executor, 5)
     assert rollout["action"].flatten().tolist() == [1000, 1001, 1002, 1002, 1002]
@@ -248,7 +248,7 @@ def test_the_last_action_is_held_until_the_answer_is_there():
 
 
 def test_a_held_answer_is_entered_where_it_would_be_by_then():
-    gate = Gate()
+    gate = Takeover()
     executor = make(4, 1, worker=gate, when_late="hold")
     run(executor, 5)
     gate.open = True
@@ -258,7 +258,7 @@ def test_a_held_answer_is_entered_where_it_would_be_by_then():
 
 
 def test_without_an_action_it_raises_where_it_is_told_to_and_plans_afresh():
-    executor = make(3, 1, worker=Gate(), when_late="raise")
+    executor = make(3, 1, worker=Takeover(), when_late="raise")
     run(executor, 3)
     match = r"an action for rows \[0\], got none.*No action was sent"
     with pytest.raises(ExecutionError, match=match):
@@ -318,7 +318,7 @@ def test_the_thread_thinks_while_the_chunk_is_executed():
         assert actor.is_asked.wait(20)
         actions += run(executor, 2, start=3)["action"].flatten().tolist()
         actor.release.set()
-        executor._state.flights[0].answer.result(20)
+        executor._state.requests[0].answer.result(20)
         actor.release.clear()  # the next question is not answered within the step
         actions += run(executor, 1, start=5)["action"].flatten().tolist()
         actor.release.set()
@@ -353,7 +353,7 @@ def test_the_policy_gets_a_copy_of_what_was_observed():
         assert actor.is_asked.wait(20)
         clock.fill_(99)  # as an environment that writes into its buffers does
         actor.release.set()
-        executor._state.flights[0].answer.result(20)
+        executor._state.requests[0].answer.result(20)
         assert actor.asked[-1] == [2]
 
 

@@ -54,7 +54,7 @@ def make(chunk_size=6, horizon=3, delay=2, actor=None, **options):
     options = {"action_reference": "absolute", **options}
     return RealTimeChunking(
         actor or GuidedClock(chunk_size),
-        execution_horizon=horizon,
+        replan_interval=horizon,
         inference_delay=delay,
         **options,
     )
@@ -137,7 +137,7 @@ def test_it_announces_the_observations_that_the_policy_will_see(drawn):
         executor.actor.calls.clear()
         td = executor(td)
         assert sum(executor.actor.calls) == int((announced | is_init).sum())
-        announced = td["will_decide"][:, 0]
+        announced = td["observation_needed"][:, 0]
 
 
 def run(executor, steps, batch_size=(), begins=(0,)):
@@ -291,7 +291,7 @@ def test_a_policy_that_takes_no_guide_is_refused():
 
 @pytest.mark.parametrize("delay", [-1, 4])
 def test_an_answer_that_is_later_than_the_next_request_is_refused(delay):
-    match = rf"expected inference_delay in 0..execution_horizon=3, got {delay}"
+    match = rf"expected inference_delay in 0..replan_interval=3, got {delay}"
     with pytest.raises(ValueError, match=match):
         make(delay=delay)
 
@@ -304,7 +304,7 @@ def test_chunks_that_are_relative_to_a_state_are_refused():
 
 
 def test_a_chunk_that_ends_before_the_next_one_is_there_is_refused():
-    match = r"at least execution_horizon \+ inference_delay = 5 actions .* got 4"
+    match = r"at least replan_interval \+ inference_delay = 5 actions .* got 4"
     with pytest.raises(ExecutionError, match=match):
         run(make(chunk_size=4), 1)
 
@@ -324,5 +324,5 @@ def test_data_without_is_init_are_refused():
 
 
 def test_it_prints_when_it_asks():
-    expected = "execution_horizon=3, inference_delay=2, schedule=ExponentialPrefix()"
+    expected = "replan_interval=3, inference_delay=2, schedule=ExponentialPrefix()"
     assert make().extra_repr() == expected

@@ -14,20 +14,20 @@ def encoder(**options) -> KeypointImageEncoder:
     return KeypointImageEncoder(8, **options)
 
 
-def test_uint8_and_float_images_of_the_same_picture_are_encoded_alike():
-    picture = torch.randint(0, 256, (2, 3, 16, 24), dtype=torch.uint8)
+def test_uint8_and_float_images_of_the_same_image_are_encoded_alike():
+    image = torch.randint(0, 256, (2, 3, 16, 24), dtype=torch.uint8)
     net, text = encoder(), torch.randn(2, 8)
-    out = net(picture, text)
+    out = net(image, text)
     assert out.shape == (2, net.out_dim) == (2, 2 * 16 + 48)
-    torch.testing.assert_close(net(picture / 255, text), out, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(net(image / 255, text), out, rtol=1e-4, atol=1e-5)
 
 
 def test_the_text_decides_what_is_looked_for():
-    picture = torch.randint(0, 256, (1, 3, 16, 16), dtype=torch.uint8).expand(
+    image = torch.randint(0, 256, (1, 3, 16, 16), dtype=torch.uint8).expand(
         2, -1, -1, -1
     )
     net, text = encoder(), torch.randn(2, 8)
-    one, other = net(picture, text)
+    one, other = net(image, text)
     assert (one - other).abs().max() > 1e-3
 
 

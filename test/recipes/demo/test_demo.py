@@ -15,8 +15,8 @@ from torchrl_vla.recipes import (
     PPO,
     FinetuneSettings,
     RunLog,
-    load_actor,
     load_checkpoint,
+    load_executor,
     run_demo,
 )
 
@@ -28,7 +28,7 @@ SETTINGS = replace(
     batch_size=16,
     episodes=6,
     control_episodes=4,
-    films=2,
+    clips=2,
     seed=3,
     improve=FinetuneSettings(
         algorithm=PPO(critic_warmup=0), iterations=2, epochs=1, eval_interval=1
@@ -44,7 +44,7 @@ def make_env():
 def demo(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
     env = make_env()
-    results = run_demo(env, folder, SETTINGS, film_env=env, progress=False)
+    results = run_demo(env, folder, SETTINGS, video_env=env, progress=False)
     return folder, results
 
 
@@ -91,7 +91,7 @@ def test_each_instruction_is_demonstrated_as_often(demo):
 def test_the_saved_policy_gives_the_result_that_was_reported(demo):
     folder, results = demo
     env = make_env()
-    actor = load_actor(folder / "policy", metadata=env.metadata)
+    actor = load_executor(folder / "policy", metadata=env.metadata)
     again = evaluate(env, actor, 6, seed=4, progress=False)
     assert again.episodes == results["after"].episodes
 
@@ -141,4 +141,4 @@ def test_the_same_seed_gives_the_same_demo(demo, tmp_path):
     again = run_demo(make_env(), tmp_path, SETTINGS, progress=False)
     assert again == results
     page = (tmp_path / "report.html").read_text()
-    assert "data:image" not in page  # no film_env, no film
+    assert "data:image" not in page  # no video_env, no clip

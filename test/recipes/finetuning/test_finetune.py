@@ -29,7 +29,7 @@ from torchrl_vla.recipes import (
     make_decision_env,
     make_policy,
     make_space,
-    make_stochastic,
+    to_stochastic,
 )
 from torchrl_vla.recipes.finetuning.rollouts import Rollouts
 from torchrl_vla.schema import MissingKeyError
@@ -60,7 +60,7 @@ def dataset(tmp_path_factory):
 def fresh(dataset, head="tokens"):
     torch.manual_seed(0)
     policy = make_policy(dataset, chunk_size=4, head=head, hidden=16, depth=1)
-    return make_stochastic(policy), make_space(dataset.metadata, head)
+    return to_stochastic(policy), make_space(dataset.metadata, head)
 
 
 def weights(policy):

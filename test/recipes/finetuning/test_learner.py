@@ -61,7 +61,7 @@ def learn(algorithm, target_kl, epochs):
     learner = Learner(policy, None, settings, None, given)
     torch.manual_seed(0)
     numbers = learner.learn(rollout, 1)
-    return policy.out.weight, critic.module.weight, numbers["policy_steps"]
+    return policy.out.weight, critic.module.weight, numbers["policy_update_fraction"]
 
 
 @pytest.mark.parametrize(

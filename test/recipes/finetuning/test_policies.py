@@ -18,11 +18,11 @@ from torchrl_vla.recipes import (
     ModelSpace,
     SettingsError,
     finetune,
-    load_actor,
+    load_executor,
 )
 from torchrl_vla.recipes.finetuning.policies import (
-    make_actor,
     make_critic,
+    make_executor,
     save_finetuned,
 )
 from torchrl_vla.schema import FeatureStatistics, SchemaError
@@ -121,8 +121,8 @@ def test_actions_are_scaled_for_a_policy_of_another_space_and_for_no_other():
     observed = env.reset()
     policy, space = make_mover(), make_space()
     first = policy(observed.clone())["action_chunk"][:, 0]
-    alone = make_actor(policy, None, 2)(observed.clone())["action"]
-    scaled = make_actor(policy, space, 2)(observed.clone())["action"]
+    alone = make_executor(policy, None, 2)(observed.clone())["action"]
+    scaled = make_executor(policy, space, 2)(observed.clone())["action"]
     mean_and_std = torch.tensor([2.0, 1.0])  # of make_space: of 0 and 4, of 0 and 2
     torch.testing.assert_close(alone, first)
     torch.testing.assert_close(scaled, mean_and_std + mean_and_std * first)
@@ -138,4 +138,4 @@ def test_of_a_class_of_ones_own_the_weights_are_written_and_not_guessed_back(tmp
     other.load_state_dict(weights)
     assert torch.equal(other.eyes.weight, policy.eyes.weight)
     with pytest.raises(SchemaError, match=r"load_checkpoint: expected .*, got no \["):
-        load_actor(tmp_path / "policy", metadata=env.metadata)
+        load_executor(tmp_path / "policy", metadata=env.metadata)

@@ -141,7 +141,7 @@ def check_that_the_workers_keep_up(dataset, policy, collector, folder):
 
 
 def test_without_a_space_nothing_is_scaled_on_either_side():
-    env = make_decision_env(make_env(), None, chunk_size=2, n_executed=1)
+    env = make_decision_env(make_env(), None, chunk_size=2, replan_interval=1)
     plain = make_env()
     step = env.reset()
     before = plain.reset(episode_seeds=step["episode_seed"])

@@ -13,7 +13,7 @@ from torchrl.data import TensorDictReplayBuffer
 from torchrl.data.replay_buffers.samplers import Sampler
 from torchrl.envs import Compose, Transform
 
-from torchrl_vla.data.dataset import DemonstrationDataset
+from torchrl_vla.data.demonstration_dataset import DemonstrationDataset
 from torchrl_vla.data.hdf5.images import FLIPS, Hdf5Images, ImageFlip, ReadHdf5Images
 from torchrl_vla.data.hdf5.reading import (
     declared_metadata,

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 from tensordict import TensorDict
 
-from torchrl_vla.data.lerobot.frames import TOLERANCE_S, write_frames
-from torchrl_vla.data.lerobot.layout import OWNER, Episode, LeRobotLayout
-from torchrl_vla.data.lerobot.video import VideoIndex
+from torchrl_vla.data.lerobot.folder_layout import OWNER, Episode, LeRobotLayout
+from torchrl_vla.data.lerobot.frame_table import TOLERANCE_S, write_frames
+from torchrl_vla.data.lerobot.video_decoder import VideoIndex
 from torchrl_vla.schema import EPISODE_KEY, SchemaError
 
 #: Part of the fingerprint: copies of another version of this reader are not used.
@@ -90,7 +90,7 @@ def write_videos(
         which = paths.index(entry.clips[name].path)
         file[rows] = which
         frame[rows] = _find(layout, name, entry, indices[which], timestamp[rows])
-    folder = folder / "pictures" / name
+    folder = folder / "images" / name
     folder.mkdir(parents=True)
     np.save(folder / "file.npy", file)
     np.save(folder / "frame.npy", frame)

@@ -1,4 +1,4 @@
-"""What the robot saw: pictures, decoded when they are sampled, and history."""
+"""What the robot saw: images, decoded when they are sampled, and history."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tensordict import NestedKey, TensorDict, TensorDictBase
 from torch import Tensor
 from torchrl.envs import Transform
 
-from torchrl_vla.data.lerobot.pictures import PictureReader
+from torchrl_vla.data.lerobot.image_reader import ImageReader
 from torchrl_vla.schema import (
     EPISODE_KEY,
     FRAME_KEY,
@@ -19,15 +19,15 @@ from torchrl_vla.schema import (
     MissingKeyError,
     check_positive_int,
 )
-from torchrl_vla.transforms.episode_index import EpisodeIndex
+from torchrl_vla.transforms.gather.episode_index import EpisodeIndex
 
 
 class RecordedObservations(Transform):
-    """Add the cameras' pictures to sampled frames, and the observations before them.
+    """Add the cameras' images to sampled frames, and the observations before them.
 
-    The frames of a LeRobot dataset on disk hold no pictures: this decodes those of
+    The frames of a LeRobot dataset on disk hold no images: this decodes those of
     the frames that were sampled, each once. Robot space. In an environment, which
-    brings its own pictures, it does nothing.
+    brings its own images, it does nothing.
 
     **Reads** ``episode_index`` and ``frame_index`` int64 ``[*B]``.
 
@@ -39,10 +39,10 @@ class RecordedObservations(Transform):
 
     Args:
         frames: all frames of the dataset, ``[F]``.
-        reader: of the pictures of each row; None = there are no cameras.
+        reader: of the images of each row; None = there are no cameras.
 
     Keyword Args:
-        camera_keys: where the pictures of each of the reader's cameras go.
+        camera_keys: where the images of each of the reader's cameras go.
         history_size: ``T``.
 
     Raises:
@@ -53,7 +53,7 @@ class RecordedObservations(Transform):
     def __init__(
         self,
         frames: TensorDictBase,
-        reader: PictureReader | None,
+        reader: ImageReader | None,
         *,
         camera_keys: Mapping[str, NestedKey],
         history_size: int = 1,
@@ -71,7 +71,7 @@ class RecordedObservations(Transform):
         )
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Write pictures and history into sampled data."""
+        """Write images and history into sampled data."""
         episode, frame = (tensordict.get(key, None) for key in self.in_keys)
         if episode is None or frame is None:
             raise MissingKeyError(
@@ -82,11 +82,11 @@ class RecordedObservations(Transform):
         size = self.history_size
         rows, is_pad = self._index.window(episode.cpu(), frame.cpu(), 1 - size, size)
         history = TensorDict({}, rows.shape)
-        pictures = {} if self._reader is None else self._reader.read(rows.flatten())
-        for name, picture in pictures.items():
-            key, picture = self._camera_keys[name], picture.unflatten(0, rows.shape)
-            tensordict.set(key, picture[..., -1, :, :, :].to(tensordict.device))
-            history.set(key, picture)
+        images = {} if self._reader is None else self._reader.read(rows.flatten())
+        for name, image in images.items():
+            key, image = self._camera_keys[name], image.unflatten(0, rows.shape)
+            tensordict.set(key, image[..., -1, :, :, :].to(tensordict.device))
+            history.set(key, image)
         if self.history_size > 1:
             for name, column in self._columns():
                 history.set(name, _plain(column)[rows])

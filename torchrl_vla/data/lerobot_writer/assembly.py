@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from torchrl_vla.data.lerobot_writer.durability import (
+from torchrl_vla._internal.durable_files import (
     flush_to_disk,
     remove,
     write_json,
@@ -21,7 +21,7 @@ from torchrl_vla.data.lerobot_writer.encoder import (
     concatenate,
 )
 from torchrl_vla.data.lerobot_writer.episode_stats import (
-    PictureHistogram,
+    ImageHistogram,
     Statistics,
     number_statistics,
 )
@@ -83,12 +83,12 @@ def assemble(
     ]
     tasks = _write_data(folder, episodes, schema, settings, rows)
     info: dict[str, dict[str, Any]] = {}
-    for feature in schema.pictures:
+    for feature in schema.images:
         if feature.dtype == "video":
             info[feature.name] = _write_videos(
                 folder, episodes, feature.name, settings, rows
             )
-    _add_picture_statistics(episodes, rows)
+    _add_image_statistics(episodes, rows)
     _write_episodes(
         folder / "meta" / "episodes", rows, file_size_mb=settings.data_file_size_mb
     )
@@ -200,9 +200,7 @@ def _note(row: Row, name: str, statistics: Statistics) -> None:
     row.update(values)
 
 
-def _add_picture_statistics(
-    episodes: Sequence[RecordedEpisode], rows: list[Row]
-) -> None:
+def _add_image_statistics(episodes: Sequence[RecordedEpisode], rows: list[Row]) -> None:
     for row, episode in zip(rows, episodes):
         for name, histogram in episode.histograms.items():
             _note(row, name, histogram.statistics())
@@ -237,7 +235,7 @@ def _whole_statistics(
         out[feature.name] = number_statistics(np.concatenate(parts))
     for name in episodes[0].histograms:
         parts = [episode.histograms[name] for episode in episodes]
-        out[name] = PictureHistogram.merge(parts).statistics()
+        out[name] = ImageHistogram.merge(parts).statistics()
     return out
 
 

@@ -12,12 +12,15 @@ from tensordict import NestedKey, TensorDictBase, unravel_key
 from torchrl.data import ReplayBuffer
 from tqdm import tqdm
 
-from torchrl_vla.data.dataset import DemonstrationDataset, check_folder_is_free
+from torchrl_vla._internal.durable_files import remove
+from torchrl_vla.data.demonstration_dataset import (
+    DemonstrationDataset,
+    check_folder_is_free,
+)
 from torchrl_vla.data.lerobot import LeRobotDemonstrations, LeRobotExperienceReplay
-from torchrl_vla.data.lerobot_writer.durability import remove
 from torchrl_vla.data.lerobot_writer.encoder import VideoEncoding
-from torchrl_vla.data.lerobot_writer.episodes import DATASETS, find_episodes
 from torchrl_vla.data.lerobot_writer.features import NUMBERED
+from torchrl_vla.data.lerobot_writer.find_episodes import DATASETS, find_episodes
 from torchrl_vla.data.lerobot_writer.journal import INFO, NOTE, PARTS, RECORDING
 from torchrl_vla.data.lerobot_writer.writer import LeRobotWriter
 from torchrl_vla.schema import (
@@ -27,7 +30,7 @@ from torchrl_vla.schema import (
     RobotDatasetMetadata,
 )
 
-_OWNER = "write_lerobot"
+_CALLER = "write_lerobot"
 
 
 def write_lerobot(
@@ -60,7 +63,7 @@ def write_lerobot(
         metadata: of the robot; None = that of ``data``, which then has to be a dataset.
         instructions: for instructions that are ids; None = those of the dataset.
         images: ``"video"`` or ``"png"``.
-        encoding: of videos; None = LeRobot's. Pictures that come from a video are
+        encoding: of videos; None = LeRobot's. Images that come from a video are
             encoded again, which costs quality; ``VideoEncoding.lossless()`` does not.
         extra_keys: entries to write beside the usual ones; None = all of a dataset's,
             and none of anything else.
@@ -102,14 +105,14 @@ def write_lerobot(
             extra_keys = _other_keys(data.frames)
     if metadata is None:
         raise MetadataError(
-            f"{_OWNER}: expected metadata=... for data of type {type(data).__name__}, "
+            f"{_CALLER}: expected metadata=... for data of type {type(data).__name__}, "
             "got None. Pass that of the environment: env.metadata."
         )
     target = folder
     if overwrite:
         target = _beside(folder)
     else:
-        check_folder_is_free(folder, _OWNER)
+        check_folder_is_free(folder, _CALLER)
     episodes, read = find_episodes(data)
     try:
         with LeRobotWriter(
@@ -143,7 +146,7 @@ def _beside(folder: Path) -> Path:
     there = (folder / INFO).is_file() or (folder / RECORDING).is_dir()
     if folder.is_dir() and any(folder.iterdir()) and not there:
         raise FileExistsError(
-            f"{_OWNER}: expected a LeRobot dataset to replace at {str(folder)!r}, got "
+            f"{_CALLER}: expected a LeRobot dataset to replace at {str(folder)!r}, got "
             f"{sorted(path.name for path in folder.iterdir())}. Choose another folder."
         )
     folder.parent.mkdir(parents=True, exist_ok=True)

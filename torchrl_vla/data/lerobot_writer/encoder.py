@@ -11,18 +11,18 @@ from typing import Any
 
 import numpy as np
 
-from torchrl_vla.data.lerobot_writer.durability import OWNER
+from torchrl_vla._internal.durable_files import OWNER
 from torchrl_vla.schema import SchemaError, import_extra
 
-#: SVT-AV1 of some builds ends the whole process on smaller pictures.
+#: SVT-AV1 of some builds ends the whole process on smaller images.
 _SMALLEST_AV1 = 32
 
 
 @dataclass(frozen=True)
 class VideoEncoding:
-    """How pictures become video. The default is LeRobot's.
+    """How images become video. The default is LeRobot's.
 
-    Every second picture is a key frame: a video that is sampled at random places is
+    Every second image is a key frame: a video that is sampled at random places is
     decoded from the key frame before each.
 
     Args:
@@ -53,24 +53,24 @@ class VideoEncoding:
 
     @classmethod
     def lossless(cls) -> VideoEncoding:
-        """Return H.264 in RGB without loss: the pictures come back bit for bit."""
+        """Return H.264 in RGB without loss: the images come back bit for bit."""
         return cls("libx264rgb", "rgb24", {"g": "2", "qp": "0", "preset": "veryfast"})
 
 
 class EpisodeVideo:
-    """Encode the pictures of one camera in one episode, as they come.
+    """Encode the images of one camera in one episode, as they come.
 
-    Picture ``k`` is shown at ``k / fps`` exactly.
+    Image ``k`` is shown at ``k / fps`` exactly.
 
     Args:
         path: of the mp4 file.
 
     Keyword Args:
-        fps: pictures per second.
+        fps: images per second.
         encoding: codec and options.
 
     Raises:
-        SchemaError: the codec does not take pictures of this size.
+        SchemaError: the codec does not take images of this size.
     """
 
     def __init__(self, path: Path, *, fps: int, encoding: VideoEncoding) -> None:
@@ -79,16 +79,16 @@ class EpisodeVideo:
         self._path, self._n_frames = path, 0
         self._container: Any = None
 
-    def add(self, picture: np.ndarray) -> None:
-        """Append one RGB picture, uint8 ``[h, w, 3]``."""
+    def add(self, image: np.ndarray) -> None:
+        """Append one RGB image, uint8 ``[h, w, 3]``."""
         if self._container is None:
-            self._open(*picture.shape[:2])
-        frame = self._av.VideoFrame.from_ndarray(picture, format="rgb24")
+            self._open(*image.shape[:2])
+        frame = self._av.VideoFrame.from_ndarray(image, format="rgb24")
         frame.pts, frame.time_base = self._n_frames, Fraction(1, self._fps)
         try:
             self._container.mux(self._stream.encode(frame))
         except self._av.FFmpegError as error:
-            raise self._refusal(picture.shape[:2], error) from error
+            raise self._refusal(image.shape[:2], error) from error
         self._n_frames += 1
 
     def _open(self, height: int, width: int) -> None:
@@ -108,7 +108,7 @@ class EpisodeVideo:
 
     def _refusal(self, size: Sequence[int], reason: object) -> SchemaError:
         return SchemaError(
-            f"{OWNER}: expected pictures that {self._encoding.codec!r} encodes as "
+            f"{OWNER}: expected images that {self._encoding.codec!r} encodes as "
             f"{self._encoding.pixel_format!r}, got {size[0]} x {size[1]} ({reason}). "
             "Pass images='png', or another encoding, e.g. VideoEncoding.lossless()."
         )
@@ -178,15 +178,15 @@ class VideoFacts:
 def concatenate(parts: Sequence[tuple[Path, int]], path: Path, *, fps: int) -> None:
     """Copy the packets of some videos into one, each after the other.
 
-    Nothing is decoded or encoded: the pictures stay what they are, and picture ``k``
+    Nothing is decoded or encoded: the images stay what they are, and image ``k``
     of the whole is shown at ``k / fps`` exactly.
 
     Args:
-        parts: files with equal :class:`VideoFacts`, and how many pictures each has.
+        parts: files with equal :class:`VideoFacts`, and how many images each has.
         path: of the new file.
 
     Keyword Args:
-        fps: pictures per second of all of them.
+        fps: images per second of all of them.
     """
     av = import_extra("av", "datasets", OWNER)
     delay = max(_delay(part, fps) for part, _ in parts)
@@ -211,7 +211,7 @@ def concatenate(parts: Sequence[tuple[Path, int]], path: Path, *, fps: int) -> N
             n_before += n_frames
             if n_packets != n_before:
                 raise SchemaError(
-                    f"{OWNER}: expected {n_frames} pictures in {str(part)!r}, got "
+                    f"{OWNER}: expected {n_frames} images in {str(part)!r}, got "
                     f"{n_packets - n_before + n_frames}."
                 )
 
@@ -220,7 +220,7 @@ def _ticks_per_frame(path: Path, stream: Any, fps: int) -> int:
     ticks = 1 / (fps * stream.time_base)
     if ticks.denominator != 1:
         raise SchemaError(
-            f"{OWNER}: expected a video of {fps} pictures a second at {str(path)!r}, "
+            f"{OWNER}: expected a video of {fps} images a second at {str(path)!r}, "
             f"got a time base of {stream.time_base} s."
         )
     return int(ticks)

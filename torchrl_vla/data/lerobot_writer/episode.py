@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from torchrl_vla.data.lerobot_writer.encoder import EpisodeVideo, VideoEncoding
-from torchrl_vla.data.lerobot_writer.episode_stats import PictureHistogram
+from torchrl_vla.data.lerobot_writer.episode_stats import ImageHistogram
 from torchrl_vla.data.lerobot_writer.features import FrameSchema
 from torchrl_vla.data.lerobot_writer.tables import (
     TASK_COLUMN,
@@ -21,7 +21,7 @@ from torchrl_vla.data.lerobot_writer.tables import (
 
 
 class EpisodeBuffer:
-    """Collect the steps of one episode; pictures are encoded as they come.
+    """Collect the steps of one episode; images are encoded as they come.
 
     Args:
         schema: of the steps.
@@ -41,14 +41,14 @@ class EpisodeBuffer:
         encoding: VideoEncoding | None,
     ) -> None:
         self.schema = schema
-        self.histograms = {f.name: PictureHistogram() for f in schema.pictures}
+        self.histograms = {f.name: ImageHistogram() for f in schema.images}
         self._tasks: list[str] = []
         self._numbers: dict[str, list[np.ndarray]] = {
             f.name: [] for f in schema.numbers
         }
         self._images: dict[str, list[bytes]] = {}
         self._videos: dict[str, EpisodeVideo] = {}
-        for feature in schema.pictures:
+        for feature in schema.images:
             if encoding is None:
                 self._images[feature.name] = []
                 continue
@@ -63,12 +63,12 @@ class EpisodeBuffer:
     def add(self, columns: Mapping[str, np.ndarray], tasks: Sequence[str]) -> None:
         """Append steps, with the values of each feature ``[T, ...]``."""
         for name, histogram in self.histograms.items():
-            for picture in columns[name]:
+            for image in columns[name]:
                 if name in self._videos:
-                    self._videos[name].add(picture)
+                    self._videos[name].add(image)
                 else:
-                    self._images[name].append(encode_png(picture))
-                histogram.add(picture)
+                    self._images[name].append(encode_png(image))
+                histogram.add(image)
         for name, parts in self._numbers.items():
             parts.append(columns[name].copy())  # the caller may use its buffer again
         self._tasks += tasks

@@ -38,20 +38,20 @@ def number_statistics(values: np.ndarray) -> Statistics:
     }
 
 
-class PictureHistogram:
+class ImageHistogram:
     """Count the values of the pixels of a camera, of which there are 256.
 
     The counts give every statistic exactly, in memory that does not grow, and the
     counts of parts add up to those of the whole.
 
     Args:
-        n_frames: pictures so far.
+        n_frames: images so far.
         counts: int64 ``[3, 256]``, pixels of each value; None = none yet.
 
     Examples:
         >>> black_and_white = np.zeros((1, 2, 3), np.uint8)
         >>> black_and_white[0, 1] = 255
-        >>> histogram = PictureHistogram()
+        >>> histogram = ImageHistogram()
         >>> histogram.add(black_and_white)
         >>> histogram.statistics()["mean"].flatten().tolist()
         [0.5, 0.5, 0.5]
@@ -61,20 +61,20 @@ class PictureHistogram:
         self.n_frames = n_frames
         self.counts = np.zeros((3, 256), np.int64) if counts is None else counts
 
-    def add(self, picture: np.ndarray) -> None:
-        """Count the pixels of one picture, uint8 ``[h, w, 3]``."""
+    def add(self, image: np.ndarray) -> None:
+        """Count the pixels of one image, uint8 ``[h, w, 3]``."""
         for channel, counts in enumerate(self.counts):
-            counts += np.bincount(picture[..., channel].ravel(), minlength=256)
+            counts += np.bincount(image[..., channel].ravel(), minlength=256)
         self.n_frames += 1
 
     @classmethod
-    def merge(cls, parts: Sequence[PictureHistogram]) -> PictureHistogram:
+    def merge(cls, parts: Sequence[ImageHistogram]) -> ImageHistogram:
         """Add the counts of parts of the data."""
         counts = np.sum([part.counts for part in parts], axis=0)
         return cls(sum(part.n_frames for part in parts), counts)
 
     def statistics(self) -> Statistics:
-        """Return statistics in 0..1, ``[3, 1, 1]``; ``count`` is of pictures."""
+        """Return statistics in 0..1, ``[3, 1, 1]``; ``count`` is of images."""
         per_channel = [_counted_statistics(counts) for counts in self.counts]
         out = {
             name: np.array([stats[name] for stats in per_channel])[:, None, None] / 255

@@ -18,7 +18,7 @@ from tensordict import (
 )
 from torch import Tensor
 
-from torchrl_vla.data.lerobot_writer.durability import OWNER
+from torchrl_vla._internal.durable_files import OWNER
 from torchrl_vla.schema import (
     ACTION_KEY,
     EPISODE_KEY,
@@ -68,7 +68,7 @@ class Feature(NamedTuple):
     names: tuple[str, ...] | None = None
 
     @property
-    def is_picture(self) -> bool:
+    def is_image(self) -> bool:
         """True = images in parquet or a video."""
         return self.dtype in ("image", "video")
 
@@ -99,7 +99,7 @@ class FrameSchema:
         steps: TensorDictBase,
         metadata: RobotDatasetMetadata,
         *,
-        picture_dtype: str,
+        image_dtype: str,
         extra_keys: Sequence[NestedKey] = (),
     ) -> FrameSchema:
         """Read the schema off steps ``[T]`` and check it against the metadata.
@@ -109,7 +109,7 @@ class FrameSchema:
             metadata: names, dimensions and cameras.
 
         Keyword Args:
-            picture_dtype: ``"image"`` or ``"video"``.
+            image_dtype: ``"image"`` or ``"video"``.
             extra_keys: entries to record beside the usual ones.
 
         Raises:
@@ -119,7 +119,7 @@ class FrameSchema:
         """
         keys = recorded_keys(steps, extra_keys)
         features = tuple(
-            _feature(key, steps.get(key), metadata, picture_dtype) for key in keys
+            _feature(key, steps.get(key), metadata, image_dtype) for key in keys
         )
         _check_cameras(features, metadata)
         return cls(features)
@@ -144,14 +144,14 @@ class FrameSchema:
         return {feature.name: feature.to_info() for feature in self.features}
 
     @property
-    def pictures(self) -> tuple[Feature, ...]:
+    def images(self) -> tuple[Feature, ...]:
         """The cameras."""
-        return tuple(feature for feature in self.features if feature.is_picture)
+        return tuple(feature for feature in self.features if feature.is_image)
 
     @property
     def numbers(self) -> tuple[Feature, ...]:
         """All but the cameras."""
-        return tuple(feature for feature in self.features if not feature.is_picture)
+        return tuple(feature for feature in self.features if not feature.is_image)
 
     def columns(
         self, steps: TensorDictBase, extra_keys: Sequence[NestedKey] = ()
@@ -159,7 +159,7 @@ class FrameSchema:
         """Return the values of steps ``[T]`` by feature, checked.
 
         Returns:
-            Pictures uint8 ``[T, h, w, 3]``, numbers ``[T, *shape]``.
+            Images uint8 ``[T, h, w, 3]``, numbers ``[T, *shape]``.
 
         Raises:
             SchemaError: they are not what the first step was, or are not finite.
@@ -251,7 +251,7 @@ def _is_image(key: NestedKey) -> bool:
 
 
 def _feature(
-    key: NestedKey, value: Any, metadata: RobotDatasetMetadata, picture_dtype: str
+    key: NestedKey, value: Any, metadata: RobotDatasetMetadata, image_dtype: str
 ) -> Feature:
     name = to_lerobot(key)
     if "/" in name:
@@ -268,7 +268,7 @@ def _feature(
     if _is_image(key):
         _check_image(key, value)
         c, h, w = value.shape[1:]
-        return Feature(name, picture_dtype, (h, w, c), _IMAGE_NAMES)
+        return Feature(name, image_dtype, (h, w, c), _IMAGE_NAMES)
     shape = tuple(value.shape[1:]) or (1,)
     if len(shape) > _MOST_DIMENSIONS or not math.prod(shape):
         raise SchemaError(
@@ -306,7 +306,7 @@ def _check_image(key: NestedKey, value: Tensor) -> None:
 
 def _check_cameras(features: Sequence[Feature], metadata: RobotDatasetMetadata) -> None:
     declared = metadata.cameras
-    keys = [to_canonical(feature.name) for feature in features if feature.is_picture]
+    keys = [to_canonical(feature.name) for feature in features if feature.is_image]
     if not declared or (keys == [IMAGE_KEY] and len(declared) == 1):
         return
     found = sorted(key[-1] for key in keys)
@@ -321,7 +321,7 @@ def _check_cameras(features: Sequence[Feature], metadata: RobotDatasetMetadata) 
 
 def _column(feature: Feature, value: Any) -> np.ndarray:
     key = to_canonical(feature.name)
-    if feature.is_picture:
+    if feature.is_image:
         _check_image(key, value)
         h, w, c = feature.shape
         _check_shape(key, tuple(value.shape[1:]), (c, h, w))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from torchrl_vla.data.lerobot_writer.durability import OWNER
+from torchrl_vla._internal.durable_files import OWNER
 from torchrl_vla.schema import ExecutionError
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tensordict import NestedKey
 
-from torchrl_vla.data.lerobot_writer.durability import (
+from torchrl_vla._internal.durable_files import (
     OWNER,
     commit_folder,
     remove,
@@ -19,7 +19,7 @@ from torchrl_vla.data.lerobot_writer.durability import (
     write_text,
 )
 from torchrl_vla.data.lerobot_writer.encoder import VideoEncoding
-from torchrl_vla.data.lerobot_writer.episode_stats import PictureHistogram
+from torchrl_vla.data.lerobot_writer.episode_stats import ImageHistogram
 from torchrl_vla.data.lerobot_writer.features import FrameSchema
 from torchrl_vla.data.lerobot_writer.folder_lock import FolderLock
 from torchrl_vla.data.lerobot_writer.tables import parquet
@@ -69,8 +69,8 @@ class RecordingSettings:
     video_file_size_mb: float
 
     @property
-    def picture_dtype(self) -> str:
-        """LeRobot's word for the pictures' features."""
+    def image_dtype(self) -> str:
+        """LeRobot's word for the images' features."""
         return "image" if self.encoding is None else "video"
 
     def to_json(self) -> dict[str, Any]:
@@ -116,7 +116,7 @@ class RecordedEpisode(NamedTuple):
 
     folder: Path
     length: int
-    histograms: dict[str, PictureHistogram]
+    histograms: dict[str, ImageHistogram]
 
     @property
     def table_path(self) -> Path:
@@ -209,7 +209,7 @@ class Journal:
             values = json.loads((path / _EPISODE).read_text(encoding="utf-8"))
             self.schema = FrameSchema.from_info(values["features"])
             histograms = {
-                name: PictureHistogram(values["length"], np.array(counts, np.int64))
+                name: ImageHistogram(values["length"], np.array(counts, np.int64))
                 for name, counts in values["pixel_counts"].items()
             }
             self.episodes.append(RecordedEpisode(path, values["length"], histograms))
@@ -223,7 +223,7 @@ class Journal:
         self,
         table: Any,
         schema: FrameSchema,
-        histograms: Mapping[str, PictureHistogram],
+        histograms: Mapping[str, ImageHistogram],
     ) -> None:
         """Make the episode in :attr:`partial` one of the finished ones."""
         self.partial.mkdir(exist_ok=True)

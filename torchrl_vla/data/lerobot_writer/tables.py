@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from torchrl_vla.data.lerobot_writer.durability import OWNER, flush_to_disk
+from torchrl_vla._internal.durable_files import OWNER, flush_to_disk
 from torchrl_vla.data.lerobot_writer.features import Feature
 from torchrl_vla.schema import import_extra
 
@@ -32,11 +32,11 @@ def parquet() -> Any:
     return import_extra("pyarrow.parquet", "datasets", OWNER)
 
 
-def encode_png(picture: np.ndarray) -> bytes:
+def encode_png(image: np.ndarray) -> bytes:
     """Encode RGB uint8 ``[h, w, 3]`` as PNG."""
     image = import_extra("PIL.Image", "datasets", OWNER)
     stream = io.BytesIO()
-    image.fromarray(picture).save(stream, format="png")
+    image.fromarray(image).save(stream, format="png")
     return stream.getvalue()
 
 

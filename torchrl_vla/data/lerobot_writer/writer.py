@@ -9,8 +9,8 @@ from typing import Literal
 
 from tensordict import NestedKey, TensorDictBase
 
+from torchrl_vla._internal.durable_files import OWNER, remove
 from torchrl_vla.data.lerobot_writer.assembly import assemble
-from torchrl_vla.data.lerobot_writer.durability import OWNER, remove
 from torchrl_vla.data.lerobot_writer.encoder import VideoEncoding
 from torchrl_vla.data.lerobot_writer.episode import EpisodeBuffer
 from torchrl_vla.data.lerobot_writer.features import FrameSchema, read_tasks
@@ -160,7 +160,7 @@ class LeRobotWriter:
     def add(self, step: TensorDictBase) -> None:
         """Append one step, ``[]`` or ``[1]``, to the episode.
 
-        Its pictures are encoded before this returns.
+        Its images are encoded before this returns.
 
         Raises:
             SchemaError: the step has another batch size, entries that cannot be
@@ -207,7 +207,7 @@ class LeRobotWriter:
             schema = FrameSchema.from_steps(
                 steps,
                 settings.metadata,
-                picture_dtype=settings.picture_dtype,
+                image_dtype=settings.image_dtype,
                 extra_keys=settings.extra_keys,
             )
         columns = schema.columns(steps, settings.extra_keys)

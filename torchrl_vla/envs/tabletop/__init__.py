@@ -1,6 +1,6 @@
 """Coloured blocks on a table: the embedded default environment."""
 
-from torchrl_vla.envs.tabletop.env import TabletopEnv
 from torchrl_vla.envs.tabletop.expert import TabletopExpert
+from torchrl_vla.envs.tabletop.tabletop_env import TabletopEnv
 
 __all__ = ["TabletopEnv", "TabletopExpert"]

@@ -13,7 +13,7 @@ from torchrl_vla.envs.tabletop.scene import CONTACT, MAX_SPEED, Scene
 from torchrl_vla.schema import ACTION_KEY, EXPERT_ACTION_KEY
 
 if TYPE_CHECKING:
-    from torchrl_vla.envs.tabletop.env import TabletopEnv
+    from torchrl_vla.envs.tabletop.tabletop_env import TabletopEnv
 
 #: Distance that the expert keeps from a block that it goes around.
 _CLEARANCE = CONTACT + 0.1

@@ -11,13 +11,13 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
 from torchrl_vla.execution.action_reference import check_reference
-from torchrl_vla.execution.executor import ChunkExecutor
-from torchrl_vla.execution.realtime.flights import AsyncState, Flight
+from torchrl_vla.execution.chunk_executor import ChunkExecutor
 from torchrl_vla.execution.realtime.inference_workers import (
     CallersModes,
     InferenceWorker,
     ThreadWorker,
 )
+from torchrl_vla.execution.realtime.requests import AsyncState, InFlightRequest
 from torchrl_vla.execution.realtime.staggered_chunks import (
     Answer,
     StaggeredChunks,
@@ -165,9 +165,9 @@ class AsyncExecutor(ChunkExecutor):
         """Forget every chunk and every answer; return when the policy is at rest."""
         state: AsyncState | None = self._state
         self._state = None
-        for flight in state.flights if state is not None else ():
-            if not flight.answer.cancel():
-                flight.answer.exception()
+        for request in state.requests if state is not None else ():
+            if not request.answer.cancel():
+                request.answer.exception()
 
     def close(self) -> None:
         """End the worker; a later step begins it, and plans, anew."""
@@ -198,8 +198,8 @@ class AsyncExecutor(ChunkExecutor):
         return self._write(tensordict, action, switched, state.chunks.outputs, will_ask)
 
     def _first_state(self, tensordict: TensorDictBase, begins: Tensor) -> AsyncState:
-        flight = self._take_off(tensordict, begins, step=0)
-        chunk, outputs, serial = self._answer_of(flight)
+        request = self._take_off(tensordict, begins, step=0)
+        chunk, outputs, serial = self._answer_of(request)
         if chunk.shape[-2] <= self.request_at:
             raise ExecutionError(
                 f"AsyncExecutor: expected chunks of more than request_at="
@@ -216,16 +216,16 @@ class AsyncExecutor(ChunkExecutor):
         """Take answers, ask, and return the rows that begin a new chunk."""
         state.drop(begins)
         switched = begins.clone()
-        for flight in list(state.flights):
-            if self.worker.is_ready(flight.answer, state.step):
-                switched |= self._land(state, flight, flight.rows)
+        for request in list(state.requests):
+            if self.worker.is_ready(request.answer, state.step):
+                switched |= self._land(state, request, request.rows)
         asked = begins | self._is_due(state, state.chunks.positions) & ~state.is_asked
         if asked.any():
-            flight = self._take_off(tensordict, asked, state.step)
-            state.add(flight)
-            self._land(state, flight, begins)  # nothing else could be executed
-            if self.worker.is_ready(flight.answer, state.step):
-                switched |= self._land(state, flight, flight.rows)
+            request = self._take_off(tensordict, asked, state.step)
+            state.add(request)
+            self._land(state, request, begins)  # nothing else could be executed
+            if self.worker.is_ready(request.answer, state.step):
+                switched |= self._land(state, request, request.rows)
         late = state.chunks.positions >= state.chunks.chunk_size
         return switched | self._meet_late(state, late) if late.any() else switched
 
@@ -244,27 +244,33 @@ class AsyncExecutor(ChunkExecutor):
                 "one may still be in execution."
             )
         self.waits += 1
-        for flight in list(state.flights):
-            self._land(state, flight, flight.rows & late)
+        for request in list(state.requests):
+            self._land(state, request, request.rows & late)
         return late
 
-    def _take_off(self, tensordict: TensorDictBase, rows: Tensor, step: int) -> Flight:
+    def _take_off(
+        self, tensordict: TensorDictBase, rows: Tensor, step: int
+    ) -> InFlightRequest:
         """Give the worker a copy of what some rows observe now."""
         everyone = bool(rows.all())
         asked = self._inputs(tensordict, None if everyone else rows)
         if everyone:
             asked = asked.clone()
-        job = partial(_run, self.actor, asked, CallersModes())
+        job = partial(_run, self.policy, asked, CallersModes())
         answer = self.worker.submit(job, step)
-        return Flight(rows, None if everyone else rows, asked.batch_size, step, answer)
+        return InFlightRequest(
+            rows, None if everyone else rows, asked.batch_size, step, answer
+        )
 
-    def _land(self, state: AsyncState, flight: Flight, rows: Tensor) -> Tensor:
-        """Let some of a flight's rows execute its answer; return them."""
+    def _land(
+        self, state: AsyncState, request: InFlightRequest, rows: Tensor
+    ) -> Tensor:
+        """Let some of a request's rows execute its answer; return them."""
         if rows.any():
-            position, size = state.step - flight.step, state.chunks.chunk_size
+            position, size = state.step - request.step, state.chunks.chunk_size
             chunk, outputs, serial = rows_of(
-                self._answer_of(flight),
-                rows if flight.shown is None else rows[flight.shown],
+                self._answer_of(request),
+                rows if request.shown is None else rows[request.shown],
             )
             if position >= size or chunk.shape[-2] != size:
                 self._state = None
@@ -277,30 +283,30 @@ class AsyncExecutor(ChunkExecutor):
             age = torch.full((len(chunk), 1), position, device=chunk.device)
             outputs[OBSERVATION_AGE_KEY] = age
             state.chunks.replace(rows, (chunk, outputs, serial), position)
-        state.remove(flight, rows)
+        state.remove(request, rows)
         return rows
 
-    def _answer_of(self, flight: Flight) -> Answer:
-        """Return a flight's answer; wait for it if it is not there."""
-        if flight.read is None:
+    def _answer_of(self, request: InFlightRequest) -> Answer:
+        """Return a request's answer; wait for it if it is not there."""
+        if request.read is None:
             try:
-                answer = flight.answer.result()
+                answer = request.answer.result()
             except Exception as error:
                 self._state = None
                 raise ExecutionError(
-                    f"AsyncExecutor: expected {type(self.actor).__name__} to answer "
+                    f"AsyncExecutor: expected {type(self.policy).__name__} to answer "
                     f"about an observation in its worker, got {type(error).__name__}: "
                     f"{error}. The next step plans afresh. No action was sent."
                 ) from error
-            flight.read = self._read_answer(answer, flight.batch_size)
-        return flight.read
+            request.read = self._read_answer(answer, request.batch_size)
+        return request.read
 
     def _is_due(self, state: AsyncState, positions: Tensor) -> Tensor:
         return state.chunks.chunk_size - positions <= self.request_at
 
     def _steps_to_next_request(self, state: AsyncState) -> int:
         """Return how many steps nothing but a reset can happen on."""
-        if state.flights:
+        if state.requests:
             return 0
         position = int(state.chunks.positions.max())
         return state.chunks.chunk_size - self.request_at - position

@@ -8,7 +8,7 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
 from torchrl_vla.execution.action_reference import check_reference
-from torchrl_vla.execution.executor import ChunkExecutor
+from torchrl_vla.execution.chunk_executor import ChunkExecutor
 from torchrl_vla.execution.realtime.rtc_weights import ExponentialPrefix, PrefixSchedule
 from torchrl_vla.execution.realtime.staggered_chunks import (
     Answer,
@@ -33,7 +33,7 @@ _GUIDE_KEYS = (GUIDE_CHUNK_KEY, GUIDE_WEIGHT_KEY)
 class RealTimeChunking(ChunkExecutor):
     """Ask early, go on with the old chunk meanwhile, and have the new one continue it.
 
-    A large policy takes several control steps to answer. Every ``execution_horizon``
+    A large policy takes several control steps to answer. Every ``replan_interval``
     steps it is shown the observation of now, and its chunk is entered
     ``inference_delay`` steps later, at the action that is due then; until then the old
     chunk is executed. So that nothing jumps, the policy is told what the old chunk
@@ -58,7 +58,7 @@ class RealTimeChunking(ChunkExecutor):
             ``optional_in_keys``.
 
     Keyword Args:
-        execution_horizon: ``s``, steps from one request to the next.
+        replan_interval: ``s``, steps from one request to the next.
         inference_delay: ``d``, steps that an answer takes, ``0 .. s`` and at most
             ``H - s``.
         action_reference: what the actions are measured from, ``"absolute"`` or
@@ -91,7 +91,7 @@ class RealTimeChunking(ChunkExecutor):
         >>> actor.optional_in_keys = ["guide_chunk", "guide_weight"]
         >>> executor = RealTimeChunking(
         ...     actor,
-        ...     execution_horizon=2,
+        ...     replan_interval=2,
         ...     inference_delay=1,
         ...     action_reference="absolute",
         ... )
@@ -112,7 +112,7 @@ class RealTimeChunking(ChunkExecutor):
         self,
         actor: TensorDictModuleBase,
         *,
-        execution_horizon: int,
+        replan_interval: int,
         inference_delay: int,
         action_reference: str,
         schedule: PrefixSchedule = ExponentialPrefix(),  # noqa: B008 (has no state)
@@ -122,12 +122,12 @@ class RealTimeChunking(ChunkExecutor):
         decision_key: NestedKey = IS_DECISION_KEY,
         decision_index_key: NestedKey = DECISION_INDEX_KEY,
     ) -> None:
-        check_positive_int("RealTimeChunking", "execution_horizon", execution_horizon)
+        check_positive_int("RealTimeChunking", "replan_interval", replan_interval)
         check_reference("RealTimeChunking", action_reference)
-        if not 0 <= inference_delay <= execution_horizon:
+        if not 0 <= inference_delay <= replan_interval:
             raise ValueError(
-                "RealTimeChunking: expected inference_delay in 0..execution_horizon="
-                f"{execution_horizon}, got {inference_delay}. An answer has to be "
+                "RealTimeChunking: expected inference_delay in 0..replan_interval="
+                f"{replan_interval}, got {inference_delay}. An answer has to be "
                 "there before the next one is asked for."
             )
         _check_takes_guide(actor)
@@ -139,7 +139,7 @@ class RealTimeChunking(ChunkExecutor):
             decision_key=decision_key,
             decision_index_key=decision_index_key,
         )
-        self.execution_horizon = execution_horizon
+        self.replan_interval = replan_interval
         self.inference_delay = inference_delay
         self.action_reference = action_reference
         self.schedule = schedule
@@ -165,7 +165,7 @@ class RealTimeChunking(ChunkExecutor):
     def _enter_pending(self, plans: _Plans, begins: Tensor) -> Tensor:
         """Switch the rows whose answer is due, and return them."""
         delay = self.inference_delay
-        entered = plans.running.positions == self.execution_horizon + delay
+        entered = plans.running.positions == self.replan_interval + delay
         entered = entered & ~begins & (delay > 0)
         if entered.any():
             answer = plans.pending.take(entered)
@@ -176,7 +176,7 @@ class RealTimeChunking(ChunkExecutor):
         self, plans: _Plans, tensordict: TensorDictBase, begins: Tensor
     ) -> Tensor:
         """Ask about the rows that are due; return those that switch without delay."""
-        due = (plans.running.positions == self.execution_horizon) & ~begins
+        due = (plans.running.positions == self.replan_interval) & ~begins
         asked = due | begins
         if not asked.any():
             return asked
@@ -215,7 +215,7 @@ class RealTimeChunking(ChunkExecutor):
 
     def _guide(self, running: StaggeredChunks, guided: Tensor) -> tuple[Tensor, Tensor]:
         """Return what is left of each row's chunk, from now on, and its weights."""
-        size, horizon = running.chunk_size, self.execution_horizon
+        size, horizon = running.chunk_size, self.replan_interval
         overlap, free = size - horizon, ~guided.unsqueeze(-1)
         guide = torch.zeros_like(running.actions)
         rest = running.actions[..., horizon:, :]
@@ -233,21 +233,21 @@ class RealTimeChunking(ChunkExecutor):
 
     def _is_due(self, positions: Tensor) -> Tensor:
         """Return the rows that are asked about at these positions."""
-        horizon, delay = self.execution_horizon, self.inference_delay
+        horizon, delay = self.replan_interval, self.inference_delay
         due = positions == horizon
         return due | (positions == horizon + delay) if delay == horizon else due
 
     def _steps_to_next_event(self, running: StaggeredChunks) -> int:
-        positions, horizon = running.positions, self.execution_horizon
+        positions, horizon = running.positions, self.replan_interval
         later = horizon + self.inference_delay - positions
         return int(torch.where(positions < horizon, horizon - positions, later).min())
 
     def _check_length(self, chunk: Tensor, running: StaggeredChunks | None) -> None:
         size = chunk.shape[-2]
-        needed = self.execution_horizon + self.inference_delay
+        needed = self.replan_interval + self.inference_delay
         if size < needed:
             raise ExecutionError(
-                "RealTimeChunking: expected chunks of at least execution_horizon + "
+                "RealTimeChunking: expected chunks of at least replan_interval + "
                 f"inference_delay = {needed} actions at {self.chunk_key!r}, got "
                 f"{size}: there would be nothing to execute while the policy thinks. "
                 "Ask more often. No action was sent."
@@ -261,7 +261,7 @@ class RealTimeChunking(ChunkExecutor):
     def extra_repr(self) -> str:
         """Show when the policy is asked and how it is guided."""
         return (
-            f"execution_horizon={self.execution_horizon}, "
+            f"replan_interval={self.replan_interval}, "
             f"inference_delay={self.inference_delay}, schedule={self.schedule}"
         )
 

@@ -18,24 +18,24 @@ from torchrl_vla.evaluation import (
     EvaluationResult,
     Recorder,
     blank_images,
+    contact_sheet,
     evaluate,
-    film_strip,
     shuffle_instructions,
     write_png,
 )
 from torchrl_vla.recipes.behavior_cloning import train_behavior_cloning
-from torchrl_vla.recipes.checkpoint import save_checkpoint
+from torchrl_vla.recipes.checkpoints import save_checkpoint
 from torchrl_vla.recipes.demo.report import write_report
-from torchrl_vla.recipes.environments import ENVIRONMENTS
+from torchrl_vla.recipes.environment_registry import ENVIRONMENTS
 from torchrl_vla.recipes.finetuning.algorithms import PPO
 from torchrl_vla.recipes.finetuning.finetune import FinetuneResult, finetune
-from torchrl_vla.recipes.finetuning.settings import FinetuneSettings
+from torchrl_vla.recipes.finetuning.finetune_settings import FinetuneSettings
 from torchrl_vla.recipes.heads import (
     Head,
     StochasticTinyPolicies,
     make_policy,
     make_space,
-    make_stochastic,
+    to_stochastic,
 )
 from torchrl_vla.recipes.model_space import ModelSpace
 from torchrl_vla.recipes.training_loop import TrainingLog
@@ -72,7 +72,7 @@ class DemoSettings:
         lr: peak learning rate.
         episodes: episodes of the evaluation after training.
         control_episodes: episodes of every other evaluation.
-        films: episodes that are filmed.
+        clips: episodes that are filmed.
         seed: of demonstrations and training; evaluations use ``seed + 1``.
         improve: how the clone is improved by reinforcement learning, its seed and
             episodes being those above; None = not at all.
@@ -89,7 +89,7 @@ class DemoSettings:
     lr: float
     episodes: int
     control_episodes: int
-    films: int
+    clips: int
     seed: int = 0
     improve: FinetuneSettings | None = None
 
@@ -108,7 +108,7 @@ DEMO_SETTINGS: dict[str, DemoSettings] = {
         lr=1e-3,
         episodes=500,
         control_episodes=300,
-        films=4,
+        clips=4,
         improve=FinetuneSettings(
             algorithm=PPO(gamma=0.95),
             iterations=45,
@@ -128,7 +128,7 @@ DEMO_SETTINGS: dict[str, DemoSettings] = {
         lr=1e-3,
         episodes=120,
         control_episodes=60,
-        films=6,
+        clips=6,
     ),
 }
 
@@ -139,7 +139,7 @@ def run_demo(
     settings: DemoSettings,
     *,
     train_env: EnvBase | None = None,
-    film_env: EnvBase | None = None,
+    video_env: EnvBase | None = None,
     progress: bool = True,
 ) -> dict[str, EvaluationResult]:
     """Learn from a scripted expert, then from success; show how well in a folder.
@@ -147,13 +147,13 @@ def run_demo(
     Args:
         env: with ``make_expert``, ``instructions``, ``metadata`` and episode seeds.
         folder: receives ``dataset/``, ``policy/``, ``learning_curve.csv``,
-            ``finetuning/``, one JSON file per evaluation, film strips and
+            ``finetuning/``, one JSON file per evaluation, clip strips and
             ``report.html``. A dataset and a fine-tuning already there are replaced.
         settings: sizes, rates and the seed.
         train_env: where reinforcement learning happens, in a larger batch; None = in
             ``env``.
-        film_env: an environment with ``render()`` to film the trained policy in; it
-            gives the same episodes as ``env`` for the same seeds. None = no film.
+        video_env: an environment with ``render()`` to clip the trained policy in; it
+            gives the same episodes as ``env`` for the same seeds. None = no clip.
         progress: True = show progress bars.
 
     Returns:
@@ -182,7 +182,7 @@ def run_demo(
         hidden=settings.hidden,
     ).eval()
     space = make_space(dataset.metadata, settings.head)
-    actor = space.actor(policy, replan_interval=settings.replan_interval)
+    actor = space.executor(policy, replan_interval=settings.replan_interval)
 
     def measure(what: TensorDictModuleBase, episodes: int) -> EvaluationResult:
         actor.reset()
@@ -203,8 +203,8 @@ def run_demo(
     if settings.improve is None:
         results["after"] = measure(actor, settings.episodes)
     else:
-        policy = make_stochastic(policy)
-        actor = space.actor(policy, replan_interval=settings.replan_interval)
+        policy = to_stochastic(policy)
+        actor = space.executor(policy, replan_interval=settings.replan_interval)
         where = env if train_env is None else train_env
         tuned = _improve(policy, space, where, env, folder, settings, progress)
         results["cloned"], results["after"] = tuned.before, tuned.after
@@ -215,9 +215,9 @@ def run_demo(
     if dataset.frames.get(IMAGE_KEY, None) is not None:
         results["blind"] = measure(blank_images(actor), settings.control_episodes)
     strips = {}
-    if film_env is not None and settings.films:
+    if video_env is not None and settings.clips:
         actor.reset()
-        strips = _film(film_env, actor, folder, settings)
+        strips = _film(video_env, actor, folder, settings)
     minutes = (time.perf_counter() - started) / 60
     _write(folder, settings, dataset, log, results, strips, minutes, tuned)
     return results
@@ -236,7 +236,7 @@ def _improve(
     shutil.rmtree(folder / "finetuning", ignore_errors=True)
     improve = replace(
         settings.improve,
-        n_executed=settings.replan_interval,
+        replan_interval=settings.replan_interval,
         eval_episodes=settings.episodes,
         seed=settings.seed,
     )
@@ -255,22 +255,22 @@ def _film(
     env: EnvBase, actor: TensorDictModuleBase, folder: Path, settings: DemoSettings
 ) -> dict[str, Path]:
     """Film the first episodes of the evaluation; return caption to PNG."""
-    recorder = Recorder(settings.films)
+    recorder = Recorder(settings.clips)
     result = evaluate(
         env,
         actor,
-        settings.films,
+        settings.clips,
         seed=settings.seed + 1,
         recorder=recorder,
         progress=False,
     )
     strips = {}
-    for film, episode in zip(recorder.films, result.episodes):
+    for clip, episode in zip(recorder.clips, result.episodes):
         outcome = "success" if episode.success else "failure"
         caption = f"{episode.instruction}: {outcome} after {episode.length} steps"
         words = re.sub(r"\W+", "_", episode.instruction)
         path = folder / f"film_{episode.seed}_{words}.png"
-        strips[caption] = write_png(path, film_strip([film]))
+        strips[caption] = write_png(path, contact_sheet([clip]))
     return strips
 
 

@@ -48,7 +48,7 @@ def write_report(
         results: name of each evaluation to its result; ``"after"`` is the headline.
         meanings: name to one sentence on what that evaluation shows.
         losses: ``(step, loss)`` of the training.
-        strips: caption to PNG film strip.
+        strips: caption to PNG clip strip.
         facts: what a reader needs to repeat it: seeds, sizes, times.
         improvement: ``(iteration, success rate)`` of the reinforcement learning.
         verdict: what came of that, in one sentence.
@@ -85,8 +85,8 @@ def write_report(
             f"<p class='quiet'>{escape(verdict)}</p>{chart}</section>"
         )
     if strips:
-        films = "".join(_figure(*strip) for strip in strips.items())
-        sections.append(f"<section><h2>What it looks like</h2>{films}</section>")
+        clips = "".join(_figure(*strip) for strip in strips.items())
+        sections.append(f"<section><h2>What it looks like</h2>{clips}</section>")
     fact_rows = "".join(
         f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>"
         for name, value in facts.items()

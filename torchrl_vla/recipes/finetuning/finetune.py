@@ -22,11 +22,14 @@ from torchrl_vla.evaluation import (
     hash_weights,
 )
 from torchrl_vla.policies import StochasticVLAWrapper
-from torchrl_vla.recipes.datasets import Demonstrations
+from torchrl_vla.recipes.finetuning.finetune_settings import (
+    FinetuneSettings,
+    SettingsError,
+)
 from torchrl_vla.recipes.finetuning.learner import Learner
 from torchrl_vla.recipes.finetuning.policies import (
     check_finetunable,
-    make_actor,
+    make_executor,
     save_finetuned,
 )
 from torchrl_vla.recipes.finetuning.rollouts import (
@@ -35,9 +38,9 @@ from torchrl_vla.recipes.finetuning.rollouts import (
     make_decision_env,
 )
 from torchrl_vla.recipes.finetuning.run_log import RunLog
-from torchrl_vla.recipes.finetuning.settings import FinetuneSettings, SettingsError
 from torchrl_vla.recipes.finetuning.training_state import ResumeError, TrainingState
 from torchrl_vla.recipes.model_space import ModelSpace
+from torchrl_vla.recipes.open_dataset import Demonstrations
 
 _COLUMNS = (
     "iteration",
@@ -57,7 +60,7 @@ _COLUMNS = (
     "entropy",
     "reference_kl",
     "explained_variance",
-    "policy_steps",
+    "policy_update_fraction",
     "success",
     "success_low",
     "success_high",
@@ -111,7 +114,7 @@ def finetune(
         env: where it learns; batched, with episode seeds.
         folder: receives ``log.csv``, ``evaluations/``, ``training_state.pt`` (all
             weights, frozen ones too), ``comparison.json`` and ``policy/``: what
-            ``load_actor`` reads, for the tiny policies and ``LeRobotFlowPolicy``; for
+            ``load_executor`` reads, for the tiny policies and ``LeRobotFlowPolicy``; for
             classes of your own ``weights.pt``, their ``state_dict``.
         settings: how; the defaults of :class:`FinetuneSettings`.
 
@@ -160,7 +163,7 @@ def finetune(
             return EvaluationResult.from_json(path)
         result = evaluate(
             env if eval_env is None else eval_env,
-            make_actor(policy, space, settings.n_executed),
+            make_executor(policy, space, settings.replan_interval),
             settings.eval_episodes,
             seed=(settings.seed + 1) % 1009,
             provenance={
@@ -224,7 +227,7 @@ def _open_rollouts(
             group_size=settings.algorithm.group_size,
             may_lag=settings.recompute,
         )
-    executed = settings.n_executed or policy.chunk_size
+    executed = settings.replan_interval or policy.chunk_size
     num_decisions = settings.num_decisions
     if num_decisions is None:
         max_steps = getattr(env, "max_steps", None)
@@ -245,7 +248,7 @@ def _open_rollouts(
         env,
         space,
         chunk_size=policy.chunk_size,
-        n_executed=settings.n_executed,
+        replan_interval=settings.replan_interval,
         seed=settings.seed,
         group_size=group_size,
         reward=settings.reward,

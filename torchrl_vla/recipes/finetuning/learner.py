@@ -20,12 +20,15 @@ from torchrl_vla.objectives import (
 )
 from torchrl_vla.policies import LeRobotFlowPolicy, StochasticVLAWrapper
 from torchrl_vla.recipes.behavior_cloning import make_training_transform
-from torchrl_vla.recipes.datasets import Demonstrations
 from torchrl_vla.recipes.finetuning.algorithms import count_outcomes
+from torchrl_vla.recipes.finetuning.finetune_settings import (
+    FinetuneSettings,
+    SettingsError,
+)
 from torchrl_vla.recipes.finetuning.policies import make_critic
-from torchrl_vla.recipes.finetuning.settings import FinetuneSettings, SettingsError
 from torchrl_vla.recipes.heads import make_cloning_loss
 from torchrl_vla.recipes.model_space import ModelSpace
+from torchrl_vla.recipes.open_dataset import Demonstrations
 from torchrl_vla.schema import EXECUTED_STEPS_KEY
 
 
@@ -127,7 +130,7 @@ class Learner:
         out = dict(self.loss(batch).items())
         limit = self.settings.target_kl
         rests = critic_only or (limit is not None and out["kl_approx"].item() > limit)
-        out["policy_steps"] = torch.tensor(float(not rests))
+        out["policy_update_fraction"] = torch.tensor(float(not rests))
         losses = [
             value
             for name, value in out.items()

@@ -16,9 +16,9 @@ from torchrl_vla.policies import (
     StochasticVLAWrapper,
     TinyCritic,
 )
-from torchrl_vla.recipes.checkpoint import save_checkpoint, save_lerobot_checkpoint
+from torchrl_vla.recipes.checkpoints import save_checkpoint, save_lerobot_checkpoint
 from torchrl_vla.recipes.finetuning.algorithms import Algorithm
-from torchrl_vla.recipes.finetuning.settings import SettingsError
+from torchrl_vla.recipes.finetuning.finetune_settings import SettingsError
 from torchrl_vla.recipes.heads import TinyPolicies
 from torchrl_vla.recipes.model_space import ModelSpace
 from torchrl_vla.schema import RobotDatasetMetadata
@@ -46,7 +46,7 @@ def check_finetunable(
     if not isinstance(policy, StochasticVLAWrapper):
         raise TypeError(
             "finetune: expected a policy that knows how likely its chunks were, got "
-            f"{name} without get_dist of StochasticVLAWrapper. make_stochastic(policy) "
+            f"{name} without get_dist of StochasticVLAWrapper. to_stochastic(policy) "
             "makes one of a tiny policy, LeRobotFlowPolicy(policy, noise=FlowSDENoise("
             "0.5)) of a LeRobotPolicyWrapper around SmolVLA, pi0 or pi05."
         )
@@ -71,7 +71,7 @@ def check_finetunable(
         )
 
 
-def make_actor(
+def make_executor(
     policy: StochasticVLAWrapper,
     space: ModelSpace | None,
     replan_interval: int | None,
@@ -79,7 +79,7 @@ def make_actor(
     """Return what is evaluated: observation to one action, both in robot space."""
     if space is None:
         return MultiStepActorWrapper(policy, replan_interval=replan_interval)
-    return space.actor(policy, replan_interval=replan_interval)
+    return space.executor(policy, replan_interval=replan_interval)
 
 
 def make_critic(
@@ -140,7 +140,7 @@ def save_finetuned(
 ) -> None:
     """Write a policy as its kind is written.
 
-    A tiny policy and LeRobot's become what ``load_actor`` reads; a noise of the user's
+    A tiny policy and LeRobot's become what ``load_executor`` reads; a noise of the user's
     own class is left out beside the latter. Of any other class ``weights.pt`` is its
     ``state_dict``, because only its author knows how it is built.
 

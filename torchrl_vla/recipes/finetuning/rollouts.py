@@ -45,7 +45,7 @@ def make_decision_env(
     space: ModelSpace | None,
     *,
     chunk_size: int,
-    n_executed: int | None = None,
+    replan_interval: int | None = None,
     seed: int = 0,
     group_size: int = 1,
     reward: Reward = "success",
@@ -60,7 +60,7 @@ def make_decision_env(
         space: of the policy; None = it reads and writes robot space by itself, as
             ``LeRobotFlowPolicy`` does. There is no default, so that nobody forgets it.
         chunk_size: ``H`` of the policy.
-        n_executed: actions of a chunk to execute; None = all.
+        replan_interval: actions of a chunk to execute; None = all.
         seed: of the schedule of episodes.
         group_size: rows that begin their episodes alike.
         reward: ``"success"`` = 1 for a decision that achieves the task, else 0: what an
@@ -90,7 +90,9 @@ def make_decision_env(
     scheduled = ScheduledEpisodes(env, seed=seed, group_size=group_size)
     # MultiAction comes first: what is scaled then is a whole chunk on its way in, and
     # on the way out the last state of a decision instead of that of every step.
-    transforms: list[Transform] = [MultiAction(chunk_size, n_executed=n_executed)]
+    transforms: list[Transform] = [
+        MultiAction(chunk_size, replan_interval=replan_interval)
+    ]
     if reward == "success":
         transforms.append(SuccessReward())
     if space is not None:

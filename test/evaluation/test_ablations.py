@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from tensordict import TensorDict
+from tensordict.nn import TensorDictModule
+from torchrl.envs import ExcludeTransform, TransformedEnv
+
+from torchrl_vla.envs import TabletopEnv, ToyVLAEnv
+from torchrl_vla.evaluation.ablations import (
+    blank_images,
+    make_ablation,
+    shuffle_instructions,
+    zero_state,
+)
+from torchrl_vla.schema import InstructionTable, MissingKeyError
+
+TABLE = InstructionTable(["red", "green", "blue"])
+
+
+def observation(seeds) -> TensorDict:
+    n = len(seeds)
+    return TensorDict(
+        {
+            "observation": {
+                "image": {"top": torch.full((n, 3, 2, 2), 7, dtype=torch.uint8)},
+                "state": torch.ones(n, 2),
+            },
+            "language_instruction": TABLE.ids[:1].expand(n),
+            "episode_seed": torch.tensor(seeds),
+        },
+        [n],
+    )
+
+
+def echo(key) -> TensorDictModule:
+    return TensorDictModule(lambda value: value.clone(), [key], ["action"])
+
+
+def test_blank_images_are_black_for_the_actor_and_intact_for_the_record():
+    data = observation([0])
+    actor = blank_images(echo(("observation", "image", "top")))
+    assert actor(data)["action"].eq(0).all()
+    assert data["observation", "image", "top"].eq(7).all()
+
+
+def test_the_state_is_zero_for_the_actor_and_intact_for_the_record():
+    data = observation([0])
+    assert zero_state(echo(("observation", "state")))(data)["action"].eq(0).all()
+    assert data["observation", "state"].eq(1).all()
+
+
+def test_a_shuffled_instruction_is_a_function_of_the_episode_seed():
+    actor = shuffle_instructions(echo("language_instruction"), TABLE)
+    together = actor(observation(list(range(50))))["action"]
+    alone = torch.cat([actor(observation([seed]))["action"] for seed in range(50)])
+    assert torch.equal(together, alone)
+
+
+def test_shuffled_instructions_cover_the_table_evenly():
+    actor = shuffle_instructions(echo("language_instruction"), TABLE)
+    rows = TABLE.rows(actor(observation(list(range(3000))))["action"])
+    # 1000 expected each; 5 standard deviations of a binomial are 129
+    assert (rows.bincount() - 1000).abs().max() < 130
+
+
+def test_the_true_instruction_stays_in_the_record():
+    data = observation([0, 1, 2])
+    shuffle_instructions(echo("language_instruction"), TABLE)(data)
+    assert data["language_instruction"].eq(TABLE.ids[0]).all()
+
+
+def test_shuffling_needs_the_seed_of_the_episode():
+    data = observation([0]).exclude("episode_seed")
+    with pytest.raises(MissingKeyError, match="expected int64 seeds at 'episode_seed'"):
+        shuffle_instructions(echo("language_instruction"), TABLE)(data)
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "is_changed"),
+    [
+        ("shuffled-instruction", "language_instruction", True),
+        ("blank-images", ("observation", "image"), True),
+        ("zero-state", ("observation", "state"), True),
+        ("zero-state", "episode_seed", False),
+    ],
+)
+def test_a_control_takes_away_the_input_of_its_name(name, key, is_changed):
+    env = TabletopEnv(8, image_size=16, seed=0)
+    data = env.reset()
+    told = make_ablation(name, echo(key), env)(data)["action"]
+    assert torch.equal(told, data[key]) != is_changed
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("deaf", r"expected one of \('shuffled-instruction', .*\), got 'deaf'"),
+        ("shuffled-instruction", r"several instructions to shuffle, got 1\. Evaluate"),
+        ("blank-images", r"expected \('observation', 'image'\) in the observations"),
+    ],
+)
+def test_a_control_that_would_change_nothing_is_refused(name, message):
+    blind = ExcludeTransform(("observation", "image"))
+    env = TransformedEnv(ToyVLAEnv(action_dim=2, state_dim=4, seed=0), blind)
+    with pytest.raises(ValueError, match=message):
+        make_ablation(name, echo("episode_seed"), env)

@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from tensordict import NonTensorStack, TensorDict
+from torch import nn
+
+from torchrl_vla.policies import TinyTokenVLA, TinyVLA
+from torchrl_vla.policies.policy_folder import read_policy, write_policy
+from torchrl_vla.schema import InstructionTable
+from torchrl_vla.tokenizers import UniformActionTokenizer
+
+SMALL = {"action_dim": 2, "chunk_size": 3, "hidden": 16, "text_max_bytes": 16}
+
+
+def batch(camera: str | None = None) -> TensorDict:
+    image = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
+    return TensorDict(
+        {
+            "observation": {
+                "image": {camera: image} if camera else image,
+                "state": torch.randn(2, 4),
+            },
+            "language_instruction": NonTensorStack("pick", "place"),
+        },
+        [2],
+    )
+
+
+def tokenizer(bins: int = 5, high: float = 1.0) -> UniformActionTokenizer:
+    return UniformActionTokenizer(bins, low=-1.0, high=high)
+
+
+def tiny(**options) -> TinyVLA:
+    return TinyVLA(**{**SMALL, "state_dim": 4, **options})
+
+
+def test_a_policy_answers_as_before_after_a_round_trip(tmp_path):
+    table = InstructionTable(["pick", "place"])
+    policy = tiny(cameras=("front",), depth=1, text_dim=8, instructions=table)
+    policy.to_folder(tmp_path / "deep" / "folder")
+    other = TinyVLA.from_folder(str(tmp_path / "deep" / "folder"))
+    td = batch("front")
+    assert torch.equal(other(td.clone())["action_chunk"], policy(td)["action_chunk"])
+    assert other.config == policy.config
+    assert other.instructions == table
+    ids = td.set("language_instruction", table.encode(["pick", "place"]))
+    assert torch.equal(other(ids.clone())["action_chunk"], policy(td)["action_chunk"])
+
+
+def test_keys_and_absent_inputs_come_back(tmp_path):
+    policy = tiny(
+        cameras=(),
+        state_dim=None,
+        state_key=None,
+        instruction_key=("task", "text"),
+    )
+    policy.to_folder(tmp_path)
+    assert TinyVLA.from_folder(tmp_path).in_keys == [("task", "text")]
+    assert TinyVLA.from_folder(tmp_path).instructions is None
+
+
+def test_a_token_policy_comes_back_with_the_tokenizer_it_was_trained_with(tmp_path):
+    policy = TinyTokenVLA(**SMALL, state_dim=4, action_tokenizer=tokenizer())
+    policy.to_folder(tmp_path)
+    other = TinyTokenVLA.from_folder(tmp_path, action_tokenizer=tokenizer())
+    td = batch()
+    expected, got = policy(td.clone()), other(td)
+    for key in policy.out_keys:
+        assert torch.equal(got[key], expected[key])
+
+
+@pytest.mark.parametrize(
+    "other",
+    [tokenizer(high=2.0), UniformActionTokenizer(5, low=-1.0, high=1.0, action_dim=2)],
+)
+def test_another_tokenizer_is_refused(tmp_path, other):
+    policy = TinyTokenVLA(**SMALL, state_dim=4, action_tokenizer=tokenizer())
+    policy.to_folder(tmp_path)
+    with pytest.raises(
+        ValueError,
+        match=r"^TinyTokenVLA\.from_folder: expected at argument 'action_tokenizer' "
+        r"what the policy was written with, got another \['high.*\]\. With another one "
+        r"the same tokens are other actions\.$",
+    ):
+        TinyTokenVLA.from_folder(tmp_path, action_tokenizer=other)
+
+
+def test_a_tokenizer_of_more_tokens_is_refused(tmp_path):
+    policy = TinyTokenVLA(**SMALL, state_dim=4, action_tokenizer=tokenizer())
+    policy.to_folder(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"^TinyTokenVLA\.from_folder: expected .*'action"
+    ):
+        TinyTokenVLA.from_folder(tmp_path, action_tokenizer=tokenizer(bins=6))
+
+
+def test_a_policy_of_another_class_is_refused_by_name(tmp_path):
+    tiny().to_folder(tmp_path)
+    with pytest.raises(
+        ValueError,
+        match=r"^TinyTokenVLA\.from_folder: expected a TinyTokenVLA in .*, got a "
+        r"TinyVLA\. Read it with TinyVLA\.from_folder\.$",
+    ):
+        TinyTokenVLA.from_folder(tmp_path, action_tokenizer=tokenizer())
+
+
+@pytest.mark.parametrize("make_folder", [True, False])
+def test_a_folder_without_a_policy_is_refused(tmp_path, make_folder):
+    folder = tmp_path if make_folder else tmp_path / "none"
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"^TinyVLA\.from_folder: expected config\.json in .*, got none\. Write "
+        r"the policy with to_folder; an interrupted write leaves none either\.$",
+    ):
+        TinyVLA.from_folder(folder)
+
+
+def test_a_state_dim_that_the_first_call_found_is_written(tmp_path):
+    policy = TinyVLA(**SMALL)
+    with pytest.raises(
+        ValueError,
+        match=r"^TinyVLA\.to_folder: expected complete parameters, got some whose size "
+        r"is still unknown\. Build the policy with state_dim=\.\.\., or call it "
+        r"once\.$",
+    ):
+        policy.to_folder(tmp_path / "early")
+    assert not (tmp_path / "early").exists()
+    td = batch()
+    expected = policy(td.clone())["action_chunk"]
+    policy.to_folder(tmp_path)
+    assert (
+        json.loads((tmp_path / "config.json").read_text())["arguments"]["state_dim"]
+        == 4
+    )
+    assert torch.equal(TinyVLA.from_folder(tmp_path)(td)["action_chunk"], expected)
+
+
+def test_writing_again_replaces_all_of_the_old_policy(tmp_path):
+    tiny(instructions=InstructionTable(["pick"])).to_folder(tmp_path)
+    second = tiny(chunk_size=7)
+    second.to_folder(tmp_path)
+    other = TinyVLA.from_folder(tmp_path)
+    assert other.chunk_size == 7
+    assert other.instructions is None
+    td = batch()
+    assert torch.equal(other(td.clone())["action_chunk"], second(td)["action_chunk"])
+
+
+class Unwritable(nn.Linear):
+    def state_dict(self, *args, **kwargs):
+        raise RuntimeError("the disk is full")
+
+
+def test_an_interrupted_write_leaves_no_policy(tmp_path):
+    tiny().to_folder(tmp_path)
+    with pytest.raises(RuntimeError, match="the disk is full"):
+        write_policy(tmp_path, Unwritable(1, 1), {}, None)
+    with pytest.raises(FileNotFoundError, match="an interrupted write leaves none"):
+        TinyVLA.from_folder(tmp_path)
+
+
+def test_weights_that_are_code_are_not_run(tmp_path):
+    policy = tiny()
+    policy.to_folder(tmp_path)
+    torch.save({"weights": policy}, tmp_path / "weights.pt")
+    with pytest.raises(Exception, match=r"Weights only load failed"):
+        TinyVLA.from_folder(tmp_path)
+
+
+def test_weights_of_another_size_are_refused(tmp_path):
+    tiny().to_folder(tmp_path)
+    torch.save(tiny(hidden=8).state_dict(), tmp_path / "weights.pt")
+    with pytest.raises(
+        ValueError,
+        match=r"^TinyVLA\.from_folder: expected weights of the policy that config"
+        r"\.json describe, got others in .*weights\.pt\. PyTorch says: "
+        r"(.|\n)*size mismatch",
+    ):
+        read_policy(tmp_path, TinyVLA)

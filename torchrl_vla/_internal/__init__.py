@@ -1,0 +1,1 @@
+"""Argument checks, optional imports and file writing that every layer shares."""

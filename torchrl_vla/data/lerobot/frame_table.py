@@ -1,0 +1,258 @@
+"""The numbers of a LeRobot dataset as one memory-mapped TensorDict."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from torchrl_vla.data.lerobot.folder_layout import (
+    INDEX_COLUMNS,
+    OWNER,
+    Feature,
+    LeRobotLayout,
+    open_parquet,
+    values_per_frame,
+)
+from torchrl_vla.schema import (
+    EPISODE_KEY,
+    FRAME_KEY,
+    INSTRUCTION_KEY,
+    InstructionTable,
+    SchemaError,
+    import_extra,
+    to_canonical,
+)
+
+#: How far a timestamp may be from its frame's place in time, as in LeRobot.
+TOLERANCE_S = 1e-4
+_ROWS_AT_ONCE = 1024
+
+
+def write_frames(layout: LeRobotLayout, folder: Path) -> InstructionTable:
+    """Copy all columns of numbers, and the images in parquet, below ``folder``.
+
+    Floats become float32 and integers int64, as ``LeRobotDataset`` gives them. One
+    batch of rows is in memory at a time.
+
+    Returns:
+        The texts of ``language_instruction``; empty where the dataset has no task.
+
+    Raises:
+        SchemaError: the columns are not what the metadata say, or frames are missing.
+    """
+    numbers = {k: v for k, v in layout.features.items() if v.is_number}
+    images = [k for k, v in layout.features.items() if v.dtype == "image"]
+    files = [open_parquet(path) for path in layout.data_files]
+    _check_columns(layout, files, [*numbers, *images])
+    table, task_ids = _tasks(layout)
+    frames = _allocate(layout, numbers, folder / "frames", with_task=len(table) > 0)
+    row = 0
+    with ExitStack() as stack:
+        writers = [stack.enter_context(ImageWriter(folder, n)) for n in images]
+        for path, batch in _batches(layout, files, [*numbers, *images]):
+            rows = slice(row, row + batch.num_rows)
+            for name, feature in numbers.items():
+                values = _numbers(path, name, feature, batch.column(name))
+                frames.get(to_canonical(name))[rows] = values
+            for writer in writers:
+                writer.extend(layout.root, batch.column(writer.name))
+            row += batch.num_rows
+    _check_frames(layout, frames)
+    if len(table):
+        frames.get(INSTRUCTION_KEY).copy_(_instructions(layout, frames, task_ids))
+    return table
+
+
+def _batches(
+    layout: LeRobotLayout, files: list[Any], columns: list[str]
+) -> Iterator[tuple[Path, Any]]:
+    for path, file in zip(layout.data_files, files):
+        for batch in file.iter_batches(_ROWS_AT_ONCE, columns=columns):
+            yield path, batch
+
+
+class ImageWriter:
+    """Append the encoded images of one camera to one file, and note where they are.
+
+    Args:
+        folder: of the cache.
+        name: LeRobot's name of the camera.
+    """
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.name = name
+        self._folder = folder / "images" / name
+        self._folder.mkdir(parents=True)
+        self._blob = (self._folder / "bytes.bin").open("wb")
+        self._ends = [0]
+
+    def extend(self, root: Path, column: Any) -> None:
+        """Append the images of one batch of rows."""
+        for image in column.to_pylist():
+            data = image["bytes"] if image else None
+            if data is None and image and image["path"]:
+                data = self._read(root / image["path"])
+            if data is None:
+                raise SchemaError(
+                    f"{OWNER}: expected an image of {self.name!r} in each frame, got "
+                    f"none in row {len(self._ends) - 1}."
+                )
+            self._blob.write(data)
+            self._ends.append(self._ends[-1] + len(data))
+
+    def _read(self, path: Path) -> bytes:
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{OWNER}: expected the image {str(path)!r} of {self.name!r}, got "
+                "nothing. Fetch the dataset again."
+            )
+        return path.read_bytes()
+
+    def __enter__(self) -> ImageWriter:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Write the offsets."""
+        self._blob.close()
+        np.save(self._folder / "ends.npy", np.asarray(self._ends, dtype=np.int64))
+
+
+def _check_columns(layout: LeRobotLayout, files: list[Any], names: list[str]) -> None:
+    for path, file in zip(layout.data_files, files):
+        missing = sorted(set(names) - set(file.schema_arrow.names))
+        if missing:
+            raise SchemaError(
+                f"{OWNER}: expected the features of 'meta/info.json' as columns in "
+                f"{str(path)!r}, got no {missing}."
+            )
+    rows = sum(file.metadata.num_rows for file in files)
+    if rows != layout.num_frames:
+        raise SchemaError(
+            f"{OWNER}: expected {layout.num_frames} frames (total_frames of "
+            f"'meta/info.json') in {str(layout.root)!r}, got {rows} rows in "
+            f"{len(files)} files. The recording or the download was not finished."
+        )
+
+
+def frame_shape(name: str, feature: Feature) -> tuple[int, ...]:
+    """Return the shape of one frame: the indices are single numbers."""
+    return () if name in INDEX_COLUMNS else feature.shape
+
+
+def _dtype(feature: Feature) -> torch.dtype:
+    if feature.dtype == "bool":
+        return torch.bool
+    return torch.float32 if feature.dtype.startswith("float") else torch.int64
+
+
+def _allocate(
+    layout: LeRobotLayout, numbers: dict[str, Feature], folder: Path, *, with_task: bool
+) -> TensorDict:
+    n_frames = layout.num_frames
+    frames = TensorDict({}, [n_frames])
+    for name, feature in numbers.items():
+        empty = torch.zeros((), dtype=_dtype(feature))
+        shape = (n_frames, *frame_shape(name, feature))
+        frames.set(to_canonical(name), empty.expand(shape))
+    if with_task:
+        frames.set(INSTRUCTION_KEY, torch.zeros((), dtype=torch.int64).expand(n_frames))
+    return frames.memmap_like(str(folder))
+
+
+def _numbers(path: Path, name: str, feature: Feature, column: Any) -> Tensor:
+    n_rows, per_frame = len(column), values_per_frame(feature.shape)
+    # A matrix is an extension type in a process that has imported LeRobot's `datasets`.
+    if isinstance(column, import_extra("pyarrow", "datasets", OWNER).ExtensionArray):
+        column = column.storage
+    nulls = column.null_count
+    while column.type.num_fields:
+        column = column.flatten()
+        nulls += column.null_count
+    if nulls or len(column) != n_rows * per_frame:
+        raise SchemaError(
+            f"{OWNER}: expected {per_frame} numbers a frame (shape {feature.shape}) at "
+            f"feature {name!r} in {str(path)!r}, got {len(column)} in {n_rows} rows, "
+            f"{nulls} of them empty."
+        )
+    values = column.to_numpy(zero_copy_only=False)
+    if values.dtype.kind == "f" and _dtype(feature) != torch.float32:
+        raise SchemaError(
+            f"{OWNER}: expected {feature.dtype} at feature {name!r} in {str(path)!r}, "
+            f"as 'meta/info.json' says, got {values.dtype}."
+        )
+    shape = (n_rows, *frame_shape(name, feature))
+    return torch.tensor(values, dtype=_dtype(feature)).view(shape)
+
+
+def _tasks(layout: LeRobotLayout) -> tuple[InstructionTable, dict[int, int]]:
+    """Return the table of texts and the id of each task."""
+    texts = set(layout.tasks.values())
+    table = InstructionTable()
+    if not any(text.strip() for text in texts):
+        return table, {}
+    return table, {number: table.add(text) for number, text in layout.tasks.items()}
+
+
+def _instructions(
+    layout: LeRobotLayout, frames: TensorDict, task_ids: dict[int, int]
+) -> Tensor:
+    numbers, which = frames.get("task_index").unique(return_inverse=True)
+    unknown = sorted(set(numbers.tolist()) - set(task_ids))
+    if unknown:
+        raise SchemaError(
+            f"{OWNER}: expected task_index of {sorted(task_ids)} (the tasks of "
+            f"{str(layout.root / 'meta')!r}), got {unknown}."
+        )
+    return torch.tensor([task_ids[number] for number in numbers.tolist()])[which]
+
+
+def _check_frames(layout: LeRobotLayout, frames: TensorDict) -> None:
+    """Refuse rows that are not the episodes that the metadata describe."""
+    episode, frame = frames.get(EPISODE_KEY), frames.get(FRAME_KEY)
+    found = dict(zip(*(part.tolist() for part in episode.unique(return_counts=True))))
+    lengths = {entry.index: entry.length for entry in layout.episodes}
+    for number in sorted({**lengths, **found}):
+        if lengths.get(number) != found.get(number):
+            raise SchemaError(
+                f"{OWNER}: expected {lengths.get(number, 0)} frames of episode "
+                f"{number} (says 'meta/'), got {found.get(number, 0)}."
+            )
+    counted = torch.cat([torch.arange(n) for n in _runs(episode)])
+    holes = (frame != counted).nonzero()
+    if len(holes):
+        row = int(holes[0])
+        raise SchemaError(
+            f"{OWNER}: expected the frames of an episode from 0 on without holes, got "
+            f"frame {int(frame[row])} of episode {int(episode[row])} in the place of "
+            f"{int(counted[row])} (row {row})."
+        )
+    time_s = frames.get("timestamp").double()
+    late = time_s - frame.double() / layout.rate_hz
+    rounding = time_s.abs() * torch.finfo(torch.float32).eps
+    off = (late.abs() > TOLERANCE_S + rounding).nonzero()
+    if len(off):
+        row = int(off[0])
+        raise SchemaError(
+            f"{OWNER}: expected timestamps within {TOLERANCE_S} s of frame_index / fps "
+            f"(fps={layout.rate_hz:g}), got {time_s[row]:.6f} s at frame "
+            f"{int(frame[row])} of episode {int(episode[row])} and {len(off) - 1} more."
+        )
+
+
+def _runs(episode: Tensor) -> list[int]:
+    """Return the lengths of the runs of equal numbers."""
+    return torch.unique_consecutive(episode, return_counts=True)[1].tolist()
+
+
+def read_frames(folder: Path) -> tuple[TensorDict, InstructionTable]:
+    """Open what :func:`write_frames` wrote."""
+    table = InstructionTable(json.loads((folder / "instructions.json").read_text()))
+    return TensorDict.load_memmap(str(folder / "frames")), table

@@ -1,0 +1,235 @@
+"""The images of a dataset's cameras, decoded by row and in batches."""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from torchrl_vla.data.lerobot.folder_layout import OWNER
+from torchrl_vla.data.lerobot.video_decoder import DECODERS, VideoIndex
+from torchrl_vla.schema import SchemaError, import_extra
+
+_OPEN_VIDEOS = 64
+# Smaller images are decoded so fast that threads only wait for Python's lock.
+_PIXELS_WORTH_A_THREAD = 180 * 180
+_left_by_parent: list[Any] = []
+
+
+class Camera(Protocol):
+    """The images of one camera."""
+
+    name: str
+    shape: tuple[int, int, int]
+
+    def order(self, rows: np.ndarray) -> np.ndarray:
+        """Return the order in which to decode."""
+
+    def decode(
+        self, rows: np.ndarray, places: np.ndarray, out: np.ndarray, videos: OpenVideos
+    ) -> None:
+        """Write the image of each row, in :meth:`order`, to its place in ``out``."""
+
+
+class OpenVideos:
+    """Keep the videos that one thread decodes open, the last used ones.
+
+    Args:
+        decoder: ``"pyav"`` or ``"torchcodec"``.
+        limit: how many.
+    """
+
+    def __init__(self, decoder: str, limit: int) -> None:
+        self._decoder, self._limit = decoder, limit
+        self._open: OrderedDict[Path, Any] = OrderedDict()
+
+    def get(self, path: Path, index: VideoIndex) -> Any:
+        """Open a file, or find it open."""
+        if path not in self._open:
+            while len(self._open) >= self._limit:
+                self._open.popitem(last=False)[1].close()
+            self._open[path] = DECODERS[self._decoder](path, index)
+        self._open.move_to_end(path)
+        return self._open[path]
+
+
+class EncodedCamera:
+    """Images that lie one after the other in one file, as PNG or JPEG.
+
+    Args:
+        name: the camera.
+        shape: ``(C, h, w)``.
+        folder: what :class:`ImageWriter` wrote.
+    """
+
+    def __init__(self, name: str, shape: tuple[int, int, int], folder: Path) -> None:
+        self.name, self.shape, self._folder = name, shape, folder
+        self._blob = np.memmap(folder / "bytes.bin", np.uint8, "r")
+        self._ends = np.load(folder / "ends.npy", mmap_mode="r")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.name, self.shape, self._folder)
+
+    def order(self, rows: np.ndarray) -> np.ndarray:
+        """Return the order in which they lie."""
+        return np.argsort(rows, kind="stable")
+
+    def decode(
+        self, rows: np.ndarray, places: np.ndarray, out: np.ndarray, videos: OpenVideos
+    ) -> None:
+        """Write the image of each row to its place in ``out``."""
+        image = import_extra("PIL.Image", "datasets", OWNER)
+        last, last_place = None, 0
+        for row, place in zip(rows.tolist(), places.tolist()):
+            if row == last:
+                out[place] = out[last_place]
+                continue
+            data = self._blob[self._ends[row] : self._ends[row + 1]].tobytes()
+            with image.open(io.BytesIO(data)) as image:
+                pixels = np.asarray(image)
+            pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+            check_image(self.name, self.shape, pixels, f"row {row}")
+            out[place] = pixels
+            last, last_place = row, place
+
+
+class VideoCamera:
+    """Images in mp4 files.
+
+    Args:
+        name: the camera.
+        shape: ``(C, h, w)``.
+        folder: what :func:`write_videos` wrote.
+    """
+
+    def __init__(self, name: str, shape: tuple[int, int, int], folder: Path) -> None:
+        self.name, self.shape, self._folder = name, shape, folder
+        with np.load(folder / "files.npz") as files:
+            ends = files["ends"]
+            pieces = [np.split(files[key], ends) for key in ("pts", "is_key")]
+            self._indices = [
+                VideoIndex(pts, is_key, float(time_base_s))
+                for pts, is_key, time_base_s in zip(*pieces, files["time_base_s"])
+            ]
+            self._paths = [Path(path) for path in files["paths"]]
+        self._file = np.load(folder / "file.npy", mmap_mode="r")
+        self._frame = np.load(folder / "frame.npy", mmap_mode="r")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.name, self.shape, self._folder)
+
+    def order(self, rows: np.ndarray) -> np.ndarray:
+        """Return the order by file and, within it, by frame."""
+        return np.lexsort((self._frame[rows], self._file[rows]))
+
+    def decode(
+        self, rows: np.ndarray, places: np.ndarray, out: np.ndarray, videos: OpenVideos
+    ) -> None:
+        """Write the image of each row to its place in ``out``."""
+        files = self._file[rows]
+        starts = np.flatnonzero(np.r_[True, files[1:] != files[:-1]])
+        for part in np.split(np.arange(len(rows)), starts[1:]):
+            which = int(files[part[0]])
+            path = self._paths[which]
+            video = videos.get(path, self._indices[which])
+            numbers, first = np.unique(self._frame[rows[part]], return_index=True)
+            ends = [*first[1:], len(part)]
+            images = video.read(numbers.tolist())
+            for number, start, end, pixels in zip(numbers, first, ends, images):
+                check_image(self.name, self.shape, pixels, f"frame {number} of {path}")
+                for place in places[part[start:end]]:
+                    out[place] = pixels
+
+
+def check_image(
+    name: str, shape: tuple[int, int, int], pixels: np.ndarray, where: str
+) -> None:
+    """Refuse an image that is not what ``info.json`` declares."""
+    c, h, w = shape
+    if pixels.shape != (h, w, c) or pixels.dtype != np.uint8:
+        raise SchemaError(
+            f"{OWNER}: expected uint8 images of {h} x {w} with {c} channels at "
+            f"camera {name!r}, as 'meta/info.json' says, got {pixels.dtype} "
+            f"{pixels.shape} in {where}."
+        )
+
+
+class ImageReader:
+    """Decode the images of some rows, of all cameras, with a few threads.
+
+    Rows are sorted by file and frame and shared out to the threads in runs, so that a
+    decoder goes forward. Threads are a matter of speed only: each has decoders of its
+    own, and an image does not depend on what was decoded before it.
+
+    Args:
+        cameras: by name.
+        decoder: ``"pyav"`` or ``"torchcodec"``.
+    """
+
+    def __init__(self, cameras: Mapping[str, Camera], decoder: str) -> None:
+        self.cameras, self.decoder = dict(cameras), decoder
+        self._n_threads = min(4, _cpus())
+        self._reset()
+
+    def _reset(self) -> None:
+        limit = max(1, _OPEN_VIDEOS // self._n_threads)
+        self._videos = [OpenVideos(self.decoder, limit) for _ in range(self._n_threads)]
+        self._pool: ThreadPoolExecutor | None = None
+        self._lock = threading.Lock()
+        self._process = os.getpid()
+
+    def read(self, rows: Tensor) -> dict[str, Tensor]:
+        """Return uint8 ``[N, C, h, w]`` of each camera, in channels-last memory."""
+        if self._process != os.getpid():
+            # A decoder does not survive a fork. To close it would wait for threads
+            # that only the parent has.
+            _left_by_parent.append((self._videos, self._pool))
+            self._reset()
+        out = {}
+        with self._lock:
+            for name, camera in self.cameras.items():
+                c, h, w = camera.shape
+                pixels = np.empty((len(rows), h, w, c), np.uint8)
+                self._read(camera, rows.numpy(), pixels)
+                out[name] = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+        return out
+
+    def _read(self, camera: Camera, rows: np.ndarray, out: np.ndarray) -> None:
+        order = camera.order(rows)
+        _, h, w = camera.shape
+        n_threads = self._n_threads if h * w >= _PIXELS_WORTH_A_THREAD else 1
+        parts = [part for part in np.array_split(order, n_threads) if len(part)]
+        if len(parts) == 1:
+            camera.decode(rows[order], order, out, self._videos[0])
+            return
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self._n_threads)
+        jobs = [
+            self._pool.submit(camera.decode, rows[part], part, out, videos)
+            for part, videos in zip(parts, self._videos)
+        ]
+        wait(jobs)  # also where one fails: the others still write
+        for job in jobs:
+            job.result()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"cameras": self.cameras, "decoder": self.decoder}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)
+
+
+def _cpus() -> int:
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not Linux
+        return os.cpu_count() or 1

@@ -1,0 +1,255 @@
+"""Frames of mp4 videos: where they are in time, and their pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from torchrl_vla.schema import SchemaError, import_extra
+
+_CALLER = "LeRobotDemonstrations"
+
+
+@cache
+def torchcodec_loads() -> bool:
+    """Tell whether torchcodec is installed and finds FFmpeg's libraries."""
+    try:
+        from torchcodec.decoders import VideoDecoder  # noqa: F401
+    except (ImportError, OSError, RuntimeError):
+        return False
+    return True
+
+
+class VideoIndex(NamedTuple):
+    """The frames of one file in the order of showing.
+
+    Args:
+        pts: int64 ``[N]``, when each is shown, in units of ``time_base_s``.
+        is_key: bool ``[N]``, True = decoding can start here.
+        time_base_s: seconds per unit of ``pts``.
+    """
+
+    pts: np.ndarray
+    is_key: np.ndarray
+    time_base_s: float
+
+    @classmethod
+    def from_file(cls, path: Path) -> VideoIndex:
+        """Read the times of all frames, without decoding any.
+
+        Raises:
+            SchemaError: it is no video, or is cut off.
+        """
+        av = import_extra("av", "datasets", _CALLER)
+        try:
+            with av.open(str(path)) as container:
+                stream = container.streams.video[0]
+                packets = [
+                    (packet.pts, packet.is_keyframe)
+                    for packet in container.demux(stream)
+                    if packet.pts is not None and not packet.is_discard
+                ]
+                time_base_s = float(stream.time_base)
+        except (av.FFmpegError, IndexError) as error:
+            raise SchemaError(
+                f"{_CALLER}: expected a finished video at {str(path)!r}, got {error}. "
+                "The recording or the download was not finished."
+            ) from error
+        if not packets:
+            raise SchemaError(
+                f"{_CALLER}: expected a finished video at {str(path)!r}, got no frames."
+            )
+        pts, is_key = zip(*sorted(packets))
+        return cls(np.array(pts, np.int64), np.array(is_key, bool), time_base_s)
+
+    @property
+    def times_s(self) -> np.ndarray:
+        """When each frame is shown, float64 ``[N]``."""
+        return self.pts * self.time_base_s
+
+    def find(self, times_s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the number of the nearest frame and how far it is, in seconds."""
+        there = self.times_s
+        after = np.searchsorted(there, times_s).clip(1, len(there) - 1)
+        before_is_nearer = times_s - there[after - 1] <= there[after] - times_s
+        number = np.where(before_is_nearer, after - 1, after).clip(0)
+        return number, np.abs(there[number] - times_s)
+
+
+class PyAVVideo:
+    """Decode frames of one open file with PyAV.
+
+    It goes on from where it is when that is nearer than the last key frame before the
+    one that is wanted, and jumps there otherwise.
+
+    Args:
+        path: the file.
+        index: its frames.
+    """
+
+    def __init__(self, path: Path, index: VideoIndex) -> None:
+        av = import_extra("av", "datasets", _CALLER)
+        self._path, self._index, self._error = path, index, av.FFmpegError
+        self._keys = index.is_key.nonzero()[0]
+        self._container = av.open(str(path))
+        self._stream = self._container.streams.video[0]
+        self._stream.thread_type = "NONE"  # each jump decodes a frame or two
+        self._stream.thread_count = 1
+        # One for all frames: a new one for each costs half the time of small frames.
+        self._to_rgb = import_extra(
+            "av.video.reformatter", "datasets", _CALLER
+        ).VideoReformatter()
+        self._frames: Iterator[Any] = iter(())
+        self._next: int | None = None
+
+    def read(self, numbers: Sequence[int]) -> Iterator[np.ndarray]:
+        """Yield RGB uint8 ``[h, w, 3]`` of each frame; the numbers ascend."""
+        for number in numbers:
+            frame = self._to_rgb.reformat(self._decode(number), format="rgb24")
+            (plane,) = frame.planes
+            rows = np.frombuffer(plane, np.uint8).reshape(frame.height, plane.line_size)
+            yield rows[:, : 3 * frame.width].reshape(frame.height, frame.width, 3)
+
+    def _decode(self, number: int) -> Any:
+        problem: Exception | str = "no image for it"
+        try:
+            frame = self._search(number)
+        except self._error as error:
+            frame, problem = None, error
+        if frame is None:
+            self._next = None
+            raise SchemaError(
+                f"{_CALLER}: expected frame {number} in {str(self._path)!r}, got "
+                f"{problem}. The file is damaged: fetch the dataset again."
+            )
+        return frame
+
+    def _search(self, number: int) -> Any | None:
+        wanted = self._index.pts[number]
+        place = int(np.searchsorted(self._keys, number, "right")) - 1
+        if self._next is None or not self._keys[max(place, 0)] <= self._next <= number:
+            self._jump(place)
+        while place >= 0:
+            for frame in self._frames:
+                self._next = int(np.searchsorted(self._index.pts, frame.pts, "right"))
+                if frame.pts == wanted:
+                    return frame
+                if frame.pts > wanted:  # the file's own index led past it
+                    break
+            place -= 1
+            self._jump(place)
+        return None
+
+    def _jump(self, place: int) -> None:
+        if place < 0:
+            self._next = None
+            return
+        number = int(self._keys[place])
+        pts = int(self._index.pts[number])
+        self._container.seek(pts, stream=self._stream, backward=True)
+        self._frames = self._container.decode(self._stream)
+        self._next = number
+
+    def close(self) -> None:
+        """Close the file."""
+        self._container.close()
+
+
+class TorchcodecVideo:
+    """Decode frames of one open file with torchcodec.
+
+    Args:
+        path: the file.
+        index: its frames.
+    """
+
+    def __init__(self, path: Path, index: VideoIndex) -> None:
+        self._path, self._index = path, index
+        self._exact = False
+        self._decoder = self._open("approximate")
+
+    def _open(self, seek_mode: str) -> Any:
+        decoders = import_extra("torchcodec.decoders", "lerobot", _CALLER)
+        return decoders.VideoDecoder(str(self._path), seek_mode=seek_mode)
+
+    def read(self, numbers: Sequence[int]) -> Iterator[np.ndarray]:
+        """Yield RGB uint8 ``[h, w, 3]`` of each frame; the numbers ascend."""
+        frames = self._decode(numbers)
+        yield from frames.permute(0, 2, 3, 1).numpy()
+
+    def _decode(self, numbers: Sequence[int]) -> Tensor:
+        batch = self._decoder.get_frames_at(list(numbers))
+        wanted = torch.from_numpy(self._index.times_s[list(numbers)])
+        late = (batch.pts_seconds - wanted).abs().max()
+        if late <= self._index.time_base_s:
+            return batch.data
+        if self._exact:
+            raise SchemaError(
+                f"{_CALLER}: expected frames {list(numbers)} of {str(self._path)!r}, "
+                f"got images {late:.6f} s away from torchcodec. Pass decoder='pyav'."
+            )
+        # Its rate is not constant: numbers have to be looked up, not computed.
+        self._exact = True
+        self._decoder = self._open("exact")
+        return self._decode(numbers)
+
+    def close(self) -> None:
+        """Let the file go."""
+        del self._decoder
+
+
+DECODERS = {"pyav": PyAVVideo, "torchcodec": TorchcodecVideo}
+
+
+def decoder_name(decoder: str | None) -> str:
+    """Return the decoder to use: torchcodec where it loads, else PyAV.
+
+    Raises:
+        ValueError: the name is unknown.
+        MissingExtraError: the one that is asked for does not load.
+    """
+    if decoder is None:
+        return "torchcodec" if torchcodec_loads() else "pyav"
+    if decoder not in DECODERS:
+        raise ValueError(
+            f"{_CALLER}: expected a decoder of {sorted(DECODERS)} or None, got "
+            f"{decoder!r}."
+        )
+    if decoder == "torchcodec" and not torchcodec_loads():
+        raise ValueError(
+            f"{_CALLER}: expected torchcodec to load, got no success. Install it with "
+            "FFmpeg's shared libraries (`apt-get install ffmpeg`), or pass "
+            "decoder='pyav'."
+        )
+    return decoder
+
+
+def decode_video(
+    path: Path | str, times_s: Sequence[float], *, decoder: str | None = None
+) -> Tensor:
+    """Decode the frames that are shown at some times.
+
+    Args:
+        path: a video file.
+        times_s: seconds from its start, in any order.
+
+    Keyword Args:
+        decoder: ``"torchcodec"``, ``"pyav"`` or None = torchcodec where it loads.
+
+    Returns:
+        RGB uint8 ``[N, 3, h, w]``, in channels-last memory.
+    """
+    path = Path(path)
+    index = VideoIndex.from_file(path)
+    numbers, _ = index.find(np.asarray(times_s, dtype=np.float64))
+    unique, where = np.unique(numbers, return_inverse=True)
+    video = DECODERS[decoder_name(decoder)](path, index)
+    images = np.stack(list(video.read(unique.tolist())))[where]
+    video.close()
+    return torch.from_numpy(images).permute(0, 3, 1, 2)

@@ -1,0 +1,117 @@
+"""How a simulator is drawn apart from its steps, and when it has to be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from torchrl_vla.schema import IMAGE_KEY, OBSERVATION_NEEDED_KEY, SchemaError
+
+Key = str | tuple[str, ...]
+Shape = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class RenderSpec:
+    """Say how a simulator is drawn, apart from its steps.
+
+    A simulator that paints inside its step paints steps that nobody looks at. One
+    with a ``RenderSpec`` steps its physics alone, and is drawn where it is asked to.
+
+    Args:
+        draw: returns the image of a gymnasium environment as it is now, uint8
+            ``[h, w, C]``, or ``{camera: image}``. It must not move the simulation.
+        shape: ``(h, w, C)`` of the image, or ``{camera: (h, w, C)}``.
+
+    Examples:
+        >>> drawing = RenderSpec(lambda env: env.render(), (500, 500, 3))
+        >>> drawing.layout
+        {('observation', 'image'): (3, 500, 500)}
+    """
+
+    draw: Callable[[gymnasium.Env], Any]
+    shape: Shape | Mapping[str, Shape]
+
+    @property
+    def layout(self) -> dict[Key, Shape]:
+        """The keys of the images in the schema, and their shapes ``(C, h, w)``."""
+        if isinstance(self.shape, Mapping):
+            shapes = {(*IMAGE_KEY, name): shape for name, shape in self.shape.items()}
+        else:
+            shapes = {IMAGE_KEY: self.shape}
+        return {key: (c, h, w) for key, (h, w, c) in shapes.items()}
+
+    def __call__(self, envs: Sequence[gymnasium.Env]) -> dict[Key, np.ndarray]:
+        """Draw ``n`` environments; there is an array ``[n, C, h, w]`` per image.
+
+        Raises:
+            SchemaError: an image is not what ``shape`` says.
+        """
+        layout = self.layout
+        images = [to_images(self.draw(env)) for env in envs]
+        for image in images:
+            got = {key: image.shape for key, image in image.items()}
+            if got != layout:
+                raise SchemaError(
+                    f"RenderSpec: expected images (C, h, w) {layout}, as 'shape' says, "
+                    f"got {got}. Correct the shape."
+                )
+        return {
+            key: np.stack([image[key] for image in images])
+            if images
+            else np.empty((0, *shape), np.uint8)
+            for key, shape in layout.items()
+        }
+
+
+def to_images(images: Any) -> dict[Key, np.ndarray]:
+    """Return an image ``[h, w, C]``, or several by camera, as the schema has them.
+
+    Raises:
+        SchemaError: an image is not uint8 ``[h, w, C]``.
+    """
+    if isinstance(images, Mapping):
+        return {(*IMAGE_KEY, name): _to_chw(x, name) for name, x in images.items()}
+    return {IMAGE_KEY: _to_chw(images, "image")}
+
+
+def _to_chw(image: Any, name: str) -> np.ndarray:
+    image = np.asarray(image)
+    if image.dtype != np.uint8 or image.ndim != 3:
+        raise SchemaError(
+            f"GymnasiumEnv: expected a uint8 image [h, w, C] at {name!r}, got "
+            f"{image.dtype} of shape {image.shape}. Convert it in observe or draw."
+        )
+    return np.ascontiguousarray(image.transpose(2, 0, 1))
+
+
+def observation_is_needed(tensordict: TensorDictBase, batch_size: torch.Size) -> Tensor:
+    """Return the rows that a policy may look at after this step, bool ``[*B]``.
+
+    All of them, unless an executor said otherwise.
+
+    **Reads** ``observation_needed`` bool ``[*B, 1]``, if it is there.
+
+    Raises:
+        SchemaError: it is not bool, or not one per row.
+    """
+    observation_needed = tensordict.get(OBSERVATION_NEEDED_KEY, None)
+    if observation_needed is None:
+        return torch.ones(batch_size, dtype=torch.bool, device=tensordict.device)
+    if (
+        observation_needed.dtype != torch.bool
+        or observation_needed.numel() != batch_size.numel()
+    ):
+        raise SchemaError(
+            f"Environment: expected bool {[*batch_size, 1]} at {OBSERVATION_NEEDED_KEY!r}, "
+            f"got {observation_needed.dtype} {list(observation_needed.shape)}. No row was moved. "
+            "True = the policy will look at what this step shows."
+        )
+    return observation_needed.reshape(batch_size)

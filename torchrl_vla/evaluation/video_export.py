@@ -1,0 +1,152 @@
+"""Images of episodes: clip strips without any package, videos with PyAV."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torchrl.envs import EnvBase
+
+from torchrl_vla.data.episodes import EpisodeStep
+from torchrl_vla.schema import import_extra
+
+
+class Recorder:
+    """Keep the images of the first few episodes of an evaluation.
+
+    Args:
+        episodes: how many to keep.
+        image: environment to uint8 RGB ``[N, 3, h, w]``, called once a step while
+            one of the episodes runs; by default ``env.render()``.
+
+    Examples:
+        >>> from torchrl_vla.envs import TabletopEnv
+        >>> from torchrl_vla.evaluation import evaluate
+        >>> env, recorder = TabletopEnv(2, image_size=16), Recorder(1)
+        >>> _ = evaluate(
+        ...     env, env.make_expert(), 2, recorder=recorder, progress=False
+        ... )
+        >>> recorder.clips[0].shape[1:]
+        torch.Size([3, 160, 160])
+    """
+
+    def __init__(
+        self,
+        episodes: int = 4,
+        image: Callable[[EnvBase], Tensor] = lambda env: env.render(),
+    ) -> None:
+        self.episodes = episodes
+        self.image = image
+        self._frames: dict[int, list[Tensor]] = {}
+
+    def add(self, step: EpisodeStep, env: EnvBase) -> None:
+        """Take an image of each recorded episode that is running."""
+        wanted = (step.episode >= 0) & (step.episode < self.episodes)
+        if not bool(wanted.any()):
+            return
+        images = self.image(env).cpu()
+        for row in wanted.nonzero()[:, 0].tolist():
+            index = int(step.episode[row])
+            self._frames.setdefault(index, []).append(images[row])
+
+    @property
+    def clips(self) -> list[Tensor]:
+        """The episodes' images, uint8 ``[T, 3, h, w]`` each, in order."""
+        return [torch.stack(self._frames[index]) for index in sorted(self._frames)]
+
+
+def contact_sheet(clips: Sequence[Tensor], columns: int = 8) -> Tensor:
+    """Lay clips out as rows of evenly spaced frames, the last frame last.
+
+    Args:
+        clips: uint8 ``[T, 3, h, w]`` each.
+        columns: frames per row; a shorter clip repeats its last frame.
+
+    Returns:
+        uint8 ``[3, H, W]``, with a frame of two white pixels around each image.
+
+    Raises:
+        ValueError: there is no clip, or fewer than two columns.
+    """
+    if not clips or columns < 2:
+        raise ValueError(
+            "contact_sheet: expected at least one clip and columns >= 2, got "
+            f"{len(clips)} clips and columns={columns}."
+        )
+    rows = []
+    for clip in clips:
+        last = len(clip) - 1
+        index = [min(round(i * last / (columns - 1)), last) for i in range(columns)]
+        frames = [
+            torch.nn.functional.pad(clip[i], (2, 2, 2, 2), value=255) for i in index
+        ]
+        rows.append(torch.cat(frames, -1))
+    return torch.cat(rows, -2)
+
+
+def write_png(path: Path, image: Tensor) -> Path:
+    """Write a uint8 RGB image ``[3, h, w]`` as PNG.
+
+    Raises:
+        ValueError: the image has another dtype or shape.
+    """
+    if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
+        raise ValueError(
+            f"write_png: expected uint8 [3, h, w], got {image.dtype} "
+            f"{tuple(image.shape)}."
+        )
+    height, width = image.shape[1:]
+    pixels = image.permute(1, 2, 0).reshape(height, width * 3)
+    # Every line of a PNG begins with the number of its filter; 0 is none.
+    lines = torch.nn.functional.pad(pixels, (1, 0)).cpu().numpy().tobytes()
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + _png_chunk(b"IHDR", header)
+        + _png_chunk(b"IDAT", zlib.compress(lines, 6))
+        + _png_chunk(b"IEND", b"")
+    )
+    return path
+
+
+def write_video(path: Path, clip: Tensor, *, rate_hz: float = 10.0) -> Path:
+    """Write uint8 frames ``[T, 3, h, w]`` as a video (extra ``video``).
+
+    Args:
+        path: ``.mp4`` or another container that FFmpeg knows by its ending.
+        clip: the frames; height and width must be even.
+        rate_hz: frames per second.
+
+    Raises:
+        MissingExtraError: PyAV is not installed.
+        ValueError: the clip has another dtype or shape, or an odd height or width.
+    """
+    if clip.dtype != torch.uint8 or clip.ndim != 4 or clip.shape[1] != 3:
+        raise ValueError(
+            f"write_video: expected uint8 [T, 3, h, w], got {clip.dtype} "
+            f"{tuple(clip.shape)}."
+        )
+    if clip.shape[-2] % 2 or clip.shape[-1] % 2:
+        raise ValueError(
+            "write_video: expected an even height and width, got "
+            f"{tuple(clip.shape[-2:])}. Pad the clip by a pixel."
+        )
+    av = import_extra("av", "video", "write_video")
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=round(rate_hz))
+        stream.height, stream.width = clip.shape[-2:]
+        stream.pix_fmt = "yuv420p"
+        for image in clip.permute(0, 2, 3, 1).cpu().contiguous().numpy():
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def _png_chunk(kind: bytes, data: bytes) -> bytes:
+    checksum = zlib.crc32(kind + data)
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", checksum)

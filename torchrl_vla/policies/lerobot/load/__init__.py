@@ -1,0 +1,1 @@
+"""Loading LeRobot policies: registry, checkpoints, weights, health checks."""

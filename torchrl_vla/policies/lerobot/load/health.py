@@ -1,0 +1,353 @@
+"""Say what would go wrong with a LeRobot checkpoint, before anything is loaded."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from torchrl_vla.policies.lerobot.load.lerobot_settings import LeRobotSettings
+
+_TYPES_0_4 = (
+    "act",
+    "diffusion",
+    "groot",
+    "pi0",
+    "pi05",
+    "pi0_fast",
+    "reward_classifier",
+    "sac",
+    "sarm",
+    "smolvla",
+    "tdmpc",
+    "vqbet",
+    "wall_x",
+    "xvla",
+)
+_TYPES_0_6 = (
+    "act",
+    "diffusion",
+    "eo1",
+    "evo1",
+    "fastwam",
+    "gaussian_actor",
+    "groot",
+    "lingbot_va",
+    "molmoact2",
+    "multi_task_dit",
+    "pi0",
+    "pi05",
+    "pi0_fast",
+    "smolvla",
+    "tdmpc",
+    "vla_jepa",
+    "vqbet",
+    "wall_x",
+    "xvla",
+)
+
+#: The policy types that LeRobot registers, by its minor version.
+LEROBOT_POLICY_TYPES = {"0.4": _TYPES_0_4, "0.6": _TYPES_0_6}
+
+_INSTALL = "Install it with: pip install 'torchrl-vla[lerobot]'"
+_PROCESSORS = ("policy_preprocessor.json", "policy_postprocessor.json")
+_MODELS = (
+    ("config.json", "vlm_model_name"),
+    ("config.json", "base_model_path"),
+    ("adapter_config.json", "base_model_name_or_path"),
+)
+_HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
+_SWITCHED_ON = {"1", "true", "yes", "on"}
+
+
+@dataclass(frozen=True)
+class HealthReport:
+    """What :func:`check_lerobot_health` found; prints itself as a table.
+
+    Args:
+        problems: one sentence each, with what to do; empty when all is well.
+        lerobot_version: of the installed package; None = it is not installed.
+        path: what was looked at.
+        folder: the local folder that it is; None = it would have to be downloaded.
+        policy_type: what the checkpoint says it is, or what was asked for.
+        device: where it would run.
+        cache_folder: where the Hub's files are kept.
+        embodiment_tag: name of the robot.
+
+    Examples:
+        >>> print(HealthReport(problems=(), lerobot_version="0.6.1", device="cpu"))
+        ok               yes
+        lerobot_version  0.6.1
+        path             -
+        folder           -
+        policy_type      -
+        device           cpu
+        cache_folder     -
+        embodiment_tag   -
+    """
+
+    problems: tuple[str, ...]
+    lerobot_version: str | None = None
+    path: str | None = None
+    folder: Path | None = None
+    policy_type: str | None = None
+    device: str | None = None
+    cache_folder: Path | None = None
+    embodiment_tag: str | None = None
+
+    @property
+    def ok(self) -> bool:
+        """True = nothing that was looked at is wrong."""
+        return not self.problems
+
+    def __str__(self) -> str:
+        rows = {"ok": "yes" if self.ok else "no"}
+        for entry in fields(self)[1:]:
+            value = getattr(self, entry.name)
+            rows[entry.name] = "-" if value is None else str(value)
+        lines = [f"{name:<17}{value}" for name, value in rows.items()]
+        return "\n".join([*lines, *(f"problem: {text}" for text in self.problems)])
+
+
+def check_lerobot_health(
+    path: str | Path | None = None,
+    policy_type: str | None = None,
+    *,
+    settings: LeRobotSettings | None = None,
+) -> HealthReport:
+    """Look for what would stop a LeRobot checkpoint from running; load nothing.
+
+    Takes milliseconds: LeRobot is not imported, weights are not read and the network
+    is not asked. Looked at are the package and its version, the path, the files of a
+    checkpoint, its type, the files that its processors name (a tokenizer whose folder
+    has been moved), and the device.
+
+    Args:
+        path: folder of a checkpoint, or repo id; None = that of ``settings``.
+        policy_type: what it should be; None = that of ``settings``.
+
+    Keyword Args:
+        settings: None = what the environment variables say.
+
+    Returns:
+        The report; whatever is wrong is in it, nothing is raised.
+
+    Examples:
+        >>> report = check_lerobot_health("/no/such/folder", settings=LeRobotSettings())
+        >>> report.ok, report.problems[-1]
+        (False, "expected a checkpoint folder at '/no/such/folder', got nothing there. \
+Correct the path; a repo id looks like 'owner/name'.")
+    """
+    problems: list[str] = []
+    if settings is None:
+        try:
+            settings = LeRobotSettings.from_environment()
+        except ValueError as error:
+            problems.append(str(error))
+            settings = LeRobotSettings()
+    path = settings.path if path is None else str(path)
+    wanted = policy_type or settings.policy_type
+    version = _installed_version()
+    types, found = _known_types(version)
+    problems += found
+    cache = settings.cache_folder or _default_cache()
+    folder: Path | None = None
+    config: Mapping[str, Any] = {}
+    if path is None:
+        problems.append(
+            "expected the path of a policy, got none. Pass path=, or set "
+            "LEROBOT_POLICY_PATH."
+        )
+    else:
+        folder, found = _find_folder(path, cache, has_owner=True)
+        problems += found
+    if folder is not None:
+        config, found = _read_json(folder / "config.json")
+        problems += _checkpoint_problems(folder, found)
+        problems += _model_problems(folder, cache)
+        problems += _processor_problems(folder, cache)
+    problems += _type_problems(config.get("type"), wanted, types)
+    problems += _device_problems(settings.device)
+    return HealthReport(
+        problems=tuple(problems),
+        lerobot_version=version,
+        path=path,
+        folder=folder,
+        policy_type=config.get("type", wanted),
+        device=settings.device,
+        cache_folder=cache,
+        embodiment_tag=settings.embodiment_tag,
+    )
+
+
+def _installed_version() -> str | None:
+    if importlib.util.find_spec("lerobot") is None:
+        return None
+    try:
+        return importlib.metadata.version("lerobot")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def _known_types(version: str | None) -> tuple[tuple[str, ...], list[str]]:
+    newest = _TYPES_0_6
+    if version is None:
+        return newest, [f"expected the package 'lerobot', got none. {_INSTALL}"]
+    minor = ".".join(version.split(".")[:2])
+    if minor not in LEROBOT_POLICY_TYPES:
+        return newest, [
+            f"expected lerobot of {list(LEROBOT_POLICY_TYPES)}, got {version}, with "
+            f"which nothing here was tested. {_INSTALL}"
+        ]
+    return LEROBOT_POLICY_TYPES[minor], []
+
+
+def _default_cache() -> Path:
+    home = os.environ.get("HF_HOME") or "~/.cache/huggingface"
+    cache = os.environ.get("HF_HUB_CACHE") or os.path.join(home, "hub")
+    return Path(cache).expanduser()
+
+
+def _find_folder(
+    name: str, cache: Path, *, has_owner: bool = False
+) -> tuple[Path | None, list[str]]:
+    """Return the local folder of a path or repo id, and what is wrong with it.
+
+    ``has_owner``: True = a repo id is ``owner/name``; some tokenizers have none.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder, []
+    if folder.exists():
+        return None, [
+            f"expected a checkpoint folder at {name!r}, got a file. Pass the folder "
+            "that it is in."
+        ]
+    if not _HUB_ID.fullmatch(name) or (has_owner and "/" not in name):
+        return None, [
+            f"expected a checkpoint folder at {name!r}, got nothing there. Correct "
+            "the path; a repo id looks like 'owner/name'."
+        ]
+    repo = cache / f"models--{name.replace('/', '--')}"
+    reference = repo / "refs" / "main"
+    if reference.is_file():
+        snapshot = repo / "snapshots" / reference.read_text().strip()
+        if snapshot.is_dir():
+            return snapshot, []
+    if os.environ.get("HF_HUB_OFFLINE", "").lower() in _SWITCHED_ON:
+        return None, [
+            f"expected a folder, or a repo in the cache {str(cache)!r}, at {name!r}, "
+            "got neither, and HF_HUB_OFFLINE forbids to download it. Correct the "
+            "path, or download it first."
+        ]
+    return None, []
+
+
+def _read_json(file: Path) -> tuple[Mapping[str, Any], list[str]]:
+    if not file.is_file():
+        return {}, [f"{file.name!r} is missing"]
+    try:
+        content = json.loads(file.read_text())
+    except ValueError as error:
+        return {}, [f"{file.name!r} is no JSON ({error})"]
+    if not isinstance(content, dict):
+        return {}, [f"{file.name!r} holds a {type(content).__name__}, no object"]
+    return content, []
+
+
+def _checkpoint_problems(folder: Path, found: list[str]) -> Iterator[str]:
+    """Say which files a checkpoint lacks; ``found`` is wrong with its config."""
+    adapter = (folder / "adapter_config.json").is_file()
+    weights = "adapter_model.safetensors" if adapter else "model.safetensors"
+    missing = [name for name in (weights, *_PROCESSORS) if not (folder / name).exists()]
+    found = [*found, *(f"{name!r} is missing" for name in missing)]
+    if not found:
+        return
+    advice = "Save it again with LeRobot"
+    if (folder / "pretrained_model").is_dir():
+        advice = f"Pass {str(folder / 'pretrained_model')!r}, which is inside"
+    elif set(missing) & set(_PROCESSORS) and weights not in missing:
+        advice = (
+            "Without its processors the policy would see and say unnormalized numbers: "
+            "convert an old checkpoint with LeRobot's migrate_policy_normalization"
+        )
+    yield f"expected a checkpoint in {str(folder)!r}, but {', '.join(found)}. {advice}."
+
+
+def _model_problems(folder: Path, cache: Path) -> Iterator[str]:
+    """Say which other models the checkpoint names in vain."""
+    for file, entry in _MODELS:
+        name = _read_json(folder / file)[0].get(entry)
+        if isinstance(name, str):
+            for problem in _find_folder(name, cache)[1]:
+                yield (
+                    f"{entry!r} in {str(folder / file)!r}: {problem} A moved model "
+                    f"takes from_pretrained(..., overrides={{{entry!r}: folder}})."
+                )
+
+
+def _processor_problems(folder: Path, cache: Path) -> Iterator[str]:
+    """Say which files and tokenizers the processors name in vain."""
+    for name in _PROCESSORS:
+        if not (folder / name).exists():
+            continue
+        processor, found = _read_json(folder / name)
+        yield from found
+        for step in processor.get("steps", []):
+            label = step.get("registry_name", step.get("class"))
+            state = step.get("state_file")
+            if state and not (folder / state).is_file():
+                yield (
+                    f"expected the state of {label!r} at {str(folder / state)!r}, "
+                    f"which {name!r} names, got nothing there. Copy the whole folder."
+                )
+            tokenizer = step.get("config", {}).get("tokenizer_name")
+            if isinstance(tokenizer, str) and (
+                wrong := _find_folder(tokenizer, cache)[1]
+            ):
+                yield (
+                    f"'tokenizer_name' of {label!r} in {name!r}: {wrong[0]} A moved "
+                    "checkpoint takes from_pretrained(..., processor_overrides="
+                    f"{{{label!r}: {{'tokenizer_name': folder}}}})."
+                )
+
+
+def _type_problems(
+    declared: str | None, wanted: str | None, types: tuple[str, ...]
+) -> Iterator[str]:
+    for name in dict.fromkeys((declared, wanted)):
+        if name is not None and name not in types:
+            yield (
+                f"expected a policy type of {list(types)}, got {name!r}. Correct it, "
+                "or install the LeRobot that has it."
+            )
+    if declared and wanted and declared != wanted:
+        yield (
+            f"expected a policy of type {wanted!r}, got {declared!r} in its "
+            "'config.json'. Correct the path or LEROBOT_POLICY_TYPE."
+        )
+
+
+def _device_problems(name: str) -> Iterator[str]:
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        yield f"expected a device such as 'cpu' or 'cuda:0', got {name!r}."
+        return
+    if device.type == "cpu":
+        return
+    backend = getattr(torch, device.type, None)
+    count = backend.device_count() if hasattr(backend, "device_count") else 0
+    if (device.index or 0) >= count:
+        yield (
+            f"expected a device that is there, got {name!r}, of which torch sees "
+            f"{count}. Use 'cpu', or install a torch for that device."
+        )

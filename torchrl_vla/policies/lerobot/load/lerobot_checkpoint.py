@@ -1,0 +1,296 @@
+"""Read a LeRobot checkpoint the way ``lerobot-eval`` does, and refuse half of one."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from torchrl_vla.policies.lerobot.load.lora_adapters import (
+    ADAPTER,
+    WEIGHTS,
+    base_of,
+    put_adapter_on,
+)
+from torchrl_vla.policies.lerobot.load.registry import kind_of
+from torchrl_vla.policies.lerobot.load.weights import check_weights
+from torchrl_vla.schema import SchemaError, import_extra
+from torchrl_vla.schema.lerobot_names import is_repo_id
+
+_CALLER = "LeRobotPolicyWrapper.from_pretrained"
+_PROCESSORS = ("policy_preprocessor.json", "policy_postprocessor.json")
+
+Processor = Callable[[Any], Any]
+
+
+class Checkpoint(NamedTuple):
+    """A policy and the two pipelines that it was trained with.
+
+    Args:
+        policy: LeRobot's ``PreTrainedPolicy``, in evaluation mode.
+        preprocessor: robot space to model space.
+        postprocessor: model space to robot space.
+    """
+
+    policy: Any
+    preprocessor: Processor
+    postprocessor: Processor
+
+
+def read_checkpoint(
+    source: Path | str,
+    *,
+    revision: str | None = None,
+    device: str | torch.device | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    processor_overrides: Mapping[str, Mapping[str, Any]] | None = None,
+    statistics: Mapping[str, Mapping[str, Any]] | None = None,
+    cache_folder: Path | str | None = None,
+) -> Checkpoint:
+    """Load policy, preprocessor and postprocessor.
+
+    Args:
+        source: a folder, or a repo id of the Hugging Face Hub.
+        revision: of the repo.
+        device: where the policy runs; None = where it was trained, if that is there.
+        overrides: fields of the policy's configuration.
+        processor_overrides: arguments of the preprocessor's steps, by step.
+        statistics: replace those of the features that they name, in both pipelines,
+            as LeRobot does when it trains a checkpoint on other data.
+        cache_folder: of the Hub's files; None = the Hub's own.
+
+    Raises:
+        MissingExtraError: ``lerobot`` is not installed.
+        FileNotFoundError: ``source`` is a path to nothing.
+        SchemaError: the checkpoint lacks files, statistics or weights, is of a type
+            that was not exercised, or names files that are gone.
+    """
+    factory = import_extra("lerobot.policies.factory", "lerobot", _CALLER)
+    configs = import_extra("lerobot.configs.policies", "lerobot", _CALLER)
+    folder = _find_folder(source, revision, cache_folder)
+    _check_files(folder)
+    config = _read_config(configs.PreTrainedConfig, folder, device, overrides)
+    kind_of(config.type)
+    policy = _read_policy(factory, folder, config)
+    steps = {"device_processor": {"device": str(config.device)}}
+    for name, arguments in (processor_overrides or {}).items():
+        steps[name] = {**steps.get(name, {}), **arguments}
+    try:
+        preprocessor, postprocessor = factory.make_pre_post_processors(
+            policy_cfg=config,
+            pretrained_path=str(folder),
+            preprocessor_overrides=steps,
+        )
+    except Exception as error:
+        raise _unreadable(folder, "processors", error) from error
+    if statistics is not None:
+        preprocessor = _with_statistics(preprocessor, statistics)
+        postprocessor = _with_statistics(postprocessor, statistics)
+    check_statistics(preprocessor, postprocessor)
+    return Checkpoint(policy, preprocessor, postprocessor)
+
+
+def read_ensemble_coefficient(
+    source: Path | str,
+    *,
+    revision: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    cache_folder: Path | str | None = None,
+) -> float | None:
+    """Return the ``temporal_ensemble_coeff`` that a checkpoint is to act with.
+
+    LeRobot's ACT averages its chunks with it; None = it executes them as they are, as
+    every other type does.
+
+    Args:
+        source: a folder, or a repo id of the Hugging Face Hub.
+        revision: of the repo.
+        overrides: fields of the policy's configuration.
+        cache_folder: of the Hub's files; None = the Hub's own.
+
+    Raises:
+        FileNotFoundError: ``source`` is a path to nothing.
+        MissingExtraError: ``lerobot`` is not installed.
+        SchemaError: the checkpoint lacks files.
+    """
+    import_extra("lerobot.policies.factory", "lerobot", _CALLER)
+    folder = _find_folder(source, revision, cache_folder)
+    _check_files(folder)
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except ValueError as error:
+        raise _unreadable(folder, "configuration", error) from error
+    return {**config, **(overrides or {})}.get("temporal_ensemble_coeff")
+
+
+def _find_folder(
+    source: Path | str, revision: str | None, cache_folder: Path | str | None
+) -> Path:
+    path, text = Path(source).expanduser(), str(source)
+    if path.is_dir():
+        inner = path / "pretrained_model"  # LeRobot's training saves one level deeper
+        return inner if inner.is_dir() and not (path / "config.json").exists() else path
+    if not is_repo_id(source):
+        raise FileNotFoundError(
+            f"{_CALLER}: expected a checkpoint folder or a repo id 'owner/name', got "
+            f"{text!r}, where there is no folder. Check the path."
+        )
+    hub = import_extra("huggingface_hub", "lerobot", _CALLER)
+    try:
+        snapshot = hub.snapshot_download(
+            text,
+            revision=revision,
+            cache_dir=cache_folder,
+            allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"],
+        )
+    except Exception as error:
+        raise FileNotFoundError(
+            f"{_CALLER}: expected a folder, or a repo id that the Hugging Face Hub has, "
+            f"got {text!r} (revision {revision}): {type(error).__name__}: {error}. "
+            "Check the name, the network, and HF_HUB_OFFLINE."
+        ) from error
+    return Path(snapshot)
+
+
+def _check_files(folder: Path) -> None:
+    there = sorted(path.name for path in folder.iterdir())
+    if "config.json" not in there or not {WEIGHTS, ADAPTER} & set(there):
+        raise SchemaError(
+            f"{_CALLER}: expected 'config.json' and {WEIGHTS!r} (or {ADAPTER!r}) in "
+            f"{str(folder)!r}, got {there}. Pass the folder that LeRobot saved as "
+            "'pretrained_model'."
+        )
+    missing = [name for name in _PROCESSORS if name not in there]
+    if missing:
+        raise SchemaError(
+            f"{_CALLER}: expected {list(_PROCESSORS)} in {str(folder)!r}, got no "
+            f"{missing}. Without its processors a policy neither normalizes nor "
+            "tokenizes. Save them with preprocessor.save_pretrained(folder) and "
+            "postprocessor.save_pretrained(folder), or convert an old checkpoint with "
+            "`python -m lerobot.processor.migrate_policy_normalization`."
+        )
+
+
+def _read_config(
+    config_class: Any,
+    folder: Path,
+    device: str | torch.device | None,
+    overrides: Mapping[str, Any] | None,
+) -> Any:
+    try:
+        config = config_class.from_pretrained(folder)
+    except Exception as error:
+        raise _unreadable(folder, "configuration", error) from error
+    values = dict(overrides or {})
+    fields = {field.name for field in dataclasses.fields(config) if field.init}
+    if unknown := sorted(set(values) - fields):
+        raise SchemaError(
+            f"{_CALLER}: expected fields of {type(config).__name__} at argument "
+            f"'overrides', got {unknown}. It has {sorted(fields)}."
+        )
+    if device is not None:
+        values["device"] = str(device)
+    if "pretrained_backbone_weights" in fields:
+        # The checkpoint's own weights follow; ImageNet's would only be downloaded.
+        values["pretrained_backbone_weights"] = None
+    config = dataclasses.replace(config, **values)
+    if device is not None and config.device != str(device):
+        raise SchemaError(
+            f"{_CALLER}: expected an available device, got {str(device)!r}. Pass "
+            f"device={config.device!r}."
+        )
+    config.pretrained_path = folder
+    return config
+
+
+def _read_policy(factory: Any, folder: Path, config: Any) -> torch.nn.Module:
+    policy_class = factory.get_policy_class(config.type)
+    is_adapter = not (folder / WEIGHTS).is_file()
+    base = _find_base(folder) if is_adapter else folder
+    try:
+        policy = policy_class.from_pretrained(str(base), config=config)
+    except (OSError, ValueError, ImportError) as error:
+        raise _unreadable(folder, "policy", error) from error
+    except RuntimeError as error:
+        raise SchemaError(
+            f"{_CALLER}: expected weights that fit the configuration in "
+            f"{str(folder)!r}, got: {error}. An override changed a size, or the files "
+            "are mixed up."
+        ) from error
+    weights = policy.state_dict(keep_vars=True)
+    check_weights(weights, base / WEIGHTS, type(policy).__name__)
+    return put_adapter_on(policy, folder) if is_adapter else policy
+
+
+def _find_base(folder: Path) -> Path:
+    name = base_of(folder)
+    try:
+        base = _find_folder(name, None, None)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{_CALLER}: expected the checkpoint {name!r}, which the adapter in "
+            f"{str(folder)!r} was trained on, got: {error} Or write where it is now to "
+            "'base_model_name_or_path' in adapter_config.json."
+        ) from error
+    if not (base / WEIGHTS).is_file():
+        there = sorted(path.name for path in base.iterdir())
+        raise SchemaError(
+            f"{_CALLER}: expected {WEIGHTS!r} in {str(base)!r}, which the adapter in "
+            f"{str(folder)!r} was trained on, got {there}."
+        )
+    return base
+
+
+def _with_statistics(
+    pipeline: Processor, statistics: Mapping[str, Mapping[str, Any]]
+) -> Processor:
+    module = import_extra("lerobot.processor.normalize_processor", "lerobot", _CALLER)
+    known: dict[str, Any] = {}
+    for step in pipeline.steps:
+        if getattr(step, "norm_map", None) is not None:
+            known |= step._tensor_stats
+    return module.hotswap_stats(pipeline, {**known, **statistics})
+
+
+def check_statistics(preprocessor: Processor, postprocessor: Processor) -> None:
+    """Refuse pipelines that would normalize with statistics that they do not have.
+
+    LeRobot's normalizer passes a feature through unchanged when it has no statistics
+    of it.
+
+    Raises:
+        SchemaError: names the features.
+    """
+    missing: list[str] = []
+    for pipeline in (preprocessor, postprocessor):
+        for step in pipeline.steps:
+            norm_map = getattr(step, "norm_map", None)
+            if norm_map is None:
+                continue
+            for name, feature in step.features.items():
+                mode = norm_map.get(feature.type)
+                needed = mode is not None and mode.value != "IDENTITY"
+                stand_in = ".empty_camera_" in name
+                if needed and not stand_in and not step._tensor_stats.get(name):
+                    missing.append(f"{name} ({mode.value}, {type(step).__name__})")
+    if missing:
+        raise SchemaError(
+            f"{_CALLER}: expected statistics of every feature that is normalized, got "
+            f"none of {missing}. LeRobot would leave them unnormalized in silence. "
+            "Load it with statistics={<feature>: {'mean': ..., 'std': ...}}, or make "
+            "the processors with dataset_stats=..."
+        )
+
+
+def _unreadable(folder: Path, part: str, error: Exception) -> SchemaError:
+    return SchemaError(
+        f"{_CALLER}: expected the {part} of the checkpoint {str(folder)!r} to load, "
+        f"got {type(error).__name__}: {error}. If it names a folder that has moved "
+        "(a tokenizer, a backbone), point to it with overrides={'vlm_model_name': "
+        "folder} (configuration) and processor_overrides={'tokenizer_processor': "
+        "{'tokenizer_name': folder}} (preprocessor): both store the path."
+    )

@@ -1,0 +1,1 @@
+"""Running LeRobot policies: inputs, invocation, outputs, flow likelihoods."""

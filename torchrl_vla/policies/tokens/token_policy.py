@@ -1,0 +1,164 @@
+"""A policy whose head emits action tokens."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+from tensordict import NestedKey, TensorDictBase
+from tensordict.nn import InteractionType
+from tensordict.nn.probabilistic import interaction_type
+from torch import Tensor
+
+from torchrl_vla.policies.stochastic_policy import StochasticVLAWrapper
+from torchrl_vla.policies.tokens.token_distribution import TokenDistribution
+from torchrl_vla.policies.tokens.token_sampling import TokenSampling
+from torchrl_vla.schema import (
+    ACTION_CHUNK_KEY,
+    ACTION_TOKENS_KEY,
+    ELEMENT_LOG_PROBS_KEY,
+    IMAGE_KEY,
+    INSTRUCTION_KEY,
+    LOG_PROBS_KEY,
+    STATE_KEY,
+    TokenError,
+)
+from torchrl_vla.tokenizers import ActionTokenizerBase
+
+
+class TokenVLAWrapper(StochasticVLAWrapper):
+    """Emit a chunk of discrete action tokens with their log-probability.
+
+    Abstract: a subclass implements :meth:`predict_logits`. The log-probability is that
+    of the whole chunk (the sum over ``H`` and ``A``), so ``ClipPPOLoss`` takes the
+    policy as it is. Tokens are the most likely ones unless the interaction type is
+    ``RANDOM``. Tokens that the tokenizer cannot decode (the words in front of a
+    vocabulary's tail) are never chosen and have no gradient.
+
+    **Reads** image, state and instruction. **Writes** ``action_tokens`` int64
+    ``[*B, H, A]``, ``log_probs`` float ``[*B]``, ``element_log_probs`` float
+    ``[*B, H, A]``, ``action_chunk`` float ``[*B, H, A]`` (decoded by the tokenizer,
+    without a gradient).
+
+    Keyword Args:
+        action_dim: see :class:`VLAWrapperBase`, as for the other inputs.
+        chunk_size: see there.
+        action_tokenizer: tokens to actions and back.
+        sampling: temperature and truncation, of what is drawn and of what the
+            log-probability is evaluated for; may be set later.
+        allowed_tokens: bool ``[V]`` or ``[A, V]``, True = may be chosen; None = all
+            that the tokenizer decodes.
+        chunk_key: where the decoded chunk is written.
+        tokens_key: where the tokens are written.
+        log_probs_key: where their log-probability is written.
+        element_log_probs_key: where that of each token is written.
+        image_key: see there.
+        state_key: see there.
+        instruction_key: see there.
+
+    Raises:
+        SchemaError: tokens or logits have an unexpected shape.
+        TokenError: a token in the tensordict is none of the tokenizer's, or the mask
+            leaves a dimension without a token.
+        ValueError: the interaction type asks for a mean or median of tokens.
+    """
+
+    allowed_tokens: Tensor | None
+
+    def __init__(
+        self,
+        *,
+        action_dim: int,
+        chunk_size: int,
+        action_tokenizer: ActionTokenizerBase,
+        sampling: TokenSampling | None = None,
+        allowed_tokens: Tensor | None = None,
+        chunk_key: NestedKey = ACTION_CHUNK_KEY,
+        tokens_key: NestedKey = ACTION_TOKENS_KEY,
+        log_probs_key: NestedKey = LOG_PROBS_KEY,
+        element_log_probs_key: NestedKey = ELEMENT_LOG_PROBS_KEY,
+        image_key: NestedKey | None = IMAGE_KEY,
+        state_key: NestedKey | None = STATE_KEY,
+        instruction_key: NestedKey = INSTRUCTION_KEY,
+    ) -> None:
+        super().__init__(
+            action_dim=action_dim,
+            chunk_size=chunk_size,
+            sample_key=tokens_key,
+            chunk_key=chunk_key,
+            log_probs_key=log_probs_key,
+            element_log_probs_key=element_log_probs_key,
+            image_key=image_key,
+            state_key=state_key,
+            instruction_key=instruction_key,
+        )
+        self.action_tokenizer = action_tokenizer
+        self.sampling = sampling
+        mask = self._mask(allowed_tokens)
+        self.register_buffer("allowed_tokens", mask, persistent=False)
+
+    @property
+    def vocab_size(self) -> int:
+        """``V``, the number of tokens of one dimension of one action."""
+        return self.action_tokenizer.vocab_size
+
+    @property
+    def tokens_key(self) -> NestedKey:
+        """Where the tokens are: they are the policy's choice."""
+        return self.sample_key
+
+    @abstractmethod
+    def predict_logits(self, tensordict: TensorDictBase) -> Tensor:
+        """Return unnormalized log-probabilities, ``[*B, H, A, V]``."""
+
+    def get_dist(self, tensordict: TensorDictBase) -> TokenDistribution:
+        """Return the distribution of a chunk's tokens under the current weights."""
+        logits = self.predict_logits(tensordict)
+        batch = tensordict.batch_size
+        self._check_shape(logits, "predict_logits", batch, self.vocab_size)
+        return TokenDistribution(
+            logits, self.sampling, allowed_tokens=self.allowed_tokens
+        )
+
+    def token_log_probs(self, tensordict: TensorDictBase) -> Tensor:
+        """Return the log-probability of each token: ``element_log_probs``.
+
+        ``TokenBCLoss`` asks for it. Clone without ``top_k`` and ``top_p``: a token
+        that they cut off has no gradient, and cloning does not make it less likely.
+        """
+        return self.element_log_probs(tensordict)
+
+    def decode(self, choice: Tensor) -> Tensor:
+        """Return the actions that tokens stand for."""
+        with torch.no_grad():
+            return self.action_tokenizer.decode(choice)
+
+    def _choose(self, dist: TokenDistribution) -> Tensor:
+        kind = interaction_type()
+        if kind in (InteractionType.MEAN, InteractionType.MEDIAN):
+            raise ValueError(
+                f"{type(self).__name__}: expected interaction type RANDOM, MODE or "
+                f"DETERMINISTIC, got {kind.name}. Tokens have no mean: use MODE."
+            )
+        return super()._choose(dist)
+
+    def _mask(self, allowed_tokens: Tensor | None) -> Tensor | None:
+        """Return which tokens may be chosen, of those that are actions."""
+        actions = self.action_tokenizer.is_action_token
+        if allowed_tokens is None:
+            return actions
+        shapes = (self.vocab_size,), (self.action_dim, self.vocab_size)
+        if allowed_tokens.dtype != torch.bool or allowed_tokens.shape not in shapes:
+            raise TokenError(
+                f"{type(self).__name__}: expected a bool [V] = {list(shapes[0])} or "
+                f"[A, V] = {list(shapes[1])} at argument 'allowed_tokens', got "
+                f"{allowed_tokens.dtype} {list(allowed_tokens.shape)}."
+            )
+        if actions is not None:
+            allowed_tokens = allowed_tokens & actions.to(allowed_tokens.device)
+        if not allowed_tokens.any(-1).all():
+            raise TokenError(
+                f"{type(self).__name__}: expected an action token for each dimension "
+                "at argument 'allowed_tokens', got a row that allows none."
+            )
+        return allowed_tokens

@@ -1,0 +1,1 @@
+"""Gathering chunks and histories from the frames of a replay buffer's storage."""
