@@ -101,8 +101,8 @@ plt.show()
 # Evaluate
 # --------
 #
-# ``space.executor`` is the way back: the state is normalized for the policy, its chunk is
-# denormalized, and an executor gives the environment one action a step and asks the
+# ``space.executor`` is the way back: the state is normalized for the policy, its chunk
+# is denormalized, and an executor gives the environment one action a step and asks the
 # policy again every four.
 #
 # ``evaluate`` runs exactly as many episodes as asked, each from a seed of its own, and

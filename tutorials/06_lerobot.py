@@ -116,7 +116,8 @@ for step, loss in log.losses:
 #
 # The checkpoint is LeRobot's: configuration, weights and both processors. Beside it
 # lies ``metadata.json``, which says what the numbers mean: a robot with other units
-# would be refused. ``load_executor`` takes any LeRobot checkpoint, a folder or a repo id.
+# would be refused. ``load_executor`` takes any LeRobot checkpoint, a folder or a repo
+# id.
 #
 # Sixty steps teach nothing yet; ``benchmarks/bench_lerobot_training.py`` trains longer.
 

@@ -56,7 +56,7 @@ def test_the_json_says_what_was_evaluated_where_and_how(policy, tmp_path):
 
 def test_drawing_on_demand_changes_nothing_but_the_time(policy, tmp_path):
     records = []
-    for name, options in (("all", []), ("some", ["--draw-on-demand"])):
+    for name, options in (("all", []), ("some", ["--render-on-demand"])):
         out = tmp_path / f"{name}.json"
         arguments = ["--policy", str(policy), "--json", str(out), *SMALL, *options]
         assert main(["evaluate", *arguments]) == 0

@@ -43,8 +43,8 @@ def test_collect_writes_a_lerobot_dataset_on_request(tmp_path, capsys, images):
     dataset = LeRobotDemonstrations.from_folder(folder, cache_folder=tmp_path / "cache")
     for key in ("action", ("observation", "state"), "language_instruction"):
         assert torch.equal(dataset.frames[key], expected[key]), key
-    images = dataset.replay_buffer(1)[torch.arange(len(dataset))]
-    shown = images["observation", "image"].float()
+    sample = dataset.replay_buffer(1)[torch.arange(len(dataset))]
+    shown = sample["observation", "image"].float()
     error = (shown - expected["observation", "image"].float()).abs().mean()
     assert error == 0 if images == "png" else error < 10
     assert main(["collect", "--folder", str(folder), *small, *as_lerobot]) == 1

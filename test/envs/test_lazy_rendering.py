@@ -17,9 +17,9 @@ def test_one_image_becomes_channels_first_in_the_order_of_the_environments():
     drawing = RenderSpec(lambda env: image(env), (2, 4, 3))
     drawn = drawing([7, 5])
     assert set(drawn) == set(drawing.layout) == {("observation", "image")}
-    image = drawn["observation", "image"]
-    assert image.shape == (2, 3, 2, 4)
-    assert image[:, 0, 0, 0].tolist() == [7, 5]
+    images = drawn["observation", "image"]
+    assert images.shape == (2, 3, 2, 4)
+    assert images[:, 0, 0, 0].tolist() == [7, 5]
 
 
 def test_cameras_have_an_entry_each():

@@ -125,8 +125,8 @@ def test_images_have_the_size_and_the_cameras_asked_for(images):
     assert image.shape == (SIZE, SIZE, 3)
     assert image.dtype == np.uint8
     assert image.std() > 20  # a scene, not a blank
-    images = images("reach", cameras=("topview", "gripperPOV"), image_size=32)
-    assert {name: view.shape for name, view in images.items()} == {
+    views = images("reach", cameras=("topview", "gripperPOV"), image_size=32)
+    assert {name: view.shape for name, view in views.items()} == {
         "topview": (32, 32, 3),
         "gripperPOV": (32, 32, 3),
     }

@@ -105,4 +105,4 @@ def test_numbers_of_decisions_are_unique_among_executors():
 @pytest.mark.parametrize("kind", [Executor, ChunkExecutor])
 def test_the_base_classes_cannot_be_made(kind):
     with pytest.raises(TypeError, match=r"abstract (class|method)"):
-        kind(make().actor)
+        kind(make().policy)

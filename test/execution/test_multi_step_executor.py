@@ -329,7 +329,7 @@ def test_state_dict_holds_the_actor_only():
     executor = MultiStepActorWrapper(policy)
     env = TransformedEnv(ToyVLAEnv(batch_size=[2]), InitTracker())
     env.rollout(2, executor)
-    assert list(executor.state_dict()) == ["actor.net.weight", "actor.net.bias"]
+    assert list(executor.state_dict()) == ["policy.net.weight", "policy.net.bias"]
 
 
 def test_moving_the_executor_plans_afresh():

@@ -167,4 +167,4 @@ def test_a_policy_that_reads_text_gets_the_instructions_of_the_environment(
     env = TabletopEnv(2)
     metadata = RobotDatasetMetadata("somewhere")
     actor = load_executor(made.folder, metadata=metadata, instructions=env.instructions)
-    assert actor.actor.instructions is env.instructions
+    assert actor.policy.instructions is env.instructions

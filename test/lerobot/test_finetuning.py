@@ -155,7 +155,7 @@ def test_what_is_written_acts_and_can_be_trained_on(whole):
         folder / "policy", metadata=env.metadata, instructions=env.instructions
     )
     assert actor.replan_interval == 4
-    assert changed(actor.actor, weights(policy.wrapper)) == set()
+    assert changed(actor.policy, weights(policy.wrapper)) == set()
     again = LeRobotFlowPolicy.from_pretrained(folder / "policy")
     assert again.noise.scale == 0.5
     assert (folder / "policy" / "metadata.json").is_file()

@@ -93,7 +93,9 @@ def test_an_environment_for_a_policy_that_carries_nothing_stays_as_it_is(
     dataset, policy
 ):
     env = TabletopEnv(2, image_size=16)
-    assert prepare_environment(env, ModelSpace(dataset.metadata).actor(policy)) is env
+    assert (
+        prepare_environment(env, ModelSpace(dataset.metadata).executor(policy)) is env
+    )
 
 
 def test_names_count_only_where_units_or_references_are_declared(

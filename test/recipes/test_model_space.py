@@ -75,14 +75,14 @@ def test_training_samples_hold_model_space_and_the_storage_robot_space():
 
 
 def test_the_actor_shows_model_space_to_the_policy_and_gives_robot_space():
-    data = make_space().actor(make_policy())(observe(90.0, 120.0))
+    data = make_space().executor(make_policy())(observe(90.0, 120.0))
     # States -1 and 2 in model space; actions 5 - 1 and 5 + 2 in robot space.
     assert data["action"].flatten().tolist() == [4.0, 7.0]
     assert data["observation", "state"].flatten().tolist() == [90.0, 120.0]
 
 
 def test_the_mode_is_the_same_both_ways():
-    data = make_space("min_max").actor(make_policy())(observe(90.0, 105.0))
+    data = make_space("min_max").executor(make_policy())(observe(90.0, 105.0))
     # 90 is the minimum: -1, action 4; 105 is three quarters of the way: 0.5.
     assert data["action"].flatten().tolist() == pytest.approx([4.0, 5.5])
 
@@ -95,7 +95,7 @@ def test_data_without_state_statistics_leave_the_state_alone():
 
 
 def test_the_actor_executes_as_many_actions_as_it_is_told():
-    actor = make_space().actor(make_policy(), replan_interval=1)
+    actor = make_space().executor(make_policy(), replan_interval=1)
     data = actor(observe(90.0))
     data["is_init"] = torch.zeros(1, 1, dtype=torch.bool)
     data["observation", "state"] = torch.tensor([[120.0]])

@@ -83,8 +83,8 @@ class GymnasiumEnv(EnvBase):
         drawing: how the simulator is drawn apart from its steps, where ``observe``
             returns no images.
         render_on_demand: True = draw only where a policy looks: at resets, in rows that
-            are done, and unless ``observation_needed`` is False (bool ``[N, 1]``, which the
-            executors write). A row that is not drawn keeps its last image, and
+            are done, and unless ``observation_needed`` is False (bool ``[N, 1]``, which
+            the executors write). A row that is not drawn keeps its last image, and
             ``image_is_stale`` says so. TorchRL's own worker processes do not pass
             ``observation_needed`` on; ``num_workers`` does.
         seed: seed of the episode seeds; see ``set_seed``.

@@ -55,17 +55,17 @@ class RenderSpec:
             SchemaError: an image is not what ``shape`` says.
         """
         layout = self.layout
-        images = [to_images(self.draw(env)) for env in envs]
-        for image in images:
-            got = {key: image.shape for key, image in image.items()}
+        views = [to_images(self.draw(env)) for env in envs]
+        for view in views:
+            got = {key: image.shape for key, image in view.items()}
             if got != layout:
                 raise SchemaError(
                     f"RenderSpec: expected images (C, h, w) {layout}, as 'shape' says, "
                     f"got {got}. Correct the shape."
                 )
         return {
-            key: np.stack([image[key] for image in images])
-            if images
+            key: np.stack([view[key] for view in views])
+            if views
             else np.empty((0, *shape), np.uint8)
             for key, shape in layout.items()
         }
@@ -110,8 +110,9 @@ def observation_is_needed(tensordict: TensorDictBase, batch_size: torch.Size) ->
         or observation_needed.numel() != batch_size.numel()
     ):
         raise SchemaError(
-            f"Environment: expected bool {[*batch_size, 1]} at {OBSERVATION_NEEDED_KEY!r}, "
-            f"got {observation_needed.dtype} {list(observation_needed.shape)}. No row was moved. "
-            "True = the policy will look at what this step shows."
+            f"Environment: expected bool {[*batch_size, 1]} at "
+            f"{OBSERVATION_NEEDED_KEY!r}, got {observation_needed.dtype} "
+            f"{list(observation_needed.shape)}. No row was moved. True = the policy "
+            "will look at what this step shows."
         )
     return observation_needed.reshape(batch_size)

@@ -40,8 +40,8 @@ class Executor(TensorDictModuleBase, ABC):
 
     **Writes** ``action`` ``[*B, A]``; ``is_decision`` bool ``[*B, 1]``, True on the
     first step of a chunk's execution; ``decision_index`` int64 ``[*B, 1]``, which
-    decision is in execution, unique in the process; ``observation_needed`` bool ``[*B, 1]``,
-    False = the policy will not look at the observation that this step produces.
+    decision is in execution, unique in the process; ``observation_needed`` bool ``[*B,
+    1]``, False = the policy will not look at the observation that this step produces.
 
     Keyword Args:
         action_key: where the single action is written.
@@ -167,9 +167,10 @@ class Executor(TensorDictModuleBase, ABC):
         outputs: dict[NestedKey, Any],
         observation_needed: Tensor | None = None,
     ) -> TensorDictBase:
-        """Write a step; ``asked`` None = no row was, ``observation_needed`` None = all will.
+        """Write a step's action and marks.
 
-        Both are bool ``[*B]``, ``observation_needed`` a tensor of its own;
+        ``asked`` None = no row was, ``observation_needed`` None = all rows are. Both are
+        bool ``[*B]``, ``observation_needed`` a tensor of its own;
         ``_state.serials`` are written as the decision's number.
         """
         serials = self._state.serials

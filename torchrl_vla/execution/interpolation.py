@@ -38,8 +38,8 @@ class ActionInterpolation(Executor):
 
     **Writes** what the executor writes, on every step, ``action`` interpolated:
     ``is_decision`` on the first tick of the action that a new chunk begins with,
-    ``observation_needed`` False before an action's last tick, ``observation_age`` (where it
-    is written) in ticks; and ``is_waiting`` bool ``[*B, 1]``.
+    ``observation_needed`` False before an action's last tick, ``observation_age``
+    (where it is written) in ticks; and ``is_waiting`` bool ``[*B, 1]``.
 
     Args:
         executor: whose actions are reached, asked once in ``ticks`` steps.

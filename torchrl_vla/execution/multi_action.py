@@ -107,8 +107,9 @@ class MultiAction(Transform):
                 check_positive_int("MultiAction", name, value)
         if chunk_size is not None and (replan_interval or 1) > chunk_size:
             raise ValueError(
-                f"MultiAction: expected replan_interval in 1..chunk_size={chunk_size}, got "
-                f"{replan_interval}. A chunk cannot be executed for longer than it is."
+                f"MultiAction: expected replan_interval in 1..chunk_size={chunk_size}, "
+                f"got {replan_interval}. A chunk cannot be executed for longer than it "
+                "is."
             )
         self.chunk_size = chunk_size
         self.replan_interval = replan_interval
@@ -291,8 +292,9 @@ class MultiAction(Transform):
             )
         if chunk.shape[-2] < (self.replan_interval or 1):
             raise ExecutionError(
-                f"MultiAction: expected at least replan_interval={self.replan_interval} actions "
-                f"at {self.chunk_key!r}, got {chunk.shape[-2]}. No action was sent."
+                "MultiAction: expected at least "
+                f"replan_interval={self.replan_interval} actions at "
+                f"{self.chunk_key!r}, got {chunk.shape[-2]}. No action was sent."
             )
 
 

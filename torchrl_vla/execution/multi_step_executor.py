@@ -48,9 +48,9 @@ class MultiStepActorWrapper(ChunkExecutor):
 
     **Writes** ``action`` ``[*B, A]``; ``is_decision`` bool ``[*B, 1]``, True = the
     policy was asked on this step; ``decision_index`` int64 ``[*B, 1]``, which decision
-    is in execution, unique in the process; ``observation_needed`` bool ``[*B, 1]``, True =
-    the row's actions are used up after this step; with ``align``, ``is_waiting`` bool
-    ``[*B, 1]``; every other out_key of the actor.
+    is in execution, unique in the process; ``observation_needed`` bool ``[*B, 1]``,
+    True = the row's actions are used up after this step; with ``align``, ``is_waiting``
+    bool ``[*B, 1]``; every other out_key of the actor.
 
     Args:
         actor: policy that writes a chunk ``[*B, H, A]``.

@@ -58,8 +58,8 @@ def read_pad_mask(
     pad = tensordict.get(key, None)
     if pad is None:
         raise MissingKeyError(
-            f"{caller}: expected a bool mask [*B, H] at {key!r}, got none. Bool keys in "
-            f"the batch: {_bool_keys(tensordict)}. Name the right one with "
+            f"{caller}: expected a bool mask [*B, H] at {key!r}, got none. Bool keys "
+            f"in the batch: {_bool_keys(tensordict)}. Name the right one with "
             "set_keys(pad_mask=...); set_keys(pad_mask=None) says that nothing is "
             "padded."
         )

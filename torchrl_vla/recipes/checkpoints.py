@@ -131,7 +131,8 @@ def save_lerobot_checkpoint(
 
     LeRobot's own files say sizes and statistics, but neither units nor names nor
     whether an action is a step or a target; ``metadata.json`` does, and
-    :func:`load_executor` checks it. Of a ``LeRobotFlowPolicy`` the noise is written, too.
+    :func:`load_executor` checks it. Of a ``LeRobotFlowPolicy`` the noise is written,
+    too.
     """
     folder = policy.save_pretrained(folder)
     (folder / _METADATA).write_text(metadata.to_json())
@@ -185,8 +186,8 @@ def load_executor(
         import_extra("lerobot", "lerobot", f"{caller} (there is no such folder)")
     elif not folder.is_dir():
         raise FileNotFoundError(
-            f"load_executor: expected a checkpoint at {str(folder)!r}, got nothing. Write "
-            "one with `torchrl-vla train`, or pass a repo id 'owner/name'."
+            f"load_executor: expected a checkpoint at {str(folder)!r}, got nothing. "
+            "Write one with `torchrl-vla train`, or pass a repo id 'owner/name'."
         )
     is_ours = (folder / _SPACE).exists() or (folder / _POLICY).exists()
     if not is_ours and any((folder / name).exists() for name in _LEROBOT):
@@ -210,7 +211,7 @@ def prepare_environment(env: EnvBase, actor: TensorDictModuleBase) -> EnvBase:
     policy, carried = actor, []
     if isinstance(policy, ActionInterpolation):
         policy = policy.executor
-    policy = getattr(policy, "actor", policy)
+    policy = getattr(policy, "policy", policy)
     if isinstance(policy, LeRobotPolicyWrapper):
         carried = list(policy.make_environment_transform())
     if isinstance(actor, Executor) and actor.makes_wait:

@@ -66,7 +66,7 @@ class ModelSpace:
             parts.append(state_scaling)
         return Compose(*parts)
 
-    def actor(
+    def executor(
         self, policy: TensorDictModuleBase, *, replan_interval: int | None = None
     ) -> MultiStepActorWrapper:
         """Return what acts: observation in robot space to one action in robot space.

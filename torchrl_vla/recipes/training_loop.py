@@ -148,6 +148,6 @@ def _total_loss(loss_module: LossModule, batch: TensorDictBase) -> Tensor:
 def _check_finite(caller: str, loss: float, step: int) -> None:
     if not loss < float("inf"):  # also catches NaN
         raise RuntimeError(
-            f"{caller}: expected a finite loss, got {loss} by step {step}. Lower lr, or "
-            "check the data with validate_vla_tensordict."
+            f"{caller}: expected a finite loss, got {loss} by step {step}. Lower lr, "
+            "or check the data with validate_vla_tensordict."
         )

@@ -41,6 +41,6 @@ render_on_demand=False to record or train on every frame, or keep the decisions 
     raise SchemaError(
         f"{caller}: expected images of the step they stand at, got "
         f"{IMAGE_IS_STALE_KEY!r} True in {int(is_stale.sum())} of {is_stale.numel()} "
-        "frames. Make the environment with render_on_demand=False to record or train on "
-        "every frame, or keep the decisions only."
+        "frames. Make the environment with render_on_demand=False to record or train "
+        "on every frame, or keep the decisions only."
     )

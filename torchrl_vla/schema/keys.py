@@ -77,8 +77,8 @@ key                            dtype     shape            meaning
 ``observation_age``            int64     ``[*B, 1]``      steps from the observation
                                                           that a chunk was planned from
                                                           to its first executed action
-``observation_needed``                bool      ``[*B, 1]``      True = the policy sees what
-                                                          this step will show; absent:
+``observation_needed``         bool      ``[*B, 1]``      True = the policy reads the
+                                                          next observation; absent:
                                                           it may
 ``image_is_stale``             bool      ``[*B, 1]``      True = the image shows an
                                                           earlier step; only of

@@ -36,9 +36,9 @@ def check_env(env: EnvBase, *, max_steps: int | None = None, seed: int = 0) -> N
     reset and a step masked by ``_step`` leave the other rows as they are; what was
     handed out is never written to again; an episode is truncated at the time limit,
     and only there. An environment that draws on demand (it has ``image_is_stale``)
-    shows the same as ever wherever ``observation_needed`` is not False, says where an image
-    is stale, and draws at resets and the end of episodes. Rows are compared bit for
-    bit.
+    shows the same as ever wherever ``observation_needed`` is not False, says where an
+    image is stale, and draws at resets and the end of episodes. Rows are compared bit
+    for bit.
 
     Args:
         env: the environment. It is reset and stepped with random actions; its

@@ -80,9 +80,9 @@ def check_executor(
     episode begins or its actions are used up. For every executor: the policy sees that
     environment's observation; ``is_decision`` marks the steps on which a chunk's
     execution begins; the policy's other outputs are those of the chunk in execution;
-    where ``observation_needed`` is False the policy does not look at the next observation
-    (an episode's first one excepted); the chunk is not written; what was handed out is
-    never written to again.
+    where ``observation_needed`` is False the policy does not look at the next
+    observation (an episode's first one excepted); the chunk is not written; what was
+    handed out is never written to again.
 
     Args:
         make_executor: wraps an actor, which reads ``observation`` and writes

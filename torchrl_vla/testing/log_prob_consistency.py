@@ -99,8 +99,8 @@ def check_log_prob_consistency(
     """
     if len(decisions.batch_size) != 1 or not len(decisions):
         raise ValueError(
-            "check_log_prob_consistency: expected decisions [N] with N >= 1, got batch size "
-            f"{list(decisions.batch_size)}. Call select_decisions, or reshape(-1)."
+            "check_log_prob_consistency: expected decisions [N] with N >= 1, got batch "
+            f"size {list(decisions.batch_size)}. Call select_decisions, or reshape(-1)."
         )
     old = _read(decisions, log_probs_key)
     old_elements = _read(decisions, element_log_probs_key)
@@ -145,9 +145,9 @@ def _read(decisions: TensorDictBase, key: NestedKey) -> Tensor:
     value = decisions.get(key, None)
     if value is None:
         raise MissingKeyError(
-            f"check_log_prob_consistency: expected the policy's log-probabilities at {key!r}, got "
-            f"only {sorted(map(str, decisions.keys(True, True)))}. Collect with a "
-            "stochastic policy, and let no transform drop what it wrote."
+            "check_log_prob_consistency: expected the policy's log-probabilities at "
+            f"{key!r}, got only {sorted(map(str, decisions.keys(True, True)))}. "
+            "Collect with a stochastic policy, and let no transform drop what it wrote."
         )
     return value.detach()
 

@@ -37,8 +37,8 @@ def check_policy(
     ``get_dist`` that writes log-probabilities besides: its choice is one that the
     distribution could have drawn; ``log_prob`` and ``element_log_probs`` return what
     was written, exactly, whichever rows are asked about together
-    (:func:`check_log_prob_consistency`), from the current weights and from nothing in the batch
-    but the inputs and the choice.
+    (:func:`check_log_prob_consistency`), from the current weights and from nothing in
+    the batch but the inputs and the choice.
 
     Args:
         policy: the policy.

@@ -128,7 +128,7 @@ def test_a_stale_chunk_is_dropped_in_the_row_that_was_helped_alone():
 def test_the_policy_is_asked_no_more_often_while_the_expert_acts():
     actor = make()
     drive(actor, [[True] + [False] * 8], [[False] + [True] * 7 + [False]])
-    assert actor.policy.actor.asked == 3 + 1  # every H steps, and when it is let go
+    assert actor.policy.policy.asked == 3 + 1  # every H steps, and when it is let go
 
 
 def test_an_ensemble_forgets_the_chunks_from_before_the_intervention():

@@ -167,9 +167,9 @@ def test_the_policy_sees_no_observation_that_was_not_announced(drawn):
     announced = torch.zeros(batch, dtype=torch.bool)
     for t in range(time):
         is_init = torch.tensor(begins)[:, t]
-        executor.actor.asked.clear()
+        executor.policy.asked.clear()
         td = executor(observe(100 * t + torch.arange(batch), is_init))
-        asked = {clock % 100 for row in executor.actor.asked for clock in row}
+        asked = {clock % 100 for row in executor.policy.asked for clock in row}
         assert asked <= set((announced | is_init).nonzero().flatten().tolist())
         announced = td["observation_needed"][:, 0]
 
@@ -204,7 +204,7 @@ def test_environments_in_step_share_one_call(batch_size):
         clock = torch.full(batch_size, t + 1)
         out.append(executor(observe(clock, torch.full(batch_size, t == 0))))
     n = torch.Size(batch_size).numel()
-    assert executor.actor.asked == [[1] * n, [3] * n, [5] * n]
+    assert executor.policy.asked == [[1] * n, [3] * n, [5] * n]
     rollout = torch.stack(out, -1)
     assert rollout["action"].shape == (*batch_size, 6, 1)
     assert (rollout["action"].reshape(n, 6)[:, 3] == 3001).all()
@@ -227,7 +227,7 @@ def test_a_row_that_begins_waits_and_the_others_go_on_with_what_they_have():
     run(executor, 3, rows=2)
     td = executor(observe(torch.tensor([4, 40]), torch.tensor([False, True])))
     # Step 3: row 0 is due, and is asked in the call about row 1's beginning.
-    assert executor.actor.asked[-1] == [4, 40]
+    assert executor.policy.asked[-1] == [4, 40]
     assert td["action"].flatten().tolist() == [1003, 40000]
     td = executor(observe(torch.tensor([5, 41]), torch.tensor([False, False])))
     assert td["action"].flatten().tolist() == [1004, 40001]
@@ -461,7 +461,7 @@ def test_asking_again_about_the_same_observation_is_refused():
 def test_a_chunk_of_another_length_in_mid_episode_is_refused():
     executor = make()
     run(executor, 2)
-    executor.actor.chunk_size = 5
+    executor.policy.chunk_size = 5
     with pytest.raises(ExecutionError, match=r"a chunk of 4 actions .* got 5"):
         run(executor, 2, start=2)
 

@@ -134,9 +134,9 @@ def test_it_announces_the_observations_that_the_policy_will_see(drawn):
         is_init = torch.tensor(begins)[:, t]
         td = TensorDict({"clock": torch.full((batch,), t), "is_init": is_init[:, None]})
         td.batch_size = [batch]
-        executor.actor.calls.clear()
+        executor.policy.calls.clear()
         td = executor(td)
-        assert sum(executor.actor.calls) == int((announced | is_init).sum())
+        assert sum(executor.policy.calls) == int((announced | is_init).sum())
         announced = td["observation_needed"][:, 0]
 
 
@@ -178,7 +178,7 @@ def test_environments_in_step_share_one_call(batch_size):
     executor = make()
     rollout = run(executor, 12, batch_size)
     rows = torch.Size(batch_size).numel()
-    assert executor.actor.calls == [rows] * 4  # at steps 0, 3, 6 and 9
+    assert executor.policy.calls == [rows] * 4  # at steps 0, 3, 6 and 9
     assert rollout["action"].shape == (*batch_size, 12, 1)
     assert (rollout["action"].reshape(rows, 12)[:, 5] == 4002).all()
 
@@ -200,7 +200,7 @@ def test_rows_that_begin_and_rows_that_go_on_are_asked_in_one_call():
         td = TensorDict({"clock": torch.full((2,), t + 1)}, [2])
         td["is_init"] = torch.tensor([[t == 0], [t in (0, 3)]])
         td = executor(td)
-    assert executor.actor.calls == [2, 2]
+    assert executor.policy.calls == [2, 2]
     assert td["guide_weight"][0].tolist() == ExponentialPrefix()(0, 3, 6).tolist()
     assert td["guide_weight"][1].tolist() == [0.0] * 6
     assert td["guide_chunk"][1].flatten().tolist() == [0.0] * 6
@@ -312,7 +312,7 @@ def test_a_chunk_that_ends_before_the_next_one_is_there_is_refused():
 def test_a_chunk_of_another_length_in_mid_episode_is_refused():
     executor = make()
     run(executor, 2)
-    executor.actor.chunk_size = 7
+    executor.policy.chunk_size = 7
     with pytest.raises(ExecutionError, match=r"expected chunks of 6 actions .* got 7"):
         run(executor, 4, begins=())
 

@@ -87,14 +87,14 @@ class EncodedCamera:
         self, rows: np.ndarray, places: np.ndarray, out: np.ndarray, videos: OpenVideos
     ) -> None:
         """Write the image of each row to its place in ``out``."""
-        image = import_extra("PIL.Image", "datasets", OWNER)
+        pil = import_extra("PIL.Image", "datasets", OWNER)
         last, last_place = None, 0
         for row, place in zip(rows.tolist(), places.tolist()):
             if row == last:
                 out[place] = out[last_place]
                 continue
             data = self._blob[self._ends[row] : self._ends[row + 1]].tobytes()
-            with image.open(io.BytesIO(data)) as image:
+            with pil.open(io.BytesIO(data)) as image:
                 pixels = np.asarray(image)
             pixels = pixels[..., None] if pixels.ndim == 2 else pixels
             check_image(self.name, self.shape, pixels, f"row {row}")

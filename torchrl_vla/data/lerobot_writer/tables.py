@@ -34,9 +34,9 @@ def parquet() -> Any:
 
 def encode_png(image: np.ndarray) -> bytes:
     """Encode RGB uint8 ``[h, w, 3]`` as PNG."""
-    image = import_extra("PIL.Image", "datasets", OWNER)
+    pil = import_extra("PIL.Image", "datasets", OWNER)
     stream = io.BytesIO()
-    image.fromarray(image).save(stream, format="png")
+    pil.fromarray(image).save(stream, format="png")
     return stream.getvalue()
 
 

@@ -62,8 +62,8 @@ class TabletopEnv(EnvBase):
         image_size: side of the camera image in pixels.
         max_steps: time limit in steps; None is 40, or 100 with pushing.
         render_on_demand: True = draw only where a policy looks: at resets, in rows that
-            are done, and unless ``observation_needed`` is False (bool ``[N, 1]``, which the
-            executors write). A row that is not drawn keeps its last image;
+            are done, and unless ``observation_needed`` is False (bool ``[N, 1]``, which
+            the executors write). A row that is not drawn keeps its last image;
             ``image_is_stale`` is True where a block has moved since.
         seed: of the episode seeds that are drawn when a reset names none.
         device: where everything lives.

@@ -46,8 +46,8 @@ class InterventionPolicy(TensorDictModuleBase):
     ``is_intervention`` as it was written on the step before.
 
     **Writes** the policy's out_keys, with ``action`` ``[*B, A]`` the expert's where it
-    acts, ``is_decision`` False there and ``observation_needed`` True everywhere (an expert
-    looks at each step); ``expert_action`` ``[*B, A]``, the expert's where it is
+    acts, ``is_decision`` False there and ``observation_needed`` True everywhere (an
+    expert looks at each step); ``expert_action`` ``[*B, A]``, the expert's where it is
     labeled, else the executed one; ``is_intervention`` bool ``[*B, 1]``, True = the
     expert acted; ``is_labeled`` bool ``[*B, 1]``, True = ``expert_action`` is the
     expert's.
@@ -173,8 +173,8 @@ class InterventionPolicy(TensorDictModuleBase):
         if acts is None or acts.dtype != torch.bool or acts.shape != is_init.shape:
             got = "none" if acts is None else f"{acts.dtype} {list(acts.shape)}"
             raise ExecutionError(
-                f"InterventionPolicy: expected bool {list(is_init.shape)} from {source},"
-                f" True = the expert acts, got {got}. No action was sent."
+                f"InterventionPolicy: expected bool {list(is_init.shape)} from "
+                f"{source}, True = the expert acts, got {got}. No action was sent."
             )
         return acts.clone()
 

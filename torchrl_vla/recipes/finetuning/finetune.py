@@ -114,8 +114,8 @@ def finetune(
         env: where it learns; batched, with episode seeds.
         folder: receives ``log.csv``, ``evaluations/``, ``training_state.pt`` (all
             weights, frozen ones too), ``comparison.json`` and ``policy/``: what
-            ``load_executor`` reads, for the tiny policies and ``LeRobotFlowPolicy``; for
-            classes of your own ``weights.pt``, their ``state_dict``.
+            ``load_executor`` reads, for the tiny policies and ``LeRobotFlowPolicy``;
+            for classes of your own ``weights.pt``, their ``state_dict``.
         settings: how; the defaults of :class:`FinetuneSettings`.
 
     Keyword Args:

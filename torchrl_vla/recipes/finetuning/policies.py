@@ -140,9 +140,9 @@ def save_finetuned(
 ) -> None:
     """Write a policy as its kind is written.
 
-    A tiny policy and LeRobot's become what ``load_executor`` reads; a noise of the user's
-    own class is left out beside the latter. Of any other class ``weights.pt`` is its
-    ``state_dict``, because only its author knows how it is built.
+    A tiny policy and LeRobot's become what ``load_executor`` reads; a noise of the
+    user's own class is left out beside the latter. Of any other class ``weights.pt`` is
+    its ``state_dict``, because only its author knows how it is built.
 
     Args:
         folder: to write to.

@@ -149,9 +149,9 @@ def _find_folder(
         )
     except Exception as error:
         raise FileNotFoundError(
-            f"{_CALLER}: expected a folder, or a repo id that the Hugging Face Hub has, "
-            f"got {text!r} (revision {revision}): {type(error).__name__}: {error}. "
-            "Check the name, the network, and HF_HUB_OFFLINE."
+            f"{_CALLER}: expected a folder, or a repo id that the Hugging Face Hub "
+            f"has, got {text!r} (revision {revision}): {type(error).__name__}: "
+            f"{error}. Check the name, the network, and HF_HUB_OFFLINE."
         ) from error
     return Path(snapshot)
 

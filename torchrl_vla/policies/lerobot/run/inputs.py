@@ -77,9 +77,10 @@ class PolicyInputs:
             )
         if absent and config.type not in _FILL_ABSENT_CAMERAS:
             raise SchemaError(
-                f"{_CALLER}: expected every camera of a policy of type {config.type!r}, "
-                f"which cannot do without one, got empty_cameras={list(absent)}. Only "
-                f"{list(_FILL_ABSENT_CAMERAS)} have a stand-in."
+                f"{_CALLER}: expected every camera of a policy of type "
+                f"{config.type!r}, which cannot do without one, got "
+                f"empty_cameras={list(absent)}. Only {list(_FILL_ABSENT_CAMERAS)} have "
+                "a stand-in."
             )
         for name in absent:
             del images[_full_name(name)]
@@ -185,10 +186,10 @@ def to_policy_image(
     _check_batch(image, batch, 3, name)
     if size is not None and tuple(image.shape[-3:]) != tuple(size):
         raise SchemaError(
-            f"{_CALLER}: expected images [C, h, w] = {list(size)} from camera {name!r}, "
-            f"the size that the policy was trained with, got {list(image.shape[-3:])}. "
-            "Resize in the environment or buffer (torchrl.envs.Resize), or set the "
-            "camera to that size."
+            f"{_CALLER}: expected images [C, h, w] = {list(size)} from camera "
+            f"{name!r}, the size that the policy was trained with, got "
+            f"{list(image.shape[-3:])}. Resize in the environment or buffer "
+            "(torchrl.envs.Resize), or set the camera to that size."
         )
     check_image_range(image, _CALLER)
     image = image.reshape(batch.numel(), *image.shape[-3:])
@@ -204,9 +205,9 @@ def to_policy_state(
     _check_batch(state, batch, 1, name)
     if size is not None and state.shape[-1] != size:
         raise SchemaError(
-            f"{_CALLER}: expected {size} numbers at {name!r}, as the policy was trained "
-            f"with, got {state.shape[-1]}. Compare the state's names and units with "
-            "those of the training data."
+            f"{_CALLER}: expected {size} numbers at {name!r}, as the policy was "
+            f"trained with, got {state.shape[-1]}. Compare the state's names and units "
+            "with those of the training data."
         )
     return state.reshape(batch.numel(), state.shape[-1]).to(torch.float32)
 

@@ -321,8 +321,8 @@ def _check(
             "LeRobotPolicyWrapper: expected a policy whose chunks are executed as they "
             f"are, got temporal_ensemble_coeff={config.temporal_ensemble_coeff}: "
             "LeRobot averages overlapping chunks in select_action. Load it with "
-            "torchrl_vla.recipes.load_executor(source, ...), which gives the same actions "
-            "with TemporalEnsemble; or execute whole chunks with overrides={"
+            "torchrl_vla.recipes.load_executor(source, ...), which gives the same "
+            "actions with TemporalEnsemble; or execute whole chunks with overrides={"
             "'temporal_ensemble_coeff': None, 'n_action_steps': "
             f"{config.chunk_size}}}."
         )
