@@ -23,6 +23,10 @@ class IncompatibleMetadataError(MetadataError):
     """Two metadata describe robots whose data must not be mixed."""
 
 
+class SpaceError(VLAError, ValueError):
+    """A policy is used in another space than the one that it was trained in."""
+
+
 class TokenError(VLAError, ValueError):
     """An action cannot be encoded, or a token is none of ours."""
 

@@ -169,8 +169,8 @@ class Executor(TensorDictModuleBase, ABC):
     ) -> TensorDictBase:
         """Write a step's action and marks.
 
-        ``asked`` None = no row was, ``observation_needed`` None = all rows are. Both are
-        bool ``[*B]``, ``observation_needed`` a tensor of its own;
+        ``asked`` None = no row was, ``observation_needed`` None = all rows are. Both
+        are bool ``[*B]``, ``observation_needed`` a tensor of its own;
         ``_state.serials`` are written as the decision's number.
         """
         serials = self._state.serials

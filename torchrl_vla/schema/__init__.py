@@ -10,6 +10,7 @@ from torchrl_vla.errors import (
     MissingExtraError,
     MissingKeyError,
     SchemaError,
+    SpaceError,
     TokenError,
     UnknownInstructionError,
     VLAError,
@@ -66,6 +67,14 @@ from torchrl_vla.schema.keys import (
 )
 from torchrl_vla.schema.lerobot_names import to_canonical, to_lerobot
 from torchrl_vla.schema.metadata import RobotDatasetMetadata
+from torchrl_vla.schema.observation_keys import ObservationKeys
+from torchrl_vla.schema.policy_space import (
+    ROBOT_SPACE,
+    PolicySpace,
+    check_robot_space,
+    mark_space,
+    space_of,
+)
 from torchrl_vla.schema.validation import validate_vla_tensordict
 
 __all__ = [
@@ -104,6 +113,7 @@ __all__ = [
     "OBSERVATION_KEY",
     "OBSERVATION_NEEDED_KEY",
     "REFERENCE_LOG_PROBS_KEY",
+    "ROBOT_SPACE",
     "ROW_INDEX_KEY",
     "SAMPLE_WEIGHT_KEY",
     "STATE_DIM_IS_PAD_KEY",
@@ -118,17 +128,23 @@ __all__ = [
     "MetadataError",
     "MissingExtraError",
     "MissingKeyError",
+    "ObservationKeys",
+    "PolicySpace",
     "RobotDatasetMetadata",
     "RotationConvention",
     "SchemaError",
+    "SpaceError",
     "TokenError",
     "UnknownInstructionError",
     "VLAError",
     "check_images_are_fresh",
     "check_positive_int",
+    "check_robot_space",
     "import_extra",
     "instruction_texts",
     "is_text",
+    "mark_space",
+    "space_of",
     "to_canonical",
     "to_lerobot",
     "validate_vla_tensordict",
