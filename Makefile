@@ -34,11 +34,11 @@ test-main: $(VENV)/.all
 
 # The suite with the required dependencies alone: what needs an extra is skipped.
 test-core: .venv-core/.done
-	TORCHRL_VLA_REQUIRED_ONLY=1 $(call PYTEST,.venv-core) $(CORE_TESTS)
+	PYTHONPATH=test/support $(call PYTEST,.venv-core) -p required_only $(CORE_TESTS)
 
 # The suite with the oldest versions that pyproject.toml allows.
 test-oldest: .venv-oldest/.done
-	TORCHRL_VLA_REQUIRED_ONLY=1 $(call PYTEST,.venv-oldest) $(CORE_TESTS)
+	PYTHONPATH=test/support $(call PYTEST,.venv-oldest) -p required_only $(CORE_TESTS)
 
 CORE_TESTS = test/schema test/tokenizers test/transforms $(wildcard test/rollout) test/policies \
 	test/execution $(wildcard test/spaces) test/objectives test/evaluation test/data test/recipes \

@@ -7,45 +7,11 @@ import platform
 
 import pytest
 
-#: Set by ``make test-core``: packages of extras are absent, what needs one is skipped.
-REQUIRED_ONLY = bool(os.environ.get("TORCHRL_VLA_REQUIRED_ONLY"))
 SCENE = '<mujoco><worldbody><camera name="eye"/></worldbody></mujoco>'
 
 
 # Nothing in the suite may wait for the Hub.
 os.environ["HF_HUB_OFFLINE"] = "1"
-
-
-@pytest.hookimpl(hookwrapper=True)
-def pytest_make_collect_report(collector):
-    """Skip a test file whose imports need an extra, in the required-only lane."""
-    outcome = yield
-    report = outcome.get_result()
-    if (
-        REQUIRED_ONLY
-        and report.failed
-        and "ModuleNotFoundError" in str(report.longrepr)
-    ):
-        reason = str(report.longrepr).strip().splitlines()[-1]
-        report.outcome = "skipped"
-        report.longrepr = (str(collector.path), 0, f"Skipped: {reason}")
-
-
-@pytest.hookimpl(hookwrapper=True)
-def pytest_runtest_makereport(item, call):
-    """Skip a test that an absent extra ends, in the required-only lane."""
-    outcome = yield
-    report = outcome.get_result()
-    if not (REQUIRED_ONLY and report.failed and call.excinfo is not None):
-        return
-    text = report.longreprtext
-    if "MissingExtraError" in text or "ModuleNotFoundError" in text:
-        report.outcome = "skipped"
-        report.longrepr = (
-            str(item.path),
-            0,
-            f"Skipped: {call.excinfo.exconly()[:200]}",
-        )
 
 
 def _lerobot_lane() -> str:
