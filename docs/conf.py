@@ -60,6 +60,7 @@ LINKS = {
     "](docs/lerobot.md)": "](lerobot.md)",
     "](docs/finetuning.md)": "](finetuning.md)",
     "](docs/silent_errors.md)": "](silent_errors.md)",
+    "](docs/bring_your_own.md)": "](bring_your_own.md)",
     "](docs/glossary.md)": "](glossary.md)",
     "](docs/scope.md)": "](scope.md)",
     "](docs/releasing.md)": "](releasing.md)",
