@@ -4,8 +4,9 @@ import pytest
 import torch
 from tensordict.nn import TensorDictModule, TensorDictModuleBase
 
-from torchrl_vla.data import DemonstrationDataset, collect, episode_seeds
+from torchrl_vla.data import DemonstrationDataset, collect
 from torchrl_vla.envs import TabletopEnv, ToyVLAEnv
+from torchrl_vla.rollout import episode_seeds
 from torchrl_vla.schema import (
     ExecutionError,
     MissingKeyError,

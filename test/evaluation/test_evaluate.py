@@ -10,7 +10,7 @@ from torchrl.data import Binary, Bounded, Composite, Unbounded
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, exploration_type
 
-from torchrl_vla.data import episode_seeds
+from torchrl_vla.rollout import episode_seeds
 from torchrl_vla.envs import TabletopEnv, ToyVLAEnv
 from torchrl_vla.evaluation import evaluate
 from torchrl_vla.schema import ExecutionError, InstructionTable, MissingKeyError

@@ -10,7 +10,7 @@ from tensordict.nn import TensorDictModule
 from torchrl.data import Binary, Bounded, Composite, Unbounded
 from torchrl.envs import EnvBase
 
-from torchrl_vla.data import episode_seeds
+from torchrl_vla.rollout import episode_seeds
 from torchrl_vla.evaluation import (
     EvaluationResult,
     SequentialTable,

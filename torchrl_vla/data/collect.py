@@ -18,7 +18,7 @@ from torchrl_vla.data.demonstration_dataset import (
     DemonstrationDataset,
     check_folder_is_free,
 )
-from torchrl_vla.data.episodes import EpisodeStep, episode_seeds, run_episodes
+from torchrl_vla.rollout import EpisodeStep, episode_seeds, run_episodes
 from torchrl_vla.data.frames import frame_columns, frame_statistics
 from torchrl_vla.schema import (
     EPISODE_KEY,

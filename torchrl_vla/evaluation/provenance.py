@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torchrl.envs import EnvBase, TransformedEnv
 
+from torchrl_vla.rollout import Purpose
 from torchrl_vla.schema import InstructionTable, RobotDatasetMetadata
 
 _PACKAGES = ("torchrl-vla", "torch", "torchrl", "tensordict")
@@ -73,16 +74,20 @@ def describe_environment(env: EnvBase) -> dict[str, Any]:
     return about
 
 
-def make_provenance(env: EnvBase, *, seed: int, deterministic: bool) -> dict[str, Any]:
+def make_provenance(
+    env: EnvBase, *, seed: int, purpose: Purpose, deterministic: bool
+) -> dict[str, Any]:
     """Return what :func:`evaluate` knows of how it was done.
 
     Args:
         env: where.
         seed: of the run.
+        purpose: of the run's episodes.
         deterministic: True = the policy's mode, False = it sampled.
     """
     return {
         "seed": seed,
+        "purpose": purpose,
         "deterministic": deterministic,
         "environment": describe_environment(env),
         "num_envs": env.batch_size.numel(),

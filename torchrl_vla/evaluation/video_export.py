@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torchrl.envs import EnvBase
 
-from torchrl_vla.data.episodes import EpisodeStep
+from torchrl_vla.rollout import EpisodeStep
 from torchrl_vla.schema import import_extra
 
 

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torchrl_vla.schema.randomness import uniforms
+from torchrl_vla.rollout.random_numbers import uniforms
 
 WORD = 1 << 64
 

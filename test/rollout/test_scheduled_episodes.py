@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchrl.envs import GymEnv
 
-from torchrl_vla.data.episodes import episode_seeds
-from torchrl_vla.envs import ScheduledEpisodes, TabletopEnv
+from torchrl_vla.envs import TabletopEnv
+from torchrl_vla.rollout import ScheduledEpisodes, episode_seeds
 from torchrl_vla.schema import ExecutionError
 from torchrl_vla.testing import check_env
 

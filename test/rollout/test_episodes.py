@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tensordict.nn import TensorDictModule
 from torchrl.envs import ExcludeTransform, StepCounter, TransformedEnv
 
-from torchrl_vla.data import episode_seeds, run_episodes
+from torchrl_vla.rollout import episode_seeds, run_episodes
 from torchrl_vla.envs import TabletopEnv, ToyVLAEnv
 from torchrl_vla.schema import ExecutionError, MissingKeyError
 
