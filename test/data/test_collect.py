@@ -43,7 +43,7 @@ def test_frames_are_the_steps_of_the_episodes_in_order(tmp_path):
     env = make_env()
     dataset = collect_from(env, env.make_expert(), 5, tmp_path)
     frames = dataset.frames
-    for index, seed in enumerate(episode_seeds(0, 5)):
+    for index, seed in enumerate(episode_seeds(0, 5, "demonstrations")):
         episode = frames[frames["episode_index"] == index]
         assert episode["frame_index"].tolist() == list(range(len(episode)))
         assert (episode["episode_seed"] == seed).all()

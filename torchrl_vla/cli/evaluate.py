@@ -99,14 +99,14 @@ class Evaluate:
         print(result)
         self._write(result, self.json)
         if arm is not None:
-            control = self._measure(env, arm, {**known, "control": self.control})
+            control = self._measure(env, arm, {**known, "ablation": self.control})
             names = ("policy", str(self.control))
             print(f"\n{compare(result, control, names=names)}")
             self._write(control, self._control_json())
         env.close()
         if recorder is not None:
             rate_hz = env.metadata.control_frequency_hz
-            write_video(self.video, torch.cat(recorder.clips), rate_hz=rate_hz)
+            write_video(self.video, torch.cat(recorder.videos), rate_hz=rate_hz)
 
     def _measure(
         self,

@@ -96,7 +96,9 @@ def collect(
     attempts = 0
     with tqdm(total=episodes, desc="collect", unit="ep", disable=not progress) as bar:
         while kept.missing and attempts < limit:
-            count = min(kept.missing * (kept.groups if attempts else 1), limit - attempts)
+            count = min(
+                kept.missing * (kept.groups if attempts else 1), limit - attempts
+            )
             seeds = episode_seeds(seed, count, purpose, attempts)
             attempts += count
             finished: dict[int, TensorDict] = {}
@@ -146,7 +148,7 @@ class _Kept:
         return self._wanted - len(self)
 
     def add(self, finished: dict[int, TensorDict]) -> None:
-        """Keep what is missing of the finished episodes, in the order of their seeds."""
+        """Keep finished episodes, in the order of their seeds, up to the number."""
         for index in sorted(finished):
             episode = finished[index]
             group = int(episode[INSTRUCTION_KEY][0]) if self.groups > 1 else 0

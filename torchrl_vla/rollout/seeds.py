@@ -17,9 +17,7 @@ _EPISODES_PER_RUN = 1_000_003
 _EVALUATION, _TRAINING, _END = 1 << 29, 1 << 30, 1 << 31
 
 
-def episode_seeds(
-    run: int, count: int, purpose: Purpose, first: int = 0
-) -> list[int]:
+def episode_seeds(run: int, count: int, purpose: Purpose, first: int = 0) -> list[int]:
     """Return the seeds of episodes ``first .. first + count`` of a run.
 
     A seed has 31 bits, of which the highest two are the purpose: ``00``

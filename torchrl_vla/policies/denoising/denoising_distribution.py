@@ -156,9 +156,7 @@ class DenoisingDistribution(ChunkDistribution):
                 "without a stochastic head, or with an executor that does not guide."
             )
         rows = self._repeat(self._condition, sample_shape.numel())
-        noise = path_noise(
-            self._zeros(len(rows)), self._policy.num_steps, noise_seeds
-        )
+        noise = path_noise(self._zeros(len(rows)), self._policy.num_steps, noise_seeds)
         x, terms = next(noise), []
         if not self._policy.has_likelihood:
             path = self._walk(rows, x, self._repeat_guide(sample_shape.numel()))

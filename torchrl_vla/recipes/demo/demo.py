@@ -265,7 +265,7 @@ def _film(
         progress=False,
     )
     strips = {}
-    for clip, episode in zip(recorder.clips, result.episodes):
+    for clip, episode in zip(recorder.videos, result.episodes):
         outcome = "success" if episode.success else "failure"
         caption = f"{episode.instruction}: {outcome} after {episode.length} steps"
         words = re.sub(r"\W+", "_", episode.instruction)
