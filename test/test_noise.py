@@ -14,6 +14,7 @@ from torchrl_vla.execution import (
     AsyncExecutor,
     MultiStepActorWrapper,
     RealTimeChunking,
+    StepClockWorker,
     TemporalEnsemble,
 )
 from torchrl_vla.policies import (
@@ -95,11 +96,13 @@ def test_sampled_episodes_do_not_depend_on_the_number_of_environments(head):
 
 
 def make_executor(name, policy):
+    options = {"action_reference": "absolute"}
     if name == "ensemble":
-        return TemporalEnsemble(policy)
+        return TemporalEnsemble(policy, **options)
     if name == "real-time":
-        return RealTimeChunking(policy, replan_interval=2, inference_delay=1)
-    return AsyncExecutor(policy, replan_interval=2, inference_delay=1)
+        options |= {"replan_interval": 2, "inference_delay": 1}
+        return RealTimeChunking(policy, **options)
+    return AsyncExecutor(policy, request_at=0, worker=StepClockWorker(0), **options)
 
 
 @pytest.mark.parametrize("name", ["ensemble", "real-time", "async"])
