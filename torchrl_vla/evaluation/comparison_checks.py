@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
 
 from torchrl_vla.evaluation.result import EvaluationResult
 from torchrl_vla.schema import VLAError
@@ -99,7 +98,7 @@ def remark_differences(
     *,
     is_paired: bool,
 ) -> list[str]:
-    """Return a sentence for each thing that may matter and is no error."""
+    """Return a sentence for each difference that may matter and is no error."""
     remarks = [
         f"{name} does not say which environment it used; that it is the same one is "
         "taken on trust."
@@ -107,8 +106,8 @@ def remark_differences(
         if not _environment(result)
     ]
     remarks += [
-        f"{name} ran on the initial states of {purpose}, which the policy may have been "
-        "trained on: the rate may not hold for others."
+        f"{name} ran on the initial states of {purpose}, which may be those that the "
+        "policy was trained on: the rate may not hold for others."
         for result, name in ((a, names[0]), (b, names[1]))
         if (purpose := result.provenance.get("purpose")) not in (None, "evaluation")
     ]
@@ -142,16 +141,16 @@ def remark_differences(
     return remarks
 
 
-def _environment(result: EvaluationResult) -> dict[str, Any]:
+def _environment(result: EvaluationResult) -> dict[str, object]:
     return _mapping(result, "environment")
 
 
-def _mapping(result: EvaluationResult, key: str) -> dict[str, Any]:
+def _mapping(result: EvaluationResult, key: str) -> dict[str, object]:
     value = result.provenance.get(key)
     return dict(value) if isinstance(value, dict) else {}
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
