@@ -154,5 +154,5 @@ def test_evaluations_of_two_purposes_are_no_pairs_and_the_training_s_is_remarked
     with pytest.raises(ComparisonError, match=message):
         compare(on_others, on_trained)
     (remark,) = compare(on_others, on_trained, unpaired=True).remarks[:1]
-    assert remark.startswith("b ran on the initial states of demonstrations, which may be")
+    assert remark.startswith("b ran on the initial states of demonstrations, which")
     assert "initial states" not in str(compare(on_others, on_others).remarks)
