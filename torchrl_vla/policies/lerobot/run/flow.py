@@ -30,6 +30,7 @@ from torchrl_vla.schema import (
     DENOISING_PATH_KEY,
     ELEMENT_LOG_PROBS_KEY,
     LOG_PROBS_KEY,
+    NOISE_SEED_KEY,
     InstructionTable,
     SchemaError,
     check_positive_int,
@@ -218,9 +219,10 @@ none of LeRobot's. Subclass FlowVLAWrapper for a flow of your own.
         dist = self.get_dist(tensordict)
         drawn = interaction_type() == InteractionType.RANDOM
         if drawn and not torch.is_grad_enabled():
-            choice, elements = dist.sample_with_log_probs()
+            noise_seeds = tensordict.get(NOISE_SEED_KEY, None)
+            choice, elements = dist.sample_with_log_probs(noise_seeds)
         else:
-            choice = self._choose(dist)
+            choice = self._choose(dist, tensordict.get(NOISE_SEED_KEY, None))
             elements = dist.element_log_probs(choice.detach())
         answer = {
             self.sample_key: choice.detach(),
