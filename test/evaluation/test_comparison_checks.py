@@ -83,7 +83,7 @@ def test_one_policy_against_itself_is_remarked_unless_it_is_a_control():
     same = {"policy": {"sha256": "abc"}}
     (remark,) = compare(result(**same), result(**same)).remarks
     assert remark == "both are the same policy, by the hash of its files."
-    control = result(**same, control="zero-state")
+    control = result(**same, ablation="zero-state")
     assert compare(result(**same), control).remarks == []
 
 

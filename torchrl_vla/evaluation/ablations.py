@@ -8,13 +8,14 @@ without images does not look.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torchrl.envs import EnvBase
 
+from torchrl_vla._internal.option_names import AblationName as AblationName
 from torchrl_vla.schema import (
     EPISODE_SEED_KEY,
     IMAGE_KEY,
@@ -27,9 +28,6 @@ from torchrl_vla.schema import (
 # Multiplier of a 64-bit linear congruential generator (Knuth, MMIX); its high bits
 # are well mixed, so neighbouring seeds give unrelated draws.
 _MIX = 6364136223846793005
-
-#: The control arms that :func:`make_ablation` knows.
-AblationName = Literal["shuffled-instruction", "blank-images", "zero-state"]
 
 
 class EditedObservation(TensorDictModuleBase):

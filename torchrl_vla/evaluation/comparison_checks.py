@@ -107,8 +107,9 @@ def remark_differences(
     if versions_a and versions_b and differing:
         remarks.append(f"the versions differ: {', '.join(differing)}.")
     hashes = [_mapping(result, "policy").get("sha256") for result in (a, b)]
-    arms = [result.provenance.get("control") for result in (a, b)]
-    if hashes[0] is not None and hashes[0] == hashes[1] and arms[0] == arms[1]:
+    ablations = [result.provenance.get("ablation") for result in (a, b)]
+    is_same = hashes[0] == hashes[1] and ablations[0] == ablations[1]
+    if hashes[0] is not None and is_same:
         remarks.append("both are the same policy, by the hash of its files.")
     if is_paired:
         return remarks
