@@ -55,3 +55,15 @@ class MissingKeyError(_ReadableKeyError):
 
 class UnknownInstructionError(_ReadableKeyError):
     """An instruction id or text is not in the table."""
+
+
+class NamedObjectError(VLAError, ValueError):
+    """A name such as ``module:function`` does not lead to what was asked for."""
+
+
+class SettingsError(VLAError, ValueError):
+    """Settings contradict each other, or what they are for."""
+
+
+class ResumeError(VLAError, ValueError):
+    """A training cannot be resumed from what is in its folder."""

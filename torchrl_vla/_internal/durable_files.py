@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 OWNER = "LeRobotWriter"
 
@@ -20,13 +21,28 @@ def flush_to_disk(path: Path) -> None:
         os.close(handle)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file under another name, then rename it: it is never half there."""
+def write_bytes(path: Path, write: Callable[[BinaryIO], None]) -> None:
+    """Write a file under another name, then rename it: it is never half there.
+
+    Args:
+        path: of the file.
+        write: writes its contents, e.g. with ``torch.save``.
+    """
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
+    with partial.open("wb") as file:
+        write(file)
     flush_to_disk(partial)
     partial.replace(path)
     flush_to_disk(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file with :func:`write_bytes`, in UTF-8."""
+    write_bytes(path, lambda file: _write(file, text.encode("utf-8")))
+
+
+def _write(file: BinaryIO, content: bytes) -> None:
+    file.write(content)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -5,66 +5,79 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from torchrl_vla.data import collect, write_lerobot
-from torchrl_vla.data.demonstration_dataset import check_folder_is_free
-from torchrl_vla.data.lerobot_writer.writer import check_writer_extras
-from torchrl_vla.recipes import ENVIRONMENTS, ExpertEnvironmentName, make_environment
+from tyro.conf import OmitArgPrefixes
+
+from torchrl_vla.cli import library
+from torchrl_vla.cli.options import OptionError, open_environment
+from torchrl_vla.recipes.environment_options import (
+    DEFAULT_ENVIRONMENT,
+    ENVIRONMENTS,
+    EnvironmentOptions,
+)
+
+if TYPE_CHECKING:
+    from tensordict.nn import TensorDictModuleBase
+    from torchrl.envs import EnvBase
 
 
 @dataclass(frozen=True)
 class Collect:
-    """Roll a scripted expert out and write its successful episodes to a folder."""
+    """Roll out a scripted expert and write its successful episodes to a folder.
+
+    The environment needs an expert: tabletop and metaworld have one, and so may an
+    environment of your own, as a method make_expert(seed=...).
+    """
 
     folder: Path
-    """Where the dataset is written; must not hold one yet."""
-    env: ExpertEnvironmentName = "tabletop"
-    """Which environment."""
-    tasks: tuple[str, ...] = ()
-    """Its tasks; empty takes the environment's default."""
+    """Folder that receives the dataset. It must not hold one yet."""
+    env: OmitArgPrefixes[EnvironmentOptions] = DEFAULT_ENVIRONMENT
     episodes: int = 600
-    """How many episodes to keep, as many of each instruction."""
+    """Number of episodes to keep, as many of each instruction."""
     noise: float | None = None
-    """Noise on the expert's executed action (its intended action is what is stored as
-    the target); left out, the environment's default."""
-    image_size: int | None = None
-    """Side of the images in pixels. Left out, MetaWorld has state alone."""
-    num_envs: int = 32
-    """How many environments run side by side."""
-    num_workers: int = 0
-    """Processes that share the simulators (MetaWorld)."""
+    """Noise on the expert's executed action. Its intended action is stored as the
+    target. Left out, the environment's default."""
     seed: int = 0
     """Seed of the initial states and the noise."""
     format: Literal["memmap", "lerobot"] = "memmap"
-    """The folder's format: ours, or LeRobot v3.0, which takes the extra `datasets`."""
+    """Format of the folder: ours, or LeRobot v3.0, which needs the extra `datasets`."""
     images: Literal["video", "png"] = "video"
-    """How a LeRobot dataset holds them. Video wants 32 pixels and more."""
+    """How a LeRobot dataset stores images. A video needs 32 pixels and more."""
 
     def run(self) -> None:
-        """Collect, and print what was collected."""
-        env = make_environment(
-            self.env,
-            tasks=self.tasks,
-            num_envs=self.num_envs,
-            image_size=self.image_size,
-            num_workers=self.num_workers,
-            seed=self.seed,
-        )
-        noise = ENVIRONMENTS[self.env].noise if self.noise is None else self.noise
-        expert = env.make_expert(noise=noise, seed=self.seed)
-
-        options = {"seed": self.seed, "balanced": True}
+        """Collect, and print the dataset."""
+        env = open_environment(self.env, self.seed)
+        expert = self._make_expert(env)
         if self.format == "memmap":
-            print(collect(env, expert, self.episodes, folder=self.folder, **options))
-        else:  # what can be refused is, before all the episodes
-            check_folder_is_free(self.folder, "collect")
-            check_writer_extras(self.images)
+            print(self._collect(env, expert, self.folder))
+        else:  # refuse what can be refused before all the episodes
+            library.check_folder_is_free(self.folder, "collect")
+            library.check_writer_extras(self.images)
             self.folder.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=self.folder.parent) as folder:
-                recorded = collect(
-                    env, expert, self.episodes, folder=Path(folder) / "ours", **options
-                )
-                write_lerobot(recorded, self.folder, images=self.images)
+                recorded = self._collect(env, expert, Path(folder) / "ours")
+                library.write_lerobot(recorded, self.folder, images=self.images)
                 print(recorded)
         env.close()
+
+    def _collect(
+        self, env: EnvBase, expert: TensorDictModuleBase, folder: Path
+    ) -> library.Demonstrations:
+        return library.collect(
+            env, expert, self.episodes, folder=folder, seed=self.seed, balanced=True
+        )
+
+    def _make_expert(self, env: EnvBase) -> TensorDictModuleBase:
+        make_expert = getattr(env, "make_expert", None)
+        if make_expert is None:
+            raise OptionError(
+                f"collect: expected an environment with a scripted expert at --env, "
+                f"got {self.env.name!r}, which has none. Use tabletop, metaworld, or "
+                "an environment of your own with a method make_expert(seed=...)."
+            )
+        noise = self.noise
+        if noise is None and self.env.name.partition("/")[0] in ENVIRONMENTS:
+            noise = ENVIRONMENTS[self.env.name.partition("/")[0]].noise
+        options = {} if noise is None else {"noise": noise}
+        return make_expert(**options, seed=self.seed)

@@ -1,39 +1,40 @@
-"""``torchrl-vla compare``: which of two evaluated policies is better."""
+"""``torchrl-vla compare``: comparison of two evaluated policies."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
+from tyro.conf import Positional
 
+from torchrl_vla._internal.durable_files import write_text
+from torchrl_vla.cli import library
 from torchrl_vla.cli.options import OptionError
-from torchrl_vla.evaluation import EvaluationResult, compare
 
 
 @dataclass(frozen=True)
 class Compare:
     """Compare two policies that were evaluated on the same seeds."""
 
-    a: tyro.conf.Positional[Path]
-    """What `evaluate --json` wrote of the first policy."""
-    b: tyro.conf.Positional[Path]
-    """What it wrote of the second."""
+    a: Positional[Path]
+    """File that `evaluate --json` wrote of the first policy."""
+    b: Positional[Path]
+    """File that it wrote of the second policy."""
     json: Path | None = None
-    """Where to write the comparison, with the episodes and origin of both."""
+    """File that receives the comparison, with the episodes and origin of both."""
     unpaired: bool = False
-    """The seeds are not the same: compare as independent episodes. The interval is
-    wider."""
+    """Compare the episodes as independent ones, because the seeds are not the same. The
+    interval is wider."""
     confidence: float = 0.95
-    """How sure the intervals are."""
+    """Confidence level of the intervals."""
 
     def run(self) -> None:
-        """Compare, print the table and the verdict, and write what was asked for."""
+        """Compare, print the table and the verdict, and write the file."""
         if not 0.0 < self.confidence < 1.0:
             raise OptionError(
                 f"--confidence: expected a number in (0, 1), got {self.confidence}."
             )
-        comparison = compare(
+        comparison = library.compare(
             _read(self.a),
             _read(self.b),
             names=self._names(),
@@ -42,10 +43,10 @@ class Compare:
         )
         print(comparison)
         if self.json is not None:
-            self.json.write_text(comparison.to_json())
+            write_text(self.json, comparison.to_json())
 
     def _names(self) -> tuple[str, str]:
-        """Return the files' names, or as much of their paths as tells them apart."""
+        """Return the files' names, or the shortest ends of their paths that differ."""
         a, b = self.a.resolve().with_suffix(""), self.b.resolve().with_suffix("")
         parts = 1
         while a != b and a.parts[-parts:] == b.parts[-parts:]:
@@ -53,9 +54,9 @@ class Compare:
         return "/".join(a.parts[-parts:]), "/".join(b.parts[-parts:])
 
 
-def _read(path: Path) -> EvaluationResult:
+def _read(path: Path) -> library.EvaluationResult:
     try:
-        return EvaluationResult.from_json(path)
+        return library.EvaluationResult.from_json(path)
     except (OSError, ValueError, LookupError, TypeError) as error:
         why = str(error).removesuffix(".")
         raise OptionError(

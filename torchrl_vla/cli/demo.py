@@ -1,24 +1,29 @@
-"""``torchrl-vla demo``: the whole path, from demonstrations to a judged policy."""
+"""``torchrl-vla demo``: the whole path, from demonstrations to an evaluated policy."""
 
 from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from torchrl.envs import EnvBase
+from tyro.conf import OmitArgPrefixes
 
-from torchrl_vla.cli.options import OptionError
-from torchrl_vla.envs import RenderingError
-from torchrl_vla.recipes import (
-    DEMO_SETTINGS,
-    ExpertEnvironmentName,
-    FinetuneSettings,
-    make_environment,
-    run_demo,
+from torchrl_vla import recipes
+from torchrl_vla._internal.suggestions import did_you_mean
+from torchrl_vla.cli import library
+from torchrl_vla.cli.options import OptionError, open_environment
+from torchrl_vla.recipes.demo.demo_settings import DEMO_SETTINGS, DemoSettings
+from torchrl_vla.recipes.environment_options import (
+    DEFAULT_ENVIRONMENT,
+    EnvironmentOptions,
 )
+from torchrl_vla.recipes.finetuning.finetune_settings import FinetuneSettings
 
-_FILM_SIZE = 160
+if TYPE_CHECKING:
+    from torchrl.envs import EnvBase
+
+_CLIP_SIZE = 160
 _IMAGE_SIZES = {"tabletop": 32}  # in which reinforcement learning takes minutes
 _TRAIN_ENVS = 512
 
@@ -27,33 +32,54 @@ _TRAIN_ENVS = 512
 class Demo:
     """Collect demonstrations, clone them, improve the clone, and write a report.
 
-    What is left out takes the values that the documentation quotes.
+    Options that are left out take the values that the documentation quotes.
     """
 
-    env: ExpertEnvironmentName = "tabletop"
-    """Which environment."""
+    env: OmitArgPrefixes[EnvironmentOptions] = DEFAULT_ENVIRONMENT
     folder: Path = Path("runs/demo")
-    """Where everything is written; an earlier demo there is replaced."""
-    tasks: tuple[str, ...] = ()
-    """The environment's tasks; empty takes its default."""
+    """Folder that receives everything; an earlier demo in it is replaced."""
     demonstrations: int | None = None
     """Successful episodes to collect, over all tasks."""
     steps: int | None = None
     """Optimizer steps of the cloning."""
     iterations: int | None = None
-    """Of reinforcement learning after it; 0 = only clone. MetaWorld's demo has none."""
+    """Iterations of reinforcement learning after it; 0 = only clone. The demo of
+    MetaWorld has none."""
     episodes: int | None = None
-    """Episodes of the evaluation after training; the controls get no more."""
-    image_size: int | None = None
-    """Side of the images in pixels. Left out, MetaWorld runs from state alone."""
-    num_workers: int = 0
-    """Processes that share the simulators (MetaWorld)."""
+    """Episodes of the evaluation after training; the ablations get no more."""
     seed: int = 0
     """Seed of demonstrations and training; evaluations use the next one."""
 
     def run(self) -> None:
         """Run the demo and print each evaluation."""
-        settings = replace(DEMO_SETTINGS[self.env], seed=self.seed)
+        settings = self._settings()
+        size = self.env.image_size or _IMAGE_SIZES.get(self.env.name)
+        options = replace(self.env, image_size=size)
+        num_envs = min(options.num_envs, settings.control_episodes)
+        env = open_environment(options, self.seed, num_envs=num_envs)
+        train_env = None
+        if settings.improve is not None:
+            train_env = open_environment(options, self.seed, num_envs=_TRAIN_ENVS)
+        results = recipes.run_demo(
+            env,
+            self.folder,
+            settings,
+            train_env=train_env,
+            video_env=self._make_video_env(env, settings.clips),
+        )
+        env.close()
+        for name, result in results.items():
+            print(f"\n{name}: {result}")
+        print(f"\nreport: {self.folder / 'report.html'}")
+
+    def _settings(self) -> DemoSettings:
+        if self.env.name not in DEMO_SETTINGS:
+            raise OptionError(
+                f"demo: expected --env to be one of {sorted(DEMO_SETTINGS)}, which "
+                f"have a demo, got {self.env.name!r}."
+                f"{did_you_mean(self.env.name, DEMO_SETTINGS)}"
+            )
+        settings = replace(DEMO_SETTINGS[self.env.name], seed=self.seed)
         if self.demonstrations is not None:
             settings = replace(settings, demonstrations=self.demonstrations)
         if self.steps is not None:
@@ -65,47 +91,27 @@ class Demo:
             )
         if self.iterations is not None:
             settings = replace(settings, improve=self._improve(settings.improve))
-        env = self._make_env(min(32, settings.control_episodes))
-        train_env = None if settings.improve is None else self._make_env(_TRAIN_ENVS)
-        video_env = self._make_film_env(env, settings.clips)
-        results = run_demo(
-            env, self.folder, settings, train_env=train_env, video_env=video_env
-        )
-        env.close()
-        for name, result in results.items():
-            print(f"\n{name}: {result}")
-        print(f"\nreport: {self.folder / 'report.html'}")
+        return settings
 
     def _improve(self, default: FinetuneSettings | None) -> FinetuneSettings | None:
         if not self.iterations:
             return None
         if default is None:
             raise OptionError(
-                f"demo: expected no --iterations with --env {self.env}, whose demo "
-                f"only clones, got {self.iterations}. Use `torchrl-vla finetune`."
+                f"demo: expected no --iterations with --env {self.env.name}, whose "
+                f"demo only clones, got {self.iterations}. Use `torchrl-vla finetune`."
             )
         return replace(default, iterations=self.iterations)
 
-    def _make_env(self, num_envs: int) -> EnvBase:
-        return make_environment(
-            self.env,
-            tasks=self.tasks,
-            num_envs=num_envs,
-            image_size=self.image_size or _IMAGE_SIZES.get(self.env),
-            num_workers=self.num_workers,
-            seed=self.seed,
-        )
-
-    def _make_film_env(self, env: EnvBase, clips: int) -> EnvBase | None:
-        """Return where to clip, or None, and why, on a machine that cannot draw."""
-        if self.env == "tabletop":
+    def _make_video_env(self, env: EnvBase, clips: int) -> EnvBase | None:
+        """Return where to record clips, or None on a machine that cannot render."""
+        if self.env.name == "tabletop":
             return env
+        options = replace(self.env, num_envs=clips, image_size=_CLIP_SIZE)
         try:
-            video_env = make_environment(
-                self.env, tasks=self.tasks, num_envs=clips, image_size=_FILM_SIZE
-            )
+            video_env = open_environment(replace(options, num_workers=0), self.seed)
             video_env.reset()
-        except RenderingError as error:
+        except library.RenderingError as error:
             print(f"torchrl-vla: the report has no clips: {error}", file=sys.stderr)
             return None
         return video_env

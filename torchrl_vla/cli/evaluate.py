@@ -1,29 +1,27 @@
-"""``torchrl-vla evaluate``: how good is a policy, and how sure are we."""
+"""``torchrl-vla evaluate``: success rate of a policy, with its interval."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from tensordict.nn import TensorDictModuleBase
-from torchrl.envs import EnvBase
+from tyro.conf import OmitArgPrefixes
 
+from torchrl_vla import recipes
+from torchrl_vla._internal.durable_files import write_text
+from torchrl_vla._internal.option_names import AblationName
+from torchrl_vla.cli import library
 from torchrl_vla.cli.options import OptionError, open_environment, read_json
-from torchrl_vla.evaluation import (
-    AblationName,
-    EvaluationResult,
-    Recorder,
-    compare,
-    evaluate,
-    hash_folder,
-    hash_weights,
-    make_ablation,
-    write_video,
+from torchrl_vla.recipes.environment_options import (
+    DEFAULT_ENVIRONMENT,
+    EnvironmentOptions,
 )
-from torchrl_vla.recipes import load_executor, prepare_environment
+
+if TYPE_CHECKING:
+    from tensordict.nn import TensorDictModuleBase
+    from torchrl.envs import EnvBase
 
 
 @dataclass(frozen=True)
@@ -31,112 +29,100 @@ class Evaluate:
     """Evaluate a trained policy on episodes with recorded seeds."""
 
     policy: str
-    """Folder that `train` wrote; or a LeRobot checkpoint (needs the extra `lerobot`),
-    a folder or a repo id `owner/name`."""
-    env: str = "tabletop"
-    """Which environment: tabletop, metaworld, pusht or aloha, or one of its tasks, e.g.
-    metaworld/reach, aloha/transfer_cube or tabletop/reach-red. One with other
-    conventions than the training data raises."""
-    tasks: tuple[str, ...] = ()
-    """Its tasks, where there are several; empty takes the environment's default."""
+    """Policy: a folder that `train` or `finetune` wrote; a LeRobot checkpoint (needs
+    the extra `lerobot`), a folder or a repo id `owner/name`; or a function of your own
+    as module:function, which returns a policy in robot space. An environment with other
+    conventions than the training data is refused."""
+    env: OmitArgPrefixes[EnvironmentOptions] = DEFAULT_ENVIRONMENT
     episodes: int = 200
-    """How many episodes, exactly."""
+    """Number of episodes, exactly."""
     replan_interval: int | None = None
-    """Actions to execute before the policy is asked again; left out, the chunk, or as
-    many as LeRobot executes of it."""
+    """Actions of a chunk to execute before the policy is called again. Left out, the
+    whole chunk, or as many as LeRobot executes of it."""
     rename_map: str = "{}"
-    """Of a LeRobot checkpoint: the environment's cameras to the policy's, as JSON, e.g.
-    '{"corner2": "top"}'; null hides one from the policy."""
+    """For a LeRobot checkpoint: the environment's cameras to the policy's, as JSON,
+    e.g. '{"corner2": "top"}'; null hides one from the policy."""
     empty_cameras: tuple[str, ...] = ()
-    """Of a LeRobot checkpoint: its cameras that the environment does not have."""
+    """For a LeRobot checkpoint: its cameras that the environment does not have."""
     device: str | None = None
-    """Where a LeRobot policy runs; left out, where it was trained, or the CPU."""
-    image_size: int | None = None
-    """Side of the images in pixels. Left out, MetaWorld has state alone."""
-    num_envs: int = 32
-    """How many environments run side by side; the result does not depend on it."""
-    num_workers: int = 0
-    """Processes that share the simulators (not the tabletop's)."""
-    render_on_demand: bool = False
-    """Draw images only where the policy looks: much faster for chunks in simulators
-    that are slow to draw. Refused with policies that look back at every step."""
+    """Device of the policy, e.g. `cuda`. Left out, the CPU, or where a LeRobot policy
+    was trained."""
     seed: int = 0
-    """Seed of the episodes. None of them is one of `collect` or `finetune`."""
-    control: AblationName | None = None
+    """Seed of the episodes. None of them is an episode of `collect` or `finetune`."""
+    ablate: AblationName | None = None
     """Evaluate once more on the same seeds with this input taken away from the policy,
-    and say what it was worth."""
+    and compare."""
     json: Path | None = None
-    """Where to write every episode's record and what is needed to repeat it; with
-    --control also a file for that arm, its name before the ending. `compare` reads
-    both."""
+    """File that receives every episode's record and what is needed to repeat it. With
+    --ablate a second file, with the ablation's name before the ending, receives that
+    of the ablation. `compare` reads both."""
     video: Path | None = None
-    """Where to write a video (.mp4) of the first four episodes; needs the extra
+    """File that receives a video (.mp4) of the first four episodes. It needs the extra
     `video`, and in MetaWorld --image-size."""
 
     def run(self) -> None:
-        """Evaluate, print the table, and write what was asked for."""
-        env = open_environment(
-            self.env,
-            tasks=self.tasks,
-            num_envs=min(self.num_envs, self.episodes),
-            image_size=self.image_size,
-            num_workers=self.num_workers,
-            render_on_demand=self.render_on_demand,
-            seed=self.seed,
-        )
-        actor = load_executor(
+        """Evaluate, print the table, and write the files that were asked for."""
+        num_envs = min(self.env.num_envs, self.episodes)
+        env = open_environment(self.env, self.seed, num_envs=num_envs)
+        executor = library.load_any_executor(
             self.policy,
-            metadata=env.metadata,
-            instructions=env.instructions,
+            env,
             replan_interval=self.replan_interval,
             **self._lerobot_options(),
         )
-        env = prepare_environment(env, actor)
-        arm = None if self.control is None else self._control_arm(actor, env)
-        known = {"policy": self._policy(actor), "command": self._command()}
-        recorder = None if self.video is None else Recorder(min(4, self.episodes))
-        result = self._measure(env, actor, known, recorder)
+        env = recipes.prepare_environment(env, executor)
+        ablation = None if self.ablate is None else self._ablation(executor, env)
+        provenance = {"policy": self._policy(executor), "command": self._command()}
+        recorder = None
+        if self.video is not None:
+            recorder = library.Recorder(min(4, self.episodes))
+        result = self._evaluate(env, executor, provenance, recorder)
         print(result)
-        self._write(result, self.json)
-        if arm is not None:
-            control = self._measure(env, arm, {**known, "ablation": self.control})
-            names = ("policy", str(self.control))
-            print(f"\n{compare(result, control, names=names)}")
-            self._write(control, self._control_json())
+        _write(result, self.json)
+        if ablation is not None:
+            provenance = {**provenance, "ablation": self.ablate}
+            ablated = self._evaluate(env, ablation, provenance)
+            names = ("policy", str(self.ablate))
+            print(f"\n{library.compare(result, ablated, names=names)}")
+            _write(ablated, self._ablation_json())
         env.close()
         if recorder is not None:
+            clips = library.cat(recorder.videos)
             rate_hz = env.metadata.control_frequency_hz
-            write_video(self.video, torch.cat(recorder.videos), rate_hz=rate_hz)
+            library.write_video(self.video, clips, rate_hz=rate_hz)
 
-    def _measure(
+    def _evaluate(
         self,
         env: EnvBase,
-        actor: TensorDictModuleBase,
-        known: dict[str, Any],
-        recorder: Recorder | None = None,
-    ) -> EvaluationResult:
-        torch.manual_seed(self.seed)  # policies that sample noise
-        return evaluate(
+        executor: TensorDictModuleBase,
+        provenance: dict[str, Any],
+        recorder: library.Recorder | None = None,
+    ) -> library.EvaluationResult:
+        library.manual_seed(self.seed)  # policies that sample noise
+        return library.evaluate(
             env,
-            actor,
+            executor,
             self.episodes,
             seed=self.seed,
             recorder=recorder,
-            provenance=known,
+            provenance=provenance,
         )
 
-    def _control_arm(
-        self, actor: TensorDictModuleBase, env: EnvBase
+    def _ablation(
+        self, executor: TensorDictModuleBase, env: EnvBase
     ) -> TensorDictModuleBase:
         try:
-            return make_ablation(str(self.control), actor, env)
+            return library.make_ablation(str(self.ablate), executor, env)
         except ValueError as error:
-            raise OptionError(f"--control: {error}") from error
+            raise OptionError(f"--ablate: {error}") from error
 
-    def _policy(self, actor: TensorDictModuleBase) -> dict[str, str]:
+    def _policy(self, executor: TensorDictModuleBase) -> dict[str, str]:
         """Return which policy it is; one of the Hub has no folder of its own."""
         folder = Path(self.policy).expanduser()
-        digest = hash_folder(folder) if folder.is_dir() else hash_weights(actor)
+        if folder.is_dir():
+            digest = library.hash_folder(folder)
+        else:
+            digest = library.hash_weights(executor)
         return {"source": self.policy, "sha256": digest}
 
     def _command(self) -> dict[str, Any]:
@@ -144,15 +130,10 @@ class Evaluate:
         text = json.dumps({"command": "evaluate", **asdict(self)}, default=str)
         return json.loads(text)
 
-    def _control_json(self) -> Path | None:
+    def _ablation_json(self) -> Path | None:
         if self.json is None:
             return None
-        return self.json.with_suffix(f".{self.control}{self.json.suffix}")
-
-    @staticmethod
-    def _write(result: EvaluationResult, path: Path | None) -> None:
-        if path is not None:
-            path.write_text(result.to_json())
+        return self.json.with_suffix(f".{self.ablate}{self.json.suffix}")
 
     def _lerobot_options(self) -> dict[str, Any]:
         options = {
@@ -161,3 +142,8 @@ class Evaluate:
             "device": self.device,
         }
         return {name: value for name, value in options.items() if value}
+
+
+def _write(result: library.EvaluationResult, path: Path | None) -> None:
+    if path is not None:
+        write_text(path, result.to_json())

@@ -1,117 +1,84 @@
-"""``torchrl-vla finetune``: improve a cloned policy by reinforcement learning."""
+"""``torchrl-vla finetune``: a cloned policy improved by reinforcement learning."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, make_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import torch
+from tyro.conf import AvoidSubcommands, OmitArgPrefixes
 
+from torchrl_vla import recipes
+from torchrl_vla._internal.suggestions import did_you_mean
+from torchrl_vla.cli import library
 from torchrl_vla.cli.options import OptionError, open_environment
-from torchrl_vla.objectives import Granularity
-from torchrl_vla.recipes import (
-    ALGORITHMS,
-    FinetuneSettings,
-    Reward,
-    finetune,
-    load_checkpoint,
-    open_dataset,
-    to_stochastic,
-)
+from torchrl_vla.recipes.environment_options import EnvironmentOptions
+from torchrl_vla.recipes.finetuning.algorithms import ALGORITHMS, GRPO, PPO, RLOO
+from torchrl_vla.recipes.finetuning.finetune_settings import FinetuneSettings
+
+_ENVIRONMENT = EnvironmentOptions(num_envs=256)
+_PPO = PPO()
+_SETTINGS = FinetuneSettings(algorithm=_PPO)
 
 
 @dataclass(frozen=True)
 class Finetune:
-    """Fine-tune a policy by PPO, GRPO or RLOO; run it again to resume."""
+    """Fine-tune a policy by PPO, GRPO or RLOO; run the command again to resume.
+
+    `--algorithm grpo --help` lists the options of GRPO, and so on.
+    """
 
     policy: Path
-    """Folder that `train` wrote, of a tiny policy with any head."""
+    """Folder that `train` wrote."""
     folder: Path
-    """Where the log, the evaluations, the resumable state and the policy are written.
-    An unfinished training there is gone on with."""
-    env: str = "tabletop"
-    """Which environment: tabletop or metaworld, or one of its tasks, e.g.
-    metaworld/reach."""
-    algorithm: Literal["ppo", "grpo", "rloo"] = "ppo"
-    """PPO judges by a critic, the others by episodes that began alike."""
-    group_size: int | None = None
-    """Of grpo and rloo: episodes that begin alike; left out, 8."""
-    gamma: float | None = None
-    """Of ppo: discount of one control step; left out, 0.99. Lower is more decisive."""
-    reward: Reward = "success"
-    """What a decision earns: 1 in success, or what the environment pays."""
-    iterations: int = 60
-    """Of collecting a batch and learning from it."""
-    num_envs: int = 256
-    """Environments that run side by side."""
-    lr: float = 3e-4
-    """Learning rate of the policy."""
-    lr_decay: bool = False
-    """The learning rate falls linearly, so that the policy comes to rest."""
-    target_kl: float | None = None
-    """The policy takes no step that begins farther than this from the policy that
-    collected the batch; left out, it may."""
-    epochs: int = 3
-    """Passes over each batch."""
-    minibatch_size: int = 256
-    """Decisions per optimizer step."""
-    clip_epsilon: float = 0.2
-    """How far an importance ratio may go below 1, and above unless --clip-higher."""
-    clip_higher: float | None = None
-    """How far a ratio may go above 1."""
-    granularity: Granularity = "token"
-    """What one ratio is about: a chunk, an action or a token."""
-    entropy_coeff: float = 0.0
-    """Weight of the entropy bonus (token and gaussian heads)."""
-    reference_kl_coeff: float = 0.0
-    """Weight of staying near the policy as it was given."""
+    """Folder that receives the log, the evaluations, the resumable state and the
+    policy. An unfinished training of the same policy in it is resumed."""
+    env: OmitArgPrefixes[EnvironmentOptions] = _ENVIRONMENT
+    algorithm: str = "ppo"
+    """Algorithm: `ppo` estimates advantages with a critic, `grpo` and `rloo` compare
+    episodes that began alike."""
+    algorithm_options: OmitArgPrefixes[AvoidSubcommands[PPO | GRPO | RLOO]] = _PPO
+    settings: OmitArgPrefixes[FinetuneSettings] = _SETTINGS
     demonstrations: str | None = None
-    """Dataset to clone beside the reinforcement learning; needs --bc-coeff."""
-    bc_coeff: float = 0.0
-    """Weight of that."""
+    """Dataset to clone beside the reinforcement learning: a folder, a repo id or
+    module:function. It needs --bc-coeff."""
     initial_std: float = 0.2
-    """Of a regression head, which gets a spread: its standard deviation at first."""
+    """First standard deviation of a regression head, which becomes a Gaussian."""
     flow_noise: float = 0.5
-    """Of a flow head without noise: scale of the noise on its steps."""
-    replan_interval: int | None = None
-    """Actions of each chunk to execute; left out, all."""
-    image_size: int | None = None
-    """Side of the images in pixels: that of the training data."""
-    num_workers: int = 0
-    """Processes that share the simulators (not the tabletop's)."""
-    render_on_demand: bool = False
-    """Draw images only where the policy looks: much faster for chunks in simulators
-    that are slow to draw. Refused with policies that look back at every step."""
-    eval_episodes: int = 200
-    """Episodes of each evaluation, all on the same seeds."""
-    eval_interval: int = 10
-    """Iterations between two evaluations."""
+    """Scale of the noise on the steps of a flow head that has none."""
+    device: str | None = None
+    """Device of the policy, e.g. `cuda`. Left out, the CPU."""
     tensorboard: bool = False
     """Also write event files; needs the extra `tensorboard`."""
-    seed: int = 0
-    """Of the training; the evaluations' episodes are others."""
 
     def run(self) -> None:
-        """Fine-tune, and print what came of it."""
-        policy, space = load_checkpoint(self.policy)
-        policy = to_stochastic(
+        """Fine-tune, and print how the policy changed."""
+        settings = replace(self.settings, algorithm=self.algorithm_options)
+        library.manual_seed(settings.seed)
+        policy, space = recipes.load_checkpoint(self.policy)
+        policy = recipes.to_stochastic(
             policy, initial_std=self.initial_std, flow_noise=self.flow_noise
         )
-        torch.manual_seed(self.seed)
-        env = self._open_env(self.num_envs)
-        eval_env = self._open_env(min(self.num_envs, self.eval_episodes))
-        space.metadata.check_compatible(env.metadata)
-        if self.demonstrations is None:
-            demonstrations = None
-        else:
-            demonstrations = open_dataset(self.demonstrations)
-        result = finetune(
-            policy,
+        num_envs, device = self.env.num_envs, self.device
+        env = open_environment(self.env, settings.seed, device)
+        eval_env = open_environment(
+            self.env,
+            settings.seed,
+            device,
+            num_envs=min(num_envs, settings.eval_episodes),
+        )
+        if space is not None:
+            space.metadata.check_compatible(env.metadata)
+        demonstrations = None
+        if self.demonstrations is not None:
+            demonstrations = recipes.open_dataset(self.demonstrations)
+        result = recipes.finetune(
+            policy.to(device or "cpu"),
             space,
             env,
             self.folder,
-            self._settings(),
+            settings,
             eval_env=eval_env,
             demonstrations=demonstrations,
             tensorboard=self.tensorboard,
@@ -121,51 +88,37 @@ class Finetune:
         print(result.comparison)
         print(f"policy in {self.folder / 'policy'}")
 
-    def _open_env(self, num_envs: int) -> Any:
-        return open_environment(
-            self.env,
-            num_envs=num_envs,
-            image_size=self.image_size,
-            num_workers=self.num_workers,
-            render_on_demand=self.render_on_demand,
-            seed=self.seed,
-        )
 
-    def _settings(self) -> FinetuneSettings:
-        options: dict[str, Any] = {}
-        if self.group_size is not None:
-            if self.algorithm == "ppo":
-                raise OptionError(
-                    "finetune: expected no --group-size with --algorithm ppo, which "
-                    "compares no groups. Use --algorithm grpo or rloo."
-                )
-            options["group_size"] = self.group_size
-        if self.gamma is not None:
-            if self.algorithm != "ppo":
-                raise OptionError(
-                    f"finetune: expected no --gamma with --algorithm {self.algorithm}, "
-                    "which compares whole episodes. Use --algorithm ppo."
-                )
-            options["gamma"] = self.gamma
-        clip: Any = self.clip_epsilon
-        if self.clip_higher is not None:
-            clip = (self.clip_epsilon, self.clip_higher)
-        return FinetuneSettings(
-            algorithm=ALGORITHMS[self.algorithm](**options),
-            iterations=self.iterations,
-            replan_interval=self.replan_interval,
-            epochs=self.epochs,
-            minibatch_size=self.minibatch_size,
-            lr=self.lr,
-            lr_decay=self.lr_decay,
-            target_kl=self.target_kl,
-            reward=self.reward,
-            clip_epsilon=clip,
-            granularity=self.granularity,
-            entropy_coeff=self.entropy_coeff,
-            reference_kl_coeff=self.reference_kl_coeff,
-            bc_coeff=self.bc_coeff,
-            eval_episodes=self.eval_episodes,
-            eval_interval=self.eval_interval,
-            seed=self.seed,
+def finetune_command(arguments: Sequence[str]) -> type[Finetune]:
+    """Return the command with the options of the algorithm that was asked for.
+
+    Args:
+        arguments: of the command line.
+
+    Raises:
+        OptionError: there is no such algorithm.
+    """
+    name = _value_of("--algorithm", arguments) or Finetune.algorithm
+    if name not in ALGORITHMS:
+        raise OptionError(
+            f"--algorithm: expected one of {sorted(ALGORITHMS)}, got {name!r}."
+            f"{did_you_mean(name, ALGORITHMS)}"
         )
+    kind: Any = ALGORITHMS[name]
+    made = make_dataclass(
+        "Finetune",
+        [("algorithm_options", OmitArgPrefixes[kind], field(default=kind()))],
+        bases=(Finetune,),
+        frozen=True,
+    )
+    made.__doc__ = Finetune.__doc__
+    return made
+
+
+def _value_of(option: str, arguments: Sequence[str]) -> str | None:
+    """Return the value of an option, written ``--option value`` or with ``=``."""
+    for argument, following in zip(arguments, [*arguments[1:], None]):
+        name, equals, value = argument.partition("=")
+        if name == option:
+            return value if equals else following
+    return None

@@ -1,16 +1,18 @@
 """The ``torchrl-vla`` command.
 
 Its subcommands are ``demo``, ``collect``, ``train``, ``finetune``, ``evaluate`` and
-``compare``.
-Each subcommand is a frozen dataclass whose fields are its options and whose ``run`` is
-a thin reading of the library; ``--help`` is the documentation.
+``compare``. Each is a frozen dataclass whose fields are its options; its ``run`` calls
+the library. ``--help`` is the documentation.
 """
 
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Sequence
-from typing import Annotated
+from functools import reduce
+from operator import or_
+from typing import Annotated, Any
 
 import tyro
 
@@ -18,26 +20,49 @@ from torchrl_vla.cli.collect import Collect
 from torchrl_vla.cli.compare import Compare
 from torchrl_vla.cli.demo import Demo
 from torchrl_vla.cli.evaluate import Evaluate
-from torchrl_vla.cli.finetune import Finetune
+from torchrl_vla.cli.finetune import finetune_command
 from torchrl_vla.cli.train import Train
-from torchrl_vla.schema import VLAError
-
-Command = (
-    Annotated[Demo, tyro.conf.subcommand("demo")]
-    | Annotated[Collect, tyro.conf.subcommand("collect")]
-    | Annotated[Train, tyro.conf.subcommand("train")]
-    | Annotated[Finetune, tyro.conf.subcommand("finetune")]
-    | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
-    | Annotated[Compare, tyro.conf.subcommand("compare")]
-)
+from torchrl_vla.errors import VLAError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one subcommand; our own errors become one message, not a traceback."""
-    command = tyro.cli(Command, prog="torchrl-vla", args=arguments)
+    """Run one subcommand; an error that the library raises becomes one message.
+
+    Returns:
+        The exit status: 0, or 1 after an error.
+    """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        command.run()
-    except (VLAError, FileNotFoundError, FileExistsError) as error:
+        _parse(arguments).run()
+    except (ValueError, TypeError, RuntimeError, OSError, ImportError) as error:
+        if not _is_ours(error):
+            raise
         print(f"torchrl-vla: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _parse(arguments: list[str]) -> Any:
+    """Return the command with its options."""
+    commands: dict[str, Any] = {
+        "demo": Demo,
+        "collect": Collect,
+        "train": Train,
+        "finetune": finetune_command(arguments),
+        "evaluate": Evaluate,
+        "compare": Compare,
+    }
+    kinds = [
+        Annotated[command, tyro.conf.subcommand(name)]
+        for name, command in commands.items()
+    ]
+    return tyro.cli(reduce(or_, kinds), prog="torchrl-vla", args=arguments)
+
+
+def _is_ours(error: Exception) -> bool:
+    """Return whether the library raised an error, and no package below it."""
+    match error:
+        case VLAError() | FileNotFoundError() | FileExistsError():
+            return True
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return str(frame.f_globals.get("__name__")).startswith("torchrl_vla.")

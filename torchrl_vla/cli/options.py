@@ -1,14 +1,18 @@
-"""What the subcommands read from the command line beyond single values."""
+"""Options that several commands share, and their errors."""
 
 from __future__ import annotations
 
 import json
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
-from torchrl.envs import EnvBase
+from torchrl_vla import recipes
+from torchrl_vla.cli import library
+from torchrl_vla.errors import VLAError
+from torchrl_vla.recipes.environment_options import EnvironmentOptions
 
-from torchrl_vla.recipes import make_environment
-from torchrl_vla.schema import VLAError
+if TYPE_CHECKING:
+    from torchrl.envs import EnvBase
 
 
 class OptionError(VLAError, ValueError):
@@ -33,9 +37,19 @@ def read_json(option: str, text: str) -> dict[str, Any]:
     return value
 
 
-def open_environment(name: str, **options: Any) -> EnvBase:
-    """Make an environment; one that is not known is an error of the command line."""
+def open_environment(
+    options: EnvironmentOptions, seed: int, device: str | None = None, **changes: int
+) -> EnvBase:
+    """Make an environment; one that is not known is an error of the command line.
+
+    Args:
+        options: of the environment.
+        seed: of its episode seeds.
+        device: of the policy that acts in it; None = the CPU.
+        changes: other values of the options, e.g. ``num_envs``.
+    """
     try:
-        return make_environment(name, **options)
+        env = recipes.make_environment(**vars(replace(options, **changes)), seed=seed)
     except ValueError as error:
         raise OptionError(f"--env: {error}") from error
+    return library.on_device(env, device)

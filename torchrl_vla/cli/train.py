@@ -1,140 +1,142 @@
-"""``torchrl-vla train``: clone demonstrations."""
+"""``torchrl-vla train``: a policy cloned from demonstrations."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-import torch
+from tyro.conf import OmitArgPrefixes
 
+from torchrl_vla import recipes
+from torchrl_vla._internal.named_objects import is_named_object
+from torchrl_vla._internal.option_names import Head
+from torchrl_vla.cli import library
 from torchrl_vla.cli.options import OptionError, read_json
-from torchrl_vla.data import DemonstrationDataset, LeRobotDemonstrations
-from torchrl_vla.policies.lerobot import KINDS
-from torchrl_vla.recipes import (
-    Head,
-    TrainingLog,
-    fit_lerobot_policy,
-    make_policy,
-    make_space,
-    open_dataset,
-    save_checkpoint,
-    save_lerobot_checkpoint,
-    train_behavior_cloning,
-    train_lerobot,
-)
+from torchrl_vla.recipes.training_settings import TrainingSettings
+
+if TYPE_CHECKING:
+    from tensordict.nn import TensorDictModuleBase
 
 _TINY = "tiny"
+_SETTINGS = TrainingSettings(steps=3000, batch_size=256)
+_TINY_OPTIONS = ("head", "chunk_size", "hidden")
+_LEROBOT_OPTIONS = ("config", "rename_map", "train_on_padding")
 
 
 @dataclass(frozen=True)
 class Train:
-    """Train a policy on demonstrations: a tiny one of ours, or one of LeRobot's."""
+    """Train a policy on demonstrations; run the command again to resume.
+
+    The policy is a tiny one of ours, one of LeRobot's, or one of your own.
+    """
 
     dataset: str
-    """Folder that `collect` wrote, folder of a LeRobot dataset (v2.1 or v3.0; needs the
-    extra `datasets`), or its repo id `user/name` on the Hugging Face Hub."""
+    """Demonstrations: a folder that `collect` wrote, the folder of a LeRobot dataset
+    (v2.1 or v3.0; needs the extra `datasets`), its repo id `user/name` on the Hugging
+    Face Hub, or a function of your own as module:function."""
     folder: Path
-    """Where the policy is written; LeRobot loads one of its own from there."""
+    """Folder that receives the policy. It must be new or empty, or hold an unfinished
+    training with the same options, which is then resumed."""
     policy: str = _TINY
-    """`tiny`; a type of LeRobot's (needs the extra `lerobot`): act, diffusion, smolvla,
-    multi_task_dit, vqbet, pi0, pi05 or xvla; or a LeRobot checkpoint to go on from, a
-    folder or repo id."""
+    """Policy: `tiny`; a type of LeRobot's (needs the extra `lerobot`): act, diffusion,
+    smolvla, multi_task_dit, vqbet, pi0, pi05 or xvla; a LeRobot checkpoint to continue
+    from, a folder or repo id; or a function of your own as module:function, which is
+    called with those of metadata and instructions that it declares and returns an
+    nn.Module that predicts a chunk."""
     config: str = "{}"
-    """Of a LeRobot policy: fields of its configuration, as JSON, e.g.
+    """Fields of a LeRobot policy's configuration, as JSON, e.g.
     '{"chunk_size": 20, "n_action_steps": 10}'."""
     rename_map: str = "{}"
-    """Of a LeRobot checkpoint: the dataset's cameras to the policy's, as JSON, e.g.
+    """For a LeRobot checkpoint: the dataset's cameras to the policy's, as JSON, e.g.
     '{"front": "camera1"}'."""
     train_on_padding: bool = False
     """Accept a LeRobot policy whose loss counts the padding past an episode's end."""
     head: Head | None = None
-    """Of `tiny`: what it emits: regression, tokens, gaussian, flow or diffusion; left
-    out, regression. All can be fine-tuned by `torchrl-vla finetune`."""
+    """Head of `tiny`; left out, regression. `torchrl-vla finetune` takes all."""
     chunk_size: int | None = None
-    """Of `tiny`: actions per chunk; left out, 8."""
+    """Actions per chunk of `tiny`; left out, 8."""
     hidden: int | None = None
-    """Of `tiny`: width; left out, 256."""
-    steps: int = 3000
-    """Optimizer steps."""
-    batch_size: int = 256
-    """Frames per step."""
-    lr: float | None = None
-    """Peak learning rate. Left out, 1e-3 for `tiny`, LeRobot's own for its policies
-    (ACT's, 1e-5, is slow)."""
+    """Width of `tiny`; left out, 256."""
+    settings: OmitArgPrefixes[TrainingSettings] = _SETTINGS
     device: str | None = None
-    """Where it is trained, e.g. `cuda`; left out, the CPU, or where the checkpoint
-    was."""
-    seed: int = 0
-    """Seed of the initial weights and the batches."""
+    """Device that the policy is trained on, e.g. `cuda`. Left out, the CPU, or where
+    the checkpoint was trained."""
 
     def run(self) -> None:
         """Train and write the policy, its metadata and the learning curve."""
-        self._check()
-        torch.manual_seed(self.seed)
-        dataset = open_dataset(self.dataset)
-        train = self._train_tiny if self.policy == _TINY else self._train_lerobot
-        log = train(dataset)
+        is_own = is_named_object(self.policy) and not Path(self.policy).exists()
+        self._check(is_own)
+        library.check_training_folder("train", self.folder)
+        library.manual_seed(self.settings.seed)
+        dataset = recipes.open_dataset(self.dataset)
+        if is_own:
+            log = self._clone(library.make_own_policy(self.policy, dataset), dataset)
+        elif self.policy == _TINY:
+            policy = recipes.make_policy(
+                dataset,
+                chunk_size=self.chunk_size or 8,
+                head=self.head or "regression",
+                hidden=self.hidden or 256,
+            )
+            log = self._clone(policy, dataset, self.head or "regression")
+        else:
+            log = self._train_lerobot(dataset)
         log.to_csv(self.folder / "learning_curve.csv")
+        library.finish_training(self.folder)
         print(f"loss {log.losses[-1][1]:.4f}; policy in {self.folder}")
 
-    def _check(self) -> None:
+    def _check(self, is_own: bool) -> None:
         """Refuse options of another policy, which would have no effect."""
-        is_tiny = self.policy == _TINY
-        default = {field.name: field.default for field in fields(self)}
-        foreign = ("head", "chunk_size", "hidden")
+        foreign: tuple[str, ...] = _TINY_OPTIONS
         hint = "Give sizes as --config, e.g. --config '{\"chunk_size\": 20}'."
-        if is_tiny:
-            foreign = ("config", "rename_map", "train_on_padding")
+        if is_own:
+            foreign = (*_TINY_OPTIONS, *_LEROBOT_OPTIONS)
+            hint = "Your function sets the sizes of its policy."
+        elif self.policy == _TINY:
+            foreign = _LEROBOT_OPTIONS
             hint = "They are for LeRobot's policies: --policy act."
-        elif self.policy in KINDS:
+        elif self.policy in library.KINDS:
             foreign = (*foreign, "rename_map")
             hint = "A new policy has the dataset's cameras. " + hint
-        given = [name for name in foreign if getattr(self, name) != default[name]]
+        default = {field.name: field.default for field in fields(self)}
+        given = [name for name in foreign if vars(self)[name] != default[name]]
         if given:
             names = ", ".join("--" + name.replace("_", "-") for name in given)
             raise OptionError(
                 f"train: expected no {names} with --policy {self.policy}. {hint}"
             )
 
-    def _train_tiny(
-        self, dataset: DemonstrationDataset | LeRobotDemonstrations
-    ) -> TrainingLog:
-        head = self.head or "regression"
-        policy = make_policy(
-            dataset,
-            chunk_size=self.chunk_size or 8,
-            head=head,
-            hidden=self.hidden or 256,
-        ).to(self.device or "cpu")
-        space = make_space(dataset.metadata, head)
-        lr = 1e-3 if self.lr is None else self.lr
-        log = train_behavior_cloning(
-            policy, dataset, space=space, **self._budget(), lr=lr
+    def _clone(
+        self,
+        policy: TensorDictModuleBase,
+        dataset: library.Demonstrations,
+        head: Head = "regression",
+    ) -> recipes.TrainingLog:
+        if self.device is not None:
+            policy = policy.to(library.parse_device("train", self.device))
+        space = recipes.make_space(dataset.metadata, head)
+        log = recipes.train_behavior_cloning(
+            policy, dataset, self.settings, space=space, folder=self.folder
         )
-        save_checkpoint(self.folder, policy, space)
+        recipes.save_checkpoint(self.folder, policy, space)
         return log
 
-    def _train_lerobot(
-        self, dataset: DemonstrationDataset | LeRobotDemonstrations
-    ) -> TrainingLog:
+    def _train_lerobot(self, dataset: library.Demonstrations) -> recipes.TrainingLog:
         renamed = read_json("--rename-map", self.rename_map)
-        policy = fit_lerobot_policy(
+        policy = recipes.fit_lerobot_policy(
             self.policy,
             dataset,
             config=read_json("--config", self.config),
             device=self.device,
             **({"rename_map": renamed} if renamed else {}),
         )
-        log = train_lerobot(
+        log = recipes.train_lerobot(
             policy,
             dataset,
-            **self._budget(),
-            lr=self.lr,
+            self.settings,
             train_on_padding=self.train_on_padding,
+            folder=self.folder,
         )
-        save_lerobot_checkpoint(self.folder, policy, dataset.metadata)
+        recipes.save_lerobot_checkpoint(self.folder, policy, dataset.metadata)
         return log
-
-    def _budget(self) -> dict[str, Any]:
-        return {"steps": self.steps, "batch_size": self.batch_size, "seed": self.seed}

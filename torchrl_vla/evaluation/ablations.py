@@ -7,13 +7,14 @@ instruction; one that succeeds as often without images does not use the images.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from tensordict import NestedKey, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torchrl.envs import EnvBase
 
+from torchrl_vla._internal.option_names import AblationName as AblationName
 from torchrl_vla.rollout import hash_numbers, uniforms
 from torchrl_vla.schema import (
     EPISODE_SEED_KEY,
@@ -26,9 +27,6 @@ from torchrl_vla.schema import (
 
 #: Separates the shuffled instructions from other numbers made of an episode's seed.
 _SHUFFLE = 2
-
-#: The input ablations that :func:`make_ablation` knows.
-AblationName = Literal["shuffled-instruction", "blank-images", "zero-state"]
 
 
 class EditedObservation(TensorDictModuleBase):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
@@ -12,6 +12,7 @@ from tensordict.nn import TensorDictModuleBase, dispatch
 from torch import Tensor
 from torchrl.objectives import ClipPPOLoss
 
+from torchrl_vla._internal.option_names import Granularity as Granularity
 from torchrl_vla.objectives.padding import read_dim_pad_mask
 from torchrl_vla.schema import (
     ELEMENT_LOG_PROBS_KEY,
@@ -20,10 +21,6 @@ from torchrl_vla.schema import (
     MissingKeyError,
     SchemaError,
 )
-
-#: What one importance ratio is about: a whole chunk, one action of it, or one number
-#: of an action (a token, for token heads).
-Granularity = Literal["chunk", "action", "token"]
 
 
 class ChunkPPOLoss(ClipPPOLoss):

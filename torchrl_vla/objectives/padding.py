@@ -22,6 +22,24 @@ class OptionalPadMask:
         if "pad_mask" in kwargs:  # TorchRL reads None as "back to the default"
             self.tensor_keys.pad_mask = kwargs["pad_mask"]
 
+    def count_elements(self, tensordict: TensorDictBase) -> Tensor:
+        """Return the number that the mean over a batch divides by, a scalar.
+
+        It is the number of elements that are not padded, each counted by the weight of
+        its row. Means of parts of a batch, weighted with it, add up to the mean of the
+        whole.
+        """
+        keys, caller = self.tensor_keys, type(self).__name__
+        target = read_target(tensordict, keys.action, caller)
+        counts = torch.ones_like(target, dtype=torch.float64)
+        if keys.pad_mask is not None:
+            counts = counts * ~tensordict.get(keys.pad_mask).unsqueeze(-1)
+        if keys.dim_pad_mask is not None:
+            counts = counts * ~tensordict.get(keys.dim_pad_mask).unsqueeze(-2)
+        if keys.weight is not None:
+            counts = counts * tensordict.get(keys.weight)[..., None, None]
+        return counts.sum()
+
 
 def read_target(tensordict: TensorDictBase, key: NestedKey, caller: str) -> Tensor:
     """Return the expert's chunk, or raise naming what the batch holds instead."""

@@ -1,55 +1,116 @@
-"""Whole jobs, composed of the parts: train, save, load, and the demo."""
+"""Whole jobs, composed of the parts: train, save, load, fine-tune, and the demo.
 
-from torchrl_vla.recipes.behavior_cloning import (
-    make_training_transform,
-    train_behavior_cloning,
-)
-from torchrl_vla.recipes.checkpoints import (
-    load_checkpoint,
-    load_executor,
-    prepare_environment,
-    save_checkpoint,
-    save_lerobot_checkpoint,
-)
-from torchrl_vla.recipes.demo.demo import DEMO_SETTINGS, DemoSettings, run_demo
-from torchrl_vla.recipes.demo.report import write_report
-from torchrl_vla.recipes.environment_registry import (
-    ENVIRONMENTS,
-    EnvironmentName,
-    ExpertEnvironmentName,
-    make_environment,
-)
-from torchrl_vla.recipes.finetuning.algorithms import (
-    ALGORITHMS,
-    GRPO,
-    PPO,
-    RLOO,
-    Algorithm,
-)
-from torchrl_vla.recipes.finetuning.finetune import FinetuneResult, finetune
-from torchrl_vla.recipes.finetuning.finetune_settings import (
-    FinetuneSettings,
-    SettingsError,
-)
-from torchrl_vla.recipes.finetuning.rollouts import (
-    Reward,
-    Rollouts,
-    WorkerRollouts,
-    make_decision_env,
-)
-from torchrl_vla.recipes.finetuning.run_log import RunLog
-from torchrl_vla.recipes.finetuning.training_state import ResumeError, TrainingState
-from torchrl_vla.recipes.heads import (
-    Head,
-    make_cloning_loss,
-    make_policy,
-    make_space,
-    to_stochastic,
-)
-from torchrl_vla.recipes.lerobot_training import fit_lerobot_policy, train_lerobot
-from torchrl_vla.recipes.model_space import ModelSpace, RobotSpacePolicy
-from torchrl_vla.recipes.open_dataset import open_dataset
-from torchrl_vla.recipes.training_loop import TrainingLog
+Names are imported when they are first used: settings need no PyTorch.
+"""
+
+from typing import TYPE_CHECKING
+
+from torchrl_vla._internal.lazy_package import lazy_names
+
+if TYPE_CHECKING:
+    from torchrl_vla.errors import ResumeError, SettingsError
+    from torchrl_vla.recipes.behavior_cloning import (
+        make_training_transform,
+        train_behavior_cloning,
+    )
+    from torchrl_vla.recipes.checkpoints import (
+        load_checkpoint,
+        load_executor,
+        prepare_environment,
+        save_checkpoint,
+        save_lerobot_checkpoint,
+    )
+    from torchrl_vla.recipes.demo.demo import run_demo
+    from torchrl_vla.recipes.demo.demo_settings import DEMO_SETTINGS, DemoSettings
+    from torchrl_vla.recipes.demo.report import write_report
+    from torchrl_vla.recipes.demonstrations import open_dataset
+    from torchrl_vla.recipes.environment_options import (
+        ENVIRONMENTS,
+        EnvironmentName,
+        EnvironmentOptions,
+        ExpertEnvironmentName,
+    )
+    from torchrl_vla.recipes.environment_registry import make_environment
+    from torchrl_vla.recipes.finetuning.algorithms import (
+        ALGORITHMS,
+        GRPO,
+        PPO,
+        RLOO,
+        Algorithm,
+    )
+    from torchrl_vla.recipes.finetuning.finetune import FinetuneResult, finetune
+    from torchrl_vla.recipes.finetuning.finetune_settings import FinetuneSettings
+    from torchrl_vla.recipes.finetuning.rollouts import (
+        Reward,
+        Rollouts,
+        WorkerRollouts,
+        make_decision_env,
+    )
+    from torchrl_vla.recipes.finetuning.run_log import RunLog
+    from torchrl_vla.recipes.heads import (
+        Head,
+        make_cloning_loss,
+        make_policy,
+        make_space,
+        to_stochastic,
+    )
+    from torchrl_vla.recipes.lerobot_training import fit_lerobot_policy, train_lerobot
+    from torchrl_vla.recipes.model_space import ModelSpace, RobotSpacePolicy
+    from torchrl_vla.recipes.training_loop import TrainingLog, run_training
+    from torchrl_vla.recipes.training_settings import TrainingSettings
+    from torchrl_vla.recipes.training_state import TrainingState
+
+_HERE = "torchrl_vla.recipes"
+_MODULES = {
+    "torchrl_vla.errors": ("ResumeError", "SettingsError"),
+    f"{_HERE}.behavior_cloning": ("make_training_transform", "train_behavior_cloning"),
+    f"{_HERE}.checkpoints": (
+        "load_checkpoint",
+        "load_executor",
+        "prepare_environment",
+        "save_checkpoint",
+        "save_lerobot_checkpoint",
+    ),
+    f"{_HERE}.demo.demo": ("run_demo",),
+    f"{_HERE}.demo.demo_settings": ("DEMO_SETTINGS", "DemoSettings"),
+    f"{_HERE}.demo.report": ("write_report",),
+    f"{_HERE}.demonstrations": ("open_dataset",),
+    f"{_HERE}.environment_options": (
+        "ENVIRONMENTS",
+        "EnvironmentName",
+        "EnvironmentOptions",
+        "ExpertEnvironmentName",
+    ),
+    f"{_HERE}.environment_registry": ("make_environment",),
+    f"{_HERE}.finetuning.algorithms": (
+        "ALGORITHMS",
+        "GRPO",
+        "PPO",
+        "RLOO",
+        "Algorithm",
+    ),
+    f"{_HERE}.finetuning.finetune": ("FinetuneResult", "finetune"),
+    f"{_HERE}.finetuning.finetune_settings": ("FinetuneSettings",),
+    f"{_HERE}.finetuning.rollouts": (
+        "Reward",
+        "Rollouts",
+        "WorkerRollouts",
+        "make_decision_env",
+    ),
+    f"{_HERE}.finetuning.run_log": ("RunLog",),
+    f"{_HERE}.heads": (
+        "Head",
+        "make_cloning_loss",
+        "make_policy",
+        "make_space",
+        "to_stochastic",
+    ),
+    f"{_HERE}.lerobot_training": ("fit_lerobot_policy", "train_lerobot"),
+    f"{_HERE}.model_space": ("ModelSpace", "RobotSpacePolicy"),
+    f"{_HERE}.training_loop": ("TrainingLog", "run_training"),
+    f"{_HERE}.training_settings": ("TrainingSettings",),
+    f"{_HERE}.training_state": ("TrainingState",),
+}
 
 __all__ = [
     "ALGORITHMS",
@@ -61,6 +122,7 @@ __all__ = [
     "Algorithm",
     "DemoSettings",
     "EnvironmentName",
+    "EnvironmentOptions",
     "ExpertEnvironmentName",
     "FinetuneResult",
     "FinetuneSettings",
@@ -73,6 +135,7 @@ __all__ = [
     "RunLog",
     "SettingsError",
     "TrainingLog",
+    "TrainingSettings",
     "TrainingState",
     "WorkerRollouts",
     "finetune",
@@ -88,6 +151,7 @@ __all__ = [
     "open_dataset",
     "prepare_environment",
     "run_demo",
+    "run_training",
     "save_checkpoint",
     "save_lerobot_checkpoint",
     "to_stochastic",
@@ -95,3 +159,5 @@ __all__ = [
     "train_lerobot",
     "write_report",
 ]
+
+__getattr__ = lazy_names(__name__, _MODULES)

@@ -1,72 +1,59 @@
-"""Behavior cloning as a function that a user could have written."""
+"""Behavior cloning of a dataset into a policy."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
-from tensordict import NestedKey
+from tensordict.nn import TensorDictModuleBase
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 from torchrl.data.replay_buffers import Storage
 from torchrl.envs import Compose
+from torchrl.objectives import LossModule
 
-from torchrl_vla.policies import TokenVLAWrapper, VLAWrapperBase
+from torchrl_vla.policies import TokenVLAWrapper
+from torchrl_vla.recipes.demonstrations import Demonstrations
 from torchrl_vla.recipes.heads import make_cloning_loss
 from torchrl_vla.recipes.model_space import ModelSpace, chunk_targets
-from torchrl_vla.recipes.open_dataset import Demonstrations
-from torchrl_vla.recipes.training_loop import (
-    TrainingLog,
-    check_budget,
-    run_training,
-    warmup_cosine,
-)
+from torchrl_vla.recipes.training_loop import TrainingLog, run_training, warmup_cosine
+from torchrl_vla.recipes.training_settings import TrainingSettings
 from torchrl_vla.schema import ACTION_CHUNK_KEY
 from torchrl_vla.transforms import ActionTokenizerTransform
 
 
 def train_behavior_cloning(
-    policy: VLAWrapperBase,
+    policy: TensorDictModuleBase,
     dataset: Demonstrations,
+    settings: TrainingSettings | None = None,
     *,
     space: ModelSpace | None = None,
-    steps: int = 1000,
-    batch_size: int = 128,
-    lr: float = 1e-3,
-    weight_decay: float = 1e-4,
-    max_grad_norm: float = 1.0,
-    ema_decay: float | None = 0.99,
-    loss_function: str = "l1",
-    weight_key: NestedKey | None = None,
-    seed: int = 0,
-    log_interval: int = 25,
+    loss: LossModule | None = None,
+    folder: Path | str | None = None,
     callback: Callable[[int], None] | None = None,
     progress: bool = True,
 ) -> TrainingLog:
     """Clone demonstrations: i.i.d. frames, chunk targets, masked loss, AdamW.
 
-    The loss is the head's own: regression, cross-entropy of tokens, flow matching or
-    denoising.
-    The learning rate warms up over a twentieth of the steps and follows a cosine to
-    zero. At the end the policy holds the exponential moving average of its weights,
-    which is steadier than the last ones.
+    The learning rate rises over a twentieth of the steps and follows a cosine to zero.
+    At the end the policy holds the exponential moving average of its weights.
 
     Args:
-        policy: trained in place; needs all its parameters (give it ``state_dim``). Any
-            head of :func:`make_policy`.
+        policy: trained in place; needs all its parameters (give it ``state_dim``).
         dataset: the demonstrations.
-        space: how targets and states are normalized; ``ModelSpace(dataset.metadata)``
-            by default. Act with the same one.
-        steps: optimizer steps.
-        batch_size: frames per step.
-        lr: peak learning rate.
-        weight_decay: of AdamW.
-        max_grad_norm: gradients are clipped to this norm.
-        ema_decay: of the moving average; None = keep the last weights.
-        loss_function: of ``BCLoss``, for heads that predict a chunk.
-        weight_key: of the frames' weights, e.g. ``"sample_weight"``; None = frames
-            count alike, and ones that have a ``sample_weight`` are refused.
-        seed: of the batches. The initial weights are the policy's.
-        log_interval: steps between two entries of the log.
+        settings: :class:`TrainingSettings`. Values of None become ``batch_size=128``,
+            ``lr=1e-3``, ``weight_decay=1e-4``, ``max_grad_norm=1.0`` and
+            ``ema_decay=0.99``.
+
+    Keyword Args:
+        space: normalizes targets and states; ``ModelSpace(dataset.metadata)`` by
+            default. Act with the same one: the policy is marked with it.
+        loss: minimized; ``make_cloning_loss(policy)`` by default, the policy's own
+            (regression, cross-entropy of tokens, flow matching or denoising). Frames
+            with a ``sample_weight`` need one that was told of it with
+            ``set_keys(weight="sample_weight")``.
+        folder: receives the state from which the training resumes, see
+            :func:`run_training`.
         callback: called with the step after each entry, e.g. to evaluate.
         progress: True = show a progress bar.
 
@@ -74,43 +61,47 @@ def train_behavior_cloning(
         The learning curve.
 
     Raises:
-        ValueError: ``steps`` or ``batch_size`` is not positive.
         RuntimeError: the loss is not finite; names the step.
+        SpaceError: the policy was trained in another space.
+        FileExistsError: the folder holds something else than an unfinished training.
+        ResumeError: the folder was begun with other settings or another policy.
     """
-    check_budget("train_behavior_cloning", steps, batch_size)
+    settings = (settings or TrainingSettings()).with_defaults(
+        batch_size=128,
+        lr=1e-3,
+        weight_decay=1e-4,
+        max_grad_norm=1.0,
+        ema_decay=0.99,
+    )
     space = ModelSpace(dataset.metadata) if space is None else space
     buffer = dataset.replay_buffer(
-        batch_size,
+        settings.batch_size,
         transform=make_training_transform(policy, space, dataset.storage),
-        seed=seed,
+        seed=settings.seed,
     )
-    loss_module = make_cloning_loss(policy, loss_function=loss_function)
-    loss_module.set_keys(weight=weight_key)
-    optimizer = AdamW(policy.parameters(), lr=lr, weight_decay=weight_decay)
+    optimizer = AdamW(
+        policy.parameters(), lr=settings.lr, weight_decay=settings.weight_decay
+    )
     return run_training(
-        "train_behavior_cloning",
-        loss_module,
+        policy,
+        make_cloning_loss(policy) if loss is None else loss,
         buffer,
-        policy=policy,
-        optimizer=optimizer,
-        schedule=LambdaLR(optimizer, warmup_cosine(steps)),
-        steps=steps,
-        max_grad_norm=max_grad_norm,
-        ema_decay=ema_decay,
-        log_interval=log_interval,
+        LambdaLR(optimizer, warmup_cosine(settings.steps)),
+        settings,
+        folder=folder,
         callback=callback,
         progress=progress,
     )
 
 
 def make_training_transform(
-    policy: VLAWrapperBase, space: ModelSpace | None, storage: Storage
+    policy: TensorDictModuleBase, space: ModelSpace | None, storage: Storage
 ) -> Compose:
-    """Return what turns sampled frames into a policy's training targets.
+    """Return the transform that turns sampled frames into a policy's training targets.
 
     Args:
         policy: gives ``H`` and, for tokens, the tokenizer.
-        space: how actions and states are normalized; None = not at all.
+        space: normalizes actions and states; None = they stay in robot space.
         storage: of the buffer that is sampled; chunks are gathered from it.
     """
     if space is None:

@@ -1,12 +1,17 @@
-"""The environments that the command line knows by name, and their defaults."""
+"""Construction of environments by name."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 from torchrl.envs import EnvBase
 
+from torchrl_vla._internal.named_objects import (
+    call_with_accepted,
+    import_named,
+    is_named_object,
+)
+from torchrl_vla._internal.suggestions import did_you_mean
 from torchrl_vla.envs import (
     AlohaEnv,
     AlohaTask,
@@ -14,49 +19,11 @@ from torchrl_vla.envs import (
     PushTEnv,
     TabletopEnv,
 )
-
-#: The names that :func:`make_environment` knows.
-EnvironmentName = Literal["tabletop", "metaworld", "pusht", "aloha"]
-
-#: Those of them with a scripted expert: there one can collect, and see the demo.
-ExpertEnvironmentName = Literal["tabletop", "metaworld"]
+from torchrl_vla.errors import NamedObjectError
+from torchrl_vla.recipes.environment_options import ENVIRONMENTS, EnvironmentName
 
 #: Films from behind the table; sees the hand, the objects and the goal.
 _METAWORLD_CAMERA = "corner2"
-
-
-@dataclass(frozen=True)
-class EnvironmentDefaults:
-    """What a newcomer should not have to choose.
-
-    Args:
-        tasks: the tasks of the demo.
-        noise: standard deviation of the noise on the expert's executed action; the
-            intended action is the training target, so that the policy sees how to
-            come back. None = the environment has no expert.
-    """
-
-    tasks: tuple[str, ...]
-    noise: float | None = None
-
-
-#: Tasks and expert noise of each environment, by name.
-ENVIRONMENTS: dict[str, EnvironmentDefaults] = {
-    "tabletop": EnvironmentDefaults(tasks=("reach",), noise=0.3),
-    "metaworld": EnvironmentDefaults(
-        tasks=(
-            "reach",
-            "push",
-            "pick-place",
-            "door-open",
-            "drawer-close",
-            "button-press",
-        ),
-        noise=0.1,
-    ),
-    "pusht": EnvironmentDefaults(tasks=("push-t",)),
-    "aloha": EnvironmentDefaults(tasks=("insertion",)),
-}
 
 
 def make_environment(
@@ -69,11 +36,12 @@ def make_environment(
     render_on_demand: bool = False,
     seed: int | None = None,
 ) -> EnvBase:
-    """Make one of the environments that the command line knows.
+    """Make an environment by name, or with a function of the user's own.
 
     Args:
-        name: ``"tabletop"``, ``"metaworld"``, ``"pusht"`` or ``"aloha"``, or one of
-            its tasks, such as ``"metaworld/reach"``.
+        name: ``"tabletop"``, ``"metaworld"``, ``"pusht"`` or ``"aloha"``; one of its
+            tasks, such as ``"metaworld/reach"``; or ``"module:function"``, which is
+            called with those of the other arguments that it declares by name.
         tasks: of that environment; empty takes its default. PushT has ``"push-t"``
             and ALOHA ``"insertion"`` or ``"transfer_cube"``, one at a time. A tabletop
             task may name its colour, as in ``"reach-red"``: then the instruction is
@@ -82,12 +50,13 @@ def make_environment(
         image_size: side of the images in pixels. None is the environment's own size,
             and no images (state only) in MetaWorld. ALOHA has one size only.
         num_workers: processes that share the simulators; the tabletop needs none.
-        render_on_demand: True = draw only where the policy looks; images between two
-            decisions are then stale, and fit neither for recording nor for cloning.
+        render_on_demand: True = render only where the policy reads an image; images
+            between two decisions are then stale, and fit neither for recording nor for
+            cloning.
         seed: of the episode seeds.
 
     Raises:
-        ValueError: there is no such environment, task or image size; or drawing on
+        ValueError: there is no such environment, task or image size; or rendering on
             demand without images.
         MissingExtraError: the environment's package is not installed.
 
@@ -95,6 +64,16 @@ def make_environment(
         >>> make_environment("tabletop", num_envs=2).batch_size
         torch.Size([2])
     """
+    if is_named_object(name):
+        return _make_own(
+            name,
+            tasks=tasks,
+            num_envs=num_envs,
+            image_size=image_size,
+            num_workers=num_workers,
+            render_on_demand=render_on_demand,
+            seed=seed,
+        )
     name, _, task = name.partition("/")
     if task and tasks:
         raise ValueError(
@@ -105,8 +84,9 @@ def make_environment(
         tasks = (task,)
     if name not in get_args(EnvironmentName):
         raise ValueError(
-            f"make_environment: expected one of {get_args(EnvironmentName)}, got "
-            f"{name!r}."
+            f"make_environment: expected one of {get_args(EnvironmentName)} or "
+            f"'module:function', got {name!r}."
+            f"{did_you_mean(name, get_args(EnvironmentName))}"
         )
     tasks = tuple(tasks) or ENVIRONMENTS[name].tasks
     size = {} if image_size is None else {"image_size": image_size}
@@ -139,6 +119,19 @@ def make_environment(
     )
 
 
+def _make_own(name: str, **available: object) -> EnvBase:
+    """Call the user's function; unset arguments keep its own defaults."""
+    function = import_named("make_environment", name)
+    given = {key: value for key, value in available.items() if value not in (None, ())}
+    env = call_with_accepted(function, **given)
+    if not isinstance(env, EnvBase):
+        raise NamedObjectError(
+            f"make_environment: expected a TorchRL environment (EnvBase) from "
+            f"{name!r}, got {type(env).__name__}. Return the environment."
+        )
+    return env
+
+
 def _split_colors(tasks: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Split tabletop tasks such as ``"reach-red"`` into tasks and named colours."""
     parts = [task.partition("-")[::2] for task in tasks]
@@ -155,4 +148,5 @@ def _check_one_task(name: str, tasks: tuple[str, ...], known: tuple[str, ...]) -
     if len(tasks) != 1 or tasks[0] not in known:
         raise ValueError(
             f"make_environment: expected one task of {known} for {name!r}, got {tasks}."
+            f"{did_you_mean(tasks[0] if tasks else '', known)}"
         )

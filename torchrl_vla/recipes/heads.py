@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import get_args
 
 from torchrl.objectives import LossModule
 
+from torchrl_vla._internal.option_names import Head as Head
 from torchrl_vla.objectives import (
     BCLoss,
     DiffusionBCLoss,
@@ -26,14 +27,10 @@ from torchrl_vla.policies import (
     TokenVLAWrapper,
     VLAWrapperBase,
 )
+from torchrl_vla.recipes.demonstrations import Demonstrations, image_sizes_of
 from torchrl_vla.recipes.model_space import ModelSpace
-from torchrl_vla.recipes.open_dataset import Demonstrations, image_sizes_of
 from torchrl_vla.schema import RobotDatasetMetadata
 from torchrl_vla.tokenizers import UniformActionTokenizer
-
-#: What a policy's head emits. All but ``"regression"`` have log-probabilities, so
-#: that reinforcement learning can train them.
-Head = Literal["regression", "tokens", "gaussian", "flow", "diffusion"]
 
 #: Those with log-probabilities.
 StochasticTinyPolicies = TinyTokenVLA | TinyGaussianVLA | TinyFlowVLA | TinyDiffusionVLA

@@ -1,4 +1,4 @@
-"""Training LeRobot's policies as a function that a user could have written."""
+"""Training of LeRobot's policies with their own losses."""
 
 from __future__ import annotations
 
@@ -9,23 +9,26 @@ from typing import Any
 
 import torch
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
+from torchrl_vla._internal.suggestions import did_you_mean
 from torchrl_vla.objectives import LeRobotLoss
 from torchrl_vla.policies import LeRobotPolicyWrapper, make_lerobot_policy
 from torchrl_vla.policies.lerobot import KINDS, lerobot_statistics
 from torchrl_vla.policies.lerobot.load.registry import kind_of
-from torchrl_vla.recipes.open_dataset import Demonstrations, image_sizes_of
+from torchrl_vla.recipes.demonstrations import Demonstrations, image_sizes_of
 from torchrl_vla.recipes.training_loop import (
     TrainingLog,
-    check_budget,
+    constant_rate,
     run_training,
     warmup_cosine,
 )
+from torchrl_vla.recipes.training_settings import TrainingSettings
 from torchrl_vla.schema import (
     ENVIRONMENT_STATE_KEY,
     INSTRUCTION_KEY,
     FeatureStatistics,
+    SchemaError,
 )
 from torchrl_vla.transforms import ActionChunkTransform
 
@@ -45,8 +48,8 @@ def fit_lerobot_policy(
     as in LeRobot's own training.
 
     Args:
-        policy: one of LeRobot's types, such as ``"act"``; or a checkpoint to go on
-            from, a folder or a repo id of the Hub.
+        policy: one of LeRobot's types, such as ``"act"``; or a checkpoint, a folder or
+            a repo id of the Hub.
         dataset: what it will be trained on, with ``train_lerobot``.
 
     Keyword Args:
@@ -66,7 +69,7 @@ def fit_lerobot_policy(
         environment = FeatureStatistics.from_samples(environment)
     if str(policy) not in KINDS:
         if str(policy).isidentifier() and not Path(policy).exists():
-            kind_of(str(policy))  # says why this type is none of them
+            _refuse_type(str(policy))
         return LeRobotPolicyWrapper.from_pretrained(
             policy,
             overrides=config,
@@ -91,18 +94,21 @@ def fit_lerobot_policy(
     )
 
 
+def _refuse_type(name: str) -> None:
+    """Raise for a policy type that is not supported; suggest one that is."""
+    try:
+        kind_of(name)
+    except SchemaError as error:
+        raise SchemaError(f"{error}{did_you_mean(name, KINDS)}") from None
+
+
 def train_lerobot(
     policy: LeRobotPolicyWrapper,
     dataset: Demonstrations,
+    settings: TrainingSettings | None = None,
     *,
-    steps: int = 1000,
-    batch_size: int = 64,
-    lr: float | None = None,
-    max_grad_norm: float | None = None,
-    ema_decay: float | None = None,
     train_on_padding: bool = False,
-    seed: int = 0,
-    log_interval: int = 25,
+    folder: Path | str | None = None,
     callback: Callable[[int], None] | None = None,
     progress: bool = True,
 ) -> TrainingLog:
@@ -110,25 +116,26 @@ def train_lerobot(
 
     It sees the same batches in the same order as ``train_behavior_cloning`` with the
     same dataset, batch size and seed, so two policies can be compared at the same
-    budget. What is left out is LeRobot's: its optimizer with one learning rate per
-    group of weights, its schedule, if it has one, and its limit on gradients. The
-    surprise: ACT's learning rate there is 1e-5, made for a pretrained backbone and
-    100,000 steps.
+    budget.
+
+    Warning:
+        LeRobot's own learning rate of ACT is 1e-5, made for a pretrained backbone and
+        100,000 steps.
 
     Args:
         policy: trained in place.
         dataset: the demonstrations.
-        steps: optimizer steps.
-        batch_size: frames per step.
-        lr: peak learning rate of all weights, with the warm-up and cosine of
-            ``train_behavior_cloning``; None = LeRobot's rates and schedule.
-        max_grad_norm: gradients are clipped to this norm; None = LeRobot's.
-        ema_decay: of the moving average of the weights that the policy ends with; None
-            = it keeps the last ones, as in LeRobot.
-        train_on_padding: see :class:`~torchrl_vla.objectives.LeRobotLoss`.
-        seed: of the batches and of the policy's own noise. The initial weights are the
-            policy's.
-        log_interval: steps between two entries of the log.
+        settings: :class:`TrainingSettings`. Values of None are LeRobot's own: its
+            optimizer with one learning rate per group of weights, its schedule, if it
+            has one, its weight decay and its limit on gradients. ``batch_size=None``
+            becomes 64, and without an ``ema_decay`` the policy keeps its last weights.
+            The seed is also that of the policy's own noise.
+
+    Keyword Args:
+        train_on_padding: True = accept a policy whose loss counts padded actions, see
+            :class:`~torchrl_vla.objectives.LeRobotLoss`.
+        folder: receives the state from which the training resumes, see
+            :func:`run_training`.
         callback: called with the step after each entry, e.g. to evaluate.
         progress: True = show a progress bar.
 
@@ -136,16 +143,21 @@ def train_lerobot(
         The learning curve.
 
     Raises:
-        ValueError: ``steps`` or ``batch_size`` is not positive.
-        SchemaError: see :class:`~torchrl_vla.objectives.LeRobotLoss`.
+        SchemaError: :class:`~torchrl_vla.objectives.LeRobotLoss` refuses the policy or
+            the data.
         RuntimeError: the loss is not finite; names the step.
+        FileExistsError: the folder holds something else than an unfinished training.
+        ResumeError: the folder was begun with other settings or another policy.
     """
-    check_budget("train_lerobot", steps, batch_size)
     loss_module = LeRobotLoss(policy, train_on_padding=train_on_padding)
     _warn_of_deafness(policy, dataset)
+    preset = policy.config.get_optimizer_preset()
+    settings = (settings or TrainingSettings()).with_defaults(
+        batch_size=64, max_grad_norm=preset.grad_clip_norm
+    )
     targets = policy.target_steps
     buffer = dataset.replay_buffer(
-        batch_size,
+        settings.batch_size,
         history_size=policy.history_size,
         # LeRobot's chunks know no end but the episode's, whatever `done` says.
         transform=ActionChunkTransform(
@@ -154,25 +166,18 @@ def train_lerobot(
             storage=dataset.storage,
             done_key=None,
         ),
-        seed=seed,
+        seed=settings.seed,
     )
-    preset = policy.config.get_optimizer_preset()
     optimizer = preset.build(policy.policy.get_optim_params())
-    if max_grad_norm is None:
-        max_grad_norm = preset.grad_clip_norm
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
+        torch.manual_seed(settings.seed)
         return run_training(
-            "train_lerobot",
+            policy,
             loss_module,
             buffer,
-            policy=policy,
-            optimizer=optimizer,
-            schedule=_make_schedule(policy, optimizer, lr, steps),
-            steps=steps,
-            max_grad_norm=max_grad_norm,
-            ema_decay=ema_decay,
-            log_interval=log_interval,
+            _make_schedule(policy, optimizer, settings),
+            settings,
+            folder=folder,
             callback=callback,
             progress=progress,
         )
@@ -194,12 +199,17 @@ def _warn_of_deafness(policy: LeRobotPolicyWrapper, dataset: Demonstrations) -> 
 
 
 def _make_schedule(
-    policy: LeRobotPolicyWrapper, optimizer: Optimizer, lr: float | None, steps: int
-) -> Any | None:
-    """Return the schedule of the learning rate; None = it is constant."""
-    if lr is None:
+    policy: LeRobotPolicyWrapper, optimizer: Optimizer, settings: TrainingSettings
+) -> LRScheduler:
+    """Return the schedule of the learning rate, ours where a rate is given."""
+    if settings.weight_decay is not None:
+        for group in optimizer.param_groups:
+            group["weight_decay"] = settings.weight_decay
+    if settings.lr is None:
         preset = policy.config.get_scheduler_preset()
-        return None if preset is None else preset.build(optimizer, steps)
+        if preset is None:
+            return constant_rate(optimizer)
+        return preset.build(optimizer, settings.steps)
     for group in optimizer.param_groups:
-        group["lr"] = lr
-    return LambdaLR(optimizer, warmup_cosine(steps))
+        group["lr"] = settings.lr
+    return LambdaLR(optimizer, warmup_cosine(settings.steps))

@@ -1,27 +1,32 @@
-"""One training loop for every loss, so that trainings differ only in their loss."""
+"""Training loop that every supervised loss shares."""
 
 from __future__ import annotations
 
-import csv
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
-from typing import Any
 
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchrl.data import ReplayBuffer
 from torchrl.objectives import LossModule
 from tqdm import tqdm
 
+from torchrl_vla._internal.durable_files import write_text
+from torchrl_vla.evaluation import hash_weights
+from torchrl_vla.recipes.training_settings import TrainingSettings
+from torchrl_vla.recipes.training_state import TrainingState, check_training_folder
+
 
 @dataclass
 class TrainingLog:
-    """The learning curve of a training.
+    """Learning curve of a training.
 
     Args:
         losses: ``(step, mean loss since the entry before)``.
@@ -34,93 +39,221 @@ class TrainingLog:
     def to_csv(self, path: Path | str) -> Path:
         """Write ``step,loss`` lines."""
         path = Path(path)
-        with path.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(("step", "loss"))
-            writer.writerows(self.losses)
+        lines = ["step,loss", *(f"{step},{loss}" for step, loss in self.losses)]
+        write_text(path, "".join(line + "\n" for line in lines))
         return path
 
 
-def check_budget(caller: str, steps: int, batch_size: int) -> None:
-    """Refuse a training without steps or frames."""
-    if steps < 1 or batch_size < 1:
-        raise ValueError(
-            f"{caller}: expected steps >= 1 and batch_size >= 1, got steps={steps}, "
-            f"batch_size={batch_size}."
-        )
-
-
 def run_training(
-    caller: str,
+    policy: nn.Module,
     loss_module: LossModule,
     buffer: ReplayBuffer,
+    schedule: LRScheduler,
+    settings: TrainingSettings,
     *,
-    policy: nn.Module,
-    optimizer: Optimizer,
-    schedule: Any | None,
-    steps: int,
-    max_grad_norm: float,
-    ema_decay: float | None,
-    log_interval: int,
-    callback: Callable[[int], None] | None,
-    progress: bool,
+    folder: Path | str | None = None,
+    callback: Callable[[int], None] | None = None,
+    progress: bool = True,
 ) -> TrainingLog:
-    """Take ``steps`` optimizer steps, each on one batch of the buffer.
+    """Take optimizer steps, each on one batch of the buffer.
+
+    With a folder, the training writes its state there and resumes from it: killed at
+    any step and run again with the same policy, it ends with the weights of an
+    uninterrupted training, bit for bit (in one version of PyTorch, on one device). The
+    state holds the weights, the optimizer, the schedule, the moving average, the
+    learning curve, and the random numbers of PyTorch and of the buffer.
 
     Args:
-        caller: opens the error messages.
-        loss_module: writes losses under names that begin with ``loss_``; their sum is
-            what is minimized.
-        buffer: gives the batches.
         policy: is put in training mode, and in evaluation mode at the end.
-        optimizer: of the policy's parameters.
-        schedule: stepped after the optimizer; None = a constant learning rate.
-        steps: how many.
-        max_grad_norm: gradients are clipped to this norm.
-        ema_decay: at the end the policy holds the moving average of its weights with
-            this decay; None = the last ones.
-        log_interval: steps between two entries of the log.
-        callback: called with the step after each entry.
+        loss_module: writes losses under names that begin with ``loss_``; their sum is
+            minimized.
+        buffer: gives the batches; its random numbers are seeded with ``settings.seed``.
+        schedule: of the learning rate of the optimizer that it was made with; stepped
+            after the optimizer. See :func:`constant_rate`.
+        settings: ``lr``, ``weight_decay`` and ``batch_size`` are those of the optimizer
+            and the buffer; ``max_grad_norm`` and ``ema_decay`` of None are off here.
+
+    Keyword Args:
+        folder: receives ``training_state.pt``; a new or empty folder, or one of an
+            unfinished training. None = the training cannot be resumed.
+        callback: called with the step after each entry of the learning curve.
         progress: True = show a progress bar.
 
+    Returns:
+        The learning curve.
+
     Raises:
-        RuntimeError: the loss is not finite; names the step.
+        RuntimeError: the loss is not finite; names the step. On the CPU the weights are
+            those before that step.
+        FileExistsError: the folder holds something else.
+        ResumeError: the folder was begun with other settings or another policy.
     """
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    device = next(policy.parameters()).device
-    average = None
-    if ema_decay is not None:
-        average = AveragedModel(policy, multi_avg_fn=get_ema_multi_avg_fn(ema_decay))
-    log, recent, started = TrainingLog(), [], time.perf_counter()
+    loop = _Loop(policy, loss_module, buffer, schedule, settings)
+    state = None
+    if folder is not None:
+        state = _open_state(Path(folder), loop)
+    started = time.perf_counter() - loop.log.seconds
     policy.train()
-    with tqdm(total=steps, desc="train", unit="step", disable=not progress) as bar:
-        for step in range(1, steps + 1):
-            loss = _total_loss(loss_module, buffer.sample().to(device))
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(parameters, max_grad_norm)
-            optimizer.step()
-            if schedule is not None:
-                schedule.step()
-            if average is not None:
-                average.update_parameters(policy)
-            recent.append(loss.detach())
+    steps = settings.steps
+    with tqdm(
+        total=steps, initial=loop.done, desc="train", unit="step", disable=not progress
+    ) as bar:
+        for step in range(loop.done + 1, steps + 1):
+            loop.take_step(step)
             bar.update()
-            if step % log_interval == 0 or step == steps:
-                mean = torch.stack(recent).mean().item()
-                _check_finite(caller, mean, step)
-                log.losses.append((step, mean))
-                recent.clear()
+            if step % settings.log_interval == 0 or step == steps:
+                mean = loop.log_entry(step)
                 bar.set_postfix(loss=f"{mean:.4f}")
                 if callback is not None:
                     callback(step)
-    if average is not None:
-        with torch.no_grad():
-            for weight, mean in zip(policy.parameters(), average.module.parameters()):
-                weight.copy_(mean)
+            if step % settings.checkpoint_interval == 0 or step == steps:
+                loop.check_finite(step)
+                loop.log.seconds = time.perf_counter() - started
+                if state is not None:
+                    state.write(step)
+    loop.use_average()
     policy.eval()
-    log.seconds = time.perf_counter() - started
-    return log
+    return loop.log
+
+
+class _Loop:
+    """Everything of a training that changes from step to step."""
+
+    def __init__(
+        self,
+        policy: nn.Module,
+        loss_module: LossModule,
+        buffer: ReplayBuffer,
+        schedule: LRScheduler,
+        settings: TrainingSettings,
+    ) -> None:
+        self.policy, self.loss_module, self.buffer = policy, loss_module, buffer
+        self.schedule, self.settings = schedule, settings
+        self.optimizer: Optimizer = schedule.optimizer
+        self.parameters = [
+            p for group in self.optimizer.param_groups for p in group["params"]
+        ]
+        self.device = next(policy.parameters()).device
+        self.random = torch.Generator().manual_seed(settings.seed)
+        buffer.set_rng(self.random)
+        self.average = None
+        if settings.ema_decay:
+            average = get_ema_multi_avg_fn(settings.ema_decay)
+            self.average = AveragedModel(policy, multi_avg_fn=average)
+        self.done = 0
+        self.log = TrainingLog()
+        self.recent: list[Tensor] = []
+
+    def take_step(self, step: int) -> None:
+        """Take one optimizer step."""
+        batch = self.buffer.sample()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.settings.accumulation_steps == 1:
+            loss = total_loss(self.loss_module, batch.to(self.device))
+            self._remember(loss, step)
+            loss.backward()
+        else:
+            self._remember(self._accumulate(batch), step)
+        if self.settings.max_grad_norm is not None:
+            nn.utils.clip_grad_norm_(self.parameters, self.settings.max_grad_norm)
+        self.optimizer.step()
+        self.schedule.step()
+        if self.average is not None:
+            self.average.update_parameters(self.policy)
+        self.done = step
+
+    def log_entry(self, step: int) -> float:
+        """Add the mean loss since the last entry to the learning curve."""
+        self.check_finite(step)
+        mean = torch.stack(self.recent).mean().item()
+        self.log.losses.append((step, mean))
+        self.recent.clear()
+        return mean
+
+    def check_finite(self, step: int) -> None:
+        """Raise for the first loss since the last entry that is not finite."""
+        if not self.recent:
+            return
+        first = step - len(self.recent) + 1
+        for offset, loss in enumerate(torch.stack(self.recent).tolist()):
+            _check_finite(loss, first + offset)
+
+    def use_average(self) -> None:
+        """Give the policy the moving average of its weights."""
+        if self.average is None:
+            return
+        with torch.no_grad():
+            averages = self.average.module.parameters()
+            for weight, mean in zip(self.policy.parameters(), averages):
+                weight.copy_(mean)
+
+    def _remember(self, loss: Tensor, step: int) -> None:
+        loss = loss.detach()
+        if loss.device.type == "cpu":  # elsewhere, reading it would wait for the device
+            _check_finite(loss.item(), step)
+        self.recent.append(loss)
+
+    def _accumulate(self, batch: TensorDictBase) -> Tensor:
+        """Accumulate the gradient of a batch over its parts; return its loss."""
+        parts = batch.chunk(self.settings.accumulation_steps)
+        sizes = [count_elements(self.loss_module, part) for part in parts]
+        total = torch.stack(sizes).sum()
+        losses = []
+        for part, size in zip(parts, sizes):
+            if size == 0:  # all of its rows have weight 0
+                continue
+            loss = total_loss(self.loss_module, part.to(self.device))
+            loss = loss * (size / total).to(loss)
+            loss.backward()
+            losses.append(loss.detach())
+        return torch.stack(losses).sum()
+
+    def state_dict(self) -> dict[str, object]:
+        """Return the step, the learning curve and the random numbers."""
+        state = {
+            "done": self.done,
+            "losses": [list(entry) for entry in self.log.losses],
+            "seconds": self.log.seconds,
+            "recent": [loss.cpu() for loss in self.recent],
+            "random": torch.get_rng_state(),
+            "buffer_random": self.random.get_state(),
+            "sampler": self.buffer.sampler.state_dict(),
+        }
+        if self.device.type == "cuda":
+            state["cuda_random"] = torch.cuda.get_rng_state(self.device)
+        return state
+
+    def load_state_dict(self, state: dict[str, object], /) -> None:
+        """Take the step, the learning curve and the random numbers over."""
+        self.done = state["done"]
+        self.log.losses = [(step, loss) for step, loss in state["losses"]]
+        self.log.seconds = state["seconds"]
+        self.recent = [loss.to(self.device) for loss in state["recent"]]
+        torch.set_rng_state(state["random"])
+        self.random.set_state(state["buffer_random"])
+        self.buffer.sampler.load_state_dict(state["sampler"])
+        if "cuda_random" in state:
+            torch.cuda.set_rng_state(state["cuda_random"], self.device)
+
+
+def _open_state(folder: Path, loop: _Loop) -> TrainingState:
+    """Read the state of a folder, or write the first one."""
+    check_training_folder("train", folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = {
+        "policy": loop.policy,
+        "optimizer": loop.optimizer,
+        "schedule": loop.schedule,
+        "loop": loop,
+    }
+    if loop.average is not None:
+        parts["average"] = loop.average
+    settings = {"loss": type(loop.loss_module).__name__, **loop.settings.as_values()}
+    settings["frames"] = len(loop.buffer)
+    state = TrainingState(folder, parts, settings, hash_weights(loop.policy))
+    if state.read() is None:
+        state.write(0)
+    return state
 
 
 def warmup_cosine(steps: int) -> Callable[[int], float]:
@@ -139,15 +272,33 @@ def warmup_cosine(steps: int) -> Callable[[int], float]:
     return factor
 
 
-def _total_loss(loss_module: LossModule, batch: TensorDictBase) -> Tensor:
+def constant_rate(optimizer: Optimizer) -> LRScheduler:
+    """Return a schedule that leaves the learning rate as it is."""
+    return LambdaLR(optimizer, lambda step: 1.0)
+
+
+def total_loss(loss_module: LossModule, batch: TensorDictBase) -> Tensor:
+    """Return the sum of the losses of a batch."""
     out = loss_module(batch)
     names = [name for name in loss_module.out_keys if name.startswith("loss_")]
     return sum(out.get(name) for name in names)
 
 
-def _check_finite(caller: str, loss: float, step: int) -> None:
-    if not loss < float("inf"):  # also catches NaN
+def count_elements(loss_module: LossModule, batch: TensorDictBase) -> Tensor:
+    """Return the number that a loss's mean over a batch divides by, float64.
+
+    Our cloning losses count unpadded elements, by weight. A loss without
+    ``count_elements`` is taken for a mean over frames, as LeRobot's are.
+    """
+    count = getattr(loss_module, "count_elements", None)
+    if count is None:
+        return torch.tensor(float(batch.numel()), dtype=torch.float64)
+    return count(batch).double()
+
+
+def _check_finite(loss: float, step: int) -> None:
+    if not isfinite(loss):
         raise RuntimeError(
-            f"{caller}: expected a finite loss, got {loss} by step {step}. Lower lr, "
-            "or check the data with validate_vla_tensordict."
+            f"train: expected a finite loss, got {loss} at step {step}. Lower lr, or "
+            "check the data with validate_vla_tensordict."
         )

@@ -1,4 +1,4 @@
-"""The main job: demonstrations, cloning, reinforcement learning, honest numbers."""
+"""Demo of the whole path: demonstrations, cloning, reinforcement learning, report."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import re
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from tensordict.nn import TensorDictModuleBase
 from torchrl.envs import EnvBase
 
+from torchrl_vla._internal.durable_files import write_text
 from torchrl_vla.data import DemonstrationDataset, collect
 from torchrl_vla.evaluation import (
     EvaluationResult,
@@ -25,13 +26,10 @@ from torchrl_vla.evaluation import (
 )
 from torchrl_vla.recipes.behavior_cloning import train_behavior_cloning
 from torchrl_vla.recipes.checkpoints import save_checkpoint
+from torchrl_vla.recipes.demo.demo_settings import DemoSettings
 from torchrl_vla.recipes.demo.report import write_report
-from torchrl_vla.recipes.environment_registry import ENVIRONMENTS
-from torchrl_vla.recipes.finetuning.algorithms import PPO
 from torchrl_vla.recipes.finetuning.finetune import FinetuneResult, finetune
-from torchrl_vla.recipes.finetuning.finetune_settings import FinetuneSettings
 from torchrl_vla.recipes.heads import (
-    Head,
     StochasticTinyPolicies,
     make_policy,
     make_space,
@@ -39,6 +37,7 @@ from torchrl_vla.recipes.heads import (
 )
 from torchrl_vla.recipes.model_space import ModelSpace
 from torchrl_vla.recipes.training_loop import TrainingLog
+from torchrl_vla.recipes.training_settings import TrainingSettings
 from torchrl_vla.schema import IMAGE_KEY
 
 _MEANINGS = {
@@ -56,83 +55,6 @@ _MEANINGS = {
 _AND_IMPROVED = ", which reinforcement learning then improved"
 
 
-@dataclass(frozen=True)
-class DemoSettings:
-    """How large the demo is.
-
-    Args:
-        demonstrations: successful episodes to collect, as many of each instruction.
-        noise: standard deviation of the noise on the expert's executed action.
-        head: what the policy emits.
-        chunk_size: actions per chunk.
-        replan_interval: actions executed before the policy is asked again; None = all.
-        hidden: width of the policy.
-        steps: optimizer steps.
-        batch_size: frames per step.
-        lr: peak learning rate.
-        episodes: episodes of the evaluation after training.
-        control_episodes: episodes of every other evaluation.
-        clips: episodes that are filmed.
-        seed: of demonstrations, training and evaluations, whose episodes differ.
-        improve: how the clone is improved by reinforcement learning, its seed and
-            episodes being those above; None = not at all.
-    """
-
-    demonstrations: int
-    noise: float
-    head: Head
-    chunk_size: int
-    replan_interval: int | None
-    hidden: int
-    steps: int
-    batch_size: int
-    lr: float
-    episodes: int
-    control_episodes: int
-    clips: int
-    seed: int = 0
-    improve: FinetuneSettings | None = None
-
-
-#: What the command line runs for each environment it knows.
-DEMO_SETTINGS: dict[str, DemoSettings] = {
-    "tabletop": DemoSettings(
-        demonstrations=240,  # 40 of each instruction
-        noise=ENVIRONMENTS["tabletop"].noise,
-        head="tokens",
-        chunk_size=8,
-        replan_interval=None,
-        hidden=128,
-        steps=2000,
-        batch_size=64,
-        lr=1e-3,
-        episodes=500,
-        control_episodes=300,
-        clips=4,
-        improve=FinetuneSettings(
-            algorithm=PPO(gamma=0.95),
-            iterations=45,
-            lr=5e-4,
-            eval_interval=15,
-        ),
-    ),
-    "metaworld": DemoSettings(
-        demonstrations=300,
-        noise=ENVIRONMENTS["metaworld"].noise,
-        head="regression",
-        chunk_size=8,
-        replan_interval=None,
-        hidden=256,
-        steps=4000,
-        batch_size=256,
-        lr=1e-3,
-        episodes=120,
-        control_episodes=60,
-        clips=6,
-    ),
-}
-
-
 def run_demo(
     env: EnvBase,
     folder: Path | str,
@@ -142,7 +64,7 @@ def run_demo(
     video_env: EnvBase | None = None,
     progress: bool = True,
 ) -> dict[str, EvaluationResult]:
-    """Learn from a scripted expert, then from success; show how well in a folder.
+    """Clone a scripted expert, improve the clone, and write a report to a folder.
 
     Args:
         env: with ``make_expert``, ``instructions``, ``metadata`` and episode seeds.
@@ -192,11 +114,13 @@ def run_demo(
     log = train_behavior_cloning(
         policy,
         dataset,
+        TrainingSettings(
+            steps=settings.steps,
+            batch_size=settings.batch_size,
+            lr=settings.lr,
+            seed=settings.seed,
+        ),
         space=space,
-        steps=settings.steps,
-        batch_size=settings.batch_size,
-        lr=settings.lr,
-        seed=settings.seed,
         progress=progress,
     )
     tuned = None
@@ -217,7 +141,7 @@ def run_demo(
     strips = {}
     if video_env is not None and settings.clips:
         actor.reset()
-        strips = _film(video_env, actor, folder, settings)
+        strips = _write_clips(video_env, actor, folder, settings)
     minutes = (time.perf_counter() - started) / 60
     _write(folder, settings, dataset, log, results, strips, minutes, tuned)
     return results
@@ -251,10 +175,10 @@ def _improve(
     )
 
 
-def _film(
+def _write_clips(
     env: EnvBase, actor: TensorDictModuleBase, folder: Path, settings: DemoSettings
 ) -> dict[str, Path]:
-    """Film the first episodes of the evaluation; return caption to PNG."""
+    """Write clips of the first episodes of the evaluation; return caption to PNG."""
     recorder = Recorder(settings.clips)
     result = evaluate(
         env,
@@ -269,7 +193,7 @@ def _film(
         outcome = "success" if episode.success else "failure"
         caption = f"{episode.instruction}: {outcome} after {episode.length} steps"
         words = re.sub(r"\W+", "_", episode.instruction)
-        path = folder / f"film_{episode.seed}_{words}.png"
+        path = folder / f"clip_{episode.seed}_{words}.png"
         strips[caption] = write_png(path, contact_sheet([clip]))
     return strips
 
@@ -286,7 +210,7 @@ def _write(
 ) -> None:
     log.to_csv(folder / "learning_curve.csv")
     for name, result in results.items():
-        (folder / f"{name.replace(' ', '_')}.json").write_text(result.to_json())
+        write_text(folder / f"{name.replace(' ', '_')}.json", result.to_json())
     write_report(
         folder / "report.html",
         title=f"{dataset.metadata.dataset_id}: from demonstrations to a policy",
@@ -315,7 +239,7 @@ def _successes(tuned: FinetuneResult | None) -> list[tuple[int, float]]:
     """Return (iteration, success rate) of every evaluation of the fine-tuning."""
     if tuned is None:
         return []
-    judged = [row for row in tuned.log if row.get("success") is not None]
+    evaluated = [row for row in tuned.log if row.get("success") is not None]
     return [(0, tuned.before.success_rate)] + [
-        (int(row["iteration"]), row["success"]) for row in judged
+        (int(row["iteration"]), row["success"]) for row in evaluated
     ]

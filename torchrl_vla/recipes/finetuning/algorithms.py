@@ -1,23 +1,32 @@
-"""What turns a rollout into decisions with an advantage: PPO, GRPO and RLOO."""
+"""Algorithms of reinforcement learning by name: PPO, GRPO and RLOO.
+
+The module needs no PyTorch, so that the command line can list the options.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
-import torch
-from tensordict import TensorDictBase
-from tensordict.nn import TensorDictModuleBase
+from torchrl_vla._internal.lazy_package import lazy_module
 
-from torchrl_vla.objectives import DecisionGAE, GRPOAdvantage, RLOOAdvantage
+if TYPE_CHECKING:
+    from tensordict import TensorDictBase
+    from tensordict.nn import TensorDictModuleBase
+
+    from torchrl_vla.recipes.finetuning import advantage_estimation
+else:
+    advantage_estimation = lazy_module(
+        "torchrl_vla.recipes.finetuning.advantage_estimation"
+    )
 
 
 class Algorithm(Protocol):
-    """How decisions are judged."""
+    """Estimator of the advantages of a batch of decisions."""
 
     @property
     def group_size(self) -> int:
-        """Rows of the environment that begin their episodes alike."""
+        """Environment indices that begin their episodes alike."""
 
     @property
     def needs_critic(self) -> bool:
@@ -27,7 +36,7 @@ class Algorithm(Protocol):
     def critic_warmup(self) -> int:
         """Iterations at the start in which the critic alone learns."""
 
-    def judge(
+    def estimate_advantages(
         self, rollout: TensorDictBase, critic: TensorDictModuleBase | None
     ) -> TensorDictBase:
         """Return decisions ``[N]`` with ``advantage`` ``[N, 1]``.
@@ -40,16 +49,16 @@ class Algorithm(Protocol):
 
 @dataclass(frozen=True)
 class PPO:
-    """Judge by a critic, with generalized advantages over decisions.
+    """Estimate advantages with a critic: generalized advantages over decisions.
 
     Args:
-        gamma: discount of one control step.
-        lmbda: of one decision.
-        truncated_is_failure: see :class:`DecisionGAE`. An evaluation counts an episode
-            that ran out of time as a failure, so training does. Where it does not, a
-            policy may learn to hesitate: each draw is another chance, forever.
-        critic_lr: learning rate of the critic.
-        critic_warmup: iterations in which the critic alone learns.
+        gamma: Discount of one control step. A lower one makes the policy more decisive.
+        lmbda: Decay of the generalized advantages, per decision.
+        truncated_is_failure: True = an episode that ran out of time counts as a
+            failure, as in an evaluation. Otherwise a policy may learn to hesitate,
+            because each draw is another chance.
+        critic_lr: Learning rate of the critic.
+        critic_warmup: Iterations at the start in which the critic alone learns.
     """
 
     gamma: float = 0.99
@@ -60,32 +69,28 @@ class PPO:
     group_size: ClassVar[int] = 1
     needs_critic: ClassVar[bool] = True
 
-    def judge(
+    def estimate_advantages(
         self, rollout: TensorDictBase, critic: TensorDictModuleBase | None
     ) -> TensorDictBase:
         """Return all decisions, their advantages standardized over the batch."""
-        estimate = DecisionGAE(
+        return advantage_estimation.estimate_by_critic(
+            rollout,
             critic,
             gamma=self.gamma,
             lmbda=self.lmbda,
             truncated_is_failure=self.truncated_is_failure,
         )
-        decisions = estimate(rollout).reshape(-1)
-        advantage = decisions["advantage"]
-        spread = advantage.std() if len(advantage) > 1 else advantage.new_ones(())
-        centred = advantage - advantage.mean()
-        return decisions.set("advantage", centred / spread.clamp_min(1e-6))
 
 
 @dataclass(frozen=True)
 class GRPO:
-    """Judge by the other episodes that began alike, in units of their spread.
+    """Compare an episode with those that began alike, in standard deviations.
 
     Args:
-        group_size: episodes of a group.
-        keep: groups whose mean return is not strictly between these are left out:
-            where all succeed, or all fail, there is nothing to compare (dynamic
-            sampling). For rewards that sum up to 0 or 1.
+        group_size: Episodes of a group, which begin alike.
+        keep: Groups whose mean return is not strictly between these bounds are left
+            out: where all episodes succeed, or all fail, there is nothing to compare
+            (dynamic sampling). For rewards that sum up to 0 or 1.
         divide_by_std: False = only subtract the group's mean.
     """
 
@@ -95,21 +100,23 @@ class GRPO:
     needs_critic: ClassVar[bool] = False
     critic_warmup: ClassVar[int] = 0
 
-    def judge(
+    def estimate_advantages(
         self, rollout: TensorDictBase, critic: TensorDictModuleBase | None
     ) -> TensorDictBase:
         """Return the decisions of complete episodes in groups that differ."""
-        judge = GRPOAdvantage(keep=self.keep, divide_by_std=self.divide_by_std)
-        return judge(rollout)
+        return advantage_estimation.estimate_by_group(
+            rollout, keep=self.keep, divide_by_std=self.divide_by_std
+        )
 
 
 @dataclass(frozen=True)
 class RLOO:
-    """Judge by the mean return of the group's other episodes.
+    """Compare an episode with the mean return of those that began alike.
 
     Args:
-        group_size: episodes of a group.
-        keep: see :class:`GRPO`.
+        group_size: Episodes of a group, which begin alike.
+        keep: Groups whose mean return is not strictly between these bounds are left
+            out.
     """
 
     group_size: int = 8
@@ -117,11 +124,11 @@ class RLOO:
     needs_critic: ClassVar[bool] = False
     critic_warmup: ClassVar[int] = 0
 
-    def judge(
+    def estimate_advantages(
         self, rollout: TensorDictBase, critic: TensorDictModuleBase | None
     ) -> TensorDictBase:
         """Return the decisions of complete episodes in groups that differ."""
-        return RLOOAdvantage(keep=self.keep)(rollout)
+        return advantage_estimation.estimate_by_group(rollout, keep=self.keep)
 
 
 ALGORITHMS: dict[str, type[PPO] | type[GRPO] | type[RLOO]] = {
@@ -129,14 +136,4 @@ ALGORITHMS: dict[str, type[PPO] | type[GRPO] | type[RLOO]] = {
     "grpo": GRPO,
     "rloo": RLOO,
 }
-"""The algorithms that the command line knows by name."""
-
-
-def count_outcomes(rollout: TensorDictBase) -> tuple[int, int]:
-    """Return how many episodes ended in a rollout, and how many in success."""
-    done = rollout["next", "done"]
-    success = rollout.get(("next", "success"), None)
-    ended = int(done.sum())
-    if success is None:
-        return ended, 0
-    return ended, int(torch.logical_and(success, done).sum())
+"""Algorithms that the command line knows by name."""

@@ -1,4 +1,4 @@
-"""Improve a cloned policy by reinforcement learning, one whole job."""
+"""Fine-tuning of a cloned policy by reinforcement learning, one whole job."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from tensordict.nn import TensorDictModuleBase
 from torchrl.envs import EnvBase
 from tqdm import tqdm
 
+from torchrl_vla._internal.durable_files import write_text
+from torchrl_vla.errors import ResumeError, SettingsError
 from torchrl_vla.evaluation import (
     Comparison,
     EvaluationResult,
@@ -22,10 +24,8 @@ from torchrl_vla.evaluation import (
     hash_weights,
 )
 from torchrl_vla.policies import StochasticVLAWrapper
-from torchrl_vla.recipes.finetuning.finetune_settings import (
-    FinetuneSettings,
-    SettingsError,
-)
+from torchrl_vla.recipes.demonstrations import Demonstrations
+from torchrl_vla.recipes.finetuning.finetune_settings import FinetuneSettings
 from torchrl_vla.recipes.finetuning.learner import Learner
 from torchrl_vla.recipes.finetuning.policies import (
     check_finetunable,
@@ -38,10 +38,12 @@ from torchrl_vla.recipes.finetuning.rollouts import (
     make_decision_env,
 )
 from torchrl_vla.recipes.finetuning.run_log import RunLog
-from torchrl_vla.recipes.finetuning.training_state import ResumeError, TrainingState
 from torchrl_vla.recipes.model_space import ModelSpace
-from torchrl_vla.recipes.open_dataset import Demonstrations
+from torchrl_vla.recipes.training_state import TrainingState, check_training_folder
+from torchrl_vla.rollout import iteration_seed
 
+#: What a fine-tuning writes to its folder beside its state.
+_OWN_NAMES = ("comparison.json", "evaluations", "log.csv", "policy", "tensorboard")
 _COLUMNS = (
     "iteration",
     "seconds",
@@ -69,11 +71,11 @@ _COLUMNS = (
 
 @dataclass(frozen=True)
 class FinetuneResult:
-    """What came of it.
+    """Evaluations and learning curve of a fine-tuning.
 
     Args:
         before: evaluation of the policy as it was given.
-        after: of the trained policy, on the same seeds.
+        after: evaluation of the trained policy, on the same seeds.
         comparison: the two, paired.
         log: one line of numbers per iteration.
     """
@@ -98,13 +100,15 @@ def finetune(
     tensorboard: bool = False,
     progress: bool = True,
 ) -> FinetuneResult:
-    """Improve a policy by its own successes, and say by how much.
+    """Improve a policy by reinforcement learning, and say by how much.
 
-    Each iteration collects a batch of decisions with the current weights, judges them
-    and takes optimizer steps on :class:`ChunkPPOLoss`. A folder that holds an
-    unfinished training with the same settings is gone on with: in one process the
-    weights become those of an uninterrupted training, bit for bit. The surprise: the
-    policy samples while it learns and is evaluated without sampling.
+    Each iteration collects a batch of decisions with the current weights, estimates
+    their advantages and takes optimizer steps on :class:`ChunkPPOLoss`. A folder that
+    holds an unfinished training of the same policy with the same settings is resumed:
+    in one process the weights become those of an uninterrupted training, bit for bit.
+
+    Note:
+        The policy samples while it learns and is evaluated without sampling.
 
     Args:
         policy: trained in place; a head with log-probabilities. Weights that require
@@ -113,18 +117,15 @@ def finetune(
             by itself, as ``LeRobotFlowPolicy`` does.
         env: where it learns; batched, with episode seeds.
         folder: receives ``log.csv``, ``evaluations/``, ``training_state.pt`` (all
-            weights, frozen ones too), ``comparison.json`` and ``policy/``: what
-            ``load_executor`` reads, for the tiny policies and ``LeRobotFlowPolicy``;
-            for classes of your own ``weights.pt``, their ``state_dict``.
-        settings: how; the defaults of :class:`FinetuneSettings`.
+            weights, frozen ones too), ``comparison.json`` and ``policy/``.
+        settings: the defaults of :class:`FinetuneSettings`.
 
     Keyword Args:
         critic: trained beside the policy by an algorithm that needs one. Reads what
             the policy would: observations in its space. Writes ``state_value`` float
-            ``[*B, 1]``. None = for a tiny policy a ``TinyCritic`` that begins with a
-            copy of its backbone.
-        eval_env: where it is judged; None = in ``env``.
-        demonstrations: to clone beside, with ``bc_coeff``.
+            ``[*B, 1]``. None = the policy makes one, as a tiny policy does.
+        eval_env: where the policy is evaluated; None = in ``env``.
+        demonstrations: cloned beside the reinforcement learning, with ``bc_coeff``.
         collector: a TorchRL collector of several processes or machines over
             environments of :func:`make_decision_env`, which then decide how much is
             executed, what is rewarded and how many decisions a batch has; None =
@@ -136,81 +137,135 @@ def finetune(
         TypeError: the policy has no log-probabilities.
         SettingsError: settings contradict each other, the policy or the environment;
             the space is not the policy's; a critic is missing or not needed.
-        ResumeError: the folder was begun with other settings.
+        FileExistsError: the folder holds something else than a fine-tuning.
+        ResumeError: the folder was begun with other settings or another policy.
         RuntimeError: a loss is not finite; names the iteration.
     """
     settings = FinetuneSettings() if settings is None else settings
     check_finetunable(policy, space, env)
     folder = Path(folder)
+    check_training_folder("finetune", folder, _OWN_NAMES)
     (folder / "evaluations").mkdir(parents=True, exist_ok=True)
     policy.eval()  # dropout would make every ratio differ from 1
+    initial_weights = hash_weights(policy)
     learner = Learner(policy, space, settings, demonstrations, critic)
-    state = TrainingState(folder, learner.parts, settings.as_values())
+    state = TrainingState(folder, learner.parts, settings.as_values(), initial_weights)
+    done = _resume(state, settings)
+    log = RunLog(folder, _COLUMNS, tensorboard=tensorboard)
+    numbers = log.keep_until(done)
+    rollouts = _open_rollouts(policy, space, env, settings, collector)
+    executor = make_executor(policy, space, settings.replan_interval)
+    evaluations = _Evaluations(
+        folder, policy, executor, env if eval_env is None else eval_env, settings, done
+    )
+    # Worker processes that nobody stops would keep a failed training from ending.
+    with closing(rollouts), closing(log):
+        before = evaluations.run(0)
+        iterations = _iterate(learner, rollouts, evaluations, done)
+        for row in _show_progress(iterations, settings.iterations, done, progress):
+            numbers.append(row)
+            log.append(row)
+            _write_state(state, int(row["iteration"]), settings)
+    after = evaluations.run(settings.iterations)
+    save_finetuned(folder / "policy", policy, space, env)
+    comparison = compare(after, before, names=("after", "before"))
+    write_text(folder / "comparison.json", comparison.to_json())
+    return FinetuneResult(before, after, comparison, numbers)
+
+
+def _resume(state: TrainingState, settings: FinetuneSettings) -> int:
+    """Restore the state, if there is one; return the iterations that are done."""
     done = state.read() or 0
     if done > settings.iterations:
         raise ResumeError(
             f"finetune: expected at most iterations={settings.iterations} in "
-            f"{str(folder)!r}, got {done}. Pass as many or more, or another folder."
+            f"{str(state.path.parent)!r}, got {done}. Pass as many or more, or another "
+            "folder."
         )
-    log = RunLog(folder, _COLUMNS, tensorboard=tensorboard)
-    rows = log.keep_until(done)
-    rollouts = _open_rollouts(policy, space, env, settings, collector)
+    return done
 
-    def judge(iteration: int) -> EvaluationResult:
-        path = folder / "evaluations" / f"{iteration:05d}.json"
-        # Before the first state, what lies there may be cut off, or of other weights.
-        if 0 < done >= iteration and path.exists():
+
+def _write_state(
+    state: TrainingState, iteration: int, settings: FinetuneSettings
+) -> None:
+    is_last = iteration == settings.iterations
+    if is_last or iteration % settings.checkpoint_interval == 0:
+        state.write(iteration)
+
+
+def _iterate(
+    learner: Learner,
+    rollouts: Rollouts | WorkerRollouts,
+    evaluations: _Evaluations,
+    done: int,
+) -> Iterator[dict[str, float]]:
+    """Yield the numbers of each iteration that is left."""
+    settings = learner.settings
+    for iteration in range(done + 1, settings.iterations + 1):
+        started = time.perf_counter()
+        with _own_random_numbers(iteration_seed(settings.seed, iteration)):
+            rollout = rollouts.collect(iteration)
+            numbers = learner.learn(rollout, iteration)
+        rollouts.sync()
+        numbers["seconds"] = time.perf_counter() - started
+        is_last = iteration == settings.iterations
+        if is_last or iteration % settings.eval_interval == 0:
+            result = evaluations.run(iteration)
+            numbers["success"] = result.success_rate
+            numbers["success_low"], numbers["success_high"] = result.interval
+        yield {"iteration": iteration, **numbers}
+
+
+def _show_progress(
+    iterations: Iterator[dict[str, float]], total: int, done: int, progress: bool
+) -> Iterator[dict[str, float]]:
+    """Pass the numbers of the iterations on, with a progress bar."""
+    shown: dict[str, str] = {}
+    with tqdm(
+        total=total, initial=done, desc="finetune", unit="it", disable=not progress
+    ) as bar:
+        for row in iterations:
+            yield row
+            shown["train"] = f"{100 * row['train_success']:.0f} %"
+            if "success" in row:
+                shown["success"] = f"{100 * row['success']:.0f} %"
+            bar.set_postfix(shown)
+            bar.update()
+
+
+class _Evaluations:
+    """Evaluations of a training, each once, in its folder."""
+
+    def __init__(
+        self,
+        folder: Path,
+        policy: StochasticVLAWrapper,
+        executor: TensorDictModuleBase,
+        env: EnvBase,
+        settings: FinetuneSettings,
+        done: int,
+    ) -> None:
+        self.folder, self.done = folder / "evaluations", done
+        self.policy, self.executor, self.env = policy, executor, env
+        self.settings = settings
+
+    def run(self, iteration: int) -> EvaluationResult:
+        """Return the evaluation after an iteration."""
+        path = self.folder / f"{iteration:05d}.json"
+        # Before the first state, the file may be cut off, or of other weights.
+        if 0 < self.done >= iteration and path.exists():
             return EvaluationResult.from_json(path)
+        digest = hash_weights(self.policy)
         result = evaluate(
-            env if eval_env is None else eval_env,
-            make_executor(policy, space, settings.replan_interval),
-            settings.eval_episodes,
-            seed=settings.seed,
-            provenance={
-                "policy": {"sha256": hash_weights(policy), "iteration": iteration}
-            },
+            self.env,
+            self.executor,
+            self.settings.eval_episodes,
+            seed=self.settings.seed,
+            provenance={"policy": {"sha256": digest, "iteration": iteration}},
             progress=False,
         )
-        path.write_text(result.to_json())
+        write_text(path, result.to_json())
         return result
-
-    bar = tqdm(
-        total=settings.iterations,
-        initial=done,
-        desc="finetune",
-        unit="it",
-        disable=not progress,
-    )
-    # Worker processes that nobody stops would keep a failed training from ending.
-    with closing(rollouts), closing(log), bar:
-        latest = before = judge(0)
-        for iteration in range(done + 1, settings.iterations + 1):
-            started = time.perf_counter()
-            with _own_random_numbers(settings.seed_of(iteration)):
-                rollout = rollouts.collect(iteration)
-                numbers = learner.learn(rollout, iteration)
-            rollouts.sync()
-            numbers["seconds"] = time.perf_counter() - started
-            is_last = iteration == settings.iterations
-            if is_last or iteration % settings.eval_interval == 0:
-                latest = judge(iteration)
-                low, high = latest.interval
-                numbers["success"] = latest.success_rate
-                numbers["success_low"], numbers["success_high"] = low, high
-            rows.append({"iteration": iteration, **numbers})
-            log.append(rows[-1])
-            if is_last or iteration % settings.checkpoint_interval == 0:
-                state.write(iteration)
-            bar.set_postfix(
-                train=f"{100 * numbers['train_success']:.0f} %",
-                success=f"{100 * latest.success_rate:.0f} %",
-            )
-            bar.update()
-    after = judge(settings.iterations)
-    save_finetuned(folder / "policy", policy, space, env)
-    comparison = compare(after, before, names=("after", "before"))
-    (folder / "comparison.json").write_text(comparison.to_json())
-    return FinetuneResult(before, after, comparison, rows)
 
 
 def _open_rollouts(
@@ -227,22 +282,12 @@ def _open_rollouts(
             group_size=settings.algorithm.group_size,
             may_lag=settings.recompute,
         )
-    executed = settings.replan_interval or policy.chunk_size
-    num_decisions = settings.num_decisions
-    if num_decisions is None:
-        max_steps = getattr(env, "max_steps", None)
-        if max_steps is None:
-            raise SettingsError(
-                "finetune: expected num_decisions, since "
-                f"{type(env).__name__} has no max_steps, got None. Set it to the "
-                "decisions of a whole episode."
-            )
-        num_decisions = -(-max_steps // executed)
-    rows, group_size = env.batch_size.numel(), settings.algorithm.group_size
-    if rows % group_size:
+    num_envs, group_size = env.batch_size.numel(), settings.algorithm.group_size
+    if num_envs % group_size:
         raise SettingsError(
-            f"finetune: expected rows in whole groups of {group_size}, got {rows} of "
-            f"{type(env).__name__}. Give it a multiple of the group size."
+            f"finetune: expected environments in whole groups of {group_size}, got "
+            f"{num_envs} in {type(env).__name__}. Pass a multiple of the group size as "
+            "its number of environments."
         )
     decision_env = make_decision_env(
         env,
@@ -253,12 +298,25 @@ def _open_rollouts(
         group_size=group_size,
         reward=settings.reward,
     )
+    executed = settings.replan_interval or policy.chunk_size
+    num_decisions = settings.num_decisions or _decisions_of_episode(env, executed)
     return Rollouts(decision_env, policy, num_decisions)
+
+
+def _decisions_of_episode(env: EnvBase, executed: int) -> int:
+    """Return how many decisions the longest episode of an environment has."""
+    max_steps = getattr(env, "max_steps", None)
+    if max_steps is None:
+        raise SettingsError(
+            f"finetune: expected num_decisions, since {type(env).__name__} has no "
+            "max_steps, got None. Set it to the decisions of a whole episode."
+        )
+    return -(-max_steps // executed)
 
 
 @contextmanager
 def _own_random_numbers(seed: int) -> Iterator[None]:
-    """Draw from a seed of the iteration's own, so that it depends on nothing before."""
+    """Use random numbers of a seed of the iteration's own, then the ones before."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         yield

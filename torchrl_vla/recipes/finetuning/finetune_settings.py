@@ -1,61 +1,66 @@
-"""How a policy is fine-tuned."""
+"""Settings of fine-tuning by reinforcement learning."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from math import isfinite
+from typing import Annotated, Any
 
-from torchrl_vla.objectives import Granularity
+from tyro.conf import Suppress
+
+from torchrl_vla._internal.option_names import Granularity, Reward
+from torchrl_vla.errors import SettingsError as SettingsError
 from torchrl_vla.recipes.finetuning.algorithms import PPO, Algorithm
-from torchrl_vla.recipes.finetuning.rollouts import Reward
-from torchrl_vla.rollout import iteration_seed
-from torchrl_vla.schema import VLAError
 
-
-class SettingsError(VLAError, ValueError):
-    """Settings of a training that contradict each other, or what they are for."""
+#: Settings that change when something is evaluated or written, and no weight.
+_REPORTING = ("eval_interval", "checkpoint_interval")
+_COUNTS = ("iterations", "epochs", "minibatch_size", "eval_episodes", *_REPORTING)
 
 
 @dataclass(frozen=True)
 class FinetuneSettings:
-    """How a policy is fine-tuned.
+    """Settings of fine-tuning by reinforcement learning.
 
     Args:
-        algorithm: judges decisions: :class:`PPO`, :class:`GRPO` or :class:`RLOO`.
-        iterations: of collecting a batch and learning from it.
-        num_decisions: per row and batch; None = an episode of the environment's
-            ``max_steps`` fits.
-        replan_interval: actions of a chunk to execute; None = all.
-        reward: see :func:`make_decision_env`.
-        epochs: passes over a batch.
-        minibatch_size: decisions per optimizer step.
-        lr: learning rate of the policy.
-        lr_decay: True = it falls linearly, to ``lr / iterations`` in the last one, so
-            that the policy comes to rest. How long a training goes on is then a part of
-            it: it cannot be resumed with other ``iterations``.
-        target_kl: the policy rests, and only the critic learns, on a minibatch whose
-            ``kl_approx`` is above it: as far as that from the policy that collected
-            (nats per ratio of ``granularity``), the batch says little. None = never.
+        algorithm: Estimates advantages: :class:`PPO`, :class:`GRPO` or :class:`RLOO`.
+        iterations: Number of batches that are collected and learned from.
+        num_decisions: Decisions per environment index and batch. With None, an episode
+            of the environment's ``max_steps`` fits.
+        replan_interval: Actions of a chunk to execute; None = all.
+        reward: Reward of a decision: ``success`` = 1 in success, ``environment`` = the
+            sum of what the environment pays.
+        epochs: Passes over each batch.
+        minibatch_size: Decisions per optimizer step.
+        lr: Learning rate of the policy.
+        lr_decay: True = the learning rate falls linearly, to ``lr / iterations`` in the
+            last iteration. The training can then not be resumed with other
+            ``iterations``.
+        target_kl: KL early stop: only the critic learns on a minibatch whose
+            ``kl_approx`` is above this (nats per ratio of ``granularity``): as far from
+            the policy that collected it, the batch says little. None = no early stop.
             At the same ``lr``, heads move by very different distances.
-        clip_epsilon: see :class:`ChunkPPOLoss`, as for the next three.
-        granularity: see there.
-        entropy_coeff: see there.
-        reference_kl_coeff: see there; the reference is the policy at the start.
-        bc_coeff: weight of cloning the demonstrations beside it.
-        max_grad_norm: gradients are clipped to this norm.
+        clip_epsilon: How far an importance ratio may move away from 1; a pair gives the
+            distances below and above 1.
+        granularity: What one importance ratio covers: a chunk, an action or a token.
+        entropy_coeff: Weight of the entropy bonus (token and gaussian heads).
+        reference_kl_coeff: Weight of staying near the policy as it was at the start.
+        bc_coeff: Weight of cloning the demonstrations beside the reinforcement
+            learning.
+        max_grad_norm: Gradients are clipped to this norm.
         recompute: True = the learner computes the log-probabilities of a batch again
             before it learns from it; for policies that act in another precision.
-        eval_episodes: of each evaluation; all on the same seeds.
-        eval_interval: iterations between two evaluations.
-        checkpoint_interval: iterations between two states that can be resumed.
-        seed: of everything random. The evaluations run the episodes of this run that have
-            the purpose ``"evaluation"`` (see ``episode_seeds``).
+        eval_episodes: Episodes of each evaluation, all on the same seeds.
+        eval_interval: Iterations between two evaluations.
+        checkpoint_interval: Iterations between two states that the training can be
+            resumed from.
+        seed: Seed of everything random. The evaluations run the episodes of this run that
+            have the purpose ``"evaluation"`` (see ``episode_seeds``).
 
     Raises:
         SettingsError: a number is out of its range.
     """
 
-    algorithm: Algorithm = field(default_factory=PPO)
+    algorithm: Annotated[Algorithm, Suppress] = field(default_factory=PPO)
     iterations: int = 60
     num_decisions: int | None = None
     replan_interval: int | None = None
@@ -78,22 +83,15 @@ class FinetuneSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in (
-            "iterations",
-            "epochs",
-            "minibatch_size",
-            "eval_episodes",
-            "eval_interval",
-            "checkpoint_interval",
-        ):
-            if getattr(self, name) < 1:
+        values = vars(self)
+        for name in _COUNTS:
+            if values[name] < 1:
                 raise SettingsError(
-                    f"FinetuneSettings: expected {name} >= 1, got "
-                    f"{getattr(self, name)}."
+                    f"FinetuneSettings: expected {name} >= 1, got {values[name]}."
                 )
         for name in ("lr", "max_grad_norm", "target_kl"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < float("inf"):
+            value = values[name]
+            if value is not None and not (isfinite(value) and value > 0):
                 raise SettingsError(
                     f"FinetuneSettings: expected {name} > 0, got {value}."
                 )
@@ -101,11 +99,11 @@ class FinetuneSettings:
     def as_values(self) -> dict[str, Any]:
         """Return what the weights depend on as plain values.
 
-        Without when it is judged and written and, unless ``lr`` decays, how long it
-        goes on: those may change when a training is resumed.
+        Left out are the settings that may change when a training is resumed: when it
+        is evaluated and written and, unless ``lr`` decays, the number of iterations.
         """
         values = asdict(self)
-        for name in ("eval_interval", "checkpoint_interval"):
+        for name in _REPORTING:
             del values[name]
         if not self.lr_decay:
             del values["iterations"]
@@ -114,7 +112,3 @@ class FinetuneSettings:
             **values["algorithm"],
         }
         return values
-
-    def seed_of(self, iteration: int) -> int:
-        """Return the seed of an iteration's random numbers."""
-        return iteration_seed(self.seed, iteration)

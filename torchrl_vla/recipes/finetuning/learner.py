@@ -20,7 +20,8 @@ from torchrl_vla.objectives import (
 )
 from torchrl_vla.policies import LeRobotFlowPolicy, StochasticVLAWrapper
 from torchrl_vla.recipes.behavior_cloning import make_training_transform
-from torchrl_vla.recipes.finetuning.algorithms import count_outcomes
+from torchrl_vla.recipes.demonstrations import Demonstrations
+from torchrl_vla.recipes.finetuning.advantage_estimation import count_outcomes
 from torchrl_vla.recipes.finetuning.finetune_settings import (
     FinetuneSettings,
     SettingsError,
@@ -28,7 +29,7 @@ from torchrl_vla.recipes.finetuning.finetune_settings import (
 from torchrl_vla.recipes.finetuning.policies import make_critic
 from torchrl_vla.recipes.heads import make_cloning_loss
 from torchrl_vla.recipes.model_space import ModelSpace
-from torchrl_vla.recipes.open_dataset import Demonstrations
+from torchrl_vla.rollout import iteration_seed
 from torchrl_vla.schema import EXECUTED_STEPS_KEY
 
 
@@ -88,7 +89,7 @@ class Learner:
             left = 1 - (iteration - 1) / settings.iterations
             self.optimizer.param_groups[0]["lr"] = settings.lr * left  # the policy's
         episodes, successes = count_outcomes(rollout)
-        decisions = settings.algorithm.judge(rollout, self.critic)
+        decisions = settings.algorithm.estimate_advantages(rollout, self.critic)
         numbers = {
             "env_steps": int(rollout["next", EXECUTED_STEPS_KEY].sum()),
             "decisions": len(decisions),
@@ -184,7 +185,7 @@ class _Cloning:
     def begin(self, iteration: int) -> None:
         """Draw the batches of an iteration from a seed of its own."""
         if self.loss is not None:
-            seed = self.settings.seed_of(iteration)
+            seed = iteration_seed(self.settings.seed, iteration)
             self.buffer.set_rng(torch.Generator().manual_seed(seed))
 
     def __call__(self) -> Tensor:

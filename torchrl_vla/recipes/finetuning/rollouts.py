@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from tensordict import TensorDictBase
@@ -18,10 +18,11 @@ from torchrl.envs import (
     TransformedEnv,
 )
 
-from torchrl_vla.rollout import ScheduledEpisodes
+from torchrl_vla._internal.option_names import Reward as Reward
 from torchrl_vla.execution import MultiAction
 from torchrl_vla.policies import StochasticVLAWrapper
 from torchrl_vla.recipes.model_space import ModelSpace
+from torchrl_vla.rollout import ScheduledEpisodes
 from torchrl_vla.schema import (
     ACTION_CHUNK_KEY,
     ELEMENT_LOG_PROBS_KEY,
@@ -32,9 +33,6 @@ from torchrl_vla.schema import (
     MissingKeyError,
 )
 from torchrl_vla.transforms import ActionScaling, SuccessReward
-
-#: What a decision earns: 1 in success, or what the environment pays.
-Reward = Literal["success", "environment"]
 
 _PROBES = 64  # decisions of a batch that are asked about again
 _ROUNDING = 1e-3  # of a log-probability, on another machine; an update moves more

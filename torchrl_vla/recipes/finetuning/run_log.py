@@ -1,4 +1,4 @@
-"""One line of numbers per iteration, in a CSV file and in TensorBoard."""
+"""Log of a training: a line of numbers per iteration, as CSV and in TensorBoard."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import csv
 from collections.abc import Mapping
 from pathlib import Path
 
-from torchrl_vla.schema import import_extra
+from torchrl_vla._internal.durable_files import write_text
+from torchrl_vla._internal.extras import import_extra
 
 _FILE = "log.csv"
 
@@ -14,8 +15,8 @@ _FILE = "log.csv"
 class RunLog:
     """Append the numbers of an iteration to ``log.csv``, and to TensorBoard if asked.
 
-    A line is written whole or not at all, and lines of iterations that a resumed
-    training runs again are removed first. A number that an iteration does not have
+    Lines of iterations that a resumed training runs again are removed first, and so is
+    a line that a killed process cut off. A number that an iteration does not have
     (evaluations happen now and then) is an empty cell.
 
     Args:
@@ -74,16 +75,14 @@ class RunLog:
             return []
         lines = self.path.read_text().splitlines(keepends=True)
         # The last line of a killed process may be cut off: no state was written after
-        # it, so it is one of those that go.
+        # it, so it is removed.
         whole = [line for line in lines if line.endswith("\n")]
         if not whole:
             self.path.unlink()
             return []
         header, *lines = whole
         kept = [line for line in lines if int(line.split(",")[0]) <= iteration]
-        shorter = self.path.with_suffix(".writing")
-        shorter.write_text("".join([header, *kept]))
-        shorter.replace(self.path)
+        write_text(self.path, "".join([header, *kept]))
         return self.read(self.path)
 
     @staticmethod

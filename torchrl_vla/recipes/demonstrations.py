@@ -1,4 +1,4 @@
-"""Demonstrations by the name that a user types."""
+"""Demonstrations by folder, repo id or ``module:function``."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tensordict import is_tensor_collection
 
+from torchrl_vla._internal.named_objects import import_named, is_named_object
 from torchrl_vla.data import DemonstrationDataset, LeRobotDemonstrations
 from torchrl_vla.schema import IMAGE_KEY
 from torchrl_vla.schema.lerobot_names import is_repo_id
@@ -15,11 +16,12 @@ Demonstrations = DemonstrationDataset | LeRobotDemonstrations
 
 
 def open_dataset(source: Path | str) -> Demonstrations:
-    """Open demonstrations: a folder of ours or of LeRobot's, or one of the Hub.
+    """Open demonstrations: a folder of ours or of LeRobot's, one of the Hub, or a call.
 
     Args:
-        source: a folder that ``torchrl-vla collect`` or LeRobot wrote, or a repo id of
-            the Hugging Face Hub, ``"user/name"``. A folder of that name wins.
+        source: a folder that ``torchrl-vla collect`` or LeRobot wrote; a repo id of
+            the Hugging Face Hub, ``"user/name"`` (a folder of that name wins); or
+            ``"module:function"``, which returns demonstrations.
 
     Raises:
         FileNotFoundError: there is no such folder or repo.
@@ -27,6 +29,8 @@ def open_dataset(source: Path | str) -> Demonstrations:
         SchemaError: the recording was not finished, or is none.
     """
     folder = Path(source).expanduser()
+    if not folder.is_dir() and is_named_object(str(source)):
+        return import_named("open_dataset", str(source))()
     if (folder / "meta").is_dir():
         return LeRobotDemonstrations.from_folder(folder)
     if not folder.is_dir() and is_repo_id(source):

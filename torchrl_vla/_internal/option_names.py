@@ -1,0 +1,18 @@
+"""Names of options that the command line offers, importable without PyTorch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+#: What one importance ratio covers: a whole chunk, an action or a token.
+Granularity = Literal["chunk", "action", "token"]
+
+#: The input ablations that ``make_ablation`` knows.
+AblationName = Literal["shuffled-instruction", "blank-images", "zero-state"]
+
+#: What a decision earns: 1 in success, or what the environment pays.
+Reward = Literal["success", "environment"]
+
+#: What a tiny policy's head emits. All but ``"regression"`` have log-probabilities, so
+#: that reinforcement learning can train them.
+Head = Literal["regression", "tokens", "gaussian", "flow", "diffusion"]

@@ -1,0 +1,87 @@
+"""Settings of the demo, by environment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torchrl_vla._internal.option_names import Head
+from torchrl_vla.recipes.environment_options import ENVIRONMENTS
+from torchrl_vla.recipes.finetuning.algorithms import PPO
+from torchrl_vla.recipes.finetuning.finetune_settings import FinetuneSettings
+
+
+@dataclass(frozen=True)
+class DemoSettings:
+    """Sizes of the demo.
+
+    Args:
+        demonstrations: successful episodes to collect, as many of each instruction.
+        noise: standard deviation of the noise on the expert's executed action.
+        head: what the policy emits.
+        chunk_size: actions per chunk.
+        replan_interval: actions of a chunk to execute; None = all.
+        hidden: width of the policy.
+        steps: optimizer steps.
+        batch_size: frames per step.
+        lr: peak learning rate.
+        episodes: episodes of the evaluation after training.
+        control_episodes: episodes of every other evaluation.
+        clips: episodes of which the report shows a clip.
+        seed: of demonstrations and training; evaluations use ``seed + 1``.
+        improve: settings of the reinforcement learning after cloning, with the seed and
+            the episodes above; None = only clone.
+    """
+
+    demonstrations: int
+    noise: float
+    head: Head
+    chunk_size: int
+    replan_interval: int | None
+    hidden: int
+    steps: int
+    batch_size: int
+    lr: float
+    episodes: int
+    control_episodes: int
+    clips: int
+    seed: int = 0
+    improve: FinetuneSettings | None = None
+
+
+#: What the command line runs for each environment it knows.
+DEMO_SETTINGS: dict[str, DemoSettings] = {
+    "tabletop": DemoSettings(
+        demonstrations=240,  # 40 of each instruction
+        noise=ENVIRONMENTS["tabletop"].noise,
+        head="tokens",
+        chunk_size=8,
+        replan_interval=None,
+        hidden=128,
+        steps=2000,
+        batch_size=64,
+        lr=1e-3,
+        episodes=500,
+        control_episodes=300,
+        clips=4,
+        improve=FinetuneSettings(
+            algorithm=PPO(gamma=0.95),
+            iterations=45,
+            lr=5e-4,
+            eval_interval=15,
+        ),
+    ),
+    "metaworld": DemoSettings(
+        demonstrations=300,
+        noise=ENVIRONMENTS["metaworld"].noise,
+        head="regression",
+        chunk_size=8,
+        replan_interval=None,
+        hidden=256,
+        steps=4000,
+        batch_size=256,
+        lr=1e-3,
+        episodes=120,
+        control_episodes=60,
+        clips=6,
+    ),
+}

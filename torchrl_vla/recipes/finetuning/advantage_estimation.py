@@ -1,0 +1,54 @@
+"""Advantages of the decisions of a rollout, by algorithm."""
+
+from __future__ import annotations
+
+import torch
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModuleBase
+
+from torchrl_vla.objectives import DecisionGAE, GRPOAdvantage, RLOOAdvantage
+
+
+def estimate_by_critic(
+    rollout: TensorDictBase, critic: TensorDictModuleBase | None, **options: float
+) -> TensorDictBase:
+    """Return all decisions of a rollout, advantages standardized over the batch.
+
+    Args:
+        rollout: outer steps ``[*B, T]``.
+        critic: of :class:`DecisionGAE`.
+        options: ``gamma``, ``lmbda`` and ``truncated_is_failure``, also of it.
+    """
+    decisions = DecisionGAE(critic, **options)(rollout).reshape(-1)
+    advantage = decisions["advantage"]
+    std = advantage.std() if len(advantage) > 1 else advantage.new_ones(())
+    centred = advantage - advantage.mean()
+    return decisions.set("advantage", centred / std.clamp_min(1e-6))
+
+
+def estimate_by_group(
+    rollout: TensorDictBase,
+    *,
+    keep: tuple[float, float] | None,
+    divide_by_std: bool | None = None,
+) -> TensorDictBase:
+    """Return the decisions of complete episodes in groups that differ.
+
+    Args:
+        rollout: outer steps ``[N, T]``.
+        keep: bounds of a group's mean return; None = keep all groups.
+        divide_by_std: of :class:`GRPOAdvantage`; None = RLOO.
+    """
+    if divide_by_std is None:
+        return RLOOAdvantage(keep=keep)(rollout)
+    return GRPOAdvantage(keep=keep, divide_by_std=divide_by_std)(rollout)
+
+
+def count_outcomes(rollout: TensorDictBase) -> tuple[int, int]:
+    """Return how many episodes ended in a rollout, and how many in success."""
+    done = rollout["next", "done"]
+    success = rollout.get(("next", "success"), None)
+    ended = int(done.sum())
+    if success is None:
+        return ended, 0
+    return ended, int(torch.logical_and(success, done).sum())

@@ -1,0 +1,56 @@
+"""Policies of the user's own, by ``module:function``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tensordict.nn import TensorDictModuleBase
+from torchrl.envs import EnvBase
+
+from torchrl_vla import policies
+from torchrl_vla._internal.named_objects import is_named_object
+from torchrl_vla.execution import MultiStepActorWrapper
+from torchrl_vla.recipes.checkpoints import load_executor
+from torchrl_vla.recipes.demonstrations import Demonstrations
+
+
+def make_own_policy(source: str, dataset: Demonstrations) -> TensorDictModuleBase:
+    """Make the untrained policy of a user's function for a dataset.
+
+    Args:
+        source: ``"module:function"``; called with those of ``metadata`` and
+            ``instructions`` that it declares by name.
+        dataset: gives both.
+    """
+    return policies.make_from_factory(
+        source, metadata=dataset.metadata, instructions=dataset.instructions
+    )
+
+
+def load_any_executor(
+    source: str, env: EnvBase, *, replan_interval: int | None = None, **options: Any
+) -> TensorDictModuleBase:
+    """Load a checkpoint, or make the policy of a user's function, as an executor.
+
+    Args:
+        source: of :func:`load_executor`, or ``"module:function"``: a policy in robot
+            space that is evaluated as the function makes it.
+        env: where the policy acts.
+
+    Keyword Args:
+        replan_interval: actions of a chunk to execute; None = all.
+        options: of :func:`load_executor`.
+    """
+    if is_named_object(source) and not Path(source).is_dir():
+        policy = policies.make_from_factory(
+            source, metadata=env.metadata, instructions=env.instructions
+        )
+        return MultiStepActorWrapper(policy.eval(), replan_interval=replan_interval)
+    return load_executor(
+        source,
+        metadata=env.metadata,
+        instructions=env.instructions,
+        replan_interval=replan_interval,
+        **options,
+    )
