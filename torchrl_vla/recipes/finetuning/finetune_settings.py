@@ -53,8 +53,8 @@ class FinetuneSettings:
         eval_interval: Iterations between two evaluations.
         checkpoint_interval: Iterations between two states that the training can be
             resumed from.
-        seed: Seed of everything random. The evaluations run the episodes of this run that
-            have the purpose ``"evaluation"`` (see ``episode_seeds``).
+        seed: Seed of everything random. The evaluations run the episodes of this run
+            that have the purpose ``"evaluation"`` (see ``episode_seeds``).
 
     Raises:
         SettingsError: a number is out of its range.
