@@ -25,8 +25,8 @@ from torchrl.envs import Compose, InitTracker, StepCounter, Transform, Transform
 from torchrl.modules import MultiStepActorWrapper as PeerWrapper
 
 from torchrl_vla.envs import ToyVLAEnv
-from torchrl_vla.rollout import ScheduledEpisodes
 from torchrl_vla.execution import MultiAction, MultiStepActorWrapper, SkipWaiting
+from torchrl_vla.rollout import ScheduledEpisodes
 from torchrl_vla.schema import InstructionTable
 
 HORIZON, ACTION_DIM = 16, 2

@@ -48,8 +48,8 @@ class FinetuneSettings:
         eval_episodes: of each evaluation; all on the same seeds.
         eval_interval: iterations between two evaluations.
         checkpoint_interval: iterations between two states that can be resumed.
-        seed: of everything random. The evaluations run the episodes of this run that have
-            the purpose ``"evaluation"`` (see ``episode_seeds``).
+        seed: of everything random. Evaluations run this run's episodes of the purpose
+            ``"evaluation"`` (see ``episode_seeds``).
 
     Raises:
         SettingsError: a number is out of its range.

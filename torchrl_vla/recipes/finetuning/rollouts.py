@@ -18,10 +18,10 @@ from torchrl.envs import (
     TransformedEnv,
 )
 
-from torchrl_vla.rollout import ScheduledEpisodes
 from torchrl_vla.execution import MultiAction
 from torchrl_vla.policies import StochasticVLAWrapper
 from torchrl_vla.recipes.model_space import ModelSpace
+from torchrl_vla.rollout import ScheduledEpisodes
 from torchrl_vla.schema import (
     ACTION_CHUNK_KEY,
     ELEMENT_LOG_PROBS_KEY,
