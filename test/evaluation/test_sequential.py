@@ -45,10 +45,10 @@ class OneStep(EnvBase):
         pass
 
     def _reset(self, tensordict=None, episode_seeds=None, **kwargs):
-        rows = torch.ones(self.batch_size, dtype=torch.bool)
+        begins = torch.ones(self.batch_size, dtype=torch.bool)
         if tensordict is not None and tensordict.get("_reset", None) is not None:
-            rows = tensordict["_reset"].view(self.batch_size)
-        self.seeds = torch.where(rows, episode_seeds, self.seeds)
+            begins = tensordict["_reset"].view(self.batch_size)
+        self.seeds = torch.where(begins, episode_seeds, self.seeds)
         return self._observe(torch.zeros(*self.batch_size, 1, dtype=torch.bool))
 
     def _step(self, tensordict):
@@ -134,7 +134,7 @@ def test_a_clear_difference_is_shown_in_few_episodes():
     assert comparison.difference > 0
     assert len(comparison.a) == len(comparison.b) <= 48
     assert type(comparison.table) is SequentialTable
-    # Later, from the files, it is still known that there was peeking.
+    # Later, from the files, the intervals still allow for the stop.
     again = compare(comparison.a, comparison.b)
     assert again.interval == comparison.interval
 

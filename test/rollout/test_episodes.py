@@ -14,17 +14,17 @@ from torchrl_vla.schema import ExecutionError, MissingKeyError
 
 @settings(deadline=None)
 @given(st.integers(1, 6), st.integers(0, 9))
-def test_every_seed_is_one_episode_whatever_the_number_of_rows(num_envs, count):
+def test_every_seed_is_one_episode_whatever_the_number_of_environments(num_envs, count):
     env = TabletopEnv(num_envs, image_size=8, max_steps=6)
     seeds = episode_seeds(5, count, "evaluation")
     finished, frames = [], {}
     for step in run_episodes(env, env.make_expert(), seeds):
-        for row, index in enumerate(step.episode.tolist()):
+        for env_index, index in enumerate(step.episode.tolist()):
             if index < 0:
                 continue
-            assert step.data["episode_seed"][row] == seeds[index]
-            frames.setdefault(index, []).append(int(step.frame[row]))
-            if step.done[row]:
+            assert step.data["episode_seed"][env_index] == seeds[index]
+            frames.setdefault(index, []).append(int(step.frame[env_index]))
+            if step.done[env_index]:
                 finished.append(index)
     assert sorted(finished) == list(range(count))
     assert all(seen == list(range(len(seen))) for seen in frames.values())
@@ -38,8 +38,8 @@ def test_is_init_marks_first_steps_only():
         assert torch.equal(is_init[running], (step.frame == 0)[running])
 
 
-def test_rows_keep_running_while_others_start_anew():
-    # Row by row the observations are those of the episode alone.
+def test_environments_keep_running_while_others_begin_episodes():
+    # The observations are those of the episode run alone.
     env = TabletopEnv(3, image_size=8)
     alone = {}
     for index, seed in enumerate(episode_seeds(0, 5, "evaluation")):
@@ -47,10 +47,10 @@ def test_rows_keep_running_while_others_start_anew():
         steps = run_episodes(single, single.make_expert(), [seed])
         alone[index] = [step.data["observation", "state"][0] for step in steps]
     for step in run_episodes(env, env.make_expert(), episode_seeds(0, 5, "evaluation")):
-        for row, index in enumerate(step.episode.tolist()):
+        for env_index, index in enumerate(step.episode.tolist()):
             if index >= 0:
-                state = step.data["observation", "state"][row]
-                assert torch.equal(state, alone[index][int(step.frame[row])])
+                state = step.data["observation", "state"][env_index]
+                assert torch.equal(state, alone[index][int(step.frame[env_index])])
 
 
 def act_at(key, shape):

@@ -36,19 +36,19 @@ def test_uniforms_are_those_of_splitmix64(seeds, count):
 @given(seeds_of, st.integers(1, 6))
 def test_normals_are_quantiles_of_splitmix64(seeds, count):
     numbers = normals(torch.tensor(seeds), count)
-    for row, seed in zip(numbers.tolist(), seeds):
+    for found, seed in zip(numbers.tolist(), seeds):
         levels = [((word >> 12) + 0.5) / 2**52 for word in words(seed, count)]
         expected = [NormalDist().inv_cdf(level) for level in levels]
         # Two approximations of the quantile, each good to 16 digits of its own
-        assert row == pytest.approx(expected, rel=1e-9, abs=1e-9)
+        assert found == pytest.approx(expected, rel=1e-9, abs=1e-9)
 
 
 @given(seeds_of, st.integers(2, 6))
 def test_the_numbers_of_a_seed_depend_on_it_alone(seeds, count):
     for numbers in (uniforms, normals):
         together = numbers(torch.tensor(seeds), count)
-        for row, seed in zip(together, seeds):
-            assert torch.equal(row[:1], numbers(torch.tensor([seed]), 1)[0])
+        for found, seed in zip(together, seeds):
+            assert torch.equal(found[:1], numbers(torch.tensor([seed]), 1)[0])
 
 
 def test_neighboring_seeds_are_even_and_unrelated():

@@ -16,13 +16,13 @@ def make(num_envs=6, **options) -> ScheduledEpisodes:
     return ScheduledEpisodes(TabletopEnv(num_envs, image_size=8), **options)
 
 
-def reset_rows(env, data, rows):
+def reset_some(env, data, indices):
     mask = torch.zeros(len(data), 1, dtype=torch.bool)
-    mask[rows] = True
+    mask[indices] = True
     return env.reset(data.set("_reset", mask))
 
 
-def test_rows_of_a_group_begin_alike_and_groups_do_not():
+def test_environments_of_a_group_begin_alike_and_groups_do_not():
     seeds = make(group_size=3).reset()["episode_seed"]
     assert seeds[:3].unique().numel() == seeds[3:].unique().numel() == 1
     assert seeds[0] != seeds[3]
@@ -30,15 +30,15 @@ def test_rows_of_a_group_begin_alike_and_groups_do_not():
 
 @given(order=st.permutations([0, 0, 1, 1, 2, 2]))
 @settings(max_examples=10, deadline=None)
-def test_the_nth_episode_of_a_row_does_not_depend_on_the_others(order):
+def test_the_nth_episode_of_an_environment_does_not_depend_on_the_others(order):
     env = make(3)
     seen = [[seed] for seed in env.reset()["episode_seed"].tolist()]
     data = env.reset()
     env.begin(0)
     data = env.reset()
-    for row in order:
-        data = reset_rows(env, data, [row])
-        seen[row].append(data["episode_seed"][row].item())
+    for index in order:
+        data = reset_some(env, data, [index])
+        seen[index].append(data["episode_seed"][index].item())
     env.begin(0)
     together = [env.reset()["episode_seed"] for _ in range(3)]
     assert seen == torch.stack(together, 1).tolist()
@@ -92,7 +92,7 @@ def test_it_is_an_environment():
     check_env(make())
 
 
-def test_rows_that_no_group_size_divides_are_refused():
+def test_a_number_that_no_group_size_divides_are_refused():
     with pytest.raises(ValueError, match=r"a multiple of group_size=4, got \[6\]"):
         make(group_size=4)
 

@@ -61,18 +61,9 @@ def check_same_episodes(
             "state. Evaluate both with the same purpose; or pass unpaired=True "
             "(--unpaired)."
         )
-    told = []
-    for result, name in ((a, names[0]), (b, names[1])):
-        seeds = Counter(episode.seed for episode in result.episodes)
-        twice = [seed for seed, count in seeds.items() if count > 1]
-        if twice:
-            raise ComparisonError(
-                f"compare: expected every seed once, got {_list(twice)} more than "
-                f"once in {name}. Repeated episodes tell nothing new: leave them out."
-            )
-        told.append({episode.seed: episode.instruction for episode in result.episodes})
-    shared = told[0].keys() & told[1].keys()
-    only_a, only_b = len(told[0]) - len(shared), len(told[1]) - len(shared)
+    texts_a, texts_b = (_instruction_of(*pair) for pair in zip((a, b), names))
+    shared = texts_a.keys() & texts_b.keys()
+    only_a, only_b = len(texts_a) - len(shared), len(texts_b) - len(shared)
     if only_a or only_b:
         raise ComparisonError(
             f"compare: expected the same seeds, got {len(shared)} shared, {only_a} "
@@ -80,15 +71,27 @@ def check_same_episodes(
             "same seed and episodes; or pass unpaired=True (--unpaired), for a wider "
             "interval that needs no pairs."
         )
-    other = [seed for seed in sorted(shared) if told[0][seed] != told[1][seed]]
+    other = [seed for seed in sorted(shared) if texts_a[seed] != texts_b[seed]]
     if other:
         seed = other[0]
         raise ComparisonError(
             f"compare: expected the same instruction for each seed, got {len(other)} "
-            f"of {len(shared)} that differ, seed {seed}: {told[0][seed]!r} in "
-            f"{names[0]} and {told[1][seed]!r} in {names[1]}. The environments are "
+            f"of {len(shared)} that differ, seed {seed}: {texts_a[seed]!r} in "
+            f"{names[0]} and {texts_b[seed]!r} in {names[1]}. The environments are "
             "not the same: evaluate both with the same tasks."
         )
+
+
+def _instruction_of(result: EvaluationResult, name: str) -> dict[int, str]:
+    """Return the instruction of each seed; raise where a seed occurs twice."""
+    seeds = Counter(episode.seed for episode in result.episodes)
+    twice = [seed for seed, count in seeds.items() if count > 1]
+    if twice:
+        raise ComparisonError(
+            f"compare: expected every seed once, got {_list(twice)} more than once in "
+            f"{name}. Repeated episodes tell nothing new: leave them out."
+        )
+    return {episode.seed: episode.instruction for episode in result.episodes}
 
 
 def remark_differences(
