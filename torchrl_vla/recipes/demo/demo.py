@@ -45,12 +45,12 @@ _MEANINGS = {
     "cloned": "the policy after cloning, before reinforcement learning.",
     "after": "the trained policy.",
     "shuffled instruction": (
-        "the trained policy with a random instruction in each episode. Its success falls "
-        "to chance if, and only if, the policy uses the instruction."
+        "the trained policy with a random instruction in each episode. Its success "
+        "falls to chance if, and only if, the policy uses the instruction."
     ),
     "blind": (
-        "the trained policy with black images. Its success falls if the policy uses the "
-        "images."
+        "the trained policy with black images. Its success falls if the policy uses "
+        "the images."
     ),
 }
 _AND_IMPROVED = ", which reinforcement learning then improved"
