@@ -31,6 +31,7 @@ from torchrl_vla.execution import MultiStepActorWrapper
 from torchrl_vla.recipes import (
     ModelSpace,
     TrainingLog,
+    TrainingSettings,
     fit_lerobot_policy,
     make_policy,
     train_behavior_cloning,
@@ -108,10 +109,12 @@ def train_act(
     log = train_lerobot(
         policy,
         dataset,
-        steps=budget.steps,
-        batch_size=budget.batch_size,
-        lr=budget.act_lr,
-        ema_decay=0.99,
+        TrainingSettings(
+            steps=budget.steps,
+            batch_size=budget.batch_size,
+            lr=budget.act_lr,
+            ema_decay=0.99,
+        ),
         progress=False,
     )
     return MultiStepActorWrapper(policy, replan_interval=policy.n_action_steps), log
@@ -125,10 +128,10 @@ def train_tiny(
     log = train_behavior_cloning(
         policy,
         dataset,
+        TrainingSettings(
+            steps=budget.steps, batch_size=budget.batch_size, lr=budget.tiny_lr
+        ),
         space=space,
-        steps=budget.steps,
-        batch_size=budget.batch_size,
-        lr=budget.tiny_lr,
         progress=False,
     )
     return space.executor(policy), log

@@ -27,6 +27,7 @@ from torchrl_vla.recipes import (
     PPO,
     FinetuneSettings,
     RunLog,
+    TrainingSettings,
     finetune,
     load_checkpoint,
     make_environment,
@@ -187,10 +188,8 @@ def clone_about_half(
         train_behavior_cloning(
             policy,
             dataset,
+            TrainingSettings(steps=case.steps, batch_size=64, seed=seed + 100 * number),
             space=space,
-            steps=case.steps,
-            batch_size=64,
-            seed=seed + 100 * number,
         )
         actor = space.executor(policy.eval())
         result = evaluate(eval_env, actor, 200, seed=seed + 500)

@@ -11,7 +11,7 @@ from torchrl_vla.envs import ToyVLAEnv
 from torchrl_vla.execution import InterventionPolicy, MultiStepActorWrapper
 from torchrl_vla.objectives import BCLoss
 from torchrl_vla.policies import TinyVLA
-from torchrl_vla.recipes import ModelSpace, train_behavior_cloning
+from torchrl_vla.recipes import ModelSpace, TrainingSettings, train_behavior_cloning
 from torchrl_vla.schema import InstructionTable
 
 H, MAX_STEPS, EPISODES = 2, 6, 12
@@ -123,10 +123,11 @@ def test_corrections_are_recorded_frame_by_frame_and_cure_the_bug(env, tmp_path)
         depth=1,
     )
     space = ModelSpace(whole.metadata)
-    options = {"space": space, "steps": 120, "batch_size": 64, "lr": 3e-3}
-    train_behavior_cloning(policy, mistaken, **options, progress=False)
+    settings = TrainingSettings(steps=120, batch_size=64, lr=3e-3)
+    options = {"space": space, "progress": False}
+    train_behavior_cloning(policy, mistaken, settings, **options)
     before = loss_on(policy, space, corrections, helped_rows)
-    train_behavior_cloning(policy, whole, **options, progress=False)
+    train_behavior_cloning(policy, whole, settings, **options)
     assert loss_on(policy, space, corrections, helped_rows) < 0.3 * before
 
     ended = [

@@ -33,6 +33,7 @@ from torchrl_vla.recipes import (
     fit_lerobot_policy,
     load_executor,
     save_lerobot_checkpoint,
+    TrainingSettings,
     train_lerobot,
 )
 
@@ -100,10 +101,7 @@ policy = fit_lerobot_policy(
 log = train_lerobot(
     policy,
     replay.dataset,
-    steps=60,
-    batch_size=16,
-    lr=3e-4,
-    log_interval=10,
+    TrainingSettings(steps=60, batch_size=16, lr=3e-4, log_interval=10),
     progress=False,
 )
 

@@ -35,6 +35,7 @@ from torchrl_vla.recipes import (
     finetune,
     make_decision_env,
     to_stochastic,
+    TrainingSettings,
     train_behavior_cloning,
 )
 from torchrl_vla.schema import InstructionTable
@@ -93,7 +94,8 @@ cloned = TinyVLA(
     instructions=env.instructions,
     hidden=64,
 )
-train_behavior_cloning(cloned, dataset, space=space, steps=300, progress=False)
+settings = TrainingSettings(steps=300)
+train_behavior_cloning(cloned, dataset, settings, space=space, progress=False)
 
 # %%
 # Give it something to try

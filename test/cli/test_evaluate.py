@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from torchrl_vla.cli import library
 from torchrl_vla.cli.main import main
 from torchrl_vla.data import collect
 from torchrl_vla.envs import TabletopEnv
@@ -24,17 +25,15 @@ def policy(tmp_path):
     return save_checkpoint(tmp_path / "policy", policy, ModelSpace(dataset.metadata))
 
 
-def test_the_control_arm_meets_the_same_episodes_and_is_compared(
-    policy, tmp_path, capsys
-):
+def test_the_ablation_runs_the_same_episodes_and_is_compared(policy, tmp_path, capsys):
     out = tmp_path / "result.json"
     arguments = ["--policy", str(policy), "--json", str(out), *SMALL]
-    assert main(["evaluate", *arguments, "--control", "shuffled-instruction"]) == 0
+    assert main(["evaluate", *arguments, "--ablate", "shuffled-instruction"]) == 0
     result = EvaluationResult.from_json(out)
-    control = EvaluationResult.from_json(tmp_path / "result.shuffled-instruction.json")
-    assert control.provenance["ablation"] == "shuffled-instruction"
+    ablated = EvaluationResult.from_json(tmp_path / "result.shuffled-instruction.json")
+    assert ablated.provenance["ablation"] == "shuffled-instruction"
     assert "ablation" not in result.provenance
-    comparison = compare(result, control, names=("policy", "shuffled-instruction"))
+    comparison = compare(result, ablated, names=("policy", "shuffled-instruction"))
     assert capsys.readouterr().out.endswith(f"{comparison}\n")
     assert comparison.remarks == []
 
@@ -48,13 +47,13 @@ def test_the_json_says_what_was_evaluated_where_and_how(policy, tmp_path):
     assert known["environment"]["class"] == "TabletopEnv"
     assert known["environment"]["max_steps"] == 40
     assert known["command"]["command"] == "evaluate"
-    assert known["command"]["image_size"] == 16
+    assert known["command"]["env"]["image_size"] == 16
     assert known["command"]["json"] == str(out)
     assert (known["seed"], known["num_envs"], known["deterministic"]) == (5, 4, True)
     assert known["versions"]["torch"] == torch.__version__
 
 
-def test_drawing_on_demand_changes_nothing_but_the_time(policy, tmp_path):
+def test_rendering_on_demand_changes_nothing_but_the_time(policy, tmp_path):
     records = []
     for name, options in (("all", []), ("some", ["--render-on-demand"])):
         out = tmp_path / f"{name}.json"
@@ -64,22 +63,22 @@ def test_drawing_on_demand_changes_nothing_but_the_time(policy, tmp_path):
     assert records[0] == records[1]
 
 
-def test_a_control_that_would_change_nothing_is_refused(policy, capsys):
-    one = ["--env", "tabletop/reach-red", "--control", "shuffled-instruction"]
+def test_an_ablation_that_would_change_nothing_is_refused(policy, capsys):
+    one = ["--env", "tabletop/reach-red", "--ablate", "shuffled-instruction"]
     assert main(["evaluate", "--policy", str(policy), *SMALL, *one]) == 1
     err = capsys.readouterr().err
-    assert "--control: make_ablation: expected an environment with several" in err
+    assert "--ablate: make_ablation: expected an environment with several" in err
 
 
-def test_the_policy_and_its_control_draw_the_same_noise(policy, monkeypatch):
+def test_the_policy_and_its_ablation_draw_the_same_noise(policy, monkeypatch):
     draws = []
 
     def measure(env, actor, episodes, **options):
         draws.append(torch.rand(1).item())
         return evaluate(env, actor, episodes, **options)
 
-    monkeypatch.setattr("torchrl_vla.cli.evaluate.evaluate", measure)
-    arguments = ["--policy", str(policy), "--control", "zero-state", *SMALL]
+    monkeypatch.setattr(library, "evaluate", measure)
+    arguments = ["--policy", str(policy), "--ablate", "zero-state", *SMALL]
     assert main(["evaluate", *arguments]) == 0
     assert len(draws) == 2
     assert draws[0] == draws[1]

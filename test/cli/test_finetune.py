@@ -1,11 +1,19 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
 
+from torchrl_vla import recipes
 from torchrl_vla.cli.main import main
-from torchrl_vla.recipes import RunLog, load_checkpoint
+from torchrl_vla.recipes import (
+    ALGORITHMS,
+    GRPO,
+    FinetuneSettings,
+    RunLog,
+    load_checkpoint,
+)
 
 SMALL = ["--image-size", "16", "--num-envs", "8"]
 
@@ -54,7 +62,7 @@ def test_train_and_finetune_make_a_chain(
     assert main(["evaluate", *record, *SMALL]) == 0
 
 
-def test_a_finetuning_is_gone_on_with_and_other_settings_are_refused(
+def test_a_finetuning_is_resumed_and_other_settings_are_refused(
     dataset, tmp_path, capsys
 ):
     policy, folder = tmp_path / "policy", tmp_path / "finetuned"
@@ -71,15 +79,10 @@ def test_a_finetuning_is_gone_on_with_and_other_settings_are_refused(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--group-size", "4"], "expected no --group-size with --algorithm ppo"),
-        (
-            ["--algorithm", "grpo", "--group-size", "4", "--gamma", "0.9"],
-            "expected no --gamma with --algorithm grpo",
-        ),
         (["--target-kl", "0"], "expected target_kl > 0, got 0"),
         (
             ["--algorithm", "grpo", "--group-size", "3"],
-            "expected rows in whole groups of 3, got 8",
+            "expected environments in whole groups of 3, got 8",
         ),
         (["--bc-coeff", "1"], "expected demonstrations and bc_coeff > 0 together"),
         (["--env", "nowhere"], "--env: make_environment: expected one of"),
@@ -95,3 +98,68 @@ def test_options_that_make_no_sense_are_refused_in_one_line(
     error = capsys.readouterr().err
     assert message in error
     assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("options", "foreign"),
+    [
+        (["--group-size", "4"], "--group-size"),
+        (["--algorithm", "grpo", "--gamma", "0.9"], "--gamma"),
+        (["--algorithm=rloo", "--no-divide-by-std"], "--no-divide-by-std"),
+    ],
+)
+def test_options_of_another_algorithm_are_unknown(capsys, options, foreign):
+    with pytest.raises(SystemExit, match="2"):
+        finetune("policy", "folder", *options)
+    assert f"Unrecognized options: {foreign}" in capsys.readouterr().err
+
+
+def test_an_unknown_algorithm_gets_a_suggestion(capsys):
+    assert finetune("policy", "folder", "--algorithm", "grop") == 1
+    err = capsys.readouterr().err
+    assert err.endswith(
+        "expected one of ['grpo', 'ppo', 'rloo'], got 'grop'. Did you mean 'grpo'?\n"
+    )
+
+
+def every_option(settings):
+    return {field.name for field in dataclasses.fields(settings)} - {"algorithm"}
+
+
+@pytest.mark.parametrize(("name", "algorithm"), ALGORITHMS.items())
+def test_every_setting_can_be_reached(name, algorithm, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["finetune", "--algorithm", name, "--help"])
+    out = capsys.readouterr().out
+    for option in every_option(FinetuneSettings) | every_option(algorithm):
+        assert f"--{option.replace('_', '-')}" in out
+
+
+def test_settings_reach_the_library(monkeypatch, dataset, tmp_path):
+    train(dataset, tmp_path / "policy", "tokens")
+    seen = []
+    monkeypatch.setattr(
+        recipes, "finetune", lambda *arguments, **options: seen.append(arguments)
+    )
+    options = ["--clip-epsilon", "0.1", "0.3", "--num-decisions", "5", "--recompute"]
+    algorithm = ["--algorithm", "grpo", "--group-size", "2", "--keep", "None"]
+    with pytest.raises(AttributeError):  # there is no result to print
+        finetune(tmp_path / "policy", tmp_path / "run", *options, *algorithm)
+    settings = seen[0][4]
+    assert settings.algorithm == GRPO(group_size=2, keep=None)
+    assert settings.clip_epsilon == (0.1, 0.3)
+    assert (settings.num_decisions, settings.recompute) == (5, True)
+
+
+def test_a_folder_of_another_policy_is_refused(dataset, tmp_path, capsys):
+    first, other = tmp_path / "first", tmp_path / "other"
+    train(dataset, first, "tokens")
+    paths = ["--dataset", str(dataset), "--folder", str(other), "--head", "tokens"]
+    sizes = ["--hidden", "16", "--chunk-size", "4", "--steps", "4", "--batch-size", "8"]
+    assert main(["train", *paths, *sizes]) == 0
+    assert finetune(first, tmp_path / "run", "--iterations", "1") == 0
+    capsys.readouterr()
+    assert finetune(other, tmp_path / "run", "--iterations", "1") == 1
+    assert "got one with other initial weights" in capsys.readouterr().err
+    assert finetune(first, first, "--iterations", "1") == 1
+    assert "finetune: expected a new folder" in capsys.readouterr().err

@@ -77,18 +77,18 @@ def test_the_demo_only_clones_on_request_and_in_metaworld(tmp_path, capsys):
 
 
 @pytest.mark.usefixtures("opengl")
-def test_the_metaworld_demo_runs_from_state_with_films(tmp_path, capsys):
+def test_the_metaworld_demo_runs_from_state_with_clips(tmp_path, capsys):
     sizes = ["--demonstrations", "2", "--steps", "2", "--episodes", "2"]
     tasks = ["--tasks", "reach", "drawer-close"]
     folder = ["--folder", str(tmp_path)]
     assert main(["demo", "--env", "metaworld", *folder, *tasks, *sizes]) == 0
     names = sorted(path.name for path in tmp_path.glob("*.json"))
     assert names == ["after.json", "before.json", "shuffled_instruction.json"]
-    assert len(list(tmp_path.glob("film_*.png"))) == 6
+    assert len(list(tmp_path.glob("clip_*.png"))) == 6
     assert "reach the goal" in capsys.readouterr().out
 
 
-def test_a_machine_that_cannot_draw_gets_a_report_without_films(
+def test_a_machine_that_cannot_render_gets_a_report_without_clips(
     tmp_path, capsys, monkeypatch
 ):
     monkeypatch.setenv("MUJOCO_GL", "glfw")
@@ -98,7 +98,7 @@ def test_a_machine_that_cannot_draw_gets_a_report_without_films(
     assert main(["demo", *where, *sizes]) == 0
     assert "the report has no clips: MetaWorldEnv: expected" in capsys.readouterr().err
     assert (tmp_path / "report.html").is_file()
-    assert list(tmp_path.glob("film_*.png")) == []
+    assert list(tmp_path.glob("clip_*.png")) == []
 
 
 def test_our_own_errors_are_one_message_and_a_status(tmp_path, capsys):

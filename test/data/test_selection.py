@@ -12,7 +12,12 @@ from torchrl_vla.data import (
     successful_episodes,
 )
 from torchrl_vla.envs import TabletopEnv
-from torchrl_vla.recipes import ModelSpace, make_policy, train_behavior_cloning
+from torchrl_vla.recipes import (
+    ModelSpace,
+    TrainingSettings,
+    make_policy,
+    train_behavior_cloning,
+)
 from torchrl_vla.schema import MissingKeyError, SchemaError
 
 
@@ -105,11 +110,8 @@ def test_what_a_policy_did_well_is_cloned_in_three_lines():
     log = train_behavior_cloning(
         policy,
         kept,
+        TrainingSettings(steps=40, batch_size=32, lr=3e-3, log_interval=10),
         space=ModelSpace(whole.metadata),
-        steps=40,
-        batch_size=32,
-        lr=3e-3,
-        log_interval=10,
         progress=False,
     )
     assert log.losses[-1][1] < 0.95 * log.losses[0][1]

@@ -9,6 +9,7 @@ from torchrl_vla.data import DemonstrationDataset
 from torchrl_vla.objectives import LeRobotLoss
 from torchrl_vla.policies import ContinuousVLAWrapper, LeRobotPolicyWrapper
 from torchrl_vla.recipes import (
+    TrainingSettings,
     fit_lerobot_policy,
     save_lerobot_checkpoint,
     train_behavior_cloning,
@@ -93,9 +94,13 @@ def make(policy_type, dataset, **changes) -> LeRobotPolicyWrapper:
     return fit_lerobot_policy(policy_type, dataset, config={**config, **changes})
 
 
+OWN_OPTIONS = ("train_on_padding", "callback", "folder")
+
+
 def train(policy, dataset, **options):
-    options = {"steps": 3, "batch_size": 4, "progress": False, **options}
-    return train_lerobot(policy, dataset, **options)
+    own = {name: options.pop(name) for name in OWN_OPTIONS if name in options}
+    settings = TrainingSettings(**{"steps": 3, "batch_size": 4, **options})
+    return train_lerobot(policy, dataset, settings, progress=False, **own)
 
 
 def weights_of(policy) -> dict[str, torch.Tensor]:
@@ -125,7 +130,8 @@ def test_both_recipes_see_the_same_batches_in_the_same_order():
 
     ours, theirs = make_dataset(), make_dataset()
     budget = {"steps": 5, "batch_size": 6, "seed": 3}
-    train_behavior_cloning(Constant(), ours, **budget, progress=False)
+    settings = TrainingSettings(**budget)
+    train_behavior_cloning(Constant(), ours, settings, progress=False)
     train(make("act", theirs), theirs, **budget)
     assert len(ours.batches) == len(theirs.batches) == 5
     for mine, other in zip(ours.batches, theirs.batches):
@@ -262,7 +268,7 @@ def test_a_loss_that_counts_padding_is_refused_unless_accepted():
 @pytest.mark.parametrize("wrong", [{"steps": 0}, {"batch_size": 0}])
 def test_sizes_that_are_not_positive_are_refused(wrong):
     dataset = make_dataset()
-    with pytest.raises(ValueError, match=r"train_lerobot: expected steps >= 1"):
+    with pytest.raises(ValueError, match=r"expected \w+ to be an int >= 1, got 0"):
         train(make("act", dataset), dataset, **wrong)
 
 

@@ -4,23 +4,20 @@ import math
 
 import pytest
 import torch
+from counting_dataset import counting_dataset
 from tensordict import TensorDict
 
-from torchrl_vla.data import DemonstrationDataset
 from torchrl_vla.policies import ContinuousVLAWrapper
 from torchrl_vla.recipes import (
     ModelSpace,
     TrainingLog,
+    TrainingSettings,
+    make_cloning_loss,
     make_training_transform,
     train_behavior_cloning,
 )
 from torchrl_vla.recipes.training_loop import warmup_cosine
-from torchrl_vla.schema import (
-    FeatureStatistics,
-    InstructionTable,
-    RobotDatasetMetadata,
-    SchemaError,
-)
+from torchrl_vla.schema import SchemaError
 
 
 class Constant(ContinuousVLAWrapper):
@@ -34,50 +31,32 @@ class Constant(ContinuousVLAWrapper):
         return self.chunk.expand(*tensordict.batch_size, -1, -1)
 
 
-def make_dataset(actions=(0.0, 1.0, 2.0, 3.0)):
-    """One episode with these actions."""
-    table = InstructionTable(["count"])
-    count = len(actions)
-    values = torch.tensor(actions)[:, None]
-    frames = TensorDict(
-        {
-            "observation": {"state": torch.zeros(count, 1)},
-            "language_instruction": table.ids.expand(count),
-            "action": values,
-            "episode_index": torch.zeros(count, dtype=torch.int64),
-            "frame_index": torch.arange(count),
-        },
-        [count],
-    )
-    finite = values[values.isfinite().all(-1)]
-    metadata = RobotDatasetMetadata(
-        "counting",
-        action_dim=1,
-        action_statistics=FeatureStatistics.from_samples(finite),
-    )
-    return DemonstrationDataset(frames, metadata, table)
+OWN_OPTIONS = ("callback", "folder", "loss", "space")
 
 
 def train(policy, dataset, **options):
-    options = {"steps": 300, "batch_size": 64, "progress": False, **options}
-    return train_behavior_cloning(policy, dataset, **options)
+    own = {name: options.pop(name) for name in OWN_OPTIONS if name in options}
+    settings = TrainingSettings(**{"steps": 300, "batch_size": 64, **options})
+    return train_behavior_cloning(policy, dataset, settings, progress=False, **own)
 
 
 def test_each_slot_learns_the_mean_of_its_targets_without_the_padded_ones():
-    dataset, policy = make_dataset(), Constant(2)
-    train(policy, dataset, lr=0.1, loss_function="l2", weight_decay=0.0)
+    dataset, policy = counting_dataset(), Constant(2)
+    loss = make_cloning_loss(policy, loss_function="l2")
+    train(policy, dataset, loss=loss, lr=0.1, weight_decay=0.0)
     learned = ModelSpace(dataset.metadata).action_scaling.denormalize(policy.chunk)
     # Slot 0 sees 0, 1, 2, 3. Slot 1 sees 1, 2, 3; with the padded 3 it would be 2.25.
     assert learned.flatten().tolist() == pytest.approx([1.5, 2.0], abs=0.1)
 
 
 def test_frames_count_by_their_weight_and_are_refused_without_a_word_of_it():
-    dataset, policy = make_dataset((0.0, 4.0)), Constant(1)
+    dataset, policy = counting_dataset((0.0, 4.0)), Constant(1)
     dataset.frames["sample_weight"] = torch.tensor([3.0, 1.0])
     with pytest.raises(SchemaError, match=r"told of weights, .* 'sample_weight'"):
         train(policy, dataset)
-    options = {"lr": 0.1, "loss_function": "l2", "weight_decay": 0.0}
-    train(policy, dataset, weight_key="sample_weight", **options)
+    loss = make_cloning_loss(policy, loss_function="l2")
+    loss.set_keys(weight="sample_weight")
+    train(policy, dataset, loss=loss, lr=0.1, weight_decay=0.0)
     learned = ModelSpace(dataset.metadata).action_scaling.denormalize(policy.chunk)
     # (3 * 0 + 1 * 4) / 4; all alike it would be 2.
     assert learned.item() == pytest.approx(1.0, abs=0.1)
@@ -87,21 +66,21 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others():
     weights = []
     for seed in (0, 0, 1):
         policy = Constant(2)
-        train(policy, make_dataset(), steps=20, batch_size=2, seed=seed)
+        train(policy, counting_dataset(), steps=20, batch_size=2, seed=seed)
         weights.append(policy.chunk.detach())
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
 
 
 def test_the_policy_ends_with_the_average_of_its_weights_or_with_the_last():
-    dataset = make_dataset((0.0, 2.0))
+    dataset = counting_dataset((0.0, 2.0))
     averaged, last, history = Constant(1), Constant(1), []
     train(averaged, dataset, steps=3, ema_decay=0.5)
     train(
         last,
         dataset,
         steps=3,
-        ema_decay=None,
+        ema_decay=0.0,
         log_interval=1,
         callback=lambda step: history.append(last.chunk.item()),
     )
@@ -121,7 +100,7 @@ def test_the_learning_rate_rises_over_a_twentieth_and_falls_along_a_cosine():
 
 
 def test_the_log_has_the_mean_loss_of_each_interval_and_the_last_step(tmp_path):
-    log = train(Constant(1), make_dataset(), steps=7, log_interval=3)
+    log = train(Constant(1), counting_dataset(), steps=7, log_interval=3)
     assert [step for step, _ in log.losses] == [3, 6, 7]
     assert log.seconds > 0
     lines = log.to_csv(tmp_path / "curve.csv").read_text().splitlines()
@@ -135,22 +114,39 @@ def test_an_empty_log_writes_a_header_only(tmp_path):
 
 def test_the_policy_is_in_evaluation_mode_afterwards():
     policy = Constant(1).train()
-    train(policy, make_dataset(), steps=1)
+    train(policy, counting_dataset(), steps=1)
     assert not policy.training
 
 
 def test_a_loss_that_is_not_finite_raises_and_names_the_step():
-    dataset = make_dataset((0.0, 1.0, float("nan"), 1.0))
+    dataset = counting_dataset((0.0, 1.0, float("nan"), 1.0))
     with pytest.raises(
-        RuntimeError, match=r"expected a finite loss, got nan by step 2"
+        RuntimeError, match=r"expected a finite loss, got nan at step 1\. Lower lr"
     ):
         train(Constant(1), dataset, log_interval=2)
 
 
-@pytest.mark.parametrize("wrong", [{"steps": 0}, {"batch_size": 0}])
-def test_sizes_that_are_not_positive_are_refused(wrong):
-    with pytest.raises(ValueError, match="expected steps >= 1 and batch_size >= 1"):
-        train(Constant(1), make_dataset(), **wrong)
+class Exploding(torch.nn.Module):
+    """A loss that is infinite from its third call on."""
+
+    out_keys = ("loss_bc",)
+
+    def __init__(self, policy, value):
+        super().__init__()
+        self.policy, self.value, self.calls = policy, value, 0
+
+    def forward(self, tensordict):
+        self.calls += 1
+        offset = self.value if self.calls > 2 else 0.0
+        return TensorDict({"loss_bc": self.policy.chunk.sum() + offset})
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+def test_the_first_step_with_an_infinite_loss_is_named(value):
+    policy = Constant(1)
+    with pytest.raises(RuntimeError, match=rf"finite loss, got {value} at step 3\."):
+        train(policy, counting_dataset(), loss=Exploding(policy, value))
+    assert policy.chunk.isfinite().all()  # the step was not taken
 
 
 def test_the_average_is_of_weights_and_leaves_counters_as_they_are():
@@ -164,12 +160,12 @@ def test_the_average_is_of_weights_and_leaves_counters_as_they_are():
             return super().predict_chunk(tensordict)
 
     policy = Counting()
-    train(policy, make_dataset(), steps=5, ema_decay=0.5)
+    train(policy, counting_dataset(), steps=5, ema_decay=0.5)
     assert policy.calls == 5
 
 
 def test_episodes_end_where_their_indices_say():
-    dataset = make_dataset((0.0, 2.0, 4.0))
+    dataset = counting_dataset((0.0, 2.0, 4.0))
     dataset.frames["next", "done"] = torch.tensor([[True], [False], [False]])
     space = ModelSpace(dataset.metadata)
     buffer = dataset.replay_buffer(1, transform=space.transforms(2, dataset.storage))
@@ -177,7 +173,7 @@ def test_episodes_end_where_their_indices_say():
 
 
 def test_without_a_space_targets_stay_as_they_were_recorded():
-    dataset = make_dataset()
+    dataset = counting_dataset()
     transform = make_training_transform(Constant(2), None, dataset.storage)
     sample = dataset.replay_buffer(16, transform=transform, seed=0).sample()
     first = sample["frame_index"].float()  # its action is the frame's number, 0..3

@@ -18,6 +18,7 @@ from torchrl_vla.policies import (
 )
 from torchrl_vla.recipes import (
     Head,
+    TrainingSettings,
     load_checkpoint,
     load_executor,
     make_cloning_loss,
@@ -88,7 +89,11 @@ def test_cloning_lowers_the_loss_of_every_head(dataset, head):
 
     before = loss()
     train_behavior_cloning(
-        policy, dataset, space=space, steps=60, batch_size=32, progress=False
+        policy,
+        dataset,
+        TrainingSettings(steps=60, batch_size=32),
+        space=space,
+        progress=False,
     )
     assert loss() < 0.9 * before
 

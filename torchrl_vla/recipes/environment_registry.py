@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from typing import Any, get_args
 
 from torchrl.envs import EnvBase
 
@@ -89,20 +89,35 @@ def make_environment(
             f"{did_you_mean(name, get_args(EnvironmentName))}"
         )
     tasks = tuple(tasks) or ENVIRONMENTS[name].tasks
-    size = {} if image_size is None else {"image_size": image_size}
-    if name == "tabletop":
-        tasks, colors = _split_colors(tasks)
-        drawing = {"render_on_demand": render_on_demand, **size}
-        return TabletopEnv(num_envs, tasks=tasks, colors=colors, seed=seed, **drawing)
-    simulators = {
+    common = {
         "num_envs": num_envs,
-        "num_workers": num_workers,
+        "image_size": image_size,
         "render_on_demand": render_on_demand,
         "seed": seed,
     }
+    if name == "tabletop":
+        tasks, colors = _split_colors(tasks)
+        return TabletopEnv(tasks=tasks, colors=colors, **_given(common))
+    return _make_simulated(name, tasks, {**common, "num_workers": num_workers})
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    """Leave an image size out that is None: the environment has its own."""
+    return {
+        name: value
+        for name, value in options.items()
+        if name != "image_size" or value is not None
+    }
+
+
+def _make_simulated(
+    name: str, tasks: tuple[str, ...], options: dict[str, Any]
+) -> EnvBase:
+    """Make an environment around simulators."""
+    image_size = options["image_size"]
     if name == "pusht":
         _check_one_task(name, tasks, ENVIRONMENTS[name].tasks)
-        return PushTEnv(environment_state=True, **size, **simulators)
+        return PushTEnv(environment_state=True, **_given(options))
     if name == "aloha":
         _check_one_task(name, tasks, get_args(AlohaTask))
         if image_size is not None:
@@ -110,13 +125,9 @@ def make_environment(
                 "make_environment: expected no image_size for 'aloha', whose images "
                 f"have 480 x 640 pixels, got {image_size}."
             )
-        return AlohaEnv(tasks[0], **simulators)
-    return MetaWorldEnv(
-        tasks,
-        cameras=() if image_size is None else _METAWORLD_CAMERA,
-        **size,
-        **simulators,
-    )
+        return AlohaEnv(tasks[0], **_given(options))
+    cameras = () if image_size is None else _METAWORLD_CAMERA
+    return MetaWorldEnv(tasks, cameras=cameras, **_given(options))
 
 
 def _make_own(name: str, **available: object) -> EnvBase:

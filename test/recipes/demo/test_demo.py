@@ -108,7 +108,7 @@ def test_the_report_shows_rates_intervals_curve_and_films(demo):
     assert comparison["summary"]["verdict"] in unescape(page)
     for text in results["after"].by_instruction():
         assert text in page
-    assert len(list(folder.glob("film_*.png"))) == 2
+    assert len(list(folder.glob("clip_*.png"))) == 2
 
 
 def test_the_learning_curve_ends_with_the_last_step(demo):

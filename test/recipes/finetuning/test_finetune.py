@@ -240,7 +240,7 @@ def test_before_the_first_update_every_ratio_is_one(dataset, head):
     rollouts = Rollouts(env, policy.eval(), num_decisions=3)
     rollout = rollouts.collect(1)
     rollouts.close()
-    decisions = PPO().judge(
+    decisions = PPO().estimate_advantages(
         rollout.set("state_value", torch.zeros(8, 3, 1)), NoCritic()
     )
     loss = ChunkPPOLoss(policy, granularity="token")

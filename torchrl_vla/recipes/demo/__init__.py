@@ -1,1 +1,1 @@
-"""The main job, and the page that shows what came of it."""
+"""Demo of the whole path, and its report."""

@@ -1,4 +1,4 @@
-"""Two small SVG charts, so that a report needs no plotting package."""
+"""SVG charts of a report, without a plotting package."""
 
 from __future__ import annotations
 

@@ -45,11 +45,12 @@ _MEANINGS = {
     "cloned": "the policy after cloning, before reinforcement learning.",
     "after": "the trained policy.",
     "shuffled instruction": (
-        "the trained policy, told a random instruction in each episode. It falls to "
-        "chance if, and only if, the policy listens."
+        "the trained policy with a random instruction in each episode. Its success "
+        "falls to chance if, and only if, the policy uses the instruction."
     ),
     "blind": (
-        "the trained policy, shown black images. It falls if the policy needs to look."
+        "the trained policy with black images. Its success falls if the policy uses "
+        "the images."
     ),
 }
 _AND_IMPROVED = ", which reinforcement learning then improved"
@@ -86,7 +87,48 @@ def run_demo(
     started = time.perf_counter()
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    dataset = collect(
+    dataset = _collect(env, folder, settings, progress)
+    torch.manual_seed(settings.seed)
+    policy = make_policy(
+        dataset,
+        chunk_size=settings.chunk_size,
+        head=settings.head,
+        hidden=settings.hidden,
+    ).eval()
+    space = make_space(dataset.metadata, settings.head)
+    executor = space.executor(policy, replan_interval=settings.replan_interval)
+
+    def measure(what: TensorDictModuleBase, episodes: int) -> EvaluationResult:
+        executor.reset()
+        return evaluate(env, what, episodes, seed=settings.seed + 1, progress=progress)
+
+    results = {"before": measure(executor, settings.control_episodes)}
+    log = _clone(policy, dataset, space, settings, progress)
+    tuned = None
+    if settings.improve is None:
+        results["after"] = measure(executor, settings.episodes)
+    else:
+        policy = to_stochastic(policy)
+        executor = space.executor(policy, replan_interval=settings.replan_interval)
+        where = env if train_env is None else train_env
+        tuned = _improve(policy, space, where, env, folder, settings, progress)
+        results["cloned"], results["after"] = tuned.before, tuned.after
+    save_checkpoint(folder / "policy", policy, space)
+    for name, ablation in _ablations(executor, env, dataset).items():
+        results[name] = measure(ablation, settings.control_episodes)
+    strips = {}
+    if video_env is not None and settings.clips:
+        executor.reset()
+        strips = _write_clips(video_env, executor, folder, settings)
+    minutes = (time.perf_counter() - started) / 60
+    _write(folder, settings, dataset, log, results, strips, minutes, tuned)
+    return results
+
+
+def _collect(
+    env: EnvBase, folder: Path, settings: DemoSettings, progress: bool
+) -> DemonstrationDataset:
+    return collect(
         env,
         env.make_expert(noise=settings.noise, seed=settings.seed),
         settings.demonstrations,
@@ -96,55 +138,36 @@ def run_demo(
         overwrite=True,
         progress=progress,
     )
-    torch.manual_seed(settings.seed)
-    policy = make_policy(
-        dataset,
-        chunk_size=settings.chunk_size,
-        head=settings.head,
-        hidden=settings.hidden,
-    ).eval()
-    space = make_space(dataset.metadata, settings.head)
-    actor = space.executor(policy, replan_interval=settings.replan_interval)
 
-    def measure(what: TensorDictModuleBase, episodes: int) -> EvaluationResult:
-        actor.reset()
-        return evaluate(env, what, episodes, seed=settings.seed, progress=progress)
 
-    results = {"before": measure(actor, settings.control_episodes)}
-    log = train_behavior_cloning(
-        policy,
-        dataset,
-        TrainingSettings(
-            steps=settings.steps,
-            batch_size=settings.batch_size,
-            lr=settings.lr,
-            seed=settings.seed,
-        ),
-        space=space,
-        progress=progress,
+def _clone(
+    policy: TensorDictModuleBase,
+    dataset: DemonstrationDataset,
+    space: ModelSpace,
+    settings: DemoSettings,
+    progress: bool,
+) -> TrainingLog:
+    training = TrainingSettings(
+        steps=settings.steps,
+        batch_size=settings.batch_size,
+        lr=settings.lr,
+        seed=settings.seed,
     )
-    tuned = None
-    if settings.improve is None:
-        results["after"] = measure(actor, settings.episodes)
-    else:
-        policy = to_stochastic(policy)
-        actor = space.executor(policy, replan_interval=settings.replan_interval)
-        where = env if train_env is None else train_env
-        tuned = _improve(policy, space, where, env, folder, settings, progress)
-        results["cloned"], results["after"] = tuned.before, tuned.after
-    save_checkpoint(folder / "policy", policy, space)
-    results["shuffled instruction"] = measure(
-        shuffle_instructions(actor, env.instructions), settings.control_episodes
+    return train_behavior_cloning(
+        policy, dataset, training, space=space, progress=progress
     )
+
+
+def _ablations(
+    executor: TensorDictModuleBase, env: EnvBase, dataset: DemonstrationDataset
+) -> dict[str, TensorDictModuleBase]:
+    """Return the trained policy without an input, by the name in the report."""
+    ablations = {
+        "shuffled instruction": shuffle_instructions(executor, env.instructions)
+    }
     if dataset.frames.get(IMAGE_KEY, None) is not None:
-        results["blind"] = measure(blank_images(actor), settings.control_episodes)
-    strips = {}
-    if video_env is not None and settings.clips:
-        actor.reset()
-        strips = _write_clips(video_env, actor, folder, settings)
-    minutes = (time.perf_counter() - started) / 60
-    _write(folder, settings, dataset, log, results, strips, minutes, tuned)
-    return results
+        ablations["blind"] = blank_images(executor)
+    return ablations
 
 
 def _improve(
@@ -176,13 +199,13 @@ def _improve(
 
 
 def _write_clips(
-    env: EnvBase, actor: TensorDictModuleBase, folder: Path, settings: DemoSettings
+    env: EnvBase, executor: TensorDictModuleBase, folder: Path, settings: DemoSettings
 ) -> dict[str, Path]:
     """Write clips of the first episodes of the evaluation; return caption to PNG."""
     recorder = Recorder(settings.clips)
     result = evaluate(
         env,
-        actor,
+        executor,
         settings.clips,
         seed=settings.seed,
         recorder=recorder,

@@ -1,4 +1,4 @@
-"""One HTML page that shows what was learned, and how sure we are of it."""
+"""HTML report of the demo: success rates with intervals, and clips."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Collect the decisions of a policy with TorchRL's collectors."""
+"""Collection of the decisions of a policy with TorchRL's collectors."""
 
 from __future__ import annotations
 

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from torchrl_vla.cli.main import main
+from torchrl_vla.recipes import load_checkpoint
+from torchrl_vla.recipes.training_loop import _Loop
+
+SIZES = ["--hidden", "16", "--chunk-size", "4", "--batch-size", "8", "--head", "flow"]
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "demos"
+    small = ["--image-size", "16", "--num-envs", "8", "--episodes", "6"]
+    assert main(["collect", "--folder", str(folder), *small]) == 0
+    return folder
+
+
+def train(dataset, folder, *options):
+    paths = ["--dataset", str(dataset), "--folder", str(folder)]
+    return main(["train", *paths, *SIZES, "--steps", "6", *options])
+
+
+def weights(folder):
+    return load_checkpoint(folder)[0].state_dict()
+
+
+class KilledError(Exception):
+    pass
+
+
+def test_a_killed_training_is_resumed_to_the_same_policy(
+    dataset, tmp_path, monkeypatch
+):
+    assert train(dataset, tmp_path / "whole") == 0
+    take_step = _Loop.take_step
+
+    def deadly(self, step):
+        if step == 5:
+            raise KilledError
+        take_step(self, step)
+
+    often = ["--checkpoint-interval", "2"]
+    with monkeypatch.context() as patch:
+        patch.setattr(_Loop, "take_step", deadly)
+        with pytest.raises(KilledError):
+            train(dataset, tmp_path / "killed", *often)
+    assert (tmp_path / "killed" / "training_state.pt").is_file()
+    assert train(dataset, tmp_path / "killed", *often) == 0
+    resumed = weights(tmp_path / "killed")
+    for name, value in weights(tmp_path / "whole").items():
+        assert torch.equal(resumed[name], value), name
+    curves = [tmp_path / name / "learning_curve.csv" for name in ("whole", "killed")]
+    assert curves[0].read_text() == curves[1].read_text()
+    assert not (tmp_path / "killed" / "training_state.pt").exists()
+
+
+def test_a_trained_policy_and_a_dataset_are_not_overwritten(dataset, tmp_path, capsys):
+    folder = tmp_path / "policy"
+    assert train(dataset, folder) == 0
+    before = weights(folder)
+    for taken in (folder, dataset):
+        names = sorted(path.name for path in taken.iterdir())
+        assert train(dataset, taken, "--seed", "1") == 1
+        err = capsys.readouterr().err
+        assert "torchrl-vla: train: expected a new folder, an empty one or one" in err
+        assert sorted(path.name for path in taken.iterdir()) == names
+    assert all(
+        torch.equal(before[name], value) for name, value in weights(folder).items()
+    )
+
+
+def test_other_options_do_not_resume(dataset, tmp_path, monkeypatch, capsys):
+    def deadly(self, step):
+        raise KilledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_Loop, "take_step", deadly)
+        with pytest.raises(KilledError):
+            train(dataset, tmp_path / "killed")
+    assert train(dataset, tmp_path / "killed", "--lr", "0.5") == 1
+    assert "{'lr': (0.001, 0.5)}" in capsys.readouterr().err
+
+
+def test_accumulation_is_an_option(dataset, tmp_path):
+    assert train(dataset, tmp_path / "parts", "--accumulation-steps", "4") == 0
+
+
+def test_a_device_that_is_not_there_is_one_message(dataset, tmp_path, capsys):
+    assert train(dataset, tmp_path / "policy", "--device", "cuda:99") == 1
+    err = capsys.readouterr().err
+    assert "train: expected a device of this machine, such as cpu or cuda:0, got" in err
+    assert err.count("\n") == 1
+
+
+def test_errors_of_collect_are_one_message(tmp_path, capsys):
+    folder = tmp_path / "demos"
+    folder.mkdir()
+    (folder / "notes.txt").write_text("mine")
+    assert main(["collect", "--folder", str(folder), "--episodes", "0"]) == 1
+    assert capsys.readouterr().err.startswith("torchrl-vla: collect: expected")
+    assert main(["collect", "--env", "tabeltop", "--folder", "f"]) == 1
+    assert "Did you mean 'tabletop'?" in capsys.readouterr().err
+    assert main(["collect", "--env", "pusht", "--folder", "f"]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("torchrl-vla: ")
+    assert "Traceback" not in err
