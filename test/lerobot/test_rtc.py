@@ -84,7 +84,7 @@ def test_guidance_is_lerobots_with_its_time_turned_round(time, through_network):
             inference_delay=delay,
             time=time,
             original_denoise_step_partial=theirs,
-            replan_interval=overlap,
+            execution_horizon=overlap,
         )
         got = guided_velocity(
             lambda x, t: -torch.tanh(x @ matrix) * (1 + (1 - t).view(-1, 1, 1)),
@@ -139,7 +139,7 @@ def compare_with_lerobot(policy, made, schedule, left_over_of):
             "prev_chunk_left_over": left_over_of(
                 chunk[:, horizon:], chunks[-1][:, horizon:], observations[step + 4 :]
             ),
-            "replan_interval": size - horizon,
+            "execution_horizon": size - horizon,
         }
     expected = [chunks[0][:, :6], chunks[1][:, 2:6], chunks[2][:, 2:4]]
     # Their left-over was never denormalized; ours was, and normalized again.

@@ -103,7 +103,7 @@ class GuidedCall:
                 options = {
                     "inference_delay": frozen,
                     "prev_chunk_left_over": guide[rows, :overlap],
-                    "replan_interval": overlap,
+                    "execution_horizon": overlap,
                 }
             asked = _take(frame, rows, len(guide))
             parts.append(policy.predict_action_chunk(asked, **options))
