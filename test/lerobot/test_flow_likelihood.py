@@ -94,7 +94,7 @@ def test_without_noise_the_chunk_is_lerobots_own_bit_for_bit(name, folders):
     policy = load(folders(name))
     (td,) = observe(folders(name), 1, ROWS)
     start = torch.randn(ROWS, policy.chunk_size, policy.path_dim)
-    own = policy.wrapper._asked
+    own = policy.wrapper.pipeline
     batch = own.preprocessor(to_lerobot_batch(td))
     theirs = policy.wrapper.policy.predict_action_chunk(batch, noise=start)
     with torch.no_grad():
@@ -322,12 +322,10 @@ def test_an_adapter_is_trained_and_what_is_under_it_is_not(made):
 
     plain = load(made).wrapper
     lora = peft.LoraConfig(r=2, target_modules=r".*lm_expert.*\.(q|v)_proj")
-    own = plain._asked
     policy = LeRobotFlowPolicy(
         LeRobotPolicyWrapper(
             peft.get_peft_model(plain.policy, lora),
-            preprocessor=own.preprocessor,
-            postprocessor=own.postprocessor,
+            pipeline=plain.pipeline,
         ),
         noise=FlowSDENoise(0.5),
     )
@@ -345,7 +343,7 @@ def test_fewer_steps_are_those_of_lerobots_own_with_that_number(made):
     other.wrapper.config.num_steps = 2
     (td,) = observe(made, 1, ROWS)
     start = torch.randn(ROWS, policy.chunk_size, policy.path_dim)
-    batch = other.wrapper._asked.preprocessor(to_lerobot_batch(td))
+    batch = other.wrapper.pipeline.preprocessor(to_lerobot_batch(td))
     theirs = other.wrapper.policy.predict_action_chunk(batch, noise=start)
     with torch.no_grad():
         path = policy.get_dist(td).flow_from(start)
@@ -373,13 +371,14 @@ def test_policy_and_noise_are_saved_together(made, tmp_path):
     noise = LearnedNoise(S, 10, A, hidden=8, max_std=0.3)
     torch.nn.init.normal_(noise.out.bias)
     policy = load(made, noise=noise)
-    folder = policy.save_pretrained(tmp_path / "saved")
+    folder = tmp_path / "saved"
+    policy.to_folder(folder)
     again = LeRobotFlowPolicy.from_pretrained(folder)
     decisions = decide(policy, made)
     assert torch.equal(
         again.element_log_probs(decisions), decisions["element_log_probs"]
     )
-    with pytest.raises(SchemaError, match=r"expected the noise that save_pretrained"):
+    with pytest.raises(SchemaError, match=r"expected the noise that to_folder"):
         LeRobotFlowPolicy.from_pretrained(made.folder)
 
 

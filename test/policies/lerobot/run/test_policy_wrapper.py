@@ -68,12 +68,12 @@ def test_float_images_and_named_cameras_pass_as_they_are():
     wrapper, td = wrap(camera_name="top"), batch(2)
     image = torch.rand(2, 3, 8, 8, dtype=torch.float64)
     td["observation", "image"] = image
-    assert wrapper._asked.make_batch(td)["observation.images.top"] is not None
+    assert wrapper.adapter.make_batch(td)["observation.images.top"] is not None
     assert torch.equal(
-        wrapper._asked.make_batch(td)["observation.images.top"], image.float()
+        wrapper.adapter.make_batch(td)["observation.images.top"], image.float()
     )
     td["observation", "image"] = TensorDict({"front": image, "wrist": 1 - image}, [2])
-    seen = wrapper._asked.make_batch(td)
+    seen = wrapper.adapter.make_batch(td)
     assert torch.equal(seen["observation.images.wrist"], (1 - image).float())
     assert "observation.images.top" not in seen
 
@@ -97,7 +97,7 @@ def test_ids_are_decoded_and_need_a_table():
     ids = table.encode(td.get("language_instruction"))
     td.set("language_instruction", ids)
     assert (
-        wrap(instructions=table)._asked.make_batch(td)["task"] == ["pick", "place"] * 2
+        wrap(instructions=table).adapter.make_batch(td)["task"] == ["pick", "place"] * 2
     )
     with pytest.raises(
         UnknownInstructionError,
@@ -113,7 +113,7 @@ def test_inputs_that_are_switched_off_are_neither_read_nor_passed():
     wrapper = wrap(lambda b: torch.zeros(2, H, A), use_state=False, image_key=None)
     assert wrapper.in_keys == ["language_instruction"]
     td = batch(2).select("language_instruction")
-    assert set(wrapper._asked.make_batch(td)) == {"task"}
+    assert set(wrapper.adapter.make_batch(td)) == {"task"}
     assert wrapper(td)["action_chunk"].shape == (2, H, A)
 
 
