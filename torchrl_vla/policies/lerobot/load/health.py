@@ -17,16 +17,20 @@ import torch
 from torchrl_vla.policies.lerobot.load.lerobot_checkpoint import PROCESSOR_FILES
 from torchrl_vla.policies.lerobot.load.lerobot_settings import LeRobotSettings
 
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
 #: The policy types that LeRobot registers, by its minor version.
 LEROBOT_POLICY_TYPES: dict[str, tuple[str, ...]] = {
-    "0.4": tuple(
+    "0.4": _words(
         "act diffusion groot pi0 pi05 pi0_fast reward_classifier sac sarm smolvla "
-        "tdmpc vqbet wall_x xvla".split()
+        "tdmpc vqbet wall_x xvla"
     ),
-    "0.6": tuple(
+    "0.6": _words(
         "act diffusion eo1 evo1 fastwam gaussian_actor groot lingbot_va molmoact2 "
-        "multi_task_dit pi0 pi05 pi0_fast smolvla tdmpc vla_jepa vqbet wall_x "
-        "xvla".split()
+        "multi_task_dit pi0 pi05 pi0_fast smolvla tdmpc vla_jepa vqbet wall_x xvla"
     ),
 }
 
