@@ -44,7 +44,8 @@ from torchrl.modules.vla import TinyVLA as PeerPolicy
 from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.llm import MCAdvantage
 
-from torchrl_vla.envs import ScheduledEpisodes, ToyVLAEnv
+from torchrl_vla.envs import ToyVLAEnv
+from torchrl_vla.rollout import ScheduledEpisodes
 from torchrl_vla.policies import TokenVLAWrapper
 from torchrl_vla.recipes.finetuning.algorithms import GRPO
 from torchrl_vla.recipes.finetuning.finetune_settings import FinetuneSettings

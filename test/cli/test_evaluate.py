@@ -32,8 +32,8 @@ def test_the_control_arm_meets_the_same_episodes_and_is_compared(
     assert main(["evaluate", *arguments, "--control", "shuffled-instruction"]) == 0
     result = EvaluationResult.from_json(out)
     control = EvaluationResult.from_json(tmp_path / "result.shuffled-instruction.json")
-    assert control.provenance["control"] == "shuffled-instruction"
-    assert "control" not in result.provenance
+    assert control.provenance["ablation"] == "shuffled-instruction"
+    assert "ablation" not in result.provenance
     comparison = compare(result, control, names=("policy", "shuffled-instruction"))
     assert capsys.readouterr().out.endswith(f"{comparison}\n")
     assert comparison.remarks == []

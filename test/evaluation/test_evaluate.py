@@ -10,9 +10,9 @@ from torchrl.data import Binary, Bounded, Composite, Unbounded
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, exploration_type
 
-from torchrl_vla.data import episode_seeds
 from torchrl_vla.envs import TabletopEnv, ToyVLAEnv
 from torchrl_vla.evaluation import evaluate
+from torchrl_vla.rollout import episode_seeds
 from torchrl_vla.schema import ExecutionError, InstructionTable, MissingKeyError
 
 TABLE = InstructionTable(["even", "odd"])
@@ -86,7 +86,9 @@ def still():
 @pytest.mark.parametrize("num_envs", [1, 3, 8])
 def test_each_seed_is_asked_once_however_long_its_episode(num_envs):
     result = evaluate(SeedDecides(num_envs), still(), 11, progress=False)
-    assert [episode.seed for episode in result.episodes] == list(range(11))
+    first = 2**29  # even
+    expected = list(range(first, first + 11))
+    assert [episode.seed for episode in result.episodes] == expected
     assert [episode.success for episode in result.episodes] == [True, False] * 5 + [
         True
     ]
@@ -103,8 +105,11 @@ def test_a_success_on_the_way_counts_although_the_episode_goes_on():
 
 def test_the_seeds_follow_from_the_seed_of_the_run():
     result = evaluate(SeedDecides(2), still(), 3, seed=7, progress=False)
-    assert [episode.seed for episode in result.episodes] == episode_seeds(7, 3)
+    assert [episode.seed for episode in result.episodes] == episode_seeds(
+        7, 3, "evaluation"
+    )
     assert result.provenance["seed"] == 7
+    assert result.provenance["purpose"] == "evaluation"
     assert result.provenance["deterministic"] is True
     assert result.provenance["versions"]["torch"] == version("torch")
 
@@ -150,7 +155,9 @@ def test_an_unbatched_environment_is_seeded_before_each_episode():
     first = evaluate(env, target, 3, seed=1, progress=False)
     again = evaluate(env, target, 3, seed=1, progress=False)
     assert first == again
-    assert [episode.seed for episode in first.episodes] == episode_seeds(1, 3)
+    assert [episode.seed for episode in first.episodes] == episode_seeds(
+        1, 3, "evaluation"
+    )
 
 
 @pytest.mark.parametrize(

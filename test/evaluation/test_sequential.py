@@ -10,7 +10,6 @@ from tensordict.nn import TensorDictModule
 from torchrl.data import Binary, Bounded, Composite, Unbounded
 from torchrl.envs import EnvBase
 
-from torchrl_vla.data import episode_seeds
 from torchrl_vla.evaluation import (
     EvaluationResult,
     SequentialTable,
@@ -21,6 +20,7 @@ from torchrl_vla.evaluation import (
     rate_confidence_sequence,
     wilson_interval,
 )
+from torchrl_vla.rollout import episode_seeds
 
 
 class OneStep(EnvBase):
@@ -107,7 +107,9 @@ def test_the_episodes_are_those_of_a_plain_evaluation():
     result = until(0.5, 40, target=0.5, seed=3, num_envs=5)
     plain = evaluate(OneStep(8), policy(0.5), 40, seed=3, progress=False)
     assert result.episodes == plain.episodes
-    assert [episode.seed for episode in result.episodes] == episode_seeds(3, 40)
+    assert [episode.seed for episode in result.episodes] == episode_seeds(
+        3, 40, "evaluation"
+    )
 
 
 def test_the_result_says_that_it_was_stopped_and_has_the_wider_interval():

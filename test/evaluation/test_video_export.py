@@ -16,6 +16,7 @@ from torchrl_vla.evaluation import (
     write_png,
     write_video,
 )
+from torchrl_vla.rollout import episode_seeds
 from torchrl_vla.schema import MissingExtraError
 
 
@@ -71,7 +72,7 @@ def test_a_recorder_keeps_every_step_of_the_episodes_it_was_asked_for():
     env, recorder = TabletopEnv(3, image_size=16), Recorder(2)
     result = evaluate(env, env.make_expert(), 5, recorder=recorder, progress=False)
     lengths = [episode.length for episode in result.episodes[:2]]
-    assert [len(clip) for clip in recorder.clips] == lengths
+    assert [len(clip) for clip in recorder.videos] == lengths
 
 
 def test_a_recorder_shows_the_episode_and_not_its_neighbor():
@@ -79,7 +80,7 @@ def test_a_recorder_shows_the_episode_and_not_its_neighbor():
     for num_envs in (1, 3):
         env, recorder = TabletopEnv(num_envs, image_size=16), Recorder(2)
         evaluate(env, env.make_expert(), 3, recorder=recorder, progress=False)
-        clips.append(recorder.clips)
+        clips.append(recorder.videos)
     for alone, beside in zip(*clips):
         assert torch.equal(alone, beside)
 
@@ -119,7 +120,7 @@ def test_a_video_without_its_package_names_the_extra(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("clips", "columns"), [([], 8), ([gray_film(1)], 1)])
 def test_a_strip_needs_a_film_and_two_columns(clips, columns):
-    with pytest.raises(ValueError, match=r"at least one clip and columns >= 2, got"):
+    with pytest.raises(ValueError, match=r"at least one video and columns >= 2, got"):
         contact_sheet(clips, columns)
 
 
@@ -129,5 +130,6 @@ def test_a_recorder_with_another_image_shows_that():
 
     env, recorder = TabletopEnv(2, image_size=16), Recorder(1, camera)
     evaluate(env, env.make_expert(), 2, recorder=recorder, progress=False)
-    first = env.reset(episode_seeds=torch.tensor([0, 0]))["observation", "image"][0]
-    assert torch.equal(recorder.clips[0][0], first)
+    seeds = torch.tensor(episode_seeds(0, 2, "evaluation"))
+    first = env.reset(episode_seeds=seeds)["observation", "image"][0]
+    assert torch.equal(recorder.videos[0][0], first)

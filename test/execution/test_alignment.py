@@ -20,7 +20,7 @@ from torchrl.envs import (
     TransformedEnv,
 )
 
-from torchrl_vla.data.episodes import run_episodes
+from torchrl_vla.rollout import run_episodes
 from torchrl_vla.envs import TabletopEnv
 from torchrl_vla.envs.toy import ToyVLAEnv
 from torchrl_vla.evaluation import evaluate

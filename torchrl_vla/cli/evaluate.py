@@ -54,15 +54,14 @@ class Evaluate:
     image_size: int | None = None
     """Side of the images in pixels. Left out, MetaWorld has state alone."""
     num_envs: int = 32
-    """How many environments run side by side; the result of a policy that draws no
-    noise does not depend on it."""
+    """How many environments run side by side; the result does not depend on it."""
     num_workers: int = 0
     """Processes that share the simulators (not the tabletop's)."""
     render_on_demand: bool = False
     """Draw images only where the policy looks: much faster for chunks in simulators
     that are slow to draw. Refused with policies that look back at every step."""
-    seed: int = 1
-    """Seed of the episodes; use another than the demonstrations'."""
+    seed: int = 0
+    """Seed of the episodes. None of them is one of `collect` or `finetune`."""
     control: AblationName | None = None
     """Evaluate once more on the same seeds with this input taken away from the policy,
     and say what it was worth."""
@@ -100,14 +99,14 @@ class Evaluate:
         print(result)
         self._write(result, self.json)
         if arm is not None:
-            control = self._measure(env, arm, {**known, "control": self.control})
+            control = self._measure(env, arm, {**known, "ablation": self.control})
             names = ("policy", str(self.control))
             print(f"\n{compare(result, control, names=names)}")
             self._write(control, self._control_json())
         env.close()
         if recorder is not None:
             rate_hz = env.metadata.control_frequency_hz
-            write_video(self.video, torch.cat(recorder.clips), rate_hz=rate_hz)
+            write_video(self.video, torch.cat(recorder.videos), rate_hz=rate_hz)
 
     def _measure(
         self,

@@ -1,9 +1,8 @@
-"""Whether two evaluations measured the same thing, and what to say if not quite."""
+"""Checks that two evaluations measured the same thing, and remarks."""
 
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
 
 from torchrl_vla.evaluation.result import EvaluationResult
 from torchrl_vla.schema import VLAError
@@ -20,7 +19,7 @@ def check_same_setting(
 ) -> None:
     """Raise unless both used one environment, and both modes or both samples.
 
-    What an evaluation does not say of itself, as old files do not, is not compared.
+    What the provenance of an evaluation does not hold is not compared.
 
     Raises:
         ComparisonError: lists what differs.
@@ -51,9 +50,17 @@ def check_same_episodes(
     """Raise unless each episode of one has its counterpart in the other.
 
     Raises:
-        ComparisonError: says how many seeds are shared and how many are not, or which
-            of them have another instruction.
+        ComparisonError: the purposes differ; says how many seeds are shared and how
+            many are not, or which of them have another instruction.
     """
+    purposes = [result.provenance.get("purpose") for result in (a, b)]
+    if None not in purposes and purposes[0] != purposes[1]:
+        raise ComparisonError(
+            f"compare: expected episodes of one purpose, got {purposes[0]!r} for "
+            f"{names[0]} and {purposes[1]!r} for {names[1]}: they share no initial "
+            "state. Evaluate both with the same purpose; or pass unpaired=True "
+            "(--unpaired)."
+        )
     told = []
     for result, name in ((a, names[0]), (b, names[1])):
         seeds = Counter(episode.seed for episode in result.episodes)
@@ -91,12 +98,18 @@ def remark_differences(
     *,
     is_paired: bool,
 ) -> list[str]:
-    """Return a sentence for each thing that may matter and is no error."""
+    """Return a sentence for each difference that may matter and is no error."""
     remarks = [
         f"{name} does not say which environment it used; that it is the same one is "
         "taken on trust."
         for result, name in ((a, names[0]), (b, names[1]))
         if not _environment(result)
+    ]
+    remarks += [
+        f"{name} ran on the initial states of {purpose}, which may be those that the "
+        "policy was trained on: the rate may not hold for others."
+        for result, name in ((a, names[0]), (b, names[1]))
+        if (purpose := result.provenance.get("purpose")) not in (None, "evaluation")
     ]
     versions_a, versions_b = (_mapping(result, "versions") for result in (a, b))
     differing = [
@@ -107,8 +120,9 @@ def remark_differences(
     if versions_a and versions_b and differing:
         remarks.append(f"the versions differ: {', '.join(differing)}.")
     hashes = [_mapping(result, "policy").get("sha256") for result in (a, b)]
-    arms = [result.provenance.get("control") for result in (a, b)]
-    if hashes[0] is not None and hashes[0] == hashes[1] and arms[0] == arms[1]:
+    ablations = [result.provenance.get("ablation") for result in (a, b)]
+    is_same = hashes[0] == hashes[1] and ablations[0] == ablations[1]
+    if hashes[0] is not None and is_same:
         remarks.append("both are the same policy, by the hash of its files.")
     if is_paired:
         return remarks
@@ -127,16 +141,16 @@ def remark_differences(
     return remarks
 
 
-def _environment(result: EvaluationResult) -> dict[str, Any]:
+def _environment(result: EvaluationResult) -> dict[str, object]:
     return _mapping(result, "environment")
 
 
-def _mapping(result: EvaluationResult, key: str) -> dict[str, Any]:
+def _mapping(result: EvaluationResult, key: str) -> dict[str, object]:
     value = result.provenance.get(key)
     return dict(value) if isinstance(value, dict) else {}
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 

@@ -10,7 +10,7 @@ from tensordict import TensorDict
 
 from torchrl_vla.execution import EpisodeMixing
 from torchrl_vla.schema import MissingKeyError
-from torchrl_vla.schema.randomness import uniforms
+from torchrl_vla.rollout import uniforms
 
 
 def steps(seeds):

@@ -73,7 +73,7 @@ class DemoSettings:
         episodes: episodes of the evaluation after training.
         control_episodes: episodes of every other evaluation.
         clips: episodes that are filmed.
-        seed: of demonstrations and training; evaluations use ``seed + 1``.
+        seed: of demonstrations, training and evaluations, whose episodes differ.
         improve: how the clone is improved by reinforcement learning, its seed and
             episodes being those above; None = not at all.
     """
@@ -186,7 +186,7 @@ def run_demo(
 
     def measure(what: TensorDictModuleBase, episodes: int) -> EvaluationResult:
         actor.reset()
-        return evaluate(env, what, episodes, seed=settings.seed + 1, progress=progress)
+        return evaluate(env, what, episodes, seed=settings.seed, progress=progress)
 
     results = {"before": measure(actor, settings.control_episodes)}
     log = train_behavior_cloning(
@@ -260,12 +260,12 @@ def _film(
         env,
         actor,
         settings.clips,
-        seed=settings.seed + 1,
+        seed=settings.seed,
         recorder=recorder,
         progress=False,
     )
     strips = {}
-    for clip, episode in zip(recorder.clips, result.episodes):
+    for clip, episode in zip(recorder.videos, result.episodes):
         outcome = "success" if episode.success else "failure"
         caption = f"{episode.instruction}: {outcome} after {episode.length} steps"
         words = re.sub(r"\W+", "_", episode.instruction)
@@ -304,7 +304,6 @@ def _write(
         verdict="" if tuned is None else tuned.comparison.verdict,
         facts={
             **{name: str(value) for name, value in vars(settings).items()},
-            "seed of the evaluations": str(settings.seed + 1),
             "minutes of training": f"{log.seconds / 60:.1f}",
             "threads": str(torch.get_num_threads()),
             "torch": torch.__version__,

@@ -165,7 +165,7 @@ def finetune(
             env if eval_env is None else eval_env,
             make_executor(policy, space, settings.replan_interval),
             settings.eval_episodes,
-            seed=(settings.seed + 1) % 1009,
+            seed=settings.seed,
             provenance={
                 "policy": {"sha256": hash_weights(policy), "iteration": iteration}
             },

@@ -8,6 +8,7 @@ from typing import Any
 from torchrl_vla.objectives import Granularity
 from torchrl_vla.recipes.finetuning.algorithms import PPO, Algorithm
 from torchrl_vla.recipes.finetuning.rollouts import Reward
+from torchrl_vla.rollout import iteration_seed
 from torchrl_vla.schema import VLAError
 
 
@@ -47,8 +48,8 @@ class FinetuneSettings:
         eval_episodes: of each evaluation; all on the same seeds.
         eval_interval: iterations between two evaluations.
         checkpoint_interval: iterations between two states that can be resumed.
-        seed: of everything random. The episodes of the evaluations have run seed
-            ``(seed + 1) % 1009`` (see ``episode_seeds``); training has others.
+        seed: of everything random. The evaluations run the episodes of this run that have
+            the purpose ``"evaluation"`` (see ``episode_seeds``).
 
     Raises:
         SettingsError: a number is out of its range.
@@ -116,4 +117,4 @@ class FinetuneSettings:
 
     def seed_of(self, iteration: int) -> int:
         """Return the seed of an iteration's random numbers."""
-        return (self.seed * 1_000_003 + iteration) % (1 << 31)
+        return iteration_seed(self.seed, iteration)

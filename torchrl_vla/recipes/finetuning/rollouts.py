@@ -18,7 +18,7 @@ from torchrl.envs import (
     TransformedEnv,
 )
 
-from torchrl_vla.envs import ScheduledEpisodes
+from torchrl_vla.rollout import ScheduledEpisodes
 from torchrl_vla.execution import MultiAction
 from torchrl_vla.policies import StochasticVLAWrapper
 from torchrl_vla.recipes.model_space import ModelSpace

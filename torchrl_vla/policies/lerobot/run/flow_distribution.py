@@ -12,7 +12,11 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from torchrl_vla.policies.chunk_distribution import ChunkDistribution, sum_elements
-from torchrl_vla.policies.denoising.denoising_distribution import log_density, sum_steps
+from torchrl_vla.policies.denoising.denoising_distribution import (
+    log_density,
+    path_noise,
+    sum_steps,
+)
 from torchrl_vla.policies.lerobot.run.flow_prefix import FlowPrefix
 
 if TYPE_CHECKING:
@@ -64,12 +68,19 @@ class LeRobotFlowDistribution(ChunkDistribution):
         return torch.stack(paths).reshape(self._extended_shape(sample_shape))
 
     @torch.no_grad()
-    def sample_with_log_probs(self) -> tuple[Tensor, Tensor]:
+    def sample_with_seeds(self, noise_seeds: Tensor) -> Tensor:
+        """Draw paths ``[*B, K + 1, H, D]``, each a function of its own seed."""
+        return self._draw(noise_seeds)[0].reshape(self._extended_shape())
+
+    @torch.no_grad()
+    def sample_with_log_probs(
+        self, noise_seeds: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Draw paths and return their :meth:`element_log_probs`, without a gradient.
 
         Both come from the same calls of the network.
         """
-        path, elements = self._draw()
+        path, elements = self._draw(noise_seeds)
         return path.reshape(self._extended_shape()), self._as_elements(elements)
 
     @property
@@ -121,19 +132,31 @@ class LeRobotFlowDistribution(ChunkDistribution):
         """Return the entropy of a whole path given its noise, ``[*B]``."""
         return sum_elements(self.element_entropy())
 
-    def _draw(self) -> tuple[Tensor, Tensor]:
+    def _draw(self, noise_seeds: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Draw paths ``[N, K + 1, H, D]``, and their log-probability ``[N, H, A]``."""
-        x = self._condition.new_zeros(len(self._condition), *self._size).normal_()
+        zeros = self._condition.new_zeros(len(self._condition), *self._size)
+        noise = self._noise(zeros, noise_seeds)
+        x = next(noise)
         path, terms = [x], []
         with self._network():
             for step in range(self._policy.num_steps):
                 mean, padding = self._move(x, step)
                 std = self._std(step)
-                drawn = mean + std * torch.randn_like(mean)
+                drawn = mean + std * next(noise)
                 terms.append(log_density(drawn, mean, std))
                 x = torch.cat([drawn, padding], -1)
                 path.append(x)
         return torch.stack(path, 1), sum_steps(terms)
+
+    def _noise(self, like: Tensor, noise_seeds: Tensor | None) -> Iterator[Tensor]:
+        """Yield the initial noise ``[N, H, D]``, then each step's, ``[N, H, A]``."""
+        if noise_seeds is None:
+            yield torch.randn_like(like)
+            while True:
+                yield torch.randn_like(like[..., : self._real])
+        first, *steps = path_noise(like, self._policy.num_steps, noise_seeds)
+        yield first
+        yield from (step[..., : self._real] for step in steps)
 
     def _evaluate(self, path: Tensor) -> Tensor:
         """Return the log-probability ``[N, H, A]`` of paths ``[N, K + 1, H, D]``."""

@@ -28,6 +28,7 @@ from torchrl_vla.policies.lerobot.run.pretrained_policy import PretrainedPolicy
 from torchrl_vla.policies.stochastic_policy import StochasticVLAWrapper
 from torchrl_vla.schema import (
     DENOISING_PATH_KEY,
+    NOISE_SEED_KEY,
     ROBOT_SPACE,
     InstructionTable,
     SchemaError,
@@ -217,10 +218,11 @@ none of LeRobot's. Subclass FlowVLAWrapper for a flow of your own.
         """Write the path, its log-probability and the chunk."""
         dist = self.get_dist(tensordict)
         is_random = interaction_type() == InteractionType.RANDOM
+        noise_seeds = tensordict.get(NOISE_SEED_KEY, None)
         if is_random and not torch.is_grad_enabled():
-            sample, elements = dist.sample_with_log_probs()
+            sample, elements = dist.sample_with_log_probs(noise_seeds)
         else:
-            sample = self._choose(dist)
+            sample = self._choose(dist, noise_seeds)
             elements = dist.element_log_probs(sample.detach())
         outputs = {
             self.sample_key: sample.detach(),
