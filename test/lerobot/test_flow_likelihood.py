@@ -20,7 +20,8 @@ from torchrl_vla.policies import (
     LeRobotFlowPolicy,
     LeRobotPolicyWrapper,
 )
-from torchrl_vla.schema import MissingKeyError, SchemaError
+from torchrl_vla.policies.lerobot import read_lerobot_folder
+from torchrl_vla.schema import ROBOT_SPACE, MissingKeyError, SchemaError
 from torchrl_vla.testing import check_log_prob_consistency, check_policy
 
 pytestmark = pytest.mark.lerobot
@@ -269,7 +270,7 @@ def test_lerobots_own_loss_trains_the_same_weights(made):
     policy = load(made)
     decisions = decide(policy, made)
     decisions["action_is_pad"] = torch.zeros(ROWS, policy.chunk_size, dtype=torch.bool)
-    loss = LeRobotLoss(policy.wrapper).train()
+    loss = LeRobotLoss(policy).train()
     optimizer = torch.optim.SGD(policy.parameters(), lr=1e-2)
     loss(decisions)["loss_lerobot"].backward()
     optimizer.step()
@@ -378,6 +379,8 @@ def test_policy_and_noise_are_saved_together(made, tmp_path):
     assert torch.equal(
         again.element_log_probs(decisions), decisions["element_log_probs"]
     )
+    assert type(read_lerobot_folder(folder)) is LeRobotFlowPolicy
+    assert type(read_lerobot_folder(made.folder)) is LeRobotPolicyWrapper
     with pytest.raises(SchemaError, match=r"expected the noise that to_folder"):
         LeRobotFlowPolicy.from_pretrained(made.folder)
 
@@ -396,6 +399,18 @@ def test_a_policy_that_does_not_flow_is_refused_by_name(name, instead, checkpoin
     kind = name.split("-")[0]
     with pytest.raises(SchemaError, match=rf"from noise, got '{kind}'\. .*{instead}"):
         LeRobotFlowPolicy(wrapper, noise=FlowSDENoise(0.5))
+
+
+def test_a_wrapper_becomes_stochastic_if_it_flows(made, checkpoint):
+    wrapper = load(made).wrapper
+    policy = wrapper.to_stochastic(flow_noise=0.3)
+    assert policy.wrapper is wrapper
+    assert policy.noise.scale == 0.3
+    assert policy.policy_space == wrapper.policy_space == ROBOT_SPACE
+    assert policy.cloning_loss == wrapper.cloning_loss == "lerobot"
+    act = LeRobotPolicyWrapper.from_pretrained(checkpoint("act").folder)
+    assert act.to_stochastic() is None
+    assert "TinyGaussianVLA" in act.likelihood_advice
 
 
 def test_joints_that_are_turned_round_after_the_flow_are_refused(made):

@@ -12,6 +12,7 @@ from tensordict import TensorDict
 
 from torchrl_vla.execution import MultiStepActorWrapper
 from torchrl_vla.policies import LeRobotPipeline, LeRobotPolicyWrapper
+from torchrl_vla.policies.lerobot import KINDS, PolicyKind
 from torchrl_vla.schema import (
     InstructionTable,
     MissingKeyError,
@@ -343,6 +344,62 @@ def test_a_type_that_was_not_exercised_says_why(moved):
     config.save_pretrained(folder)
     with pytest.raises(SchemaError, match=rf"got '{name}': it has no chunk"):
         LeRobotPolicyWrapper.from_pretrained(folder)
+
+
+def test_a_type_of_ones_own_is_one_entry_of_the_registry(checkpoint, monkeypatch):
+    made = checkpoint("act")
+    (td,) = observe(made, 1, 2)
+    expected = load(made)(td.clone())["action_chunk"]
+    monkeypatch.delitem(KINDS, "act")
+    with pytest.raises(SchemaError, match=r"KINDS\['act'\] = PolicyKind\(reads_text="):
+        load(made)
+    monkeypatch.setitem(KINDS, "act", PolicyKind())
+    assert torch.equal(load(made)(td)["action_chunk"], expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "advice"),
+    [
+        ({"predict_fn": len}, r"bypass the checkpoint's processors.*normalizes\."),
+        ({"pipeline": None}, "pass rename_map, empty_cameras, dtype"),
+        ({"camera_name": "top"}, "pair them with rename_map"),
+        ({"use_state": False}, "configuration says which states"),
+    ],
+)
+def test_an_argument_without_effect_on_a_checkpoint_is_refused_before_loading(
+    options, advice, tmp_path
+):
+    (name,) = options
+    with pytest.raises(
+        ValueError, match=rf"expected no {name} beside a checkpoint, got .*{advice}"
+    ):
+        LeRobotPolicyWrapper.from_pretrained(tmp_path / "nothing", **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"camera_name": "top"}, r"no camera_name for ACTPolicy, got 'top'\. .*rename_"),
+        ({"use_state": False}, r"no use_state for ACTPolicy, got False\. .*leave it out"),
+        ({"image_key": "rgb"}, r"no image_key for ACTPolicy, whose .*got 'rgb'"),
+        ({"instruction_key": "text"}, r"no instruction_key for ACTPolicy, .*'text'"),
+        ({"state_key": None}, r"state_key=\.\.\. for ACTPolicy, whose .*got None\. Name"),
+        ({"action_dim": 6}, r"action_dim=7, as the policy's config.* got 6"),
+    ],
+)
+def test_an_argument_without_effect_on_a_lerobot_policy_is_refused(options, problem):
+    policy = make_policy("act")
+    pipeline = LeRobotPipeline(*make_processors(policy))
+    with pytest.raises(ValueError, match=problem):
+        LeRobotPolicyWrapper(policy, pipeline=pipeline, **options)
+
+
+def test_a_predict_fn_goes_before_the_processors_and_takes_no_pipeline():
+    policy = make_policy("act")
+    pipeline = LeRobotPipeline(*make_processors(policy))
+    sizes = {"action_dim": 7, "chunk_size": 10}
+    with pytest.raises(ValueError, match=r"expected no pipeline for ACTPolicy, .*one"):
+        LeRobotPolicyWrapper(policy, predict_fn=max, pipeline=pipeline, **sizes)
 
 
 def test_a_codebook_that_was_never_trained_is_refused(checkpoint):

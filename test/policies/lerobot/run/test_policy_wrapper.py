@@ -8,12 +8,13 @@ from tensordict import NonTensorStack, TensorDict
 from torch import nn
 
 from torchrl_vla.execution import MultiStepActorWrapper
-from torchrl_vla.policies import LeRobotPolicyWrapper
+from torchrl_vla.policies import LeRobotPipeline, LeRobotPolicyWrapper
 from torchrl_vla.schema import (
     InstructionTable,
     MissingKeyError,
     SchemaError,
     UnknownInstructionError,
+    space_of,
 )
 
 H, A, S = 4, 7, 5
@@ -147,6 +148,33 @@ def test_any_callable_is_a_policy_and_predict_fn_goes_before_it():
 
     twos = wrap(Other(), predict_fn=lambda policy, b: policy.sample(b, 2.0))
     assert (twos(td)["action_chunk"] == 2).all()
+
+
+class NoSteps:
+    steps = ()
+
+
+def test_a_pipeline_that_no_batch_would_pass_is_refused():
+    pipeline = LeRobotPipeline(NoSteps(), NoSteps())
+    with pytest.raises(
+        ValueError,
+        match=r"^LeRobotPolicyWrapper: expected no pipeline for Dummy, which is called "
+        r"with the batch as it is, got one, .*would have no effect\. Leave it out",
+    ):
+        wrap(pipeline=pipeline)
+
+
+def test_what_is_none_of_lerobots_has_no_space_and_is_cloned_by_its_chunks(tmp_path):
+    wrapper = wrap()
+    assert space_of(wrapper) is None
+    assert wrapper.cloning_loss == "chunk"
+    assert wrapper.to_stochastic() is None
+    assert wrapper.wrapper is wrapper
+    with pytest.raises(
+        SchemaError, match=r"to_folder: expected a policy of LeRobot's .* got Dummy"
+    ):
+        wrapper.to_folder(tmp_path / "policy")
+    assert not (tmp_path / "policy").exists()
 
 
 def test_a_module_is_called_as_it_is_in_its_mode_and_with_gradients():
