@@ -197,9 +197,7 @@ def test_a_missing_or_inverted_mask_is_refused():
 def test_weights_that_lerobots_losses_do_not_know_are_refused():
     policy = wrap("act")
     td = batch("act", policy).set("sample_weight", torch.ones(ROWS))
-    with pytest.raises(
-        SchemaError, match=r"of equal weight, .*'sample_weight'"
-    ):
+    with pytest.raises(SchemaError, match=r"of equal weight, .*'sample_weight'"):
         LeRobotLoss(policy).train()(td)
 
 

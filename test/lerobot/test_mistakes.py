@@ -379,11 +379,20 @@ def test_an_argument_without_effect_on_a_checkpoint_is_refused_before_loading(
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        ({"camera_name": "top"}, r"no camera_name for ACTPolicy, got 'top'\. .*rename_"),
-        ({"use_state": False}, r"no use_state for ACTPolicy, got False\. .*leave it out"),
+        (
+            {"camera_name": "top"},
+            r"no camera_name for ACTPolicy, got 'top'\. .*rena",
+        ),
+        (
+            {"use_state": False},
+            r"no use_state for ACTPolicy, got False\. .*leave it",
+        ),
         ({"image_key": "rgb"}, r"no image_key for ACTPolicy, whose .*got 'rgb'"),
         ({"instruction_key": "text"}, r"no instruction_key for ACTPolicy, .*'text'"),
-        ({"state_key": None}, r"state_key=\.\.\. for ACTPolicy, whose .*got None\. Name"),
+        (
+            {"state_key": None},
+            r"state_key=\.\.\. for ACTPolicy, whose .*got None\. Name",
+        ),
         ({"action_dim": 6}, r"action_dim=7, as the policy's config.* got 6"),
     ],
 )

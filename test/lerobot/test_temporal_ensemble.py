@@ -113,7 +113,9 @@ def test_a_policy_for_an_executor_knows_its_coefficient_and_is_saved_with_it(
     again = load_lerobot_policy(tmp_path / "again")
     assert again.ensemble_coefficient == COEFFICIENT
     whole = {"temporal_ensemble_coeff": None}
-    assert load_lerobot_policy(made.folder, overrides=whole).ensemble_coefficient is None
+    assert (
+        load_lerobot_policy(made.folder, overrides=whole).ensemble_coefficient is None
+    )
 
 
 def test_an_interval_for_an_ensemble_is_refused(made):

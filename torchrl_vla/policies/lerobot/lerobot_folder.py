@@ -7,7 +7,6 @@ from typing import Any
 
 from torchrl_vla.policies.denoising.flow_noise import read_noise
 from torchrl_vla.policies.lerobot.load.lerobot_checkpoint import (
-    PROCESSOR_FILES,
     read_ensemble_coefficient,
 )
 from torchrl_vla.policies.lerobot.run.flow_policy import LeRobotFlowPolicy
@@ -17,11 +16,9 @@ from torchrl_vla.policies.lerobot.run.policy_wrapper import LeRobotPolicyWrapper
 def is_lerobot_folder(folder: Path | str) -> bool:
     """Return whether a folder is a LeRobot checkpoint, or the one around it."""
     folder = Path(folder)
-    return any(
-        (inner / name).is_file()
-        for inner in (folder, folder / "pretrained_model")
-        for name in PROCESSOR_FILES
-    )
+    if (folder / "weights.pt").exists() or (folder / "policy").exists():
+        return False  # ours
+    return any((folder / name).exists() for name in ("config.json", "pretrained_model"))
 
 
 def load_lerobot_policy(source: Path | str, **options: Any) -> LeRobotPolicyWrapper:

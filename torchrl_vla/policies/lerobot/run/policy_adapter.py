@@ -35,6 +35,10 @@ class PolicyAdapter(ABC):
     config: Config | None = None
     #: Processors, cameras and precision of a policy of LeRobot's; None for others.
     pipeline: LeRobotPipeline | None = None
+    #: Observations that it reads, the current one included.
+    history_size: int = 1
+    #: True = LeRobot's loss of this policy leaves padded actions out.
+    masks_padding: bool = False
     #: ``(horizon, A)`` of the plan that it carries between calls; None = no plan.
     plan_shape: tuple[int, int] | None = None
 
@@ -45,7 +49,11 @@ class PolicyAdapter(ABC):
         self.action_dim = action_dim
         self.chunk_size = chunk_size
         self.reader = reader
+        self.in_keys = reader.keys.present
         self.optional_in_keys: list[NestedKey] = []
+        self.n_action_steps = chunk_size
+        self.target_steps = range(chunk_size)
+        self.metadata = RobotDatasetMetadata(name, action_dim=action_dim)
 
     @abstractmethod
     def predict(self, tensordict: TensorDictBase) -> tuple[object, Tensor | None]:
@@ -61,36 +69,6 @@ class PolicyAdapter(ABC):
         Raises:
             SchemaError: it is not; the message begins with ``caller``.
         """
-
-    @property
-    def in_keys(self) -> list[NestedKey]:
-        """The keys that must be there."""
-        return self.reader.keys.present
-
-    @property
-    def n_action_steps(self) -> int:
-        """Actions of a chunk that LeRobot executes per call."""
-        return self.chunk_size
-
-    @property
-    def target_steps(self) -> range:
-        """Steps of the training targets, from the current frame."""
-        return range(self.chunk_size)
-
-    @property
-    def masks_padding(self) -> bool:
-        """True = LeRobot's loss of this policy leaves padded actions out."""
-        return False
-
-    @property
-    def history_size(self) -> int:
-        """Observations that it reads, the current one included."""
-        return 1
-
-    @property
-    def metadata(self) -> RobotDatasetMetadata:
-        """Sizes, as far as they are known."""
-        return RobotDatasetMetadata(self.name, action_dim=self.action_dim)
 
     def environment_transforms(self) -> list[Transform]:
         """Return what the environment carries from step to step for the policy."""

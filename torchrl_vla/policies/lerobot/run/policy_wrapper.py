@@ -44,7 +44,6 @@ from torchrl_vla.schema import (
     STATE_KEY,
     InstructionTable,
     ObservationKeys,
-    RobotDatasetMetadata,
 )
 
 
@@ -77,6 +76,19 @@ class LeRobotPolicyWrapper(ContinuousVLAWrapper):
     Args:
         policy: one of LeRobot's; or an object with ``predict_action_chunk(batch)``, or
             a callable on a batch.
+
+    Attributes:
+        config: LeRobot's configuration; None = the policy is none of LeRobot's.
+        n_action_steps: actions of a chunk that LeRobot executes per call.
+        target_steps: steps of the training targets, from the current frame;
+            ``ActionChunkTransform(len(steps), storage=..., first_step=steps[0])`` makes
+            them. Diffusion's begin in the past, with its first observation.
+        masks_padding: True = LeRobot's loss leaves padded actions out.
+        history_size: observations that it reads, the current one included.
+        metadata: sizes and cameras of the robot that the checkpoint declares.
+        ensemble_coefficient: ``temporal_ensemble_coeff`` of an ACT whose chunks an
+            executor averages, set by :func:`load_lerobot_policy`; None = chunks are
+            executed as they are.
 
     Keyword Args:
         action_dim: ``A``; read from a LeRobot policy.
@@ -124,8 +136,6 @@ class LeRobotPolicyWrapper(ContinuousVLAWrapper):
         torch.Size([2, 4, 7])
     """
 
-    #: ``temporal_ensemble_coeff`` of an ACT whose chunks an executor averages, set by
-    #: :func:`load_lerobot_policy`; None = chunks are executed as they are.
     ensemble_coefficient: float | None = None
 
     def __init__(
@@ -167,6 +177,13 @@ class LeRobotPolicyWrapper(ContinuousVLAWrapper):
         self.optional_in_keys = adapter.optional_in_keys
         self.policy = policy
         self.adapter = adapter
+        self.config: Config | None = adapter.config
+        self.pipeline = adapter.pipeline
+        self.n_action_steps = adapter.n_action_steps
+        self.target_steps = adapter.target_steps
+        self.masks_padding = adapter.masks_padding
+        self.history_size = adapter.history_size
+        self.metadata = adapter.metadata
         if adapter.config is not None:
             self.policy_space = ROBOT_SPACE
             self.cloning_loss = "lerobot"
@@ -267,7 +284,7 @@ class LeRobotPolicyWrapper(ContinuousVLAWrapper):
 
     @classmethod
     def from_folder(cls, folder: Path | str) -> LeRobotPolicyWrapper:
-        """Read a policy that :meth:`to_folder` or LeRobot wrote."""
+        """Load a folder that :meth:`to_folder` or LeRobot wrote."""
         return cls.from_pretrained(folder)
 
     def to_folder(self, folder: Path | str) -> None:
@@ -291,43 +308,9 @@ class LeRobotPolicyWrapper(ContinuousVLAWrapper):
         pretrained.pipeline.postprocessor.save_pretrained(folder)
 
     @property
-    def config(self) -> Config | None:
-        """LeRobot's configuration of the policy; None = it is none of LeRobot's."""
-        return self.adapter.config
-
-    @property
-    def pipeline(self) -> LeRobotPipeline | None:
-        """Processors, cameras and precision of a policy of LeRobot's."""
-        return self.adapter.pipeline
-
-    @property
     def wrapper(self) -> LeRobotPolicyWrapper:
         """Itself, as ``LeRobotFlowPolicy.wrapper`` is the wrapper inside it."""
         return self
-
-    @property
-    def n_action_steps(self) -> int:
-        """Actions of a chunk that LeRobot executes per call."""
-        return self.adapter.n_action_steps
-
-    @property
-    def target_steps(self) -> range:
-        """Steps of its training targets, from the current frame.
-
-        ``ActionChunkTransform(len(steps), storage=..., first_step=steps[0])`` makes
-        them. Diffusion's begin in the past, with its first observation.
-        """
-        return self.adapter.target_steps
-
-    @property
-    def masks_padding(self) -> bool:
-        """True = LeRobot's loss of this policy leaves padded actions out."""
-        return self.adapter.masks_padding
-
-    @property
-    def history_size(self) -> int:
-        """Observations that the policy reads, the current one included."""
-        return self.adapter.history_size
 
     @property
     def instructions(self) -> InstructionTable | None:
@@ -337,11 +320,6 @@ class LeRobotPolicyWrapper(ContinuousVLAWrapper):
     @instructions.setter
     def instructions(self, table: InstructionTable | None) -> None:
         self.adapter.reader.instructions = table
-
-    @property
-    def metadata(self) -> RobotDatasetMetadata:
-        """Sizes and cameras of the robot that the checkpoint declares."""
-        return self.adapter.metadata
 
     def make_environment_transform(self) -> Compose:
         """Return what the policy needs in its environment from step to step.

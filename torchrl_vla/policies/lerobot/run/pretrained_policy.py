@@ -98,8 +98,26 @@ class PretrainedPolicy(PolicyAdapter):
         if self.kind.continues_chunks(config):
             self._guided = GuidedCall(config)
             self.optional_in_keys = list(GuidedCall.keys)
-        if self.kind.call == "planner":
-            self.plan_shape = (config.horizon, action_dim)
+        self._describe(self.kind, config)
+
+    def _describe(self, kind: PolicyKind, config: Config) -> None:
+        steps = config.action_delta_indices
+        self.n_action_steps = kind.n_action_steps(config)
+        self.target_steps = range(steps[0], steps[0] + len(steps))
+        self.masks_padding = kind.masks_padding(config)
+        self.history_size = self.inputs.history_size
+        if self.reader.environment_state_key is not None:
+            self.in_keys.append(self.reader.environment_state_key)
+        if kind.call == "planner":
+            self.plan_shape = (config.horizon, self.action_dim)
+            self.in_keys += [IS_INIT_KEY, PLAN_KEY]
+        names = [n.removeprefix("observation.images.") for n in self.inputs.images]
+        self.metadata = RobotDatasetMetadata(
+            f"lerobot {config.type}",
+            action_dim=self.action_dim,
+            state_dim=self.inputs.states.get("observation.state"),
+            cameras=tuple(name for name in names if name != "observation.image"),
+        )
 
     @property
     def kind(self) -> PolicyKind:
@@ -109,49 +127,6 @@ class PretrainedPolicy(PolicyAdapter):
     def as_pretrained(self, caller: str) -> PretrainedPolicy:
         """Return itself."""
         return self
-
-    @property
-    def in_keys(self) -> list[NestedKey]:
-        """The keys that must be there."""
-        keys = super().in_keys
-        if self.reader.environment_state_key is not None:
-            keys.append(self.reader.environment_state_key)
-        if self.plan_shape is not None:
-            keys += [IS_INIT_KEY, PLAN_KEY]
-        return keys
-
-    @property
-    def n_action_steps(self) -> int:
-        """Actions of a chunk that LeRobot executes per call."""
-        return self.kind.n_action_steps(self.config)
-
-    @property
-    def target_steps(self) -> range:
-        """Steps of the training targets, from the current frame."""
-        steps = self.config.action_delta_indices
-        return range(steps[0], steps[0] + len(steps))
-
-    @property
-    def masks_padding(self) -> bool:
-        """True = LeRobot's loss of this policy leaves padded actions out."""
-        return self.kind.masks_padding(self.config)
-
-    @property
-    def history_size(self) -> int:
-        """Observations that it reads, the current one included."""
-        return self.inputs.history_size
-
-    @property
-    def metadata(self) -> RobotDatasetMetadata:
-        """Sizes and cameras of the robot that the checkpoint declares."""
-        images, states = self.inputs.images, self.inputs.states
-        names = [name.removeprefix("observation.images.") for name in images]
-        return RobotDatasetMetadata(
-            f"lerobot {self.config.type}",
-            action_dim=self.action_dim,
-            state_dim=states.get("observation.state"),
-            cameras=tuple(name for name in names if name != "observation.image"),
-        )
 
     def environment_transforms(self) -> list[Transform]:
         """Return what the environment carries from step to step for the policy."""
