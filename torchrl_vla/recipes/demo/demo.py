@@ -100,7 +100,7 @@ def run_demo(
 
     def measure(what: TensorDictModuleBase, episodes: int) -> EvaluationResult:
         executor.reset()
-        return evaluate(env, what, episodes, seed=settings.seed + 1, progress=progress)
+        return evaluate(env, what, episodes, seed=settings.seed, progress=progress)
 
     results = {"before": measure(executor, settings.control_episodes)}
     log = _clone(policy, dataset, space, settings, progress)
