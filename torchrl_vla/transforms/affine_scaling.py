@@ -233,11 +233,12 @@ class AffineScaling(Transform, ABC):
                 ours, theirs = (s._environment_keys(chain) for s in (self, other))
                 shared.append(ours & theirs)
             if all(shared):
+                key = min(shared[-1], key=str)
                 raise SpaceError(
-                    f"{type(self).__name__}: expected {min(shared[-1], key=str)!r} to be "
-                    f"scaled once, got two scalings of it: {other} and {self}. Remove "
-                    "one, or give each its own keys (in_keys in data, in_keys_inv for "
-                    "an environment's action) or a mask of its own dimensions."
+                    f"{type(self).__name__}: expected {key!r} to be scaled once, got two "
+                    f"scalings of it: {other} and {self}. Remove one, or give "
+                    "each its own keys (in_keys in data, in_keys_inv for an "
+                    "environment's action) or a mask of its own dimensions."
                 )
 
     def _data_keys(self) -> set[NestedKey]:
