@@ -235,8 +235,8 @@ class AffineScaling(Transform, ABC):
             if all(shared):
                 key = min(shared[-1], key=str)
                 raise SpaceError(
-                    f"{type(self).__name__}: expected {key!r} to be scaled once, got two "
-                    f"scalings of it: {other} and {self}. Remove one, or give "
+                    f"{type(self).__name__}: expected {key!r} to be scaled once, got "
+                    f"two scalings of it: {other} and {self}. Remove one, or give "
                     "each its own keys (in_keys in data, in_keys_inv for an "
                     "environment's action) or a mask of its own dimensions."
                 )
