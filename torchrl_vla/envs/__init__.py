@@ -5,9 +5,13 @@ from torchrl_vla.envs.gymnasium import GymnasiumEnv
 from torchrl_vla.envs.lazy_rendering import RenderSpec
 from torchrl_vla.envs.metaworld import MetaWorldEnv, MetaWorldExpert
 from torchrl_vla.envs.mujoco_renderer import RenderingError
-from torchrl_vla.envs.observation_keys import ObservationKeys
 from torchrl_vla.envs.pusht import PushTEnv
 from torchrl_vla.envs.scheduled_episodes import ScheduledEpisodes
+from torchrl_vla.envs.simulator_interface import (
+    SimulatorInterface,
+    SimulatorOptions,
+)
+from torchrl_vla.envs.simulator_keys import SimulatorKeys
 from torchrl_vla.envs.tabletop import TabletopEnv, TabletopExpert
 from torchrl_vla.envs.toy import ToyVLAEnv
 
@@ -17,11 +21,13 @@ __all__ = [
     "GymnasiumEnv",
     "MetaWorldEnv",
     "MetaWorldExpert",
-    "ObservationKeys",
     "PushTEnv",
     "RenderSpec",
     "RenderingError",
     "ScheduledEpisodes",
+    "SimulatorInterface",
+    "SimulatorKeys",
+    "SimulatorOptions",
     "TabletopEnv",
     "TabletopExpert",
     "ToyVLAEnv",

@@ -12,6 +12,7 @@ from torchrl_vla.envs import (
     AlohaTask,
     MetaWorldEnv,
     PushTEnv,
+    SimulatorOptions,
     TabletopEnv,
 )
 
@@ -116,8 +117,7 @@ def make_environment(
         return TabletopEnv(num_envs, tasks=tasks, colors=colors, seed=seed, **drawing)
     simulators = {
         "num_envs": num_envs,
-        "num_workers": num_workers,
-        "render_on_demand": render_on_demand,
+        "options": SimulatorOptions(num_workers, render_on_demand),
         "seed": seed,
     }
     if name == "pusht":
