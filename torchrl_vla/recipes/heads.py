@@ -115,9 +115,9 @@ def make_cloning_loss(
     if isinstance(policy, TokenVLAWrapper):
         return TokenBCLoss(policy)
     if isinstance(policy, FlowVLAWrapper):
-        return FlowMatchingLoss(policy, draws=_DRAWS)
+        return FlowMatchingLoss(policy, num_samples=_DRAWS)
     if isinstance(policy, DiffusionVLAWrapper):
-        return DiffusionBCLoss(policy, draws=_DRAWS)
+        return DiffusionBCLoss(policy, num_samples=_DRAWS)
     if isinstance(policy, ContinuousVLAWrapper | GaussianVLAWrapper):
         return BCLoss(policy, loss_function=loss_function)
     raise TypeError(

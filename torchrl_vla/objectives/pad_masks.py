@@ -1,23 +1,53 @@
-"""Read the padding mask of a batch of chunks, or say why it cannot be one."""
+"""Padding masks of a batch of chunks: keys, reading and checks."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from tensordict import NestedKey, TensorDictBase
 from torch import Tensor
 
-from torchrl_vla.schema import ACTION_DIM_IS_PAD_KEY, MissingKeyError, SchemaError
+from torchrl_vla.schema import (
+    ACTION_CHUNK_KEY,
+    ACTION_DIM_IS_PAD_KEY,
+    ACTION_IS_PAD_KEY,
+    MissingKeyError,
+    SchemaError,
+)
 
 
-class OptionalPadMask:
-    """Let a loss be told, by ``set_keys(pad_mask=None)``, that nothing is padded.
+@dataclass
+class CloningKeys:
+    """Keys of the target, the padding masks and the weights; None = there are none."""
 
-    For a ``LossModule`` whose tensor keys have a ``pad_mask``; goes before it among the
-    bases.
+    action: NestedKey = ACTION_CHUNK_KEY
+    pad_mask: NestedKey | None = ACTION_IS_PAD_KEY
+    dim_pad_mask: NestedKey | None = None
+    weight: NestedKey | None = None
+
+
+# At run time no LossModule: its metaclass would give this class a forward, which
+# would hide that of a loss's second base.
+if TYPE_CHECKING:
+    from torchrl.objectives import LossModule as _LossModule
+else:
+    _LossModule = object
+
+
+class OptionalPadMask(_LossModule):
+    """Give a loss a ``set_keys(pad_mask=None)`` that declares that nothing is padded.
+
+    Goes first among the bases of a loss.
     """
 
+    _AcceptedKeys = CloningKeys
+    tensor_keys: CloningKeys
+    default_keys = CloningKeys
+
     def set_keys(self, **kwargs: NestedKey | None) -> None:
-        """Name other keys; ``pad_mask=None`` says that nothing is padded."""
+        """Name other keys; ``pad_mask=None`` declares that nothing is padded."""
         super().set_keys(**kwargs)
         if "pad_mask" in kwargs:  # TorchRL reads None as "back to the default"
             self.tensor_keys.pad_mask = kwargs["pad_mask"]
@@ -60,14 +90,14 @@ def read_pad_mask(
     """Return the mask bool ``[*B, H]``, True = padded, that belongs to a target.
 
     A mask that is missing, of another dtype or shape, or that leaves nothing to learn
-    from raises: each of them would otherwise train on something else than asked.
-    Inside ``torch.compile`` the last check is left out (it needs a value).
+    from raises: the loss would train on something else. Inside ``torch.compile`` the
+    last check is left out (it needs a value).
 
     Args:
         tensordict: the batch.
         key: where the mask is.
         target: the expert's chunk ``[*B, H, A]``.
-        caller: the component that asks; opens the error message.
+        caller: opens the error message.
 
     Raises:
         MissingKeyError: nothing is at ``key``; lists the bool keys that are there.
@@ -105,26 +135,26 @@ def read_pad_mask(
 def read_dim_pad_mask(
     tensordict: TensorDictBase, key: NestedKey | None, target: Tensor, caller: str
 ) -> Tensor | None:
-    """Return the mask bool ``[*B, A]`` of dimensions that a row's robot lacks.
+    """Return the mask bool ``[*B, A]`` of dimensions that a sample's robot lacks.
 
     Args:
         tensordict: the batch.
         key: where the mask is; None = all dimensions count.
         target: the expert's chunk ``[*B, H, A]``.
-        caller: the component that asks; opens the error message.
+        caller: opens the error message.
 
     Raises:
         MissingKeyError: nothing is at ``key``.
-        SchemaError: the mask is not bool, has another shape, or is True all along a
-            row; or it is in the batch and ``key`` is None.
+        SchemaError: the mask is not bool, has another shape, or is True
+            everywhere in a sample; or it is in the batch and ``key`` is None.
     """
     if key is None:
         if tensordict.get(ACTION_DIM_IS_PAD_KEY, None) is not None:
             raise SchemaError(
-                f"{caller}: expected to be told of padded dimensions, got a batch with "
-                f"{ACTION_DIM_IS_PAD_KEY!r}. Call set_keys(dim_pad_mask="
-                f"{ACTION_DIM_IS_PAD_KEY!r}); or exclude it from the batch, if padded "
-                "dimensions shall be learned."
+                f"{caller}: expected a key of padded dimensions, got none and a batch "
+                f"with {ACTION_DIM_IS_PAD_KEY!r}. Call set_keys(dim_pad_mask="
+                f"{ACTION_DIM_IS_PAD_KEY!r}); or exclude it from the batch to "
+                "learn padded dimensions."
             )
         return None
     pad = tensordict.get(key, None)
@@ -142,7 +172,7 @@ def read_dim_pad_mask(
         )
     if not torch.compiler.is_compiling() and pad.all(-1).any():
         raise SchemaError(
-            f"{caller}: expected a valid dimension in each row of {key!r}, got a row "
+            f"{caller}: expected a valid dimension in each sample of {key!r}, got one "
             "that is True (padded) everywhere. The polarity may be inverted."
         )
     return pad

@@ -1,4 +1,4 @@
-"""What the losses of policies that denoise have in common."""
+"""Base class of the cloning losses of denoising policies."""
 
 from __future__ import annotations
 
@@ -7,25 +7,26 @@ from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
-from torchrl_vla.objectives.cloning import ElementwiseCloningLoss
-from torchrl_vla.objectives.row_weight import rows_that_count
+from torchrl_vla.objectives.elementwise_cloning import ElementwiseCloningLoss
+from torchrl_vla.objectives.sample_weights import counts_in_loss
 from torchrl_vla.schema import SchemaError
 
 
 class DenoisingLoss(ElementwiseCloningLoss):
     """Take the mean of a policy's denoising errors over valid elements.
 
-    Abstract: what :class:`FlowMatchingLoss` and :class:`DiffusionBCLoss` share. The
-    policy draws times and noise and returns the squared errors of its regression; the
-    loss keeps the padding, and rows of weight 0, out of the network's input and out of
-    the mean.
+    Abstract: base of :class:`FlowMatchingLoss` and :class:`DiffusionBCLoss`. The
+    policy samples times and noise from PyTorch's global generator (seed it to repeat a
+    value) and returns the squared errors of its regression. A padded position, and a
+    sample of weight 0, enters the network as 0 with noise: the target there has no
+    influence, not even as NaN.
 
     Args:
-        actor_network: policy whose ``denoising_errors(tensordict)`` returns ``[*B, H,
-            A]`` for the target at its ``chunk_key``.
+        actor_network: policy whose ``denoising_errors(tensordict, ...)`` returns the
+            squared errors ``[*B, H, A]`` for the target at its ``chunk_key``.
 
     Keyword Args:
-        **options: handed to ``denoising_errors``.
+        **options: passed to ``denoising_errors``.
     """
 
     def __init__(self, actor_network: TensorDictModuleBase, **options: float) -> None:
@@ -55,7 +56,7 @@ class DenoisingLoss(ElementwiseCloningLoss):
         valid: Tensor,
         weight: Tensor | None,
     ) -> Tensor:
-        # The network reads the noised target: nothing may get in from the padding.
-        seen = torch.where(rows_that_count(valid, weight), target, 0.0)
+        # The network reads the noised target, which must not depend on the padding.
+        seen = torch.where(counts_in_loss(valid, weight), target, 0.0)
         batch = tensordict.copy().set(self.actor_network.chunk_key, seen)
         return self.actor_network.denoising_errors(batch, **self._options)

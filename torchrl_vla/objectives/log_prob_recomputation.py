@@ -1,4 +1,4 @@
-"""The log-probabilities of a batch, from the weights and kernels of the learner."""
+"""Recomputation of a batch's log-probabilities in the learner's arithmetic."""
 
 from __future__ import annotations
 
@@ -23,15 +23,17 @@ def recompute_log_probs(
     element_log_probs_key: NestedKey = ELEMENT_LOG_PROBS_KEY,
     log_probs_key: NestedKey = LOG_PROBS_KEY,
 ) -> TensorDictBase:
-    """Write the log-probabilities of what was chosen, as the learner computes them.
+    """Write the log-probabilities of the samples, as the learner computes them.
 
     Where policies act in another precision, on another machine or in a compiled
-    engine, what they stored differs from what the loss will compute in the last bits,
-    and in bfloat16 by a few percent: PPO then clips and corrects where nothing has
-    changed. One more forward pass before the first update, in the learner's own
-    arithmetic, makes every ratio begin at 1 again. The surprise: the sampling is then
-    slightly off-policy, and nothing says so; compare with what was stored, with
-    :func:`torchrl_vla.testing.check_log_prob_consistency`, before you replace it.
+    engine, the stored log-probabilities differ from the loss's in the last bits, and in
+    bfloat16 by a few percent: PPO then clips before anything has changed. One more
+    forward pass in the learner's arithmetic makes every ratio start at 1.
+
+    Warning:
+        The samples are then slightly off-policy, and nothing reports it. Compare with
+        the stored values first, with
+        :func:`torchrl_vla.testing.check_log_prob_consistency`.
 
     **Reads** the policy's ``in_keys`` and ``sample_key``. **Writes**
     ``element_log_probs`` float ``[N, H, A]`` and ``log_probs`` float ``[N]``, without
@@ -42,9 +44,9 @@ def recompute_log_probs(
         decisions: the batch ``[N]``; written in place and returned.
 
     Keyword Args:
-        minibatch_size: rows per forward pass; memory only.
-        element_log_probs_key: where the terms are written.
-        log_probs_key: where their sum is written; None = is not.
+        minibatch_size: decisions per forward pass; affects memory only.
+        element_log_probs_key: of the per-dimension (per-token) terms.
+        log_probs_key: of their sum; None = it is not written.
 
     Raises:
         SchemaError: the batch has another batch size than ``[N]``.
@@ -68,7 +70,7 @@ def recompute_log_probs(
     with torch.no_grad():
         parts = [
             policy.element_log_probs(part)
-            for part in decisions.split(minibatch_size)  # views: nothing is copied
+            for part in decisions.split(minibatch_size)  # views, no copies
         ]
     elements = torch.cat(parts)
     decisions.set(element_log_probs_key, elements)
@@ -83,13 +85,19 @@ def add_reference_log_probs(
     *,
     minibatch_size: int = 1024,
 ) -> TensorDictBase:
-    """Write what a frozen reference policy would have given the same choices.
+    """Write a frozen reference policy's log-probabilities of the same samples.
 
-    :class:`ChunkPPOLoss` with ``reference_kl_coeff`` keeps the policy near it. Done
-    once per batch of decisions rather than once per minibatch and epoch.
+    :class:`ChunkPPOLoss` with ``reference_kl_coeff`` keeps the policy near the
+    reference. Called once per batch of decisions, not per minibatch and epoch.
 
-    **Writes** ``reference_log_probs`` float ``[N, H, A]``. Arguments as in
-    :func:`recompute_log_probs`.
+    **Writes** ``reference_log_probs`` float ``[N, H, A]``.
+
+    Args:
+        reference: as ``policy`` of :func:`recompute_log_probs`.
+        decisions: the batch ``[N]``; written in place and returned.
+
+    Keyword Args:
+        minibatch_size: decisions per forward pass; affects memory only.
     """
     return recompute_log_probs(
         reference,

@@ -9,7 +9,7 @@ from torchrl.envs import Compose, TransformedEnv
 from torchrl_vla.envs import ToyVLAEnv
 from torchrl_vla.tokenizers import UniformActionTokenizer
 from torchrl_vla.transforms import ActionScaling, ActionTokenizerTransform
-from torchrl_vla.transforms.environment import acts_in_environment
+from torchrl_vla.transforms.placement import acts_in_environment
 
 NESTINGS = {
     "plain": lambda transform: transform,

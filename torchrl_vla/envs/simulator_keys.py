@@ -1,4 +1,4 @@
-"""Which entries of a simulator's observation are what in the schema."""
+"""Record of a simulator's observation entries by their meaning in the schema."""
 
 from __future__ import annotations
 
@@ -12,21 +12,20 @@ from torchrl_vla.schema import MissingKeyError
 
 
 @dataclass(frozen=True)
-class ObservationKeys:
+class SimulatorKeys:
     """Declare which entries of a dict observation are state, images and instruction.
 
     Args:
         state: entries that are flattened and joined, in this order.
         images: entry of the one image, or ``{camera: entry}``.
-        instruction: entry with the text of what to do; None where there is none.
-        environment_state: entries that say what a camera would not show, flattened and
-            joined likewise.
+        instruction: entry with the instruction's text; None = there is none.
+        environment_state: entries of privileged state, flattened and joined likewise.
 
     Raises:
         MissingKeyError: an observation lacks a declared entry; names what it has.
 
     Examples:
-        >>> keys = ObservationKeys(state=("position", "gripper"))
+        >>> keys = SimulatorKeys(state=("position", "gripper"))
         >>> keys({"position": [1.0, 2.0], "gripper": [0.5], "goal": [9.0]})
         {'state': array([1. , 2. , 0.5])}
     """
@@ -41,8 +40,8 @@ class ObservationKeys:
         out: dict[str, Any] = {}
         if self.instruction is not None:
             out["instruction"] = self._get(observation, self.instruction)
-        for vector in ("state", "environment_state"):
-            names = getattr(self, vector)
+        vectors = {"state": self.state, "environment_state": self.environment_state}
+        for vector, names in vectors.items():
             if names:
                 parts = [np.ravel(self._get(observation, name)) for name in names]
                 out[vector] = np.concatenate(parts)
@@ -60,7 +59,7 @@ class ObservationKeys:
         available = sorted(observation) if isinstance(observation, Mapping) else None
         if available is None or name not in available:
             raise MissingKeyError(
-                f"ObservationKeys: expected the entry {name!r} in the observation, got "
+                f"SimulatorKeys: expected the entry {name!r} in the observation, got "
                 f"{type(observation).__name__} with {available}. Declare one of these, "
                 "or map the observation with a function."
             )

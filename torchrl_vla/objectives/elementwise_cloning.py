@@ -1,9 +1,8 @@
-"""What the losses that ask a policy for one loss per number have in common."""
+"""Base class of cloning losses that take one loss per element from the policy."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
@@ -11,37 +10,40 @@ from tensordict.nn import TensorDictModuleBase, TensorDictParams, dispatch
 from torch import Tensor
 from torchrl.objectives import LossModule
 
-from torchrl_vla.objectives.padding import (
+from torchrl_vla.objectives.pad_masks import (
     OptionalPadMask,
     read_dim_pad_mask,
     read_pad_mask,
     read_target,
 )
-from torchrl_vla.objectives.row_weight import read_row_weight, weighted_mean
-from torchrl_vla.schema import ACTION_CHUNK_KEY, ACTION_IS_PAD_KEY
+from torchrl_vla.objectives.sample_weights import read_sample_weights, weighted_mean
 
 
 class ElementwiseCloningLoss(OptionalPadMask, LossModule):
-    """Take the weighted mean, over valid elements, of what a policy says of a target.
+    """Take the weighted mean of a policy's loss per element over valid elements.
 
-    Abstract: what :class:`TokenBCLoss` and the losses of denoising policies share. A
-    subclass says which targets it takes and what the loss of each element is.
+    Abstract: base of :class:`TokenBCLoss` and of the losses of denoising policies. A
+    subclass implements :meth:`_check_target` and :meth:`_losses`.
+
+    **Reads** the policy's ``in_keys``; ``action_chunk`` float ``[*B, H, A]``, the
+    expert's (``action_tokens`` int64 for a token policy); ``action_is_pad`` bool
+    ``[*B, H]``, True = padded; with ``set_keys(dim_pad_mask="action_dim_is_pad")``,
+    that mask bool ``[*B, A]`` of the dimensions that a sample's robot lacks; with
+    ``set_keys(weight="sample_weight")``, weights float ``[*B]``, for a weighted mean.
+    **Writes** ``loss_bc``, a scalar.
 
     Args:
         actor_network: the policy.
+
+    Raises:
+        MissingKeyError: the target or the mask is missing.
+        SchemaError: the mask is not a bool ``[*B, H]`` with a False in it, the batch
+            has an ``action_dim_is_pad`` or a ``sample_weight`` that no key names, the
+            weights are not finite and >= 0 with one above 0, or the target is of
+            another kind.
+        TypeError: the policy lacks the method that returns the losses.
     """
 
-    @dataclass
-    class _AcceptedKeys:
-        """The keys of chunk, padding masks and weights (None: there are none)."""
-
-        action: NestedKey = ACTION_CHUNK_KEY
-        pad_mask: NestedKey | None = ACTION_IS_PAD_KEY
-        dim_pad_mask: NestedKey | None = None
-        weight: NestedKey | None = None
-
-    tensor_keys: _AcceptedKeys
-    default_keys = _AcceptedKeys
     out_keys = ["loss_bc"]
 
     actor_network: TensorDictModuleBase
@@ -64,14 +66,14 @@ class ElementwiseCloningLoss(OptionalPadMask, LossModule):
 
     @property
     def in_keys(self) -> list[NestedKey]:
-        """What the loss reads."""
+        """Keys that the loss reads."""
         masks = [self.tensor_keys.pad_mask, self.tensor_keys.dim_pad_mask]
         keys = [self.tensor_keys.action, *self.actor_network.in_keys, *masks]
         keys.append(self.tensor_keys.weight)
         return list(dict.fromkeys(key for key in keys if key is not None))
 
-    def _forward_value_estimator_keys(self, **kwargs) -> None:
-        """Ignore value keys: cloning estimates no value."""
+    def _forward_value_estimator_keys(self, **kwargs: NestedKey) -> None:
+        """Ignore value keys; cloning has no value estimator."""
 
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
@@ -80,7 +82,9 @@ class ElementwiseCloningLoss(OptionalPadMask, LossModule):
         target = read_target(tensordict, self.tensor_keys.action, caller)
         self._check_target(target)
         valid = self._valid(tensordict, target)
-        weight = read_row_weight(tensordict, self.tensor_keys.weight, target, caller)
+        weight = read_sample_weights(
+            tensordict, self.tensor_keys.weight, target, caller
+        )
         with self.actor_network_params.to_module(
             self.actor_network, preserve_module_state=False
         ):
@@ -91,7 +95,7 @@ class ElementwiseCloningLoss(OptionalPadMask, LossModule):
         return out
 
     def _valid(self, tensordict: TensorDictBase, target: Tensor) -> Tensor:
-        """True where the target counts, bool ``[*B, H, A]``."""
+        """Return a mask, True where the target counts, bool ``[*B, H, A]``."""
         caller, keys = type(self).__name__, self.tensor_keys
         valid = torch.ones_like(target, dtype=torch.bool)
         if keys.pad_mask is not None:

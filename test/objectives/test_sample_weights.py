@@ -151,7 +151,7 @@ def test_a_common_factor_of_the_weights_changes_nothing(kind):
 
 @every_loss
 def test_weights_that_nobody_named_are_refused(kind):
-    with pytest.raises(SchemaError, match=r"told of weights.*set_keys\(weight="):
+    with pytest.raises(SchemaError, match=r"a key of weights.*set_keys\(weight="):
         make(kind)(batch(kind, [1.0] * B))
 
 
@@ -171,8 +171,8 @@ def test_weights_that_are_not_there_are_refused(kind):
         ([1.0, math.nan, 1.0, 1.0], r"finite weights >= 0 .* got \[nan\] in 1 of 4"),
         ([1.0, math.inf, 1.0, 1.0], r"finite weights >= 0 .* got \[inf\] in 1 of 4"),
         ([1.0, -1.0, 1.0, -2.0], r"weights >= 0 .* got \[-1.0, -2.0\] in 2 of 4"),
-        ([0.0] * 4, r"at least one weight above 0 .* got 0 in all 4 rows"),
-        ([0.0, 0.0, 0.0, 1.0], r"a valid position in a row of weight above 0"),
+        ([0.0] * 4, r"at least one weight above 0 .* got 0 in all 4 samples"),
+        ([0.0, 0.0, 0.0, 1.0], r"a valid position in a sample of weight above 0"),
         ([1, 1, 1, 1], r"float \[4\] at 'sample_weight', .* torch.int64"),
         ([[1.0]] * 4, r"float \[4\] .* got torch.float32 \[4, 1\]"),
     ],

@@ -1,4 +1,4 @@
-"""How much each row of a batch counts in a loss."""
+"""Sample weights of a batch, and weighted means over valid elements."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from torch import Tensor
 from torchrl_vla.schema import SAMPLE_WEIGHT_KEY, MissingKeyError, SchemaError
 
 
-def read_row_weight(
+def read_sample_weights(
     tensordict: TensorDictBase, key: NestedKey | None, target: Tensor, caller: str
 ) -> Tensor | None:
-    """Return the weights float ``[*B]`` of the rows, or raise for what is none.
+    """Return the weights float ``[*B]`` of the samples; refuse impossible ones.
 
-    Inside ``torch.compile`` the values are not checked (that needs one).
+    Inside ``torch.compile`` the values are not checked.
 
     Args:
         tensordict: the batch.
-        key: where the weights are; None = every row counts alike.
+        key: where the weights are; None = all samples count equally.
         target: the expert's chunk ``[*B, H, A]``.
-        caller: the component that asks; opens the error message.
+        caller: opens the error message.
 
     Raises:
         MissingKeyError: nothing is at ``key``.
@@ -30,9 +30,9 @@ def read_row_weight(
     if key is None:
         if tensordict.get(SAMPLE_WEIGHT_KEY, None) is not None:
             raise SchemaError(
-                f"{caller}: expected to be told of weights, got a batch with "
+                f"{caller}: expected a key of weights, got none and a batch with "
                 f"{SAMPLE_WEIGHT_KEY!r}. Call set_keys(weight={SAMPLE_WEIGHT_KEY!r}); "
-                "or exclude it from the batch, if all rows shall count alike."
+                "or exclude it from the batch to count all samples equally."
             )
         return None
     weight = tensordict.get(key, None)
@@ -40,13 +40,13 @@ def read_row_weight(
         raise MissingKeyError(
             f"{caller}: expected weights float [*B] at {key!r}, got only "
             f"{sorted(map(str, tensordict.keys(True, True)))}. AdvantageWeights writes "
-            "them; set_keys(weight=None) says that all rows count alike."
+            "them; set_keys(weight=None) declares that all samples count equally."
         )
     shape = target.shape[:-2]
     if not weight.is_floating_point() or weight.shape != shape:
         raise SchemaError(
-            f"{caller}: expected float {list(shape)} at {key!r}, one weight per row, "
-            f"got {weight.dtype} {list(weight.shape)}."
+            f"{caller}: expected float {list(shape)} at {key!r}, one weight per sample,"
+            f" got {weight.dtype} {list(weight.shape)}."
         )
     if torch.compiler.is_compiling():
         return weight
@@ -54,12 +54,13 @@ def read_row_weight(
     if bad.any():
         raise SchemaError(
             f"{caller}: expected finite weights >= 0 at {key!r}, got "
-            f"{weight[bad][:5].tolist()} in {int(bad.sum())} of {weight.numel()} rows."
+            f"{weight[bad][:5].tolist()} in {int(bad.sum())} of {weight.numel()} "
+            "samples."
         )
     if not (weight > 0).any():
         raise SchemaError(
             f"{caller}: expected at least one weight above 0 at {key!r}, got 0 in all "
-            f"{weight.numel()} rows. Nothing is left to learn from."
+            f"{weight.numel()} samples. Nothing is left to learn from."
         )
     return weight
 
@@ -76,33 +77,33 @@ def weigh(
     Args:
         elements: the loss of each element, ``[*B, H, A]``.
         valid: bool ``[*B, H, A]``.
-        weight: of the rows, float ``[*B]``.
-        caller: the component that asks; opens the error message.
+        weight: of the samples, float ``[*B]``.
+        caller: opens the error message.
 
     Raises:
-        SchemaError: every row of weight above 0 is all padding.
+        SchemaError: every sample of weight above 0 is all padding.
     """
-    spread = torch.where(valid, _spread(weight, valid), 0.0)
-    counts = spread > 0
+    expanded = torch.where(valid, _expand(weight, valid), 0.0)
+    counts = expanded > 0
     if not torch.compiler.is_compiling() and not counts.any():
         raise SchemaError(
-            f"{caller}: expected a valid position in a row of weight above 0, got "
+            f"{caller}: expected a valid position in a sample of weight above 0, got "
             "padding in all of them. Nothing is left to learn from."
         )
-    spread = spread.to(elements.dtype)
-    return torch.where(counts, spread * elements, 0.0), spread
+    expanded = expanded.to(elements.dtype)
+    return torch.where(counts, expanded * elements, 0.0), expanded
 
 
 def weighted_mean(
     elements: Tensor, valid: Tensor, weight: Tensor | None, caller: str
 ) -> Tensor:
-    """Return the mean over valid elements, of rows that count by their weight.
+    """Return the mean over valid elements, weighted per sample.
 
     Args:
         elements: the loss of each element, ``[*B, H, A]``.
         valid: bool ``[*B, H, A]``.
-        weight: of the rows, float ``[*B]``; None = all count alike.
-        caller: the component that asks; opens the error message.
+        weight: of the samples, float ``[*B]``; None = all count equally.
+        caller: opens the error message.
 
     Examples:
         >>> import torch
@@ -113,18 +114,18 @@ def weighted_mean(
     """
     if weight is None:
         return torch.where(valid, elements, 0.0).sum() / valid.sum().clamp_min(1)
-    weighted, spread = weigh(elements, valid, weight, caller)
-    total = spread.sum()
+    weighted, expanded = weigh(elements, valid, weight, caller)
+    total = expanded.sum()
     return weighted.sum() / torch.where(total > 0, total, 1.0)
 
 
-def rows_that_count(valid: Tensor, weight: Tensor | None) -> Tensor:
+def counts_in_loss(valid: Tensor, weight: Tensor | None) -> Tensor:
     """Return where a target has influence, bool ``[*B, H, A]``.
 
-    A row of weight 0 is as good as padding: what lies there may be NaN.
+    A sample of weight 0 counts as padding; its values may be NaN.
     """
-    return valid if weight is None else valid & (_spread(weight, valid) > 0)
+    return valid if weight is None else valid & (_expand(weight, valid) > 0)
 
 
-def _spread(weight: Tensor, like: Tensor) -> Tensor:
+def _expand(weight: Tensor, like: Tensor) -> Tensor:
     return weight.reshape(*weight.shape, *(1,) * (like.ndim - weight.ndim))
