@@ -1,10 +1,9 @@
 """Demonstrations: recorded, kept on disk, sampled."""
 
-from torchrl_vla.data.aggregation import aggregate
 from torchrl_vla.data.collect import collect
+from torchrl_vla.data.dataset_aggregation import aggregate
 from torchrl_vla.data.demonstration_dataset import DemonstrationDataset
 from torchrl_vla.data.episodes import EpisodeStep, episode_seeds, run_episodes
-from torchrl_vla.data.frames import frames_of_rollout
 from torchrl_vla.data.hdf5 import Hdf5Demonstrations
 from torchrl_vla.data.lerobot import (
     LeRobotDemonstrations,
@@ -19,8 +18,9 @@ from torchrl_vla.data.lerobot_writer import (
 )
 from torchrl_vla.data.mixture import Embodiment, MixtureReplay
 from torchrl_vla.data.openx import OpenXConvention, OpenXExperienceReplay
+from torchrl_vla.data.rollout_frames import frames_of_rollout
 from torchrl_vla.data.row_sampler import RowSampler
-from torchrl_vla.data.selection import select_successes, successful_episodes
+from torchrl_vla.data.successful_episodes import select_successes, successful_episodes
 
 __all__ = [
     "DemonstrationDataset",

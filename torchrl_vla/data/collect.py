@@ -19,7 +19,7 @@ from torchrl_vla.data.demonstration_dataset import (
     check_folder_is_free,
 )
 from torchrl_vla.data.episodes import EpisodeStep, episode_seeds, run_episodes
-from torchrl_vla.data.frames import frame_columns, frame_statistics
+from torchrl_vla.data.rollout_frames import frame_columns, frame_statistics
 from torchrl_vla.schema import (
     EPISODE_KEY,
     EPISODE_SEED_KEY,

@@ -12,7 +12,7 @@ from torchrl.data import RandomSampler, TensorDictReplayBuffer, TensorStorage
 from torchrl.data.replay_buffers.samplers import Sampler
 from torchrl.envs import Compose, Transform
 
-from torchrl_vla.data.frames import frame_statistics, frames_of_rollout
+from torchrl_vla.data.rollout_frames import frame_statistics, frames_of_rollout
 from torchrl_vla.data.row_sampler import RowSampler
 from torchrl_vla.schema import (
     EPISODE_KEY,
@@ -163,7 +163,7 @@ class DemonstrationDataset:
 
         With :func:`select_successes` it is what a policy learns from its own
         successes. Unlike :func:`collect` it takes what a collector has made anyway;
-        :func:`~torchrl_vla.data.frames.frames_of_rollout` says what becomes of episodes
+        :func:`~torchrl_vla.data.rollout_frames.frames_of_rollout` says what becomes of episodes
         that the rollout cuts.
 
         Args:

@@ -13,7 +13,7 @@ from torchrl.data.replay_buffers.samplers import Sampler
 from torchrl.envs import Transform
 
 from torchrl_vla.data.demonstration_dataset import make_frame_buffer, split_episodes
-from torchrl_vla.data.lerobot.cache import cached_copy, default_cache_folder
+from torchrl_vla.data.lerobot.dataset_cache import cached_copy, default_cache_folder
 from torchrl_vla.data.lerobot.folder_layout import OWNER, Feature, LeRobotLayout
 from torchrl_vla.data.lerobot.frame_table import read_frames
 from torchrl_vla.data.lerobot.image_reader import (
@@ -22,7 +22,7 @@ from torchrl_vla.data.lerobot.image_reader import (
     VideoCamera,
 )
 from torchrl_vla.data.lerobot.lerobot_metadata import read_metadata
-from torchrl_vla.data.lerobot.observations import RecordedObservations
+from torchrl_vla.data.lerobot.recorded_observations import RecordedObservations
 from torchrl_vla.data.lerobot.stored_statistics import STATISTICS, Stored, read_stored
 from torchrl_vla.data.lerobot.video_decoder import decoder_name
 from torchrl_vla.schema import (

@@ -18,11 +18,11 @@ from torchrl_vla._internal.durable_files import (
     write_json,
     write_text,
 )
-from torchrl_vla.data.lerobot_writer.encoder import VideoEncoding
 from torchrl_vla.data.lerobot_writer.episode_stats import ImageHistogram
-from torchrl_vla.data.lerobot_writer.features import FrameSchema
 from torchrl_vla.data.lerobot_writer.folder_lock import FolderLock
-from torchrl_vla.data.lerobot_writer.tables import parquet
+from torchrl_vla.data.lerobot_writer.frame_schema import FrameSchema
+from torchrl_vla.data.lerobot_writer.parquet_tables import parquet
+from torchrl_vla.data.lerobot_writer.video_encoder import VideoEncoding
 from torchrl_vla.schema import RobotDatasetMetadata, SchemaError
 
 RECORDING, NOTE, INFO = "recording", "UNFINISHED.txt", "meta/info.json"

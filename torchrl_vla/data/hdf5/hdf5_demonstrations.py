@@ -14,14 +14,19 @@ from torchrl.data.replay_buffers.samplers import Sampler
 from torchrl.envs import Compose, Transform
 
 from torchrl_vla.data.demonstration_dataset import DemonstrationDataset
-from torchrl_vla.data.hdf5.images import FLIPS, Hdf5Images, ImageFlip, ReadHdf5Images
-from torchrl_vla.data.hdf5.reading import (
+from torchrl_vla.data.hdf5.hdf5_file import (
     declared_metadata,
     demo_names,
     group,
     libero_instruction,
     read_demo,
     with_statistics,
+)
+from torchrl_vla.data.hdf5.hdf5_images import (
+    FLIPS,
+    Hdf5Images,
+    ImageFlip,
+    ReadHdf5Images,
 )
 from torchrl_vla.schema import (
     INSTRUCTION_KEY,

@@ -5,8 +5,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from torchrl_vla.data.lerobot_writer.features import Feature
-from torchrl_vla.data.lerobot_writer.tables import (
+from torchrl_vla.data.lerobot_writer.frame_schema import Feature
+from torchrl_vla.data.lerobot_writer.parquet_tables import (
     RollingTables,
     column,
     data_schema,

@@ -15,28 +15,17 @@ from torchrl_vla._internal.durable_files import (
     remove,
     write_json,
 )
-from torchrl_vla.data.lerobot_writer.encoder import (
-    VideoEncoding,
-    VideoFacts,
-    concatenate,
-)
 from torchrl_vla.data.lerobot_writer.episode_stats import (
     ImageHistogram,
     Statistics,
     number_statistics,
 )
-from torchrl_vla.data.lerobot_writer.features import (
+from torchrl_vla.data.lerobot_writer.frame_schema import (
     Feature,
     FrameSchema,
     index_features,
 )
-from torchrl_vla.data.lerobot_writer.journal import (
-    INFO,
-    PARTS,
-    RecordedEpisode,
-    RecordingSettings,
-)
-from torchrl_vla.data.lerobot_writer.tables import (
+from torchrl_vla.data.lerobot_writer.parquet_tables import (
     FILES_PER_CHUNK,
     TASK_COLUMN,
     RollingTables,
@@ -48,6 +37,17 @@ from torchrl_vla.data.lerobot_writer.tables import (
     place_name,
     stored,
     write_tasks,
+)
+from torchrl_vla.data.lerobot_writer.recording_journal import (
+    INFO,
+    PARTS,
+    RecordedEpisode,
+    RecordingSettings,
+)
+from torchrl_vla.data.lerobot_writer.video_encoder import (
+    VideoEncoding,
+    VideoFacts,
+    concatenate,
 )
 from torchrl_vla.schema.lerobot_names import DECLARED_FILE
 

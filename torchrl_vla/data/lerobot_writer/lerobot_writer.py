@@ -10,11 +10,11 @@ from typing import Literal
 from tensordict import NestedKey, TensorDictBase
 
 from torchrl_vla._internal.durable_files import OWNER, remove
-from torchrl_vla.data.lerobot_writer.assembly import assemble
-from torchrl_vla.data.lerobot_writer.encoder import VideoEncoding
-from torchrl_vla.data.lerobot_writer.episode import EpisodeBuffer
-from torchrl_vla.data.lerobot_writer.features import FrameSchema, read_tasks
-from torchrl_vla.data.lerobot_writer.journal import Journal, RecordingSettings
+from torchrl_vla.data.lerobot_writer.dataset_assembly import assemble
+from torchrl_vla.data.lerobot_writer.episode_buffer import EpisodeBuffer
+from torchrl_vla.data.lerobot_writer.frame_schema import FrameSchema, read_tasks
+from torchrl_vla.data.lerobot_writer.recording_journal import Journal, RecordingSettings
+from torchrl_vla.data.lerobot_writer.video_encoder import VideoEncoding
 from torchrl_vla.schema import (
     ExecutionError,
     InstructionTable,

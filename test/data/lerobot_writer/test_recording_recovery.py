@@ -13,7 +13,11 @@ import torch
 from lerobot_steps import METADATA, TABLE, files_below, make_episode
 
 from torchrl_vla.data import LeRobotDemonstrations, LeRobotWriter
-from torchrl_vla.data.lerobot_writer import assembly, journal, writer
+from torchrl_vla.data.lerobot_writer import (
+    dataset_assembly,
+    lerobot_writer,
+    recording_journal,
+)
 from torchrl_vla.schema import ExecutionError, MissingKeyError, SchemaError
 
 SUPPORT = Path(__file__).parents[2] / "support"
@@ -21,7 +25,7 @@ KILLED_IN_THE_FOURTH_EPISODE = """
 import os, signal, sys
 from lerobot_steps import METADATA, TABLE, make_episode
 from torchrl_vla.data import LeRobotWriter
-from torchrl_vla.data.lerobot_writer import assembly
+from torchrl_vla.data.lerobot_writer import dataset_assembly
 
 folder, where = sys.argv[1:]
 with LeRobotWriter(folder, metadata=METADATA, instructions=TABLE) as writer:
@@ -32,7 +36,7 @@ with LeRobotWriter(folder, metadata=METADATA, instructions=TABLE) as writer:
             writer.add(step)
         writer.end_episode()
     # Data and videos are there, meta/info.json is not.
-    assembly.write_tasks = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+    dataset_assembly.write_tasks = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
@@ -96,7 +100,7 @@ def test_closing_that_was_cut_off_can_be_done_again(tmp_path, monkeypatch, step)
 
     opened = begin(tmp_path / "a")
     with monkeypatch.context() as patch:
-        patch.setattr(assembly, step, cut_off)
+        patch.setattr(dataset_assembly, step, cut_off)
         with pytest.raises(KeyboardInterrupt):
             opened.close()
     assert not (tmp_path / "a" / "meta" / "info.json").exists()
@@ -111,7 +115,7 @@ def test_an_episode_whose_commit_was_cut_off_is_not_there(tmp_path, monkeypatch)
         raise KeyboardInterrupt
 
     opened = begin(tmp_path / "a", 1)
-    monkeypatch.setattr(journal, "commit_folder", cut_off)
+    monkeypatch.setattr(recording_journal, "commit_folder", cut_off)
     with pytest.raises(KeyboardInterrupt):
         opened.add_episode(make_episode(4, number=1))
     opened._journal._lock.release()  # as when the process ends
@@ -126,7 +130,7 @@ def test_an_episode_whose_commit_was_cut_off_is_not_there(tmp_path, monkeypatch)
 
 def test_a_dataset_that_only_had_to_clear_up_is_cleared_up(tmp_path, monkeypatch):
     opened = begin(tmp_path / "a")
-    monkeypatch.setattr(writer.Journal, "finish", lambda self: None)
+    monkeypatch.setattr(lerobot_writer.Journal, "finish", lambda self: None)
     opened.close()
     opened._journal._lock.release()
     monkeypatch.undo()

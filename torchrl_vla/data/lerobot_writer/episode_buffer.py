@@ -8,16 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from torchrl_vla.data.lerobot_writer.encoder import EpisodeVideo, VideoEncoding
 from torchrl_vla.data.lerobot_writer.episode_stats import ImageHistogram
-from torchrl_vla.data.lerobot_writer.features import FrameSchema
-from torchrl_vla.data.lerobot_writer.tables import (
+from torchrl_vla.data.lerobot_writer.frame_schema import FrameSchema
+from torchrl_vla.data.lerobot_writer.parquet_tables import (
     TASK_COLUMN,
     arrow,
     column,
     data_schema,
     encode_png,
 )
+from torchrl_vla.data.lerobot_writer.video_encoder import EpisodeVideo, VideoEncoding
 
 
 class EpisodeBuffer:

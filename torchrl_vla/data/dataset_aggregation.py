@@ -8,7 +8,7 @@ import torch
 from tensordict import NestedKey, TensorDict
 
 from torchrl_vla.data.demonstration_dataset import DemonstrationDataset
-from torchrl_vla.data.frames import frame_statistics
+from torchrl_vla.data.rollout_frames import frame_statistics
 from torchrl_vla.schema import (
     EPISODE_KEY,
     IS_INTERVENTION_KEY,

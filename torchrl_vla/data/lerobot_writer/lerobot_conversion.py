@@ -18,11 +18,16 @@ from torchrl_vla.data.demonstration_dataset import (
     check_folder_is_free,
 )
 from torchrl_vla.data.lerobot import LeRobotDemonstrations, LeRobotExperienceReplay
-from torchrl_vla.data.lerobot_writer.encoder import VideoEncoding
-from torchrl_vla.data.lerobot_writer.features import NUMBERED
 from torchrl_vla.data.lerobot_writer.find_episodes import DATASETS, find_episodes
-from torchrl_vla.data.lerobot_writer.journal import INFO, NOTE, PARTS, RECORDING
-from torchrl_vla.data.lerobot_writer.writer import LeRobotWriter
+from torchrl_vla.data.lerobot_writer.frame_schema import NUMBERED
+from torchrl_vla.data.lerobot_writer.lerobot_writer import LeRobotWriter
+from torchrl_vla.data.lerobot_writer.recording_journal import (
+    INFO,
+    NOTE,
+    PARTS,
+    RECORDING,
+)
+from torchrl_vla.data.lerobot_writer.video_encoder import VideoEncoding
 from torchrl_vla.schema import (
     INSTRUCTION_KEY,
     InstructionTable,

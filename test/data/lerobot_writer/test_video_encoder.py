@@ -4,7 +4,7 @@ import av
 import numpy as np
 import pytest
 
-from torchrl_vla.data.lerobot_writer.encoder import (
+from torchrl_vla.data.lerobot_writer.video_encoder import (
     EpisodeVideo,
     VideoEncoding,
     VideoFacts,

@@ -8,7 +8,7 @@ import torch
 from lerobot_steps import METADATA, TABLE, TASKS, make_episode
 from tensordict import NonTensorData
 
-from torchrl_vla.data.lerobot_writer.features import (
+from torchrl_vla.data.lerobot_writer.frame_schema import (
     Feature,
     FrameSchema,
     read_tasks,

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tensordict import NonTensorStack, TensorDict
 
 from torchrl_vla.data import DemonstrationDataset, collect, frames_of_rollout
-from torchrl_vla.data.frames import frame_statistics
+from torchrl_vla.data.rollout_frames import frame_statistics
 from torchrl_vla.envs import TabletopEnv
 from torchrl_vla.schema import (
     FeatureStatistics,

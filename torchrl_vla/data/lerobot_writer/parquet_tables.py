@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from torchrl_vla._internal.durable_files import OWNER, flush_to_disk
-from torchrl_vla.data.lerobot_writer.features import Feature
+from torchrl_vla.data.lerobot_writer.frame_schema import Feature
 from torchrl_vla.schema import import_extra
 
 #: Files in one ``chunk-<number>`` folder, as in LeRobot.
