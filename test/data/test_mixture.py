@@ -12,7 +12,7 @@ from tensordict.nn import TensorDictModule
 from torch import nn
 from torchrl.envs import Compose
 
-from torchrl_vla.data import DemonstrationDataset, MixtureReplay, collect
+from torchrl_vla.data import DemonstrationDataset, MixtureReplay, MixtureSizes, collect
 from torchrl_vla.data.mixture.embodiment import pad_last, resize
 from torchrl_vla.envs import TabletopEnv
 from torchrl_vla.objectives import BCLoss
@@ -190,7 +190,7 @@ def test_model_space_and_back_is_the_stored_action(dims, extra, seed):
         make_dataset(str(i), (2, 3), action=dim, seed=seed + i)
         for i, dim in enumerate(dims)
     ]
-    mixture = mix(datasets, action_dim=max(dims) + extra)
+    mixture = mix(datasets, sizes=MixtureSizes(action_dim=max(dims) + extra))
     rows = mixture[:]
     back = mixture.denormalize(rows["action"], rows["embodiment_index"])
     for member, dataset in enumerate(datasets):
@@ -354,7 +354,9 @@ def test_images_are_stretched_to_one_size():
         make_dataset("a", images={None: (4, 4)}),
         make_dataset("b", images={None: (8, 6)}),
     ]
-    image = mix(datasets, image_size=(4, 4))[:]["observation", "image"]
+    image = mix(datasets, sizes=MixtureSizes(image_size=(4, 4)))[:][
+        "observation", "image"
+    ]
     assert torch.equal(image[:8], datasets[0].frames["observation", "image"])
     assert torch.equal(
         image[8:], resize(datasets[1].frames["observation", "image"], (4, 4))

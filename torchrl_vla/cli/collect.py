@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from torchrl_vla.data import collect, write_lerobot
-from torchrl_vla.data.demonstration_dataset import check_folder_is_free
+from torchrl_vla.data.demonstrations import check_folder_is_free
 from torchrl_vla.data.lerobot_writer.lerobot_writer import check_writer_extras
 from torchrl_vla.recipes import ENVIRONMENTS, ExpertEnvironmentName, make_environment
 

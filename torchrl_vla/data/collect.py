@@ -14,10 +14,8 @@ from torch import Tensor
 from torchrl.envs import EnvBase
 from tqdm import tqdm
 
-from torchrl_vla.data.demonstration_dataset import (
-    DemonstrationDataset,
-    check_folder_is_free,
-)
+from torchrl_vla.data.demonstration_dataset import DemonstrationDataset
+from torchrl_vla.data.demonstrations import check_folder_is_free
 from torchrl_vla.data.episodes import EpisodeStep, episode_seeds, run_episodes
 from torchrl_vla.data.rollout_frames import frame_columns, frame_statistics
 from torchrl_vla.schema import (

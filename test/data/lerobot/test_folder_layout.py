@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 from lerobot_folders import CAMERAS, TASKS, edit_info, record, write_folder
 
-from torchrl_vla.data.lerobot.folder_layout import Feature, LeRobotLayout
+from torchrl_vla.data.lerobot.folder_layout import LeRobotLayout
+from torchrl_vla.data.lerobot.lerobot_feature import Feature
 from torchrl_vla.schema import SchemaError
 
 VERSIONS = ("v2.1", "v3.0")
@@ -36,7 +37,7 @@ def test_a_folder_says_what_is_in_it(folder):
     assert (layout.num_frames, layout.rate_hz, layout.robot_type) == (7, 10.0, "fake")
     assert list(layout.tasks.values()) == list(TASKS)
     assert layout.features["action"] == Feature(
-        "float32", (2,), ("action_0", "action_1")
+        "action", "float32", (2,), ("action_0", "action_1")
     )
     clip = layout.episodes[1].clips[f"observation.images.{CAMERAS[0]}"]
     # v2.1 has a file for each episode, v3.0 here one for the first two.
@@ -53,7 +54,7 @@ def test_a_folder_says_what_is_in_it(folder):
     ],
 )
 def test_the_names_tell_where_the_channels_are(shape, names):
-    assert Feature("image", shape, names).image_shape == (3, 4, 6)
+    assert Feature("camera", "image", shape, names).image_shape == (3, 4, 6)
 
 
 @pytest.mark.parametrize(

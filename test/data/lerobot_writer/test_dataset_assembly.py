@@ -148,7 +148,7 @@ def test_full_files_are_followed_by_others_and_every_frame_is_found(tmp_path):
     written = write(
         tmp_path / "a",
         (4, 4, 4, 4),
-        encoding=VideoEncoding.lossless(),
+        images=VideoEncoding.lossless(),
         video_file_size_mb=0.02,
         data_file_size_mb=0.005,
     )

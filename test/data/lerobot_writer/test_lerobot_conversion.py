@@ -182,9 +182,7 @@ def test_a_folder_of_something_else_is_not_replaced(tmp_path):
 
 def test_a_lerobot_dataset_can_be_written_over_itself(tmp_path):
     frames = make_frames(LENGTHS)
-    folder = write(
-        frames, tmp_path / "a", images="video", encoding=VideoEncoding.lossless()
-    )
+    folder = write(frames, tmp_path / "a", images=VideoEncoding.lossless())
     dataset = LeRobotDemonstrations.from_folder(folder, cache_folder=tmp_path / "cache")
     write_lerobot(dataset, folder, images="png", overwrite=True, progress=False)
     keys = [*KEYS, ("observation", "image", "front"), ("observation", "image", "wrist")]

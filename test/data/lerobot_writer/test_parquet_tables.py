@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from torchrl_vla.data.lerobot_writer.frame_schema import Feature
+from torchrl_vla.data.lerobot.lerobot_feature import Feature
 from torchrl_vla.data.lerobot_writer.parquet_tables import (
     RollingTables,
     column,
