@@ -249,6 +249,6 @@ def test_a_dataset_without_a_known_convention_needs_one(tmp_path):
         OpenXExperienceReplay.from_root("cmu_stretch", tmp_path)
 
 
-def test_a_folder_that_is_not_there_is_refused(tmp_path):
+def test_a_missing_folder_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"folder at .*bridge.*download=True"):
         OpenXExperienceReplay.from_root("bridge", tmp_path)

@@ -191,5 +191,5 @@ def test_a_rollout_without_success_is_refused():
 
 
 def test_a_single_step_is_refused():
-    with pytest.raises(SchemaError, match=r"a rollout \[\*B, T\], got a single step"):
+    with pytest.raises(SchemaError, match=r"a rollout \[\*B, T\], got a step"):
         frames_of_rollout(make_rollout([[1]])[0, 0], TABLE)

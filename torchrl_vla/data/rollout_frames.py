@@ -113,9 +113,7 @@ def frames_of_rollout(
             image was rendered at an earlier step.
     """
     if not rollout.batch_size:
-        raise SchemaError(
-            "frames_of_rollout: expected a rollout [*B, T], got a single step."
-        )
+        raise SchemaError("frames_of_rollout: expected a rollout [*B, T], got a step.")
     steps, n_time = rollout.reshape(-1), rollout.batch_size[-1]
     columns = frame_columns(steps, instructions, "frames_of_rollout")
     done = columns["next", "done"].reshape(-1, n_time)

@@ -43,7 +43,7 @@ def test_a_second_opening_makes_no_second_copy(folder, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["data", "videos", "meta"])
-def test_a_file_that_changes_makes_another_copy(folder, name):
+def test_a_changed_file_needs_a_new_copy(folder, name):
     before = fingerprint(folder)
     assert fingerprint(folder) == before
     path = sorted(path for path in (folder / name).rglob("*") if path.is_file())[0]
@@ -70,9 +70,7 @@ def test_a_build_that_fails_leaves_nothing(folder, tmp_path, monkeypatch):
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-def test_what_a_killed_build_leaves_is_not_taken_for_a_copy(
-    folder, tmp_path, monkeypatch
-):
+def test_files_of_a_killed_process_are_no_copy(folder, tmp_path, monkeypatch):
     layout = LeRobotLayout.from_folder(folder)
     monkeypatch.setattr(dataset_cache.shutil, "rmtree", lambda *_, **__: None)
     with monkeypatch.context() as patch:
@@ -120,7 +118,7 @@ def test_a_video_of_another_rate_is_refused(folder, tmp_path):
         cached_copy(LeRobotLayout.from_folder(folder), tmp_path / "cache")
 
 
-def test_the_default_lies_in_the_users_cache(monkeypatch, tmp_path):
+def test_the_default_folder_is_in_the_users_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert default_cache_folder() == tmp_path / "torchrl_vla/lerobot"
     monkeypatch.delenv("XDG_CACHE_HOME")

@@ -31,7 +31,7 @@ def edit_features(folder, **changes):
     )
 
 
-def test_a_folder_says_what_is_in_it(folder):
+def test_the_layout_of_a_folder_is_read(folder):
     layout = LeRobotLayout.from_folder(folder)
     assert [episode.length for episode in layout.episodes] == [2, 3, 2]
     assert (layout.num_frames, layout.rate_hz, layout.robot_type) == (7, 10.0, "fake")
@@ -157,7 +157,7 @@ def test_missing_indices_are_refused(folder):
 
 
 @pytest.mark.parametrize("name", ["observation.image", "observation"])
-def test_features_that_would_lie_on_one_another_are_refused(folder, name):
+def test_features_with_overlapping_keys_are_refused(folder, name):
     edit_features(folder, **{name: {"dtype": "float32", "shape": [1]}})
     with pytest.raises(SchemaError, match=f"got '{name}' and .* lie on one another"):
         LeRobotLayout.from_folder(folder)

@@ -129,7 +129,7 @@ def test_steps_that_only_fill_a_batch_up_are_left_out(tmp_path):
     assert written["episode_index"].tolist() == [0, 0, 1, 1, 1, 1]
 
 
-def test_data_that_does_not_say_where_episodes_begin_is_refused(tmp_path):
+def test_data_without_the_start_of_episodes_is_refused(tmp_path):
     steps = make_episode(3).exclude("next")
     with pytest.raises(
         MissingKeyError, match=r"'episode_index' and 'frame_index', or a"
@@ -137,7 +137,7 @@ def test_data_that_does_not_say_where_episodes_begin_is_refused(tmp_path):
         write(steps, tmp_path / "a")
 
 
-def test_data_of_another_kind_is_refused(tmp_path):
+def test_data_of_an_unsupported_type_is_refused(tmp_path):
     with pytest.raises(TypeError, match=r"expected a dataset, a replay .* got list"):
         write([make_episode(3)], tmp_path / "a")
     with pytest.raises(
@@ -157,7 +157,7 @@ def test_what_fails_halfway_leaves_nothing(tmp_path):
     write(make_frames(LENGTHS, cameras=()), tmp_path / "a", STATE_ONLY)
 
 
-def test_a_dataset_is_replaced_only_when_asked_and_once_the_new_one_is_there(tmp_path):
+def test_overwrite_replaces_a_dataset_once_the_new_one_is_finished(tmp_path):
     old, new = (make_frames(LENGTHS, cameras=(), seed=seed) for seed in (0, 1))
     folder = write(old, tmp_path / "a", STATE_ONLY)
     (folder / "README.md").write_text("mine")

@@ -81,7 +81,7 @@ def test_a_process_that_is_killed_loses_no_finished_episode(tmp_path, where, cou
     assert "UNFINISHED.txt" not in files_below(folder)
 
 
-def test_the_note_says_what_to_do_and_what_it_says_works(tmp_path):
+def test_the_instructions_in_the_note_work(tmp_path):
     begin(tmp_path / "a").release()
     note = (tmp_path / "a" / "UNFINISHED.txt").read_text()
     code = "\n".join(line.strip() for line in note.splitlines() if "    " in line)
@@ -110,7 +110,7 @@ def test_closing_that_was_cut_off_can_be_done_again(tmp_path, monkeypatch, step)
     assert torch.equal(frames["action"], episodes(2)["action"])
 
 
-def test_an_episode_whose_commit_was_cut_off_is_not_there(tmp_path, monkeypatch):
+def test_an_interrupted_commit_leaves_no_episode(tmp_path, monkeypatch):
     def cut_off(*args):
         raise KeyboardInterrupt
 
@@ -186,7 +186,7 @@ def test_a_folder_with_other_contents_is_refused(tmp_path):
         LeRobotWriter.resume(tmp_path / "nowhere")
 
 
-def test_a_journal_with_a_hole_is_refused(tmp_path):
+def test_a_journal_with_a_missing_episode_is_refused(tmp_path):
     begin(tmp_path / "a").release()
     episode = tmp_path / "a" / "recording" / "episode-000000"
     episode.rename(tmp_path / "elsewhere")

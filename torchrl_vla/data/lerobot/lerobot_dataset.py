@@ -49,6 +49,12 @@ class OpenOptions(TypedDict, total=False):
     statistics: str
 
 
+class HubOptions(OpenOptions, total=False):
+    """Options of :meth:`LeRobotDemonstrations.from_hub`."""
+
+    revision: str | None
+
+
 class LeRobotDemonstrations(Demonstrations):
     """Demonstrations of a LeRobot dataset, formats v2.1 and v3.0, without LeRobot.
 

@@ -15,6 +15,7 @@ from torchrl.envs import Compose, Transform
 
 from torchrl_vla.data.demonstrations import frame_sampler
 from torchrl_vla.data.lerobot.lerobot_dataset import (
+    HubOptions,
     LeRobotDemonstrations,
     OpenOptions,
 )
@@ -56,10 +57,10 @@ class LeRobotExperienceReplay(TensorDictReplayBuffer):
         sampler: None = i.i.d. frames, without those whose ``is_labeled`` is False.
         transform: applied last, e.g. :class:`~torchrl_vla.transforms.ActionScaling`.
         seed: of the sampler.
-        revision: branch, tag or commit on the Hub.
         **options: ``episodes``, ``cameras``, ``decoder``, ``cache_folder`` and
-            ``statistics`` of :meth:`LeRobotDemonstrations.from_folder`, which also
-            lists the errors. An open dataset accepts ``episodes`` only.
+            ``statistics`` of :meth:`LeRobotDemonstrations.from_folder`, and
+            ``revision`` of :meth:`LeRobotDemonstrations.from_hub`; these methods list
+            the errors. An open dataset accepts ``episodes`` only.
 
     Raises:
         FileNotFoundError: the folder or repository does not exist.
@@ -99,10 +100,9 @@ class LeRobotExperienceReplay(TensorDictReplayBuffer):
         sampler: Sampler | None = None,
         transform: Transform | None = None,
         seed: int | None = None,
-        revision: str | None = None,
-        **options: Unpack[OpenOptions],
+        **options: Unpack[HubOptions],
     ) -> None:
-        dataset = _open(source, revision, options)
+        dataset = _open(source, options)
         self.dataset = dataset
         self._chunk_size, self._first_step = chunk_size, first_step
         self._history_size, self._seed = history_size, seed
@@ -181,13 +181,11 @@ class LeRobotExperienceReplay(TensorDictReplayBuffer):
 
 
 def _open(
-    source: str | Path | LeRobotDemonstrations,
-    revision: str | None,
-    options: OpenOptions,
+    source: str | Path | LeRobotDemonstrations, options: HubOptions
 ) -> LeRobotDemonstrations:
     """Open a folder, which takes precedence, or a repository of the Hub."""
     if isinstance(source, LeRobotDemonstrations):
-        given = {"revision": revision, **options, "episodes": None}
+        given = {**options, "episodes": None}
         unused = [name for name, x in given.items() if x not in (None, "stored")]
         if unused:
             raise ValueError(
@@ -196,16 +194,18 @@ def _open(
             )
         episodes = options.get("episodes")
         return source if episodes is None else source.select_episodes(episodes)
+    revision = options.pop("revision", None)
+    opening: OpenOptions = options
     if Path(source).expanduser().is_dir():
         if revision is not None:
             raise ValueError(
                 "LeRobotExperienceReplay: expected a repository of the Hub beside "
                 f"revision={revision!r}, got the folder {str(source)!r}."
             )
-        return LeRobotDemonstrations.from_folder(source, **options)
+        return LeRobotDemonstrations.from_folder(source, **opening)
     if not is_repo_id(source):
         raise FileNotFoundError(
             "LeRobotExperienceReplay: expected a folder or a repository 'user/name', "
             f"got {str(source)!r}, which does not exist."
         )
-    return LeRobotDemonstrations.from_hub(str(source), revision=revision, **options)
+    return LeRobotDemonstrations.from_hub(str(source), revision=revision, **opening)
