@@ -434,8 +434,11 @@ def test_weights_that_are_no_shares_are_refused(weights, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"action_dim": 3}, r"action_dim >= 4.*'1:large': 4.*got 3"),
-        ({"state_dim": 2}, r"state_dim >= 3.*'0:small': 3.*got 2"),
+        (
+            {"sizes": MixtureSizes(action_dim=3)},
+            r"action_dim >= 4.*'1:large': 4.*got 3",
+        ),
+        ({"sizes": MixtureSizes(state_dim=2)}, r"state_dim >= 3.*'0:small': 3.*got 2"),
         ({"batch_size": 0}, "positive int at argument 'batch_size'"),
         ({"chunk_size": 0}, "positive int at argument 'chunk_size'"),
         ({"mode": "median"}, "expected mode 'mean_std'"),

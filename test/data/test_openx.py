@@ -240,7 +240,7 @@ def test_a_convention_that_does_not_fit_is_refused(changes, error, message):
 
 
 def test_episodes_that_are_torn_are_refused():
-    with pytest.raises(SchemaError, match="together, got 3 runs of 2 episodes"):
+    with pytest.raises(SchemaError, match="contiguous, got 3 runs of 2 episodes"):
         from_bridge(stored(episode=torch.tensor([0, 1, 0])))
 
 

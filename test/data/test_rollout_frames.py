@@ -98,7 +98,7 @@ def test_the_frames_are_those_of_a_walk_along_each_row(data):
     if expected:
         assert numbers(frames_of_rollout(rollout, TABLE)) == expected
     else:
-        with pytest.raises(SchemaError, match=r"the beginning of an episode"):
+        with pytest.raises(SchemaError, match=r"the start of an episode"):
             frames_of_rollout(rollout, TABLE)
 
 

@@ -159,7 +159,7 @@ def test_missing_indices_are_refused(folder):
 @pytest.mark.parametrize("name", ["observation.image", "observation"])
 def test_features_with_overlapping_keys_are_refused(folder, name):
     edit_features(folder, **{name: {"dtype": "float32", "shape": [1]}})
-    with pytest.raises(SchemaError, match=f"got '{name}' and .* lie on one another"):
+    with pytest.raises(SchemaError, match=f"got '{name}' and .* keys overlap"):
         LeRobotLayout.from_folder(folder)
 
 

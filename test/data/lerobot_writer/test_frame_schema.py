@@ -66,7 +66,7 @@ def test_a_missing_extra_key_is_refused():
 
 def test_an_extra_key_that_the_writer_numbers_itself_is_refused():
     steps = make_episode(2).set("timestamp", torch.zeros(2))
-    with pytest.raises(SchemaError, match=r"does not write by itself, got \['time"):
+    with pytest.raises(SchemaError, match=r"does not number itself, got \['time"):
         recorded_keys(steps, ["timestamp"])
 
 
@@ -213,7 +213,7 @@ def test_an_instruction_is_an_id_or_a_text(instruction):
 
 def test_ids_without_a_table_are_refused():
     with pytest.raises(
-        SchemaError, match=r"expected instructions=\.\.\. to turn the ids"
+        SchemaError, match=r"expected instructions=\.\.\. to decode the ids"
     ):
         read_tasks(make_episode(2), None)
 

@@ -66,10 +66,10 @@ def test_episodes_are_numbered_from_zero_in_the_order_of_their_numbers(tmp_path)
     [
         (
             [1, 2],
-            "frames 0 to 1 of episode 0 once each, got frame_index 1 in the place",
+            "frames 0 to 1 of episode 0 once each, got frame_index 1 in place",
         ),
-        ([0, 2], "got frame_index 2 in the place of 1"),
-        ([0, 1, 1], "got frame_index 1 in the place of 2"),
+        ([0, 2], "got frame_index 2 in place of 1"),
+        ([0, 1, 1], "got frame_index 1 in place of 2"),
     ],
 )
 def test_an_episode_with_missing_or_repeated_frames_is_refused(tmp_path, rows, message):

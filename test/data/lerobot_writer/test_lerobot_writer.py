@@ -23,7 +23,7 @@ def read(folder, tmp_path):
     return dataset, dataset.replay_buffer(1)[torch.arange(len(dataset))]
 
 
-LOSSLESS = [{"images": "png"}, {"encoding": VideoEncoding.lossless()}]
+LOSSLESS = [{"images": "png"}, {"images": VideoEncoding.lossless()}]
 
 
 @pytest.mark.parametrize("options", LOSSLESS, ids=["png", "video"])

@@ -117,7 +117,7 @@ class EpisodeVideo:
         return SchemaError(
             f"{OWNER}: expected images that {self._encoding.codec!r} encodes as "
             f"{self._encoding.pixel_format!r}, got {size[0]} x {size[1]} ({reason}). "
-            "Pass images='png', or another encoding, e.g. VideoEncoding.lossless()."
+            "Pass images='png', or e.g. images=VideoEncoding.lossless()."
         )
 
     def close(self) -> None:
