@@ -14,8 +14,8 @@ _MODULES = {
     "torch": ("cat", "manual_seed"),
     "torchrl.envs": ("EnvBase",),
     "torchrl_vla.data": ("collect", "write_lerobot"),
-    "torchrl_vla.data.demonstration_dataset": ("check_folder_is_free",),
-    "torchrl_vla.data.lerobot_writer.writer": ("check_writer_extras",),
+    "torchrl_vla.data.demonstrations": ("check_folder_is_free",),
+    "torchrl_vla.data.lerobot_writer.lerobot_writer": ("check_writer_extras",),
     "torchrl_vla.envs": ("RenderingError",),
     "torchrl_vla.evaluation": (
         "EvaluationResult",

@@ -66,10 +66,10 @@ def test_episodes_are_numbered_from_zero_in_the_order_of_their_numbers(tmp_path)
     [
         (
             [1, 2],
-            "frames 0 to 1 of episode 0 once each, got frame_index 1 in the place",
+            "frames 0 to 1 of episode 0 once each, got frame_index 1 in place",
         ),
-        ([0, 2], "got frame_index 2 in the place of 1"),
-        ([0, 1, 1], "got frame_index 1 in the place of 2"),
+        ([0, 2], "got frame_index 2 in place of 1"),
+        ([0, 1, 1], "got frame_index 1 in place of 2"),
     ],
 )
 def test_an_episode_with_missing_or_repeated_frames_is_refused(tmp_path, rows, message):
@@ -129,7 +129,7 @@ def test_steps_that_only_fill_a_batch_up_are_left_out(tmp_path):
     assert written["episode_index"].tolist() == [0, 0, 1, 1, 1, 1]
 
 
-def test_data_that_does_not_say_where_episodes_begin_is_refused(tmp_path):
+def test_data_without_the_start_of_episodes_is_refused(tmp_path):
     steps = make_episode(3).exclude("next")
     with pytest.raises(
         MissingKeyError, match=r"'episode_index' and 'frame_index', or a"
@@ -137,7 +137,7 @@ def test_data_that_does_not_say_where_episodes_begin_is_refused(tmp_path):
         write(steps, tmp_path / "a")
 
 
-def test_data_of_another_kind_is_refused(tmp_path):
+def test_data_of_an_unsupported_type_is_refused(tmp_path):
     with pytest.raises(TypeError, match=r"expected a dataset, a replay .* got list"):
         write([make_episode(3)], tmp_path / "a")
     with pytest.raises(
@@ -157,7 +157,7 @@ def test_what_fails_halfway_leaves_nothing(tmp_path):
     write(make_frames(LENGTHS, cameras=()), tmp_path / "a", STATE_ONLY)
 
 
-def test_a_dataset_is_replaced_only_when_asked_and_once_the_new_one_is_there(tmp_path):
+def test_overwrite_replaces_a_dataset_once_the_new_one_is_finished(tmp_path):
     old, new = (make_frames(LENGTHS, cameras=(), seed=seed) for seed in (0, 1))
     folder = write(old, tmp_path / "a", STATE_ONLY)
     (folder / "README.md").write_text("mine")
@@ -182,9 +182,7 @@ def test_a_folder_of_something_else_is_not_replaced(tmp_path):
 
 def test_a_lerobot_dataset_can_be_written_over_itself(tmp_path):
     frames = make_frames(LENGTHS)
-    folder = write(
-        frames, tmp_path / "a", images="video", encoding=VideoEncoding.lossless()
-    )
+    folder = write(frames, tmp_path / "a", images=VideoEncoding.lossless())
     dataset = LeRobotDemonstrations.from_folder(folder, cache_folder=tmp_path / "cache")
     write_lerobot(dataset, folder, images="png", overwrite=True, progress=False)
     keys = [*KEYS, ("observation", "image", "front"), ("observation", "image", "wrist")]

@@ -45,7 +45,7 @@ def rows_of(folder) -> list[dict]:
     return [row for path in files for row in pq.read_table(path).to_pylist()]
 
 
-def test_info_says_what_lerobot_says(dataset):
+def test_info_equals_that_of_lerobot(dataset):
     info = json.loads((dataset[0] / "meta" / "info.json").read_text())
     features = info.pop("features")
     assert info == {
@@ -148,7 +148,7 @@ def test_full_files_are_followed_by_others_and_every_frame_is_found(tmp_path):
     written = write(
         tmp_path / "a",
         (4, 4, 4, 4),
-        encoding=VideoEncoding.lossless(),
+        images=VideoEncoding.lossless(),
         video_file_size_mb=0.02,
         data_file_size_mb=0.005,
     )
@@ -167,7 +167,7 @@ def test_full_files_are_followed_by_others_and_every_frame_is_found(tmp_path):
     )
 
 
-def test_more_episodes_than_are_written_at_once_are_all_there(tmp_path):
+def test_episodes_beyond_one_batch_of_rows_are_all_written(tmp_path):
     count, metadata = 203, replace(METADATA, cameras=())
     steps = make_episode(1, cameras=())
     with LeRobotWriter(tmp_path / "a", metadata=metadata, instructions=TABLE) as writer:

@@ -7,8 +7,8 @@ import os
 import pytest
 from lerobot_folders import FPS, encode_video, record, write_folder
 
-from torchrl_vla.data.lerobot import cache
-from torchrl_vla.data.lerobot.cache import (
+from torchrl_vla.data.lerobot import dataset_cache
+from torchrl_vla.data.lerobot.dataset_cache import (
     cached_copy,
     default_cache_folder,
     fingerprint,
@@ -43,7 +43,7 @@ def test_a_second_opening_makes_no_second_copy(folder, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["data", "videos", "meta"])
-def test_a_file_that_changes_makes_another_copy(folder, name):
+def test_a_changed_file_needs_a_new_copy(folder, name):
     before = fingerprint(folder)
     assert fingerprint(folder) == before
     path = sorted(path for path in (folder / name).rglob("*") if path.is_file())[0]
@@ -63,20 +63,18 @@ def test_a_build_that_fails_leaves_nothing(folder, tmp_path, monkeypatch):
     def fail(*_):
         raise RuntimeError("the disk is full")
 
-    monkeypatch.setattr(cache, "write_videos", fail)
+    monkeypatch.setattr(dataset_cache, "write_videos", fail)
     layout = LeRobotLayout.from_folder(folder)
     with pytest.raises(RuntimeError, match="the disk is full"):
         cached_copy(layout, tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-def test_what_a_killed_build_leaves_is_not_taken_for_a_copy(
-    folder, tmp_path, monkeypatch
-):
+def test_files_of_a_killed_process_are_no_copy(folder, tmp_path, monkeypatch):
     layout = LeRobotLayout.from_folder(folder)
-    monkeypatch.setattr(cache.shutil, "rmtree", lambda *_, **__: None)
+    monkeypatch.setattr(dataset_cache.shutil, "rmtree", lambda *_, **__: None)
     with monkeypatch.context() as patch:
-        patch.setattr(cache, "write_videos", lambda *_: 1 / 0)
+        patch.setattr(dataset_cache, "write_videos", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError, match="division"):
             cached_copy(layout, tmp_path / "cache")
     assert len(list((tmp_path / "cache").iterdir())) == 1
@@ -86,14 +84,14 @@ def test_what_a_killed_build_leaves_is_not_taken_for_a_copy(
 
 def test_the_copy_of_a_process_that_was_faster_is_used(folder, tmp_path, monkeypatch):
     layout = LeRobotLayout.from_folder(folder)
-    write_frames = cache.write_frames
+    write_frames = dataset_cache.write_frames
 
     def and_meanwhile(layout, unfinished):
-        monkeypatch.setattr(cache, "write_frames", write_frames)
+        monkeypatch.setattr(dataset_cache, "write_frames", write_frames)
         cached_copy(layout, tmp_path / "cache")
         return write_frames(layout, unfinished)
 
-    monkeypatch.setattr(cache, "write_frames", and_meanwhile)
+    monkeypatch.setattr(dataset_cache, "write_frames", and_meanwhile)
     copy = cached_copy(layout, tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == [copy]
 
@@ -120,7 +118,7 @@ def test_a_video_of_another_rate_is_refused(folder, tmp_path):
         cached_copy(LeRobotLayout.from_folder(folder), tmp_path / "cache")
 
 
-def test_the_default_lies_in_the_users_cache(monkeypatch, tmp_path):
+def test_the_default_folder_is_in_the_users_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert default_cache_folder() == tmp_path / "torchrl_vla/lerobot"
     monkeypatch.delenv("XDG_CACHE_HOME")

@@ -1,4 +1,4 @@
-"""Choose what is worth cloning."""
+"""Selection of the successful episodes of a dataset."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from torchrl_vla.schema import EPISODE_KEY, SUCCESS_KEY, MissingKeyError, Schema
 
 
 def successful_episodes(frames: TensorDictBase) -> Tensor:
-    """Return the numbers of the episodes that ended and succeeded, int64 ``[E]``.
+    """Return the indices of the episodes that ended and succeeded, int64 ``[E]``.
 
-    An episode succeeded if ``success`` is True after any of its steps. One that was cut
-    off (no ``done``) is left out even so: what its actions led to is not in the data.
+    An episode succeeded if ``success`` is True after any of its steps. A truncated
+    recording (an episode without ``done``) is left out even if it succeeded, because
+    the data do not show how it ended.
 
     **Reads** frames ``[F]``: ``episode_index`` int64 ``[F]``, ``("next", "success")``
     and ``("next", "done")`` bool ``[F, 1]``.
 
     Raises:
-        MissingKeyError: the frames do not say which episode they are of, whether it
-            ended, or whether it succeeded.
+        MissingKeyError: one of these entries is missing.
         SchemaError: no episode ended with a success.
 
     Examples:
@@ -41,8 +41,8 @@ def successful_episodes(frames: TensorDictBase) -> Tensor:
     if episode is None or success is None or done is None:
         raise MissingKeyError(
             f"successful_episodes: expected {needed} of frames, got only "
-            f"{sorted(map(str, frames.keys(True, True)))}. Without them nobody knows "
-            "what succeeded."
+            f"{sorted(map(str, frames.keys(True, True)))}. Record these entries, or "
+            "select the episodes by index."
         )
     numbers, group = episode.reshape(-1).unique(return_inverse=True)
     happened = []
@@ -61,21 +61,24 @@ def successful_episodes(frames: TensorDictBase) -> Tensor:
 
 
 def select_successes(dataset: DemonstrationDataset) -> DemonstrationDataset:
-    """Keep the episodes that succeeded, to clone what worked.
+    """Return the dataset of the successful episodes, for filtered cloning.
 
     Filtered cloning is reinforcement learning with a reward of 0 or 1 and no critic:
-    roll the policy out, keep its successes, clone them, and again. The metadata stay
-    those of the whole. The surprise: a policy acts with the statistics that it was
-    trained with, so train it on with ``space=`` of its first training, not with the
-    new data's.
+    roll the policy out, keep its successes, clone them, repeat. The metadata remain
+    those of the whole dataset.
+
+    Warning:
+        A policy acts with the statistics that it was trained with. Continue its
+        training with the ``space=`` of its first training, not with that of new data.
 
     Args:
         dataset: demonstrations, or rollouts of the policy itself
             (:meth:`DemonstrationDataset.from_rollout`).
 
     Raises:
-        MissingKeyError: the frames do not say what succeeded.
-        SchemaError: nothing did.
+        MissingKeyError: the frames lack an entry that :func:`successful_episodes`
+            reads.
+        SchemaError: no episode succeeded.
 
     Examples:
         >>> from torchrl_vla.envs import TabletopEnv

@@ -1,4 +1,4 @@
-"""Record a LeRobot dataset."""
+"""Recording of a LeRobot dataset, one step or episode at a time."""
 
 from __future__ import annotations
 
@@ -9,12 +9,16 @@ from typing import Literal
 
 from tensordict import NestedKey, TensorDictBase
 
-from torchrl_vla._internal.durable_files import OWNER, remove
-from torchrl_vla.data.lerobot_writer.assembly import assemble
-from torchrl_vla.data.lerobot_writer.encoder import VideoEncoding
-from torchrl_vla.data.lerobot_writer.episode import EpisodeBuffer
-from torchrl_vla.data.lerobot_writer.features import FrameSchema, read_tasks
-from torchrl_vla.data.lerobot_writer.journal import Journal, RecordingSettings
+from torchrl_vla._internal.durable_files import remove
+from torchrl_vla.data.lerobot_writer.dataset_assembly import assemble
+from torchrl_vla.data.lerobot_writer.episode_buffer import EpisodeBuffer
+from torchrl_vla.data.lerobot_writer.frame_schema import (
+    OWNER,
+    FrameSchema,
+    read_tasks,
+)
+from torchrl_vla.data.lerobot_writer.recording_journal import Journal, RecordingSettings
+from torchrl_vla.data.lerobot_writer.video_encoder import VideoEncoding
 from torchrl_vla.schema import (
     ExecutionError,
     InstructionTable,
@@ -25,49 +29,50 @@ from torchrl_vla.schema import (
     import_extra,
 )
 
-_IMAGES = ("video", "png")
+Images = Literal["video", "png"] | VideoEncoding
 
 
 class LeRobotWriter:
-    """Write steps as a LeRobot v3.0 dataset, an episode at a time, without LeRobot.
+    """Writer of a LeRobot v3.0 dataset, one episode at a time, without LeRobot.
 
     ``LeRobotDataset`` and :class:`~torchrl_vla.data.LeRobotDemonstrations` open the
-    folder once it is closed. Until then it holds a note that says that it is
-    unfinished, and both refuse it. An episode that was ended is on the disk: a process
-    that is killed loses the one that it was recording and no other, and
-    :meth:`resume` goes on. Closing copies the episodes into LeRobot's files, with
-    videos as they are, so that the folder is twice as large for a moment.
-
-    Statistics are exact: of all frames, and for cameras of all their pixels, before
-    any loss of a codec. LeRobot's own differ in their quantiles, which are averages
-    of each episode's and so lie too far inside, and in those of cameras, which are of
-    some frames. Those in ``meta/episodes`` are of one episode, here as there.
+    folder after :meth:`close`. Until then the folder contains a note that it is
+    unfinished, and both refuse it. Finished episodes are on the disk: a crash loses
+    only the episode that was being recorded, and :meth:`resume` continues. Closing
+    copies the episodes into LeRobot's files without encoding them again, and needs
+    twice the disk space for a moment.
 
     **Reads** robot space: ``("observation", ...)``, with images uint8 ``[3, h, w]``;
-    ``language_instruction``, text or id; ``action`` ``[A]``; and, where they are
-    there, ``("next", "reward")``, ``done``, ``terminated``, ``truncated`` and
-    ``success``. Everything else takes an entry in ``extra_keys``. The first step says
-    which there are; every step has to have the same.
+    ``language_instruction``, text or id; ``action`` ``[A]``; and, where present,
+    ``("next", "reward")``, ``done``, ``terminated``, ``truncated`` and ``success``.
+    Other entries must be listed in ``extra_keys``. The first step determines the
+    entries; every step must have the same.
+
+    Note:
+        Statistics are exact: of all frames, and of all pixels before lossy encoding.
+        LeRobot's quantiles are averages over episodes, and its camera statistics are of
+        a subset of the frames. As in LeRobot, statistics in ``meta/episodes`` are those
+        of one episode.
 
     Args:
-        folder: not there yet, or empty. It is made at once.
+        folder: does not exist, or is empty. It is created at once.
 
     Keyword Args:
-        metadata: of the robot: names, dimensions, cameras, its rate in whole frames
-            per second. What LeRobot has no place for
-            (units, bounds) goes to ``meta/torchrl_vla.json``, which it passes over.
+        metadata: of the robot: names, dimensions, cameras, and its rate in whole frames
+            per second. Fields that LeRobot does not have (units, bounds) are written to
+            ``meta/torchrl_vla.json``, which LeRobot ignores.
         instructions: for instructions that are ids; None = they are text.
-        images: ``"video"``, or ``"png"``: without loss, in the tables, and larger.
-        encoding: of videos; None = LeRobot's.
-        extra_keys: entries to record beside the usual ones.
-        data_file_size_mb: a table that would exceed it is not begun with another
-            episode, as in LeRobot.
-        video_file_size_mb: likewise.
+        images: ``"video"`` for LeRobot's encoding, another :class:`VideoEncoding`, or
+            ``"png"``: lossless, in the tables, and larger.
+        extra_keys: further entries to record.
+        data_file_size_mb: an episode that would exceed this size starts a new file in
+            ``data/``, as in LeRobot.
+        video_file_size_mb: the same for ``videos/``.
 
     Raises:
-        MetadataError: there is no rate, or not a whole one.
+        MetadataError: the rate is missing, or not a whole number.
         FileExistsError: the folder has contents.
-        ValueError: ``images`` is neither.
+        ValueError: ``images`` has another value.
         MissingExtraError: the extra ``datasets`` is not installed.
 
     Examples:
@@ -97,24 +102,16 @@ class LeRobotWriter:
         *,
         metadata: RobotDatasetMetadata,
         instructions: InstructionTable | None = None,
-        images: Literal["video", "png"] = "video",
-        encoding: VideoEncoding | None = None,
+        images: Images = "video",
         extra_keys: Sequence[NestedKey] = (),
         data_file_size_mb: float = 100,
         video_file_size_mb: float = 200,
     ) -> None:
-        if images not in _IMAGES:
-            raise ValueError(f"{OWNER}: expected images of {_IMAGES}, got {images!r}.")
-        if images == "png" and encoding is not None:
-            raise ValueError(
-                f"{OWNER}: expected no encoding with images='png', got {encoding}. "
-                "Pass images='video'."
-            )
         check_writer_extras(images)
         settings = RecordingSettings(
             metadata=metadata,
             fps=_whole_rate(metadata),
-            encoding=(encoding or VideoEncoding()) if images == "video" else None,
+            encoding=_encoding(images),
             extra_keys=tuple(extra_keys),
             data_file_size_mb=data_file_size_mb,
             video_file_size_mb=video_file_size_mb,
@@ -125,12 +122,12 @@ class LeRobotWriter:
     def resume(
         cls, folder: Path | str, *, instructions: InstructionTable | None = None
     ) -> LeRobotWriter:
-        """Go on with a recording that was not closed, with the settings it has.
+        """Continue a recording that was not closed, with its settings.
 
         Raises:
-            FileNotFoundError: there is none.
-            FileExistsError: it is finished.
-            ExecutionError: another writer holds it.
+            FileNotFoundError: there is no recording.
+            FileExistsError: the dataset is finished.
+            ExecutionError: another writer is recording into the folder.
         """
         writer = cls.__new__(cls)
         writer._begin(Journal.open(Path(folder)), instructions)
@@ -144,7 +141,7 @@ class LeRobotWriter:
 
     @property
     def folder(self) -> Path:
-        """Where the dataset is written."""
+        """The folder of the dataset."""
         return self._journal.folder
 
     @property
@@ -154,20 +151,20 @@ class LeRobotWriter:
 
     @property
     def num_frames(self) -> int:
-        """The number of steps of the episode that is being recorded."""
+        """The number of steps in the current episode."""
         return 0 if self._episode is None else len(self._episode)
 
     def add(self, step: TensorDictBase) -> None:
-        """Append one step, ``[]`` or ``[1]``, to the episode.
+        """Append one step, ``[]`` or ``[1]``, to the current episode.
 
-        Its images are encoded before this returns.
+        Its images are encoded before this method returns.
 
         Raises:
             SchemaError: the step has another batch size, entries that cannot be
-                recorded or are not what they were in the first step, or an image
-                that was not drawn at this step.
+                recorded or that differ from the first step, or an image that was
+                rendered at an earlier step.
             MissingKeyError: the action or the instruction is missing.
-            MetadataError: it contradicts the metadata.
+            MetadataError: the step contradicts the metadata.
         """
         if tuple(step.batch_size) not in ((), (1,)):
             raise SchemaError(
@@ -182,8 +179,8 @@ class LeRobotWriter:
         """Append all steps ``[T]`` of one episode, and end it.
 
         Raises:
-            SchemaError: as :meth:`add`.
-            ExecutionError: there are steps of an episode that was not ended.
+            SchemaError: as in :meth:`add`.
+            ExecutionError: another episode has not ended.
         """
         self._check_is_between_episodes("add_episode")
         if steps.batch_dims != 1 or not len(steps):
@@ -221,15 +218,15 @@ class LeRobotWriter:
             )
         try:
             self._episode.add(columns, tasks)
-        except BaseException:  # some cameras may have the step and others not
+        except BaseException:  # only some cameras may have the step
             self._drop_episode()
             raise
 
     def end_episode(self) -> None:
-        """Finish the episode. When this returns it is on the disk.
+        """Finish the episode and flush it to the disk.
 
         Raises:
-            ExecutionError: it has no steps.
+            ExecutionError: the episode has no steps.
         """
         self._check_is_open()
         if self._episode is None:
@@ -243,7 +240,7 @@ class LeRobotWriter:
         self._journal.commit(table, episode.schema, episode.histograms)
 
     def discard_episode(self) -> None:
-        """Drop the steps since the last episode ended; there may be none."""
+        """Drop the steps of the current episode, if there are any."""
         self._check_is_open()
         self._drop_episode()
 
@@ -254,13 +251,11 @@ class LeRobotWriter:
             remove(self._journal.partial)
 
     def close(self) -> None:
-        """Put the episodes together; from now on the folder is a dataset.
-
-        Closing again does nothing.
+        """Assemble the dataset. Closing again does nothing.
 
         Raises:
-            ExecutionError: there are steps of an episode that was not ended, or there
-                is no episode at all. Nothing is lost, and the recording is open.
+            ExecutionError: an episode has not ended, or there is no episode. Nothing is
+                lost, and the recording remains open.
         """
         if not self._is_open:
             return
@@ -269,14 +264,14 @@ class LeRobotWriter:
         if schema is None:
             raise ExecutionError(
                 f"{OWNER}.close: expected at least one finished episode, got none. "
-                f"Record one, or leave with release() and delete {str(self.folder)!r}."
+                f"Record one, or call release() and delete {str(self.folder)!r}."
             )
         assemble(self.folder, self._journal.episodes, schema, self._journal.settings)
         self._journal.finish()
         self._is_open = False
 
     def release(self) -> None:
-        """Leave the folder unfinished, for :meth:`resume` to go on with."""
+        """Leave the folder unfinished, for :meth:`resume` to continue."""
         if self._is_open:
             self._drop_episode()
             self._journal.release()
@@ -307,7 +302,7 @@ class LeRobotWriter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Close; after an error, release instead: the recording can be resumed."""
+        """Close; after an error, release instead, so that it can be resumed."""
         try:
             if error is None:
                 self.close()
@@ -322,14 +317,27 @@ class LeRobotWriter:
         )
 
 
-def check_writer_extras(images: Literal["video", "png"]) -> None:
-    """Import what writing takes now, and not when the first episode ends.
+def check_writer_extras(images: Images) -> None:
+    """Import the packages for writing early, not at the end of the first episode.
 
     Raises:
-        MissingExtraError: a package of the extra ``datasets`` is absent.
+        MissingExtraError: a package of the extra ``datasets`` is missing.
     """
-    for module in ("pyarrow.parquet", "av" if images == "video" else "PIL.Image"):
+    for module in ("pyarrow.parquet", "PIL.Image" if images == "png" else "av"):
         import_extra(module, "datasets", OWNER)
+
+
+def _encoding(images: Images) -> VideoEncoding | None:
+    if images == "png":
+        return None
+    if isinstance(images, VideoEncoding):
+        return images
+    if images != "video":
+        raise ValueError(
+            f"{OWNER}: expected images of 'video', 'png' or a VideoEncoding, got "
+            f"{images!r}."
+        )
+    return VideoEncoding()
 
 
 def _whole_rate(metadata: RobotDatasetMetadata) -> int:

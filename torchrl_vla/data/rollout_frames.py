@@ -1,9 +1,11 @@
-"""From steps of an environment to the frames of a dataset."""
+"""Conversion of a rollout into the frames of a dataset."""
 
 from __future__ import annotations
 
+from typing import TypedDict
+
 import torch
-from tensordict import NestedKey, TensorDict, TensorDictBase
+from tensordict import NestedKey, TensorDict, TensorDictBase, unravel_key
 from torch import Tensor
 
 from torchrl_vla.schema import (
@@ -33,21 +35,28 @@ _OUTCOMES = ("reward", "done", "terminated", "truncated", SUCCESS_KEY)
 _INTERVENTIONS = (IS_INTERVENTION_KEY, IS_LABELED_KEY)
 
 
+class FrameStatistics(TypedDict, total=False):
+    """Statistics fields of :class:`~torchrl_vla.schema.RobotDatasetMetadata`."""
+
+    action_statistics: FeatureStatistics
+    state_statistics: FeatureStatistics
+
+
 def frame_columns(
     steps: TensorDictBase, instructions: InstructionTable, caller: str
 ) -> dict[NestedKey, Tensor]:
-    """Return what a dataset stores of steps, all but the indices.
+    """Return the entries of steps that a dataset stores, except the indices.
 
-    The target that is stored as ``action`` is ``expert_action`` where an expert writes
-    one (it meant that, whatever was executed), else ``action``.
+    The stored ``action`` is the target: ``expert_action`` where an expert writes one,
+    whatever action was executed, else ``action``.
 
     Args:
         steps: ``[N]``, with their ``next``.
-        instructions: turns texts into ids; new ones are added.
-        caller: the component that asks; opens the error message.
+        instructions: encodes texts as ids; new texts are added.
+        caller: name that starts error messages.
 
     Raises:
-        MissingKeyError: the steps lack what a dataset holds.
+        MissingKeyError: the steps lack an entry that a dataset holds.
     """
     needed = [OBSERVATION_KEY, INSTRUCTION_KEY, *(("next", key) for key in _OUTCOMES)]
     missing = [key for key in needed if steps.get(key, None) is None]
@@ -62,7 +71,7 @@ def frame_columns(
         texts = instruction_texts(instruction)
         instruction = instructions.encode(texts * (steps.numel() // len(texts)))
     columns: dict[NestedKey, Tensor] = {
-        (OBSERVATION_KEY, *(key if isinstance(key, tuple) else (key,))): value
+        unravel_key((OBSERVATION_KEY, key)): value
         for key, value in steps.get(OBSERVATION_KEY).items(True, True)
     }
     columns[INSTRUCTION_KEY] = instruction
@@ -78,34 +87,33 @@ def frame_columns(
 def frames_of_rollout(
     rollout: TensorDictBase, instructions: InstructionTable
 ) -> TensorDict:
-    """Turn a rollout into the frames of its episodes, in the order of its rows.
+    """Turn a rollout into the frames of its episodes, ordered by env index.
 
-    An episode begins where ``is_init`` says, after a ``done``, and where a rollout
-    without ``is_init`` begins. What the rollout holds of an episode that began before
-    it is left out, as nobody knows its frame numbers; what it cuts off at its end is
-    kept, without a ``done``. Steps on which a row waited are no frames.
+    An episode starts where ``is_init`` is True, after a ``done``, and at the first step
+    of a rollout without ``is_init``. Steps of an episode that started before the
+    rollout are left out, because their frame numbers are unknown. An episode that the
+    rollout truncates is kept, without a ``done``. Steps with ``is_waiting`` are no
+    frames.
 
     **Reads** a rollout ``[*B, T]`` of steps: ``observation``, ``language_instruction``
     (ids or text), ``action``, ``("next", reward | done | terminated | truncated |
-    success)``; where they are, ``expert_action``, ``is_intervention``, ``is_labeled``,
+    success)``; where present, ``expert_action``, ``is_intervention``, ``is_labeled``,
     ``is_init``, ``is_waiting`` and ``episode_seed``.
 
     **Writes** frames ``[F]`` on the CPU, with ``episode_index`` and ``frame_index``
-    int64 ``[F]`` from 0 on.
+    int64 ``[F]``, counted from 0.
 
     Args:
         rollout: time is the last batch dimension.
-        instructions: turns texts into ids; new ones are added.
+        instructions: encodes texts as ids; new texts are added.
 
     Raises:
-        MissingKeyError: the rollout lacks what a dataset holds.
-        SchemaError: it has no time dimension, holds no beginning of an episode, or an
-            image is of an earlier step.
+        MissingKeyError: the rollout lacks an entry that a dataset holds.
+        SchemaError: it has no time dimension, contains no start of an episode, or an
+            image was rendered at an earlier step.
     """
     if not rollout.batch_size:
-        raise SchemaError(
-            "frames_of_rollout: expected a rollout [*B, T], got a single step."
-        )
+        raise SchemaError("frames_of_rollout: expected a rollout [*B, T], got a step.")
     steps, n_time = rollout.reshape(-1), rollout.batch_size[-1]
     columns = frame_columns(steps, instructions, "frames_of_rollout")
     done = columns["next", "done"].reshape(-1, n_time)
@@ -121,12 +129,12 @@ def frames_of_rollout(
     waiting = steps.get(IS_WAITING_KEY, None)
     if waiting is not None:
         keep &= ~waiting.reshape(keep.shape)
-    # Numbers of a row follow those of the rows before.
+    # Episodes are numbered by env index first, then by time.
     number = number + (number[:, -1].cumsum(0) - number[:, -1]).unsqueeze(-1)
     rows = keep.flatten().nonzero().squeeze(-1)
     if not len(rows):
         raise SchemaError(
-            "frames_of_rollout: expected the beginning of an episode, got "
+            "frames_of_rollout: expected the start of an episode, got "
             f"{list(done.shape)} steps without one. Collect longer rollouts, or reset "
             "at each."
         )
@@ -145,17 +153,18 @@ def frames_of_rollout(
     return frames.set(FRAME_KEY, frame.cpu())
 
 
-def frame_statistics(frames: TensorDictBase) -> dict[str, FeatureStatistics]:
+def frame_statistics(frames: TensorDictBase) -> FrameStatistics:
     """Return the statistics of actions and states, as fields of the metadata.
 
-    Those of the action are of the targets: frames without a label are left out, as
-    the range of what a policy did wrong is nobody's business (where none is labeled,
-    all count).
+    Action statistics describe the targets: frames without a label are left out, unless
+    no frame has one.
     """
     action, labels = frames.get(ACTION_KEY), frames.get(IS_LABELED_KEY, None)
     if labels is not None and labels.any():
         action = action[labels.reshape(-1)]
-    found = {"action_statistics": FeatureStatistics.from_samples(action)}
+    found: FrameStatistics = {
+        "action_statistics": FeatureStatistics.from_samples(action)
+    }
     if STATE_KEY in frames.keys(True):
         state = frames.get(STATE_KEY)
         found["state_statistics"] = FeatureStatistics.from_samples(state)

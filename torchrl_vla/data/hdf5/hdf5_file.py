@@ -1,4 +1,4 @@
-"""What an HDF5 file of demonstrations holds, checked."""
+"""Checked contents of an HDF5 file of demonstrations."""
 
 from __future__ import annotations
 
@@ -6,25 +6,28 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from tensordict import TensorDict
 
+from torchrl_vla.data.rollout_frames import frame_statistics
 from torchrl_vla.schema import (
     ACTION_KEY,
     EPISODE_KEY,
     FRAME_KEY,
     STATE_KEY,
-    FeatureStatistics,
     MissingKeyError,
     RobotDatasetMetadata,
     SchemaError,
 )
 
+if TYPE_CHECKING:
+    import h5py
 
-def group(parent: Any, name: str, where: str) -> Any:
-    """Return an entry of a group, or raise listing what it has."""
+
+def group(parent: h5py.Group, name: str, where: str) -> h5py.Group:
+    """Return an entry of a group, or raise and list its entries."""
     if name not in parent:
         raise MissingKeyError(
             f"Hdf5Demonstrations: expected {name!r} in {where!r}, got only "
@@ -33,7 +36,7 @@ def group(parent: Any, name: str, where: str) -> Any:
     return parent[name]
 
 
-def demo_names(data: Any) -> list[str]:
+def demo_names(data: h5py.Group) -> list[str]:
     """Return ``demo_<i>`` in the order of ``i``."""
     names = [name for name in data if name.startswith("demo_")]
     if not names:
@@ -45,8 +48,8 @@ def demo_names(data: Any) -> list[str]:
 
 
 def read_demo(
-    data: Any, name: str, state_keys: Sequence[str], cameras: dict[str, str]
-) -> tuple[TensorDict, tuple]:
+    data: h5py.Group, name: str, state_keys: Sequence[str], cameras: dict[str, str]
+) -> tuple[TensorDict, tuple[tuple[str | int, ...], ...]]:
     """Return the frames of one demonstration and the shapes of its images."""
     demo = data[name]
     action = torch.from_numpy(group(demo, "actions", name)[()]).float()
@@ -81,8 +84,8 @@ def read_demo(
     return frames, tuple(shapes)
 
 
-def column(parent: Any, key: str, name: str, count: int) -> Any:
-    """Return a dataset of one row per action."""
+def column(parent: h5py.Group, key: str, name: str, count: int) -> h5py.Dataset:
+    """Return an HDF5 dataset, checked to have one row per action."""
     found = group(parent, key, f"{name}/obs" if key != "rewards" else name)
     if len(found) != count or not count:
         raise SchemaError(
@@ -92,8 +95,8 @@ def column(parent: Any, key: str, name: str, count: int) -> Any:
     return found
 
 
-def libero_instruction(data: Any) -> str:
-    """Return the instruction that a file of LIBERO's layout carries."""
+def libero_instruction(data: h5py.Group) -> str:
+    """Return the instruction in a file of LIBERO's layout."""
     if "problem_info" not in data.attrs:
         raise MissingKeyError(
             "Hdf5Demonstrations: expected the attribute 'problem_info' of 'data' in a "
@@ -101,16 +104,16 @@ def libero_instruction(data: Any) -> str:
             "layout='robomimic' with instruction=..."
         )
     text = json.loads(data.attrs["problem_info"])["language_instruction"]
-    return text.strip().strip('"')  # some of LIBERO's texts carry their quotes
+    return text.strip().strip('"')  # some of LIBERO's texts contain their quotes
 
 
 def declared_metadata(
     path: Path,
-    data: Any,
+    data: h5py.Group,
     state_keys: Sequence[str],
     cameras: Mapping[str, str] | None,
 ) -> RobotDatasetMetadata:
-    """Return what the file itself says about its numbers."""
+    """Return the metadata that the file itself declares."""
     kwargs = json.loads(data.attrs.get("env_args", "{}")).get("env_kwargs", {})
     robots = kwargs.get("robots", [])
     robots = [robots] if isinstance(robots, str) else robots
@@ -132,25 +135,21 @@ def declared_metadata(
 def with_statistics(
     metadata: RobotDatasetMetadata, frames: TensorDict
 ) -> RobotDatasetMetadata:
-    """Return the metadata with sizes and statistics of the frames.
+    """Return the metadata with the sizes and statistics of the frames.
 
     Raises:
-        SchemaError: they declare other sizes.
+        SchemaError: the metadata declare other sizes.
     """
-    statistics = {
-        name: FeatureStatistics.from_samples(frames.get(key))
-        for name, key in (
-            ("action_statistics", ACTION_KEY),
-            ("state_statistics", STATE_KEY),
-        )
-        if frames.get(key, None) is not None
-    }
-    sizes = {f"{name.split('_')[0]}_dim": s.dim for name, s in statistics.items()}
-    declared = {name: size for name in sizes if (size := getattr(metadata, name))}
-    if any(sizes[name] != size for name, size in declared.items()):
+    statistics = frame_statistics(frames)
+    state = statistics.get("state_statistics")
+    sizes = {"action_dim": statistics["action_statistics"].dim}
+    declared = {"action_dim": metadata.action_dim}
+    if state is not None:
+        sizes["state_dim"], declared["state_dim"] = state.dim, metadata.state_dim
+    if any(declared[name] not in (None, size) for name, size in sizes.items()):
         raise SchemaError(
             f"Hdf5Demonstrations: expected {declared}, as the metadata "
             f"{metadata.dataset_id!r} declare, got {sizes}. Choose other state_keys, "
             "or correct the metadata."
         )
-    return replace(metadata, **statistics, **sizes)
+    return replace(metadata, **statistics)

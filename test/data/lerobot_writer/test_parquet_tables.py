@@ -5,8 +5,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from torchrl_vla.data.lerobot_writer.features import Feature
-from torchrl_vla.data.lerobot_writer.tables import (
+from torchrl_vla.data.lerobot.lerobot_feature import Feature
+from torchrl_vla.data.lerobot_writer.parquet_tables import (
     RollingTables,
     column,
     data_schema,
@@ -62,7 +62,7 @@ def test_the_text_of_a_task_is_the_index_that_pandas_reads(tmp_path):
     assert b'"index_columns": ["task"]' in table.schema.metadata[b"pandas"]
 
 
-def test_a_file_that_would_grow_too_large_is_followed_by_another(tmp_path):
+def test_a_part_that_would_exceed_the_size_starts_a_new_file(tmp_path):
     tables = RollingTables(tmp_path, file_size_mb=1)
     places = []
     for size in (400_000, 400_000, 400_000, 2_000_000, 10):

@@ -13,7 +13,11 @@ import torch
 from lerobot_steps import METADATA, TABLE, files_below, make_episode
 
 from torchrl_vla.data import LeRobotDemonstrations, LeRobotWriter
-from torchrl_vla.data.lerobot_writer import assembly, journal, writer
+from torchrl_vla.data.lerobot_writer import (
+    dataset_assembly,
+    lerobot_writer,
+    recording_journal,
+)
 from torchrl_vla.schema import ExecutionError, MissingKeyError, SchemaError
 
 SUPPORT = Path(__file__).parents[2] / "support"
@@ -21,7 +25,7 @@ KILLED_IN_THE_FOURTH_EPISODE = """
 import os, signal, sys
 from lerobot_steps import METADATA, TABLE, make_episode
 from torchrl_vla.data import LeRobotWriter
-from torchrl_vla.data.lerobot_writer import assembly
+from torchrl_vla.data.lerobot_writer import dataset_assembly
 
 folder, where = sys.argv[1:]
 with LeRobotWriter(folder, metadata=METADATA, instructions=TABLE) as writer:
@@ -32,7 +36,7 @@ with LeRobotWriter(folder, metadata=METADATA, instructions=TABLE) as writer:
             writer.add(step)
         writer.end_episode()
     # Data and videos are there, meta/info.json is not.
-    assembly.write_tasks = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+    dataset_assembly.write_tasks = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
@@ -78,7 +82,7 @@ def test_a_process_that_is_killed_loses_no_finished_episode(tmp_path, where, cou
     assert "UNFINISHED.txt" not in files_below(folder)
 
 
-def test_the_note_says_what_to_do_and_what_it_says_works(tmp_path):
+def test_the_instructions_in_the_note_work(tmp_path):
     begin(tmp_path / "a").release()
     note = (tmp_path / "a" / "UNFINISHED.txt").read_text()
     code = "\n".join(line.strip() for line in note.splitlines() if "    " in line)
@@ -97,7 +101,7 @@ def test_closing_that_was_cut_off_can_be_done_again(tmp_path, monkeypatch, step)
 
     opened = begin(tmp_path / "a")
     with monkeypatch.context() as patch:
-        patch.setattr(assembly, step, cut_off)
+        patch.setattr(dataset_assembly, step, cut_off)
         with pytest.raises(KeyboardInterrupt):
             opened.close()
     assert not (tmp_path / "a" / "meta" / "info.json").exists()
@@ -107,12 +111,12 @@ def test_closing_that_was_cut_off_can_be_done_again(tmp_path, monkeypatch, step)
     assert torch.equal(frames["action"], episodes(2)["action"])
 
 
-def test_an_episode_whose_commit_was_cut_off_is_not_there(tmp_path, monkeypatch):
+def test_an_interrupted_commit_leaves_no_episode(tmp_path, monkeypatch):
     def cut_off(*args):
         raise KeyboardInterrupt
 
     opened = begin(tmp_path / "a", 1)
-    monkeypatch.setattr(journal, "commit_folder", cut_off)
+    monkeypatch.setattr(recording_journal, "commit_folder", cut_off)
     with pytest.raises(KeyboardInterrupt):
         opened.add_episode(make_episode(4, number=1))
     opened._journal._lock.release()  # as when the process ends
@@ -127,7 +131,7 @@ def test_an_episode_whose_commit_was_cut_off_is_not_there(tmp_path, monkeypatch)
 
 def test_a_dataset_that_only_had_to_clear_up_is_cleared_up(tmp_path, monkeypatch):
     opened = begin(tmp_path / "a")
-    monkeypatch.setattr(writer.Journal, "finish", lambda self: None)
+    monkeypatch.setattr(lerobot_writer.Journal, "finish", lambda self: None)
     opened.close()
     opened._journal._lock.release()
     monkeypatch.undo()
@@ -164,7 +168,9 @@ def test_a_resumed_recording_keeps_its_settings_and_its_schema(tmp_path):
 
 def test_a_second_writer_is_refused_while_the_first_records(tmp_path):
     opened = begin(tmp_path / "a")
-    with pytest.raises(FileExistsError, match=r"got an unfinished recording\. Go on"):
+    with pytest.raises(
+        FileExistsError, match=r"got an unfinished recording\. Continue"
+    ):
         LeRobotWriter(tmp_path / "a", metadata=METADATA)
     with pytest.raises(ExecutionError, match="got one that another writer holds"):
         LeRobotWriter.resume(tmp_path / "a")
@@ -183,7 +189,7 @@ def test_a_folder_with_other_contents_is_refused(tmp_path):
         LeRobotWriter.resume(tmp_path / "nowhere")
 
 
-def test_a_journal_with_a_hole_is_refused(tmp_path):
+def test_a_journal_with_a_missing_episode_is_refused(tmp_path):
     begin(tmp_path / "a").release()
     episode = tmp_path / "a" / "recording" / "episode-000000"
     episode.rename(tmp_path / "elsewhere")

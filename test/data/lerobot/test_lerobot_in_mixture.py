@@ -9,7 +9,7 @@ from lerobot_folders import record, write_folder
 from torchrl_vla.data import LeRobotDemonstrations, MixtureReplay
 
 
-def test_each_row_of_a_mixture_is_what_its_lerobot_dataset_gives_alone(tmp_path):
+def test_each_row_of_a_mixture_equals_that_of_its_lerobot_dataset(tmp_path):
     datasets = []
     for seed, images in enumerate(("image", "video")):
         recording = record((5, 3, 7), seed=seed)

@@ -1,11 +1,10 @@
-"""Which entries of a step become which features of a LeRobot dataset."""
+"""Schema of recorded frames: mapping of step entries to LeRobot features."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +17,11 @@ from tensordict import (
 )
 from torch import Tensor
 
-from torchrl_vla._internal.durable_files import OWNER
+from torchrl_vla.data.lerobot.lerobot_feature import (
+    INDEX_FEATURES,
+    Feature,
+    FeatureInfo,
+)
 from torchrl_vla.schema import (
     ACTION_KEY,
     EPISODE_KEY,
@@ -39,43 +42,24 @@ from torchrl_vla.schema import (
     to_lerobot,
 )
 
-#: What the writer numbers by itself; LeRobot's names and types.
-INDEX_FEATURES = {
-    "timestamp": "float32",
-    "frame_index": "int64",
-    "episode_index": "int64",
-    "index": "int64",
-    "task_index": "int64",
-}
-#: Entries that are never features: the writer makes its own.
+OWNER = "LeRobotWriter"
+#: Entries that are never features, because the writer numbers the frames.
 NUMBERED = (EPISODE_KEY, FRAME_KEY, "timestamp", "task_index", "dataset_index", "index")
 
 _OUTCOMES = ("reward", "done", "terminated", "truncated", SUCCESS_KEY)
 _DTYPES = {
-    getattr(torch, name): name
-    for name in ("bool", "uint8", "int8", "int16", "int32", "int64")
-} | {torch.float16: "float16", torch.float32: "float32", torch.float64: "float64"}
+    torch.bool: "bool",
+    torch.uint8: "uint8",
+    torch.int8: "int8",
+    torch.int16: "int16",
+    torch.int32: "int32",
+    torch.int64: "int64",
+    torch.float16: "float16",
+    torch.float32: "float32",
+    torch.float64: "float64",
+}
 _IMAGE_NAMES = ("height", "width", "channels")
 _MOST_DIMENSIONS = 5
-
-
-class Feature(NamedTuple):
-    """One feature, as ``info.json`` declares it."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    names: tuple[str, ...] | None = None
-
-    @property
-    def is_image(self) -> bool:
-        """True = images in parquet or a video."""
-        return self.dtype in ("image", "video")
-
-    def to_info(self) -> dict[str, Any]:
-        """Return the entry of ``info.json``."""
-        names = None if self.names is None else list(self.names)
-        return {"dtype": self.dtype, "shape": list(self.shape), "names": names}
 
 
 def index_features() -> tuple[Feature, ...]:
@@ -85,7 +69,7 @@ def index_features() -> tuple[Feature, ...]:
 
 @dataclass(frozen=True)
 class FrameSchema:
-    """The features of a recording: fixed by its first step.
+    """Features of a recording, determined by its first step.
 
     Args:
         features: in the order of the columns.
@@ -102,7 +86,7 @@ class FrameSchema:
         image_dtype: str,
         extra_keys: Sequence[NestedKey] = (),
     ) -> FrameSchema:
-        """Read the schema off steps ``[T]`` and check it against the metadata.
+        """Infer the schema from steps ``[T]`` and check it against the metadata.
 
         Args:
             steps: in the canonical schema.
@@ -110,12 +94,12 @@ class FrameSchema:
 
         Keyword Args:
             image_dtype: ``"image"`` or ``"video"``.
-            extra_keys: entries to record beside the usual ones.
+            extra_keys: further entries to record.
 
         Raises:
-            MissingKeyError: there is no action, or an extra key is not there.
+            MissingKeyError: the action or an extra key is missing.
             SchemaError: an entry cannot be recorded.
-            MetadataError: dimensions or cameras are not those of the metadata.
+            MetadataError: dimensions or cameras contradict the metadata.
         """
         keys = recorded_keys(steps, extra_keys)
         features = tuple(
@@ -125,8 +109,8 @@ class FrameSchema:
         return cls(features)
 
     @classmethod
-    def from_info(cls, features: dict[str, dict[str, Any]]) -> FrameSchema:
-        """Read what :meth:`to_info` wrote."""
+    def from_info(cls, features: dict[str, FeatureInfo]) -> FrameSchema:
+        """Return the schema of :meth:`to_info`'s output."""
         return cls(
             tuple(
                 Feature(
@@ -139,30 +123,30 @@ class FrameSchema:
             )
         )
 
-    def to_info(self) -> dict[str, dict[str, Any]]:
-        """Return the features as ``info.json`` has them."""
+    def to_info(self) -> dict[str, FeatureInfo]:
+        """Return the features in the format of ``info.json``."""
         return {feature.name: feature.to_info() for feature in self.features}
 
     @property
     def images(self) -> tuple[Feature, ...]:
-        """The cameras."""
+        """The features of the cameras."""
         return tuple(feature for feature in self.features if feature.is_image)
 
     @property
     def numbers(self) -> tuple[Feature, ...]:
-        """All but the cameras."""
+        """The other features."""
         return tuple(feature for feature in self.features if not feature.is_image)
 
     def columns(
         self, steps: TensorDictBase, extra_keys: Sequence[NestedKey] = ()
     ) -> dict[str, np.ndarray]:
-        """Return the values of steps ``[T]`` by feature, checked.
+        """Return the checked values of steps ``[T]`` by feature.
 
         Returns:
             Images uint8 ``[T, h, w, 3]``, numbers ``[T, *shape]``.
 
         Raises:
-            SchemaError: they are not what the first step was, or are not finite.
+            SchemaError: they differ in kind from the first step, or are not finite.
         """
         keys = recorded_keys(steps, extra_keys)
         found = {to_lerobot(key): key for key in keys}
@@ -183,7 +167,7 @@ class FrameSchema:
 def recorded_keys(
     steps: TensorDictBase, extra_keys: Iterable[NestedKey] = ()
 ) -> list[NestedKey]:
-    """Return the keys that are recorded: observations, action, outcomes and extras."""
+    """Return the recorded keys: observations, action, outcomes and extras."""
     keys: list[NestedKey] = []
     observation = steps.get(OBSERVATION_KEY, None)
     if observation is not None:
@@ -202,8 +186,8 @@ def recorded_keys(
     taken = [key for key in keys if key in (*NUMBERED, INSTRUCTION_KEY)]
     if taken:
         raise SchemaError(
-            f"{OWNER}: expected extra keys that it does not write by itself, got "
-            f"{taken}. Leave them out."
+            f"{OWNER}: expected extra keys that the writer does not number itself, "
+            f"got {taken}. Leave them out."
         )
     return keys
 
@@ -214,14 +198,14 @@ def read_tasks(
     """Return the instruction of each of the steps ``[T]``.
 
     Raises:
-        MissingKeyError: there is none.
-        SchemaError: it is blank, or an id without a table.
+        MissingKeyError: there is no instruction.
+        SchemaError: an instruction is blank, or an id without a table.
     """
     value = steps.get(INSTRUCTION_KEY, None)
     if value is None:
         raise MissingKeyError(
             f"{OWNER}: expected an instruction at {INSTRUCTION_KEY!r}, got "
-            f"{sorted(map(str, steps.keys(True, True)))}. LeRobot wants a task for "
+            f"{sorted(map(str, steps.keys(True, True)))}. LeRobot needs a task for "
             "each frame: set a text, or the id of an InstructionTable."
         )
     if is_text(value):
@@ -230,8 +214,8 @@ def read_tasks(
             texts *= len(steps)
     elif instructions is None:
         raise SchemaError(
-            f"{OWNER}: expected instructions=... to turn the ids at "
-            f"{INSTRUCTION_KEY!r} into text, got None. Pass the table that made them."
+            f"{OWNER}: expected instructions=... to decode the ids at "
+            f"{INSTRUCTION_KEY!r}, got None. Pass the table that encoded them."
         )
     else:
         unique, where = value.reshape(-1).cpu().unique(return_inverse=True)
@@ -251,7 +235,7 @@ def _is_image(key: NestedKey) -> bool:
 
 
 def _feature(
-    key: NestedKey, value: Any, metadata: RobotDatasetMetadata, image_dtype: str
+    key: NestedKey, value: Tensor, metadata: RobotDatasetMetadata, image_dtype: str
 ) -> Feature:
     name = to_lerobot(key)
     if "/" in name:
@@ -275,16 +259,20 @@ def _feature(
             f"{OWNER}: expected values of at most {_MOST_DIMENSIONS} dimensions, none "
             f"of them empty, at {key!r}, got shape {shape} a step."
         )
-    names = None
-    for wanted, prefix in ((ACTION_KEY, "action"), (STATE_KEY, "state")):
-        if key == wanted:
-            size = getattr(metadata, f"{prefix}_dim")
-            if size is not None and shape != (size,):
-                raise MetadataError(
-                    f"{OWNER}: expected {prefix}_dim={size} values (the metadata of "
-                    f"{metadata.dataset_id!r}) at {key!r}, got shape {shape} a step."
-                )
-            names = getattr(metadata, f"{prefix}_names")
+    declared, size, names = "", None, None
+    if key == ACTION_KEY:
+        declared, size, names = (
+            "action_dim",
+            metadata.action_dim,
+            metadata.action_names,
+        )
+    elif key == STATE_KEY:
+        declared, size, names = "state_dim", metadata.state_dim, metadata.state_names
+    if size is not None and shape != (size,):
+        raise MetadataError(
+            f"{OWNER}: expected {declared}={size} values (the metadata of "
+            f"{metadata.dataset_id!r}) at {key!r}, got shape {shape} a step."
+        )
     return Feature(name, _DTYPES[value.dtype], shape, names)
 
 
@@ -319,7 +307,7 @@ def _check_cameras(features: Sequence[Feature], metadata: RobotDatasetMetadata) 
         )
 
 
-def _column(feature: Feature, value: Any) -> np.ndarray:
+def _column(feature: Feature, value: Tensor) -> np.ndarray:
     key = to_canonical(feature.name)
     if feature.is_image:
         _check_image(key, value)

@@ -1,11 +1,11 @@
-"""What the robot saw: images, decoded when they are sampled, and history."""
+"""Transform that decodes images and gathers history when frames are sampled."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 import torch
-from tensordict import NestedKey, TensorDict, TensorDictBase
+from tensordict import NestedKey, TensorDict, TensorDictBase, unravel_key
 from torch import Tensor
 from torchrl.envs import Transform
 
@@ -23,31 +23,30 @@ from torchrl_vla.transforms.gather.episode_index import EpisodeIndex
 
 
 class RecordedObservations(Transform):
-    """Add the cameras' images to sampled frames, and the observations before them.
+    """Add the images of the cameras, and the observation history, to sampled frames.
 
-    The frames of a LeRobot dataset on disk hold no images: this decodes those of
-    the frames that were sampled, each once. Robot space. In an environment, which
-    brings its own images, it does nothing.
+    The frames of a LeRobot dataset hold no images: this transform decodes the images
+    of the sampled frames, each once. Robot space. In an environment it does nothing.
 
     **Reads** ``episode_index`` and ``frame_index`` int64 ``[*B]``.
 
     **Writes** each camera's key, uint8 ``[*B, C, h, w]`` RGB. With ``history_size`` T
     above 1 also ``observation_history``, every entry of ``observation`` as
     ``[*B, T, ...]``, the oldest first and the current one last, and
-    ``history_is_pad`` bool ``[*B, T]``, True = before the episode's first frame,
-    which stands in for it.
+    ``history_is_pad`` bool ``[*B, T]``, True = before the episode's first frame, which
+    is repeated there.
 
     Args:
         frames: all frames of the dataset, ``[F]``.
-        reader: of the images of each row; None = there are no cameras.
+        reader: of the images of each row; None = no cameras.
 
     Keyword Args:
-        camera_keys: where the images of each of the reader's cameras go.
+        camera_keys: the key of each camera of the reader.
         history_size: ``T``.
 
     Raises:
         ValueError: ``history_size < 1``.
-        MissingKeyError: the sample has no indices, or they are of other frames.
+        MissingKeyError: the sample has no indices, or indices of other frames.
     """
 
     def __init__(
@@ -78,7 +77,7 @@ class RecordedObservations(Transform):
                 f"RecordedObservations: expected {self.in_keys} in the data, got "
                 f"{sorted(map(str, tensordict.keys(True, True)))}."
             )
-        tensordict = tensordict.copy()  # buffer[:] hands out the storage itself
+        tensordict = tensordict.copy()  # buffer[:] returns the storage itself
         size = self.history_size
         rows, is_pad = self._index.window(episode.cpu(), frame.cpu(), 1 - size, size)
         history = TensorDict({}, rows.shape)
@@ -90,8 +89,8 @@ class RecordedObservations(Transform):
         if self.history_size > 1:
             for name, column in self._columns():
                 history.set(name, _plain(column)[rows])
-            seen = history.get(OBSERVATION_KEY).to(tensordict.device)
-            tensordict.set(HISTORY_KEY, seen)
+            past = history.get(OBSERVATION_KEY).to(tensordict.device)
+            tensordict.set(HISTORY_KEY, past)
             tensordict.set(HISTORY_IS_PAD_KEY, is_pad.to(tensordict.device))
         return tensordict
 
@@ -100,15 +99,10 @@ class RecordedObservations(Transform):
         if stored is None:
             return []
         items = stored.items(include_nested=True, leaves_only=True)
-        return [
-            ((OBSERVATION_KEY, *((k,) if isinstance(k, str) else k)), v)
-            for k, v in items
-        ]
-
-    # An environment has its own eyes.
+        return [(unravel_key((OBSERVATION_KEY, key)), value) for key, value in items]
 
     def _call(self, next_tensordict: TensorDictBase) -> TensorDictBase:
-        return next_tensordict
+        return next_tensordict  # an environment renders its own images
 
     def transform_output_spec(self, output_spec: TensorDictBase) -> TensorDictBase:
         """Leave the environment's specs as they are."""

@@ -1,4 +1,4 @@
-"""The finished episodes of a recording that is not finished."""
+"""Journal of the finished episodes of an unfinished recording."""
 
 from __future__ import annotations
 
@@ -6,27 +6,30 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from tensordict import NestedKey
 
 from torchrl_vla._internal.durable_files import (
-    OWNER,
     commit_folder,
     remove,
     write_json,
     write_text,
 )
-from torchrl_vla.data.lerobot_writer.encoder import VideoEncoding
+from torchrl_vla._internal.json_source import read_json
 from torchrl_vla.data.lerobot_writer.episode_stats import ImageHistogram
-from torchrl_vla.data.lerobot_writer.features import FrameSchema
 from torchrl_vla.data.lerobot_writer.folder_lock import FolderLock
-from torchrl_vla.data.lerobot_writer.tables import parquet
+from torchrl_vla.data.lerobot_writer.frame_schema import OWNER, FrameSchema
+from torchrl_vla.data.lerobot_writer.parquet_tables import parquet
+from torchrl_vla.data.lerobot_writer.video_encoder import VideoEncoding
 from torchrl_vla.schema import RobotDatasetMetadata, SchemaError
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 RECORDING, NOTE, INFO = "recording", "UNFINISHED.txt", "meta/info.json"
-#: What a LeRobot dataset consists of.
+#: Folders of a LeRobot dataset.
 PARTS = ("data", "videos", "meta")
 
 _SETTINGS, _PARTIAL, _FRAMES, _EPISODE = (
@@ -38,27 +41,28 @@ _SETTINGS, _PARTIAL, _FRAMES, _EPISODE = (
 _TEXT = """\
 This folder is an unfinished recording of a LeRobot dataset, by torchrl_vla.
 
-No program can read it yet. The episodes that were finished are safe in 'recording/'.
-To turn them into a dataset:
+No program can read it yet. Its finished episodes are in 'recording/'. To assemble them
+into a dataset:
 
     from torchrl_vla.data import LeRobotWriter
     LeRobotWriter.resume(FOLDER).close()
 
-or go on recording with LeRobotWriter.resume(FOLDER). To give it up, delete the folder.
+or continue recording with LeRobotWriter.resume(FOLDER). To discard it, delete the
+folder.
 """
 
 
 @dataclass(frozen=True)
 class RecordingSettings:
-    """What a recording is made with, from its first step to its last.
+    """Settings of a recording.
 
     Args:
         metadata: of the robot.
         fps: frames per second.
-        encoding: of videos; None = images are PNG in the tables.
-        extra_keys: entries to record beside the usual ones.
-        data_file_size_mb: of a file in ``data/``.
-        video_file_size_mb: of a file in ``videos/``.
+        encoding: of videos; None = PNG images in the tables.
+        extra_keys: further entries to record.
+        data_file_size_mb: maximum size of a file in ``data/``.
+        video_file_size_mb: maximum size of a file in ``videos/``.
     """
 
     metadata: RobotDatasetMetadata
@@ -69,40 +73,34 @@ class RecordingSettings:
     video_file_size_mb: float
 
     @property
-    def image_dtype(self) -> str:
-        """LeRobot's word for the images' features."""
+    def image_dtype(self) -> Literal["image", "video"]:
+        """LeRobot's dtype of image features."""
         return "image" if self.encoding is None else "video"
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain values."""
-        encoding = self.encoding
+        """Return values that JSON can hold."""
         return {
             "metadata": json.loads(self.metadata.to_json()),
             "fps": self.fps,
-            "encoding": None if encoding is None else asdict(encoding),
-            "extra_keys": [
-                list(k) if isinstance(k, tuple) else k for k in self.extra_keys
-            ],
+            "encoding": None if self.encoding is None else asdict(self.encoding),
+            "extra_keys": self.extra_keys,
             "data_file_size_mb": self.data_file_size_mb,
             "video_file_size_mb": self.video_file_size_mb,
         }
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> RecordingSettings:
-        """Read what :meth:`to_json` wrote."""
-        encoding, keys = values["encoding"], values["extra_keys"]
-        return cls(
-            **{
-                **values,
-                "metadata": RobotDatasetMetadata.from_json(
-                    json.dumps(values["metadata"])
-                ),
-                "encoding": None if encoding is None else VideoEncoding(**encoding),
-                "extra_keys": tuple(
-                    tuple(key) if isinstance(key, list) else key for key in keys
-                ),
-            }
-        )
+        """Return the settings of :meth:`to_json`'s output."""
+        encoding = values["encoding"]
+        changed = {
+            "metadata": RobotDatasetMetadata.from_json(json.dumps(values["metadata"])),
+            "encoding": None if encoding is None else VideoEncoding(**encoding),
+            "extra_keys": tuple(
+                tuple(key) if isinstance(key, list) else key
+                for key in values["extra_keys"]
+            ),
+        }
+        return cls(**{**values, **changed})
 
 
 class RecordedEpisode(NamedTuple):
@@ -110,7 +108,7 @@ class RecordedEpisode(NamedTuple):
 
     Args:
         folder: of its files.
-        length: frames.
+        length: number of frames.
         histograms: of each camera.
     """
 
@@ -120,26 +118,21 @@ class RecordedEpisode(NamedTuple):
 
     @property
     def table_path(self) -> Path:
-        """The table of its numbers and images."""
+        """File of its numbers and PNG images."""
         return self.folder / _FRAMES
 
     def video_path(self, name: str) -> Path:
-        """The video of one camera."""
+        """File of the video of one camera."""
         return self.folder / f"{name}.mp4"
 
 
 class Journal:
-    """Keep finished episodes on the disk until the dataset is put together.
+    """Finished episodes on disk until the dataset is assembled.
 
-    An episode is written into a folder of another name, which is renamed when all of
-    it is on the disk. So each is there whole or not at all, whenever the process ends.
+    An episode is written to a temporary folder, which is renamed when all its files are
+    on the disk: each episode is complete or absent, even after a crash.
 
-    Made by :meth:`create` and :meth:`open`.
-
-    Args:
-        folder: of the dataset.
-        settings: of the recording.
-        lock: holds the folder.
+    Create one with :meth:`create` or :meth:`open`.
     """
 
     def __init__(
@@ -152,15 +145,15 @@ class Journal:
 
     @classmethod
     def create(cls, folder: Path, settings: RecordingSettings) -> Journal:
-        """Begin a recording in a folder that is not there or empty.
+        """Start a recording in a new or empty folder.
 
         Raises:
-            FileExistsError: it has contents.
+            FileExistsError: the folder has contents.
         """
         _check_is_free(folder)
         root = folder / RECORDING
         folder.mkdir(parents=True, exist_ok=True)
-        root.mkdir()  # of two that begin at once, one fails
+        root.mkdir()  # fails for the second of two concurrent writers
         lock = FolderLock(root)
         write_text(folder / NOTE, _TEXT)
         write_json(root / _SETTINGS, settings.to_json())
@@ -168,31 +161,32 @@ class Journal:
 
     @classmethod
     def open(cls, folder: Path) -> Journal:
-        """Open an unfinished recording, and drop the episode that was not finished.
+        """Open an unfinished recording, and drop its unfinished episode.
 
         Raises:
-            FileNotFoundError: there is none.
-            ExecutionError: another writer is recording into it.
+            FileNotFoundError: there is no recording.
+            FileExistsError: the dataset is finished.
+            ExecutionError: another writer holds the lock.
         """
         root = folder / RECORDING
         if not (root / _SETTINGS).is_file():
-            there = "nothing"
+            found = "nothing"
             if folder.is_dir():
-                there = str(sorted(path.name for path in folder.iterdir()))
+                found = str(sorted(path.name for path in folder.iterdir()))
             raise FileNotFoundError(
                 f"{OWNER}: expected an unfinished recording, with "
-                f"'{RECORDING}/{_SETTINGS}', at {str(folder)!r}, got {there}. Begin "
+                f"'{RECORDING}/{_SETTINGS}', at {str(folder)!r}, got {found}. Start "
                 "one with LeRobotWriter(folder, metadata=...)."
             )
         lock = FolderLock(root)
-        if (folder / INFO).is_file():  # ended while it was clearing up
+        if (folder / INFO).is_file():  # the process ended during the cleanup
             _clear(folder)
             lock.release()
             raise FileExistsError(
                 f"{OWNER}: expected an unfinished recording at {str(folder)!r}, got a "
                 "finished dataset. Open it with LeRobotDemonstrations."
             )
-        values = json.loads((root / _SETTINGS).read_text(encoding="utf-8"))
+        values = read_json(OWNER, root / _SETTINGS)
         journal = cls(folder, RecordingSettings.from_json(values), lock)
         journal._read_episodes()
         remove(journal.partial)
@@ -204,9 +198,9 @@ class Journal:
                 raise SchemaError(
                     f"{OWNER}: expected {_episode_name(index)!r} in "
                     f"{str(self._root)!r}, got {path.name!r}. An episode was removed: "
-                    "put it back, or rename the ones after it."
+                    "restore it, or rename the later ones."
                 )
-            values = json.loads((path / _EPISODE).read_text(encoding="utf-8"))
+            values = read_json(OWNER, path / _EPISODE)
             self.schema = FrameSchema.from_info(values["features"])
             histograms = {
                 name: ImageHistogram(values["length"], np.array(counts, np.int64))
@@ -216,16 +210,16 @@ class Journal:
 
     @property
     def partial(self) -> Path:
-        """Where the files of the episode that is being recorded go."""
+        """Folder of the episode that is being recorded."""
         return self._root / _PARTIAL
 
     def commit(
         self,
-        table: Any,
+        table: pa.Table,
         schema: FrameSchema,
         histograms: Mapping[str, ImageHistogram],
     ) -> None:
-        """Make the episode in :attr:`partial` one of the finished ones."""
+        """Add the episode in :attr:`partial` to the finished episodes."""
         self.partial.mkdir(exist_ok=True)
         parquet().write_table(table, self.partial / _FRAMES)
         values = {
@@ -241,12 +235,12 @@ class Journal:
         self.episodes.append(RecordedEpisode(path, len(table), dict(histograms)))
 
     def finish(self) -> None:
-        """Remove the journal: the dataset is there."""
+        """Remove the journal after the dataset is assembled."""
         _clear(self.folder)
         self._lock.release()
 
     def release(self) -> None:
-        """Leave the recording as it is, for another writer to go on with."""
+        """Release the recording for another writer to resume."""
         remove(self.partial)
         self._lock.release()
 
@@ -264,7 +258,7 @@ def _check_is_free(folder: Path) -> None:
     if not folder.is_dir() or not any(folder.iterdir()):
         return
     if (folder / RECORDING).is_dir():
-        advice = "Go on with LeRobotWriter.resume(folder), or delete it."
+        advice = "Continue with LeRobotWriter.resume(folder), or delete it."
         found = "an unfinished recording"
     else:
         advice = "Choose another folder."

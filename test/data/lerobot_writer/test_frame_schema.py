@@ -8,7 +8,7 @@ import torch
 from lerobot_steps import METADATA, TABLE, TASKS, make_episode
 from tensordict import NonTensorData
 
-from torchrl_vla.data.lerobot_writer.features import (
+from torchrl_vla.data.lerobot_writer.frame_schema import (
     Feature,
     FrameSchema,
     read_tasks,
@@ -26,7 +26,7 @@ def schema_of(steps, metadata=METADATA, *, image_dtype="image", **options):
     return FrameSchema.from_steps(steps, metadata, image_dtype=image_dtype, **options)
 
 
-def test_the_schema_is_read_off_the_first_step():
+def test_the_schema_follows_from_the_first_step():
     steps = make_episode(2, cameras=("front", "wrist"))
     names = ("height", "width", "channels")
     assert schema_of(steps, image_dtype="video").features == (
@@ -44,7 +44,7 @@ def test_a_schema_survives_its_file():
     assert FrameSchema.from_info(schema.to_info()) == schema
 
 
-def test_what_a_rollout_has_beside_the_schema_is_left_out_unless_it_is_asked_for():
+def test_further_entries_of_a_rollout_need_extra_keys():
     steps = make_episode(2, cameras=())
     steps["is_init"] = torch.zeros(2, 1, dtype=torch.bool)
     steps["next", "observation", "state"] = torch.zeros(2, 3)
@@ -59,14 +59,14 @@ def test_what_a_rollout_has_beside_the_schema_is_left_out_unless_it_is_asked_for
     assert recorded_keys(steps, ["phase"]) == [*expected, "phase"]
 
 
-def test_an_extra_key_that_is_not_there_is_refused():
+def test_a_missing_extra_key_is_refused():
     with pytest.raises(MissingKeyError, match=r"expected \['phase'\] in the step"):
         recorded_keys(make_episode(2), ["phase"])
 
 
 def test_an_extra_key_that_the_writer_numbers_itself_is_refused():
     steps = make_episode(2).set("timestamp", torch.zeros(2))
-    with pytest.raises(SchemaError, match=r"does not write by itself, got \['time"):
+    with pytest.raises(SchemaError, match=r"does not number itself, got \['time"):
         recorded_keys(steps, ["timestamp"])
 
 
@@ -133,7 +133,7 @@ def test_one_image_without_a_name_is_the_one_camera_of_the_metadata():
     assert [feature.name for feature in schema.images] == ["observation.image"]
 
 
-def test_metadata_without_cameras_and_dimensions_take_what_comes():
+def test_metadata_without_cameras_and_dimensions_accept_any():
     schema = schema_of(make_episode(1), RobotDatasetMetadata("any"))
     assert len(schema.images) == 2
     assert [feature.names for feature in schema.numbers] == [None] * 4
@@ -213,7 +213,7 @@ def test_an_instruction_is_an_id_or_a_text(instruction):
 
 def test_ids_without_a_table_are_refused():
     with pytest.raises(
-        SchemaError, match=r"expected instructions=\.\.\. to turn the ids"
+        SchemaError, match=r"expected instructions=\.\.\. to decode the ids"
     ):
         read_tasks(make_episode(2), None)
 

@@ -1,4 +1,4 @@
-"""The dataset of an HDF5 file."""
+"""Dataset of demonstrations in an HDF5 file."""
 
 from __future__ import annotations
 
@@ -6,22 +6,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-import torch
 from tensordict import TensorDict
 from torch import Tensor
-from torchrl.data import TensorDictReplayBuffer
-from torchrl.data.replay_buffers.samplers import Sampler
-from torchrl.envs import Compose, Transform
+from torchrl.envs import Transform
 
 from torchrl_vla.data.demonstration_dataset import DemonstrationDataset
-from torchrl_vla.data.hdf5.images import FLIPS, Hdf5Images, ImageFlip, ReadHdf5Images
-from torchrl_vla.data.hdf5.reading import (
+from torchrl_vla.data.hdf5.hdf5_file import (
     declared_metadata,
     demo_names,
     group,
     libero_instruction,
     read_demo,
     with_statistics,
+)
+from torchrl_vla.data.hdf5.hdf5_images import (
+    FLIPS,
+    Hdf5Images,
+    ImageFlip,
+    ReadHdf5Images,
 )
 from torchrl_vla.schema import (
     INSTRUCTION_KEY,
@@ -35,25 +37,26 @@ Hdf5Layout = Literal["robomimic", "libero"]
 
 
 class Hdf5Demonstrations(DemonstrationDataset):
-    """Demonstrations of an HDF5 file: numbers in memory, images read when sampled.
+    """Demonstrations in an HDF5 file: numbers in memory, images read when sampled.
 
     A file of robomimic's layout holds ``data/demo_<i>`` with ``actions``,
-    ``obs/<key>`` and ``rewards``; LIBERO's adds the instruction. Nothing in it says
-    which observations are the state, which way up the images are, or what the actions
-    mean, so :meth:`from_file` asks. Episode ``i`` is ``demo_<i>``.
+    ``obs/<key>`` and ``rewards``; LIBERO's adds the instruction. A file does not
+    declare which observations form the state, the orientation of its images, or the
+    meaning of its actions: these are arguments of :meth:`from_file`. Episode ``i`` is
+    ``demo_<i>``.
 
     **Writes** robot space: ``action`` ``[F, A]`` and ``("observation", "state")``
     ``[F, S]`` float32, ``("observation", "image", camera)`` uint8 ``[F, 3, h, w]`` (in
     samples only), ``language_instruction``, ``episode_index``, ``frame_index``,
     ``("next", "done")`` bool ``[F, 1]`` at an episode's last frame and, where the file
-    has rewards, ``("next", "reward")`` float32 ``[F, 1]``. The file's own ``dones`` are
-    left out: robomimic writes success, the end, or either there (its ``done_mode``).
+    has rewards, ``("next", "reward")`` float32 ``[F, 1]``. The file's ``dones`` are
+    left out: depending on ``done_mode``, robomimic stores success, the end, or either.
 
     Args:
         frames: ``[F]`` steps without images.
-        metadata: what the numbers mean, and their statistics.
+        metadata: names, units and statistics of the numbers in ``frames``.
         instructions: the texts of the ids in ``frames``.
-        images: reads the images of frames; None = there are none.
+        images: reader of the images; None = no images.
 
     Examples:
         >>> import h5py, tempfile
@@ -96,34 +99,34 @@ class Hdf5Demonstrations(DemonstrationDataset):
     ) -> Hdf5Demonstrations:
         """Open a file.
 
-        **Which way up.** LIBERO stores what robosuite renders, which is upside down
-        (OpenGL's first row is the bottom one), in both cameras: ``"vertical"`` gives
-        the scene as it is. OpenVLA's and LeRobot's versions of LIBERO are rotated by
-        180 degrees instead, that is, mirrored; to train together with them, or from
-        their checkpoints, pass ``"rotate_180"``. robomimic's scripts turn images
-        upright before they write: ``"none"``, unless robosuite was set to
-        ``IMAGE_CONVENTION="opencv"``, when they turn them over. Look at one.
+        Warning:
+            LIBERO stores robosuite's renderings, whose first row is the bottom row
+            (OpenGL), for both cameras: ``"vertical"`` makes them upright. OpenVLA's and
+            LeRobot's versions of LIBERO are rotated by 180 degrees instead, so they are
+            mirrored; pass ``"rotate_180"`` to match them or their checkpoints.
+            robomimic's scripts store upright images (``"none"``), unless robosuite ran
+            with ``IMAGE_CONVENTION="opencv"`` (``"vertical"``). Look at an image.
 
         Args:
             path: the file.
-            layout: ``"robomimic"`` or ``"libero"`` (with the instruction in it).
-            state_keys: the entries of ``obs`` that make the state, in this order, e.g.
-                LIBERO's ``("ee_states", "gripper_states")``: position, axis-angle, two
-                fingers. Empty = no state.
+            layout: ``"robomimic"``, or ``"libero"``, whose files hold the instruction.
+            state_keys: entries of ``obs`` to concatenate to the state, in this order,
+                e.g. LIBERO's ``("ee_states", "gripper_states")``: position,
+                axis-angle, two fingers. Empty = no state.
             cameras: the entry of ``obs`` for each camera name, e.g.
                 ``{"front": "agentview_rgb"}``. None = no images.
-            flip_images: ``"none"``, ``"vertical"`` or ``"rotate_180"``: how to turn the
-                stored images. Has to be said where there are cameras.
-            instruction: of all episodes; robomimic's files have none.
-            metadata: what the numbers mean. Its statistics are replaced by those of
-                the file. None = names of the state, and the robot and control rate
-                that the file declares.
+            flip_images: ``"none"``, ``"vertical"`` or ``"rotate_180"``, applied to the
+                stored images. Required with ``cameras``.
+            instruction: of all episodes. Required for robomimic's files.
+            metadata: names and units of the numbers; its statistics are replaced by
+                those of the file. None = names of the state, and the robot and control
+                rate that the file declares.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: an argument is missing, or not one of its choices.
-            MissingKeyError: the file lacks something; lists what it has.
-            SchemaError: lengths or images of a demonstration do not fit.
+            FileNotFoundError: the file does not exist.
+            ValueError: an argument is missing or has an unknown value.
+            MissingKeyError: the file lacks an entry; lists those that exist.
+            SchemaError: lengths or images of a demonstration do not agree.
             MissingExtraError: ``h5py`` is not installed.
         """
         path = Path(path)
@@ -131,15 +134,14 @@ class Hdf5Demonstrations(DemonstrationDataset):
         h5py = import_extra("h5py", "datasets", "Hdf5Demonstrations")
         with h5py.File(path, "r") as file:
             data = group(file, "data", path.name)
-            if layout == "libero":
-                instruction = libero_instruction(data)
-            table = InstructionTable([instruction])
+            text = libero_instruction(data) if instruction is None else instruction
+            table = InstructionTable([text])
             parts = [
                 read_demo(data, name, state_keys, dict(cameras or {}))
                 for name in demo_names(data)
             ]
             declared = declared_metadata(path, data, state_keys, cameras)
-        frames = torch.cat([part for part, _ in parts])
+        frames = TensorDict.cat([part for part, _ in parts])
         frames.set(INSTRUCTION_KEY, table.ids.expand(len(frames)).clone())
         shapes = {shape for _, shape in parts}
         if len(shapes) > 1:
@@ -148,7 +150,7 @@ class Hdf5Demonstrations(DemonstrationDataset):
                 f"{path.name!r}, got {sorted(shapes)}."
             )
         images = None
-        if cameras:
+        if cameras and flip_images is not None:
             images = Hdf5Images(path, dict(cameras), flip_images)
         return cls(
             frames,
@@ -157,44 +159,31 @@ class Hdf5Demonstrations(DemonstrationDataset):
             images,
         )
 
-    def replay_buffer(
-        self,
-        batch_size: int,
-        *,
-        history_size: int = 1,
-        transform: Transform | None = None,
-        sampler: Sampler | None = None,
-        seed: int | None = None,
-    ) -> TensorDictReplayBuffer:
-        """Make a buffer over the frames; images are read before ``transform``.
+    def observations(self, history_size: int = 1) -> Transform | None:
+        """Make the transform that reads the images of sampled frames.
 
         Raises:
-            SchemaError: a history of images, which stay in the file.
+            SchemaError: ``history_size`` is above 1 and there are images, which are
+                not in the frames.
         """
-        if history_size > 1 and self.images is not None:
+        if self.images is None:
+            return super().observations(history_size)
+        if history_size > 1:
             raise SchemaError(
                 "Hdf5Demonstrations: expected history_size=1 with cameras, got "
                 f"{history_size}. Write the images to a folder first: to_folder(...)."
             )
-        steps = [] if self.images is None else [ReadHdf5Images(self.images)]
-        steps += [] if transform is None else [transform]
-        return super().replay_buffer(
-            batch_size,
-            history_size=history_size,
-            transform=Compose(*steps) if steps else None,
-            sampler=sampler,
-            seed=seed,
-        )
+        return ReadHdf5Images(self.images)
 
     def select_episodes(self, episodes: Tensor) -> Hdf5Demonstrations:
-        """Return the dataset of some episodes, with the metadata of the whole."""
+        """Return the dataset of some episodes, with the same metadata."""
         part = super().select_episodes(episodes)
         return Hdf5Demonstrations(
             part.frames, part.metadata, part.instructions, self.images
         )
 
     def to_folder(self, folder: Path | str, *, overwrite: bool = False) -> Path:
-        """Write a ``DemonstrationDataset`` with the images, all read into memory."""
+        """Write a ``DemonstrationDataset``, with all images read into memory."""
         frames = self.replay_buffer(1)[:]
         whole = DemonstrationDataset(frames, self.metadata, self.instructions)
         return whole.to_folder(folder, overwrite=overwrite)
@@ -226,5 +215,5 @@ def _check_arguments(
         raise ValueError(
             f"Hdf5Demonstrations: expected flip_images of {list(FLIPS)} for the "
             f"cameras {list(cameras or {})}, got {flip_images!r}. LIBERO's images are "
-            "upside down and robomimic's are not; from_file says more. Look at one."
+            "upside down and robomimic's are not; see from_file. Look at an image."
         )

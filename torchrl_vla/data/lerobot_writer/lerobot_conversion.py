@@ -1,4 +1,4 @@
-"""Write what there is as a LeRobot dataset."""
+"""Conversion of datasets, replay buffers and rollouts to LeRobot datasets."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ from torchrl.data import ReplayBuffer
 from tqdm import tqdm
 
 from torchrl_vla._internal.durable_files import remove
-from torchrl_vla.data.demonstration_dataset import (
-    DemonstrationDataset,
-    check_folder_is_free,
+from torchrl_vla.data.demonstrations import Demonstrations, check_folder_is_free
+from torchrl_vla.data.lerobot import LeRobotExperienceReplay
+from torchrl_vla.data.lerobot_writer.find_episodes import find_episodes
+from torchrl_vla.data.lerobot_writer.frame_schema import NUMBERED
+from torchrl_vla.data.lerobot_writer.lerobot_writer import LeRobotWriter
+from torchrl_vla.data.lerobot_writer.recording_journal import (
+    INFO,
+    NOTE,
+    PARTS,
+    RECORDING,
 )
-from torchrl_vla.data.lerobot import LeRobotDemonstrations, LeRobotExperienceReplay
-from torchrl_vla.data.lerobot_writer.encoder import VideoEncoding
-from torchrl_vla.data.lerobot_writer.features import NUMBERED
-from torchrl_vla.data.lerobot_writer.find_episodes import DATASETS, find_episodes
-from torchrl_vla.data.lerobot_writer.journal import INFO, NOTE, PARTS, RECORDING
-from torchrl_vla.data.lerobot_writer.writer import LeRobotWriter
+from torchrl_vla.data.lerobot_writer.video_encoder import VideoEncoding
 from torchrl_vla.schema import (
     INSTRUCTION_KEY,
     InstructionTable,
@@ -34,41 +36,40 @@ _CALLER = "write_lerobot"
 
 
 def write_lerobot(
-    data: DemonstrationDataset | LeRobotDemonstrations | ReplayBuffer | TensorDictBase,
+    data: Demonstrations | ReplayBuffer | TensorDictBase,
     folder: Path | str,
     *,
     metadata: RobotDatasetMetadata | None = None,
     instructions: InstructionTable | None = None,
-    images: Literal["video", "png"] = "video",
-    encoding: VideoEncoding | None = None,
+    images: Literal["video", "png"] | VideoEncoding = "video",
     extra_keys: Sequence[NestedKey] | None = None,
     overwrite: bool = False,
     progress: bool = True,
 ) -> Path:
     """Write demonstrations, a buffer or a rollout as a LeRobot v3.0 dataset.
 
-    Episodes are written whole and numbered from 0, in order of ``episode_index`` and
-    ``frame_index``, whatever the order of the frames; one of which frames are missing
-    is refused. A rollout ``[*B, T]`` without those is cut where ``("next", "done")`` or
-    before ``is_init`` is True and at its end, which ends an episode like any other.
+    Episodes are sorted by ``episode_index`` and their frames by ``frame_index``, and
+    numbered from 0; an episode with missing frames is refused. A rollout ``[*B, T]``
+    without these entries is cut after ``("next", "done")``, before ``is_init`` and at
+    its end, which ends an episode.
 
-    **Reads** robot space, as :class:`LeRobotWriter` does. Of a buffer the storage is
-    read, without the buffer's transforms, which lead to model space.
+    **Reads** robot space, like :class:`LeRobotWriter`. Of a buffer, the storage is read
+    without the buffer's transforms, which lead to model space.
 
     Args:
-        data: what to write.
-        folder: of the dataset.
+        data: dataset, replay buffer of TensorDicts, or steps.
+        folder: of the new dataset.
 
     Keyword Args:
-        metadata: of the robot; None = that of ``data``, which then has to be a dataset.
+        metadata: of the robot; None = those of ``data``, which then must be a dataset.
         instructions: for instructions that are ids; None = those of the dataset.
-        images: ``"video"`` or ``"png"``.
-        encoding: of videos; None = LeRobot's. Images that come from a video are
-            encoded again, which costs quality; ``VideoEncoding.lossless()`` does not.
-        extra_keys: entries to write beside the usual ones; None = all of a dataset's,
-            and none of anything else.
-        overwrite: True = a LeRobot dataset in the folder is replaced, once the new one
-            is finished.
+        images: ``"video"``, a :class:`VideoEncoding` or ``"png"``. Images from a video
+            lose quality when they are encoded again, except with
+            ``VideoEncoding.lossless()``.
+        extra_keys: further entries to write; None = all entries of a dataset, and no
+            further entries of other data.
+        overwrite: True = replace a LeRobot dataset in the folder once the new one is
+            finished.
         progress: True = show a progress bar.
 
     Returns:
@@ -76,9 +77,9 @@ def write_lerobot(
 
     Raises:
         FileExistsError: the folder has contents.
-        MissingKeyError: nothing says where episodes begin.
-        SchemaError: frames of an episode are missing or there twice.
-        MetadataError: there is no metadata.
+        MissingKeyError: no entry marks the start of episodes.
+        SchemaError: frames of an episode are missing or duplicated.
+        MetadataError: there are no metadata.
 
     Examples:
         >>> import tempfile
@@ -98,7 +99,7 @@ def write_lerobot(
     folder = Path(folder)
     if isinstance(data, LeRobotExperienceReplay):
         data = data.dataset
-    if isinstance(data, DATASETS):
+    if isinstance(data, Demonstrations):
         metadata = data.metadata if metadata is None else metadata
         instructions = data.instructions if instructions is None else instructions
         if extra_keys is None:
@@ -120,7 +121,6 @@ def write_lerobot(
             metadata=metadata,
             instructions=instructions,
             images=images,
-            encoding=encoding,
             extra_keys=extra_keys or (),
         ) as writer:
             for rows in tqdm(episodes, desc="write", unit="ep", disable=not progress):
@@ -131,7 +131,7 @@ def write_lerobot(
         if target != folder:
             remove(target)
         elif not (folder / INFO).is_file():
-            _remove_dataset(folder)  # half a copy is of no use
+            _remove_dataset(folder)  # remove a partial copy
     return folder
 
 
@@ -142,9 +142,9 @@ def _other_keys(frames: TensorDictBase) -> list[NestedKey]:
 
 
 def _beside(folder: Path) -> Path:
-    """Make a folder next to the one that is to be replaced."""
-    there = (folder / INFO).is_file() or (folder / RECORDING).is_dir()
-    if folder.is_dir() and any(folder.iterdir()) and not there:
+    """Create a folder next to the one to be replaced."""
+    is_dataset = (folder / INFO).is_file() or (folder / RECORDING).is_dir()
+    if folder.is_dir() and any(folder.iterdir()) and not is_dataset:
         raise FileExistsError(
             f"{_CALLER}: expected a LeRobot dataset to replace at {str(folder)!r}, got "
             f"{sorted(path.name for path in folder.iterdir())}. Choose another folder."
@@ -154,7 +154,7 @@ def _beside(folder: Path) -> Path:
 
 
 def _replace(folder: Path, source: Path) -> None:
-    """Move a dataset to the place of another; what is not a dataset's stays."""
+    """Replace a dataset by another; unrelated files in the folder remain."""
     folder.mkdir(exist_ok=True)
     _remove_dataset(folder)
     for part in PARTS:  # with meta/, which makes it a dataset, last

@@ -4,7 +4,7 @@ import av
 import numpy as np
 import pytest
 
-from torchrl_vla.data.lerobot_writer.encoder import (
+from torchrl_vla.data.lerobot_writer.video_encoder import (
     EpisodeVideo,
     VideoEncoding,
     VideoFacts,
@@ -43,7 +43,7 @@ def decode(path):
 
 
 @pytest.mark.parametrize("size", [(32, 48), (33, 35)])
-def test_a_lossless_video_gives_the_images_back_bit_for_bit(tmp_path, size):
+def test_a_lossless_video_decodes_to_the_original_images(tmp_path, size):
     frames = images(5, size)
     path = encode(tmp_path / "a.mp4", frames, VideoEncoding.lossless())
     np.testing.assert_array_equal(decode(path)[1], frames)
@@ -79,7 +79,7 @@ def test_videos_of_one_encoding_have_equal_facts_and_others_do_not(tmp_path):
     assert first != facts("4.mp4", (32, 48), VideoEncoding.lossless())
 
 
-def test_what_info_says_of_a_video_is_read_from_the_file(tmp_path):
+def test_details_of_a_video_in_info_are_read_from_the_file(tmp_path):
     path = encode(tmp_path / "a.mp4", images(3), VideoEncoding())
     assert VideoFacts.from_file(path).info(30, VideoEncoding()) == {
         "video.height": 32,
@@ -99,11 +99,15 @@ def test_what_info_says_of_a_video_is_read_from_the_file(tmp_path):
 @pytest.mark.parametrize(
     ("encoding", "size", "message"),
     [
-        (VideoEncoding(), (16, 16), "16 x 16 .it takes 32 x 32 and more.. Pass imag"),
+        (
+            VideoEncoding(),
+            (16, 16),
+            "16 x 16 .it encodes 32 x 32 and larger.. Pass imag",
+        ),
         (VideoEncoding.h264(), (33, 35), "'libx264' encodes as 'yuv420p', got 33 x 35"),
     ],
 )
-def test_images_of_a_size_that_the_codec_does_not_take_are_refused(
+def test_images_of_a_size_unsupported_by_the_codec_are_refused(
     tmp_path, encoding, size, message
 ):
     video = EpisodeVideo(tmp_path / "a.mp4", fps=10, encoding=encoding)

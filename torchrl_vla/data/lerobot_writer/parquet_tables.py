@@ -1,4 +1,4 @@
-"""The parquet files of a LeRobot dataset."""
+"""Parquet files of a LeRobot dataset."""
 
 from __future__ import annotations
 
@@ -6,28 +6,34 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
-from torchrl_vla._internal.durable_files import OWNER, flush_to_disk
-from torchrl_vla.data.lerobot_writer.features import Feature
+from torchrl_vla._internal.durable_files import flush_to_disk
+from torchrl_vla.data.lerobot.lerobot_feature import Feature
+from torchrl_vla.data.lerobot_writer.frame_schema import OWNER
 from torchrl_vla.schema import import_extra
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
 #: Files in one ``chunk-<number>`` folder, as in LeRobot.
 FILES_PER_CHUNK = 1000
-#: The text of a frame's task, in the tables of single episodes.
+#: Column of the task's text in the tables of single episodes.
 TASK_COLUMN = "task"
 
 _IMAGES_AT_ONCE = 256
 
 
-def arrow() -> Any:
+def arrow() -> ModuleType:
     """Import pyarrow."""
     return import_extra("pyarrow", "datasets", OWNER)
 
 
-def parquet() -> Any:
+def parquet() -> ModuleType:
     """Import pyarrow.parquet."""
     return import_extra("pyarrow.parquet", "datasets", OWNER)
 
@@ -40,12 +46,14 @@ def encode_png(image: np.ndarray) -> bytes:
     return stream.getvalue()
 
 
-def column(feature: Feature, values: Any) -> Any:
+def column(
+    feature: Feature, values: np.ndarray | Sequence[bytes]
+) -> pa.Array | pa.ChunkedArray:
     """Return the arrow column of one feature.
 
     Args:
-        feature: what it is.
-        values: numbers ``[N, *shape]``; of an ``image`` a list of PNG bytes.
+        feature: declaration of the column.
+        values: numbers ``[N, *shape]``, or the PNG bytes of an ``image`` feature.
     """
     pa = arrow()
     if feature.dtype == "image":
@@ -54,7 +62,7 @@ def column(feature: Feature, values: Any) -> Any:
             for i, data in enumerate(values)
         ]
         kind = field(feature).type
-        parts = [  # one array holds 2 GiB at most
+        parts = [  # an array holds at most 2 GiB
             pa.array(rows[start : start + _IMAGES_AT_ONCE], kind)
             for start in range(0, len(rows), _IMAGES_AT_ONCE)
         ]
@@ -70,8 +78,8 @@ def column(feature: Feature, values: Any) -> Any:
     return flat
 
 
-def field(feature: Feature) -> Any:
-    """Return the arrow field of one feature, with the marks of LeRobot's."""
+def field(feature: Feature) -> pa.Field:
+    """Return the arrow field of one feature, with LeRobot's metadata."""
     pa = arrow()
     name, shape = feature.name, feature.shape
     if feature.dtype == "image":
@@ -92,22 +100,22 @@ def field(feature: Feature) -> Any:
     return pa.field(name, kind, metadata=marks)
 
 
-def _value_type(feature: Feature) -> Any:
+def _value_type(feature: Feature) -> pa.DataType:
     pa = arrow()
     return pa.bool_() if feature.dtype == "bool" else pa.from_numpy_dtype(feature.dtype)
 
 
-def data_schema(features: Sequence[Feature]) -> Any:
-    """Return the schema of ``data/``; a video is not a column."""
+def data_schema(features: Sequence[Feature]) -> pa.Schema:
+    """Return the schema of ``data/``, which has no columns for videos."""
     columns = [feature for feature in features if feature.dtype != "video"]
     described = {feature.name: _described(feature) for feature in columns}
     marks = {"huggingface": json.dumps({"info": {"features": described}})}
     return arrow().schema([field(feature) for feature in columns], metadata=marks)
 
 
-def _described(feature: Feature) -> dict[str, Any]:
-    """Return a feature in the words of the ``datasets`` package."""
-    value = {"dtype": feature.dtype, "_type": "Value"}
+def _described(feature: Feature) -> dict[str, object]:
+    """Return a feature's declaration in the format of the ``datasets`` package."""
+    value: dict[str, object] = {"dtype": feature.dtype, "_type": "Value"}
     if feature.dtype == "image":
         return {"_type": "Image"}
     if feature.shape == (1,):
@@ -121,11 +129,10 @@ def _described(feature: Feature) -> dict[str, Any]:
     }
 
 
-def stored(column: Any) -> Any:
-    """Return a column of a table without extension types.
+def stored(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return a column without extension types.
 
-    They are there in a process that has imported LeRobot's ``datasets``, and only
-    there.
+    LeRobot's ``datasets`` registers them in a process that imports it.
     """
     pa = arrow()
     if isinstance(column.type, pa.ExtensionType):
@@ -133,8 +140,8 @@ def stored(column: Any) -> Any:
     return column
 
 
-def numbers_of(feature: Feature, column: Any) -> np.ndarray:
-    """Return a column of a table as ``[N, *shape]``; undoes :func:`column`."""
+def numbers_of(feature: Feature, column: pa.ChunkedArray) -> np.ndarray:
+    """Return a column as ``[N, *shape]``, the inverse of :func:`column`."""
     parts = [np.empty((0, *feature.shape), feature.dtype)]
     for values in stored(column).chunks:
         n_rows = len(values)
@@ -146,7 +153,7 @@ def numbers_of(feature: Feature, column: Any) -> np.ndarray:
 
 
 def write_tasks(path: Path, tasks: Sequence[str]) -> None:
-    """Write ``tasks.parquet``, which pandas reads with the text as its index."""
+    """Write ``tasks.parquet``, which pandas reads with the texts as index."""
     pa = arrow()
     texts = {"name": "task", "field_name": "task", "metadata": None}
     numbers = {"name": "task_index", "field_name": "task_index", "metadata": None}
@@ -170,30 +177,31 @@ def write_tasks(path: Path, tasks: Sequence[str]) -> None:
 
 
 class RollingTables:
-    """Write rows to ``chunk-000/file-000.parquet``, and to the next when it is full.
+    """Writer of numbered parquet files, ``chunk-000/file-000.parquet`` and so on.
 
     Args:
         folder: of the chunks.
 
     Keyword Args:
-        file_size_mb: a file that would exceed it is not begun with another part.
+        file_size_mb: a part that would exceed this size starts a new file.
     """
 
     def __init__(self, folder: Path, *, file_size_mb: float) -> None:
         self._folder = folder
         self._limit = file_size_mb * 2**20
         self._n_files = 0
-        self._writer: Any = None
+        self._writer: pq.ParquetWriter | None = None
+        self._file: BinaryIO | None = None
 
     def place(self, size: int) -> dict[str, int]:
-        """Return the chunk and file of a part of about ``size`` bytes, to come next."""
-        if self._writer is not None and self._file.tell() + size >= self._limit:
+        """Return the chunk and file of the next part, of about ``size`` bytes."""
+        if self._file is not None and self._file.tell() + size >= self._limit:
             self.close()
-        number = self._n_files - (self._writer is not None)
+        number = self._n_files - (self._file is not None)
         chunk, file = divmod(number, FILES_PER_CHUNK)
         return {"chunk_index": chunk, "file_index": file}
 
-    def write(self, table: Any, place: Mapping[str, int]) -> None:
+    def write(self, table: pa.Table, place: Mapping[str, int]) -> None:
         """Append a part, as one row group, to the file of its place."""
         if self._writer is None:
             path = self._folder / place_name(place, "parquet")
@@ -204,12 +212,12 @@ class RollingTables:
         self._writer.write_table(table, row_group_size=max(1, len(table)))
 
     def close(self) -> None:
-        """Finish the file that is being written."""
-        if self._writer is not None:
+        """Finish the current file."""
+        if self._writer is not None and self._file is not None:
             self._writer.close()
             self._file.close()
             flush_to_disk(Path(self._file.name))
-            self._writer = None
+        self._writer = self._file = None
 
 
 def place_name(place: Mapping[str, int], suffix: str) -> str:

@@ -72,7 +72,7 @@ def test_the_rows_may_be_in_any_order(episodes):
             successful_episodes(frames[order])
 
 
-def test_data_without_a_success_says_what_it_has():
+def test_data_without_a_success_are_refused():
     frames = make_frames([(0, [(False, True)]), (1, [(True, False)])])
     message = r"got 2 episodes, of which 1 ended and 1 succeeded"
     with pytest.raises(SchemaError, match=message):
@@ -82,7 +82,7 @@ def test_data_without_a_success_says_what_it_has():
 @pytest.mark.parametrize(
     "key", ["episode_index", ("next", "success"), ("next", "done")]
 )
-def test_data_that_does_not_say_what_succeeded_is_refused(key):
+def test_data_without_success_flags_are_refused(key):
     frames = make_frames([(0, [(True, True)])]).exclude(key)
     with pytest.raises(MissingKeyError, match=r"expected .*'success'.* got only"):
         successful_episodes(frames)

@@ -1,4 +1,4 @@
-"""Put the finished episodes of a recording together as a LeRobot v3.0 dataset."""
+"""Assembly of a LeRobot v3.0 dataset from the finished episodes of a recording."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,28 +15,14 @@ from torchrl_vla._internal.durable_files import (
     remove,
     write_json,
 )
-from torchrl_vla.data.lerobot_writer.encoder import (
-    VideoEncoding,
-    VideoFacts,
-    concatenate,
-)
+from torchrl_vla.data.lerobot.lerobot_feature import Feature
 from torchrl_vla.data.lerobot_writer.episode_stats import (
     ImageHistogram,
     Statistics,
     number_statistics,
 )
-from torchrl_vla.data.lerobot_writer.features import (
-    Feature,
-    FrameSchema,
-    index_features,
-)
-from torchrl_vla.data.lerobot_writer.journal import (
-    INFO,
-    PARTS,
-    RecordedEpisode,
-    RecordingSettings,
-)
-from torchrl_vla.data.lerobot_writer.tables import (
+from torchrl_vla.data.lerobot_writer.frame_schema import FrameSchema, index_features
+from torchrl_vla.data.lerobot_writer.parquet_tables import (
     FILES_PER_CHUNK,
     TASK_COLUMN,
     RollingTables,
@@ -49,13 +35,28 @@ from torchrl_vla.data.lerobot_writer.tables import (
     stored,
     write_tasks,
 )
+from torchrl_vla.data.lerobot_writer.recording_journal import (
+    INFO,
+    PARTS,
+    RecordedEpisode,
+    RecordingSettings,
+)
+from torchrl_vla.data.lerobot_writer.video_encoder import (
+    VideoEncoding,
+    VideoFacts,
+    concatenate,
+)
 from torchrl_vla.schema.lerobot_names import DECLARED_FILE
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 _VERSION = "v3.0"
 _ROWS_AT_ONCE = 100
 _DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 _VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 
+#: A row of ``meta/episodes``.
 Row = dict[str, Any]
 
 
@@ -65,15 +66,9 @@ def assemble(
     schema: FrameSchema,
     settings: RecordingSettings,
 ) -> None:
-    """Write the dataset; ``meta/info.json``, which makes it one, comes last.
+    """Write the dataset, and ``meta/info.json`` last, without which it is unfinished.
 
-    The episodes are left as they are, so this can be cut off and begun again.
-
-    Args:
-        folder: of the dataset.
-        episodes: in order.
-        schema: of their frames.
-        settings: of the recording.
+    The recorded episodes are not modified, so an interrupted assembly can be repeated.
     """
     for part in PARTS:
         remove(folder / part)
@@ -82,7 +77,7 @@ def assemble(
         for index, episode in enumerate(episodes)
     ]
     tasks = _write_data(folder, episodes, schema, settings, rows)
-    info: dict[str, dict[str, Any]] = {}
+    info: dict[str, dict[str, object]] = {}
     for feature in schema.images:
         if feature.dtype == "video":
             info[feature.name] = _write_videos(
@@ -103,12 +98,13 @@ def assemble(
             for name, stats in statistics.items()
         },
     )
-    # What LeRobot has no field for: units, bounds, conventions.
+    # Fields that LeRobot does not have: units, bounds, conventions.
     declared = replace(settings.metadata, action_statistics=None, state_statistics=None)
     write_json(folder / DECLARED_FILE, json.loads(declared.to_json()))
     _flush_folders(folder)
-    described = _info(schema, settings, info, n_tasks=len(tasks), rows=rows)
-    write_json(folder / INFO, described)
+    write_json(
+        folder / INFO, _info(schema, settings, info, n_tasks=len(tasks), rows=rows)
+    )
 
 
 def _write_data(
@@ -118,10 +114,9 @@ def _write_data(
     settings: RecordingSettings,
     rows: list[Row],
 ) -> list[str]:
-    """Write ``data/``, note where each episode is, and return the tasks."""
+    """Write ``data/``, add each episode's location to its row, return the tasks."""
     tasks: dict[str, int] = {}
     start = 0
-    columns_schema = data_schema((*schema.features, *index_features()))
     data = RollingTables(folder / "data", file_size_mb=settings.data_file_size_mb)
     for row, episode in zip(rows, episodes):
         table = parquet().read_table(episode.table_path)
@@ -129,29 +124,37 @@ def _write_data(
         for text in dict.fromkeys(texts):
             tasks.setdefault(text, len(tasks))
         frame = np.arange(episode.length)
-        index = {
+        index: dict[str, np.ndarray] = {
             "timestamp": (frame / settings.fps).astype(np.float32),
             "frame_index": frame,
             "episode_index": np.full_like(frame, row["episode_index"]),
             "index": start + frame,
             "task_index": np.array([tasks[text] for text in texts]),
         }
-        for feature in schema.numbers:
-            values = numbers_of(feature, table.column(feature.name))
-            _note(row, feature.name, number_statistics(values))
-        columns = [stored(table.column(name)) for name in table.column_names[:-1]]
-        for feature in index_features():
-            columns.append(column(feature, index[feature.name]))
-            _note(row, feature.name, number_statistics(index[feature.name]))
+        place = data.place(episode.table_path.stat().st_size)
+        data.write(_data_table(table, schema, index, row), place)
         row["tasks"] = list(dict.fromkeys(texts))
         row["dataset_from_index"] = start
         start += episode.length
         row["dataset_to_index"] = start
-        place = data.place(episode.table_path.stat().st_size)
-        data.write(arrow().table(columns, schema=columns_schema), place)
         row.update({f"data/{name}": value for name, value in place.items()})
     data.close()
     return list(tasks)
+
+
+def _data_table(
+    table: pa.Table, schema: FrameSchema, index: dict[str, np.ndarray], row: Row
+) -> pa.Table:
+    """Return an episode's table with its index columns; add statistics to its row."""
+    for feature in schema.numbers:
+        values = numbers_of(feature, table.column(feature.name))
+        _add_statistics(row, feature.name, number_statistics(values))
+    columns = [stored(table.column(name)) for name in table.column_names[:-1]]
+    for feature in index_features():
+        columns.append(column(feature, index[feature.name]))
+        _add_statistics(row, feature.name, number_statistics(index[feature.name]))
+    features = (*schema.features, *index_features())
+    return arrow().table(columns, schema=data_schema(features))
 
 
 def _write_videos(
@@ -160,20 +163,10 @@ def _write_videos(
     name: str,
     settings: RecordingSettings,
     rows: list[Row],
-) -> dict[str, Any]:
-    """Write the videos of one camera, and return what ``info.json`` says of them."""
+) -> dict[str, object]:
+    """Write the videos of one camera, and return its entry for ``info.json``."""
     paths = [episode.video_path(name) for episode in episodes]
-    limit = settings.video_file_size_mb * 2**20
-    files: list[list[int]] = []
-    facts, size = None, 0
-    for index, path in enumerate(paths):
-        its_facts, its_size = VideoFacts.from_file(path), path.stat().st_size
-        if not files or its_facts != facts or size + its_size >= limit:
-            files.append([])
-            size = 0
-        files[-1].append(index)
-        facts, size = its_facts, size + its_size
-    for number, members in enumerate(files):
+    for number, members in enumerate(_video_files(paths, settings.video_file_size_mb)):
         chunk, file = divmod(number, FILES_PER_CHUNK)
         place = {"chunk_index": chunk, "file_index": file}
         path = folder / "videos" / name / place_name(place, "mp4")
@@ -184,18 +177,33 @@ def _write_videos(
         n_before = 0
         for index in members:
             n_after = n_before + episodes[index].length
-            where = {
+            location = {
                 **place,
                 "from_timestamp": n_before / settings.fps,
                 "to_timestamp": n_after / settings.fps,
             }
-            rows[index].update({f"videos/{name}/{k}": v for k, v in where.items()})
+            rows[index].update({f"videos/{name}/{k}": v for k, v in location.items()})
             n_before = n_after
     encoding = settings.encoding or VideoEncoding()
     return VideoFacts.from_file(paths[0]).info(settings.fps, encoding)
 
 
-def _note(row: Row, name: str, statistics: Statistics) -> None:
+def _video_files(paths: Sequence[Path], file_size_mb: float) -> list[list[int]]:
+    """Group the episodes' videos, by index, into files of at most this size."""
+    files: list[list[int]] = []
+    facts, size = None, 0
+    for index, path in enumerate(paths):
+        new_facts, new_size = VideoFacts.from_file(path), path.stat().st_size
+        is_full = size + new_size >= file_size_mb * 2**20
+        if not files or new_facts != facts or is_full:
+            files.append([])
+            size = 0
+        files[-1].append(index)
+        facts, size = new_facts, size + new_size
+    return files
+
+
+def _add_statistics(row: Row, name: str, statistics: Statistics) -> None:
     values = {f"stats/{name}/{key}": v.tolist() for key, v in statistics.items()}
     row.update(values)
 
@@ -203,11 +211,11 @@ def _note(row: Row, name: str, statistics: Statistics) -> None:
 def _add_image_statistics(episodes: Sequence[RecordedEpisode], rows: list[Row]) -> None:
     for row, episode in zip(rows, episodes):
         for name, histogram in episode.histograms.items():
-            _note(row, name, histogram.statistics())
+            _add_statistics(row, name, histogram.statistics())
 
 
 def _write_episodes(folder: Path, rows: list[Row], *, file_size_mb: float) -> None:
-    """Write ``meta/episodes/``: where each episode is, then its statistics."""
+    """Write ``meta/episodes/``: the location of each episode, then its statistics."""
     names = sorted(rows[0], key=lambda name: name.startswith("stats/"))
     tables = RollingTables(folder, file_size_mb=file_size_mb)
     for start in range(0, len(rows), _ROWS_AT_ONCE):
@@ -224,7 +232,7 @@ def _write_episodes(folder: Path, rows: list[Row], *, file_size_mb: float) -> No
 def _whole_statistics(
     folder: Path, numbers: Iterable[Feature], episodes: Sequence[RecordedEpisode]
 ) -> dict[str, Statistics]:
-    """Compute the statistics of all frames, one feature at a time."""
+    """Return the statistics of all frames, one feature at a time."""
     files = sorted((folder / "data").glob("*/*.parquet"))
     out = {}
     for feature in numbers:
@@ -234,8 +242,8 @@ def _whole_statistics(
             parts.append(numbers_of(feature, table.column(feature.name)))
         out[feature.name] = number_statistics(np.concatenate(parts))
     for name in episodes[0].histograms:
-        parts = [episode.histograms[name] for episode in episodes]
-        out[name] = ImageHistogram.merge(parts).statistics()
+        histograms = [episode.histograms[name] for episode in episodes]
+        out[name] = ImageHistogram.merge(histograms).statistics()
     return out
 
 
@@ -250,11 +258,11 @@ def _flush_folders(folder: Path) -> None:
 def _info(
     schema: FrameSchema,
     settings: RecordingSettings,
-    videos: dict[str, dict[str, Any]],
+    videos: dict[str, dict[str, object]],
     *,
     n_tasks: int,
     rows: list[Row],
-) -> dict[str, Any]:
+) -> dict[str, object]:
     features = FrameSchema((*schema.features, *index_features())).to_info()
     for name, values in videos.items():
         features[name]["info"] = values

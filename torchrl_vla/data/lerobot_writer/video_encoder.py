@@ -1,4 +1,4 @@
-"""Videos of one camera: encoded an episode at a time, put together without loss."""
+"""Encoder of a camera's video per episode, and lossless concatenation of videos."""
 
 from __future__ import annotations
 
@@ -7,27 +7,31 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from torchrl_vla._internal.durable_files import OWNER
+from torchrl_vla.data.lerobot_writer.frame_schema import OWNER
 from torchrl_vla.schema import SchemaError, import_extra
 
-#: SVT-AV1 of some builds ends the whole process on smaller images.
+if TYPE_CHECKING:
+    from av.container import OutputContainer
+    from av.video import VideoStream
+
+#: Some builds of SVT-AV1 terminate the process on smaller images.
 _SMALLEST_AV1 = 32
 
 
 @dataclass(frozen=True)
 class VideoEncoding:
-    """How images become video. The default is LeRobot's.
+    """Video codec and its options. The default is LeRobot's.
 
-    Every second image is a key frame: a video that is sampled at random places is
-    decoded from the key frame before each.
+    Every second image is a key frame, because random access decodes from the previous
+    key frame.
 
     Args:
         codec: an encoder of FFmpeg.
-        pixel_format: what it encodes.
+        pixel_format: of the encoded video.
         options: of the encoder, by FFmpeg's names.
 
     Examples:
@@ -48,19 +52,19 @@ class VideoEncoding:
 
     @classmethod
     def h264(cls, crf: int = 23) -> VideoEncoding:
-        """Return H.264, which encodes faster, decodes anywhere and is larger."""
+        """Return H.264: faster to encode, decodable everywhere, larger files."""
         return cls("libx264", "yuv420p", {"g": "2", "crf": str(crf)})
 
     @classmethod
     def lossless(cls) -> VideoEncoding:
-        """Return H.264 in RGB without loss: the images come back bit for bit."""
+        """Return lossless H.264 in RGB: decoded images equal the originals."""
         return cls("libx264rgb", "rgb24", {"g": "2", "qp": "0", "preset": "veryfast"})
 
 
 class EpisodeVideo:
-    """Encode the images of one camera in one episode, as they come.
+    """Encoder of the images of one camera in one episode, one at a time.
 
-    Image ``k`` is shown at ``k / fps`` exactly.
+    The presentation time of image ``k`` is exactly ``k / fps``.
 
     Args:
         path: of the mp4 file.
@@ -70,58 +74,60 @@ class EpisodeVideo:
         encoding: codec and options.
 
     Raises:
-        SchemaError: the codec does not take images of this size.
+        SchemaError: the codec does not support images of this size.
     """
 
     def __init__(self, path: Path, *, fps: int, encoding: VideoEncoding) -> None:
         self._av = import_extra("av", "datasets", OWNER)
         self._fps, self._encoding = fps, encoding
         self._path, self._n_frames = path, 0
-        self._container: Any = None
+        self._container: OutputContainer | None = None
+        self._stream: VideoStream | None = None
 
     def add(self, image: np.ndarray) -> None:
         """Append one RGB image, uint8 ``[h, w, 3]``."""
-        if self._container is None:
-            self._open(*image.shape[:2])
+        container, stream = self._open(*image.shape[:2])
         frame = self._av.VideoFrame.from_ndarray(image, format="rgb24")
         frame.pts, frame.time_base = self._n_frames, Fraction(1, self._fps)
         try:
-            self._container.mux(self._stream.encode(frame))
+            container.mux(stream.encode(frame))
         except self._av.FFmpegError as error:
             raise self._refusal(image.shape[:2], error) from error
         self._n_frames += 1
 
-    def _open(self, height: int, width: int) -> None:
+    def _open(self, height: int, width: int) -> tuple[OutputContainer, VideoStream]:
+        if self._container is not None and self._stream is not None:
+            return self._container, self._stream
         encoding = self._encoding
         if encoding.codec == "libsvtav1" and min(height, width) < _SMALLEST_AV1:
-            reason = f"it takes {_SMALLEST_AV1} x {_SMALLEST_AV1} and more"
+            reason = f"it encodes {_SMALLEST_AV1} x {_SMALLEST_AV1} and larger"
             raise self._refusal((height, width), reason)
-        os.environ.setdefault("SVT_LOG", "1")  # else ten lines for every episode
-        self._container = self._av.open(str(self._path), "w")
-        stream = self._container.add_stream(
+        os.environ.setdefault("SVT_LOG", "1")  # avoids ten lines per episode
+        container = self._av.open(str(self._path), "w")
+        stream = container.add_stream(
             encoding.codec, self._fps, options=dict(encoding.options)
         )
         stream.pix_fmt = encoding.pixel_format
         stream.height, stream.width = height, width
         stream.time_base = Fraction(1, self._fps)
-        self._stream = stream
+        self._container, self._stream = container, stream
+        return container, stream
 
     def _refusal(self, size: Sequence[int], reason: object) -> SchemaError:
         return SchemaError(
             f"{OWNER}: expected images that {self._encoding.codec!r} encodes as "
             f"{self._encoding.pixel_format!r}, got {size[0]} x {size[1]} ({reason}). "
-            "Pass images='png', or another encoding, e.g. VideoEncoding.lossless()."
+            "Pass images='png', or e.g. images=VideoEncoding.lossless()."
         )
 
     def close(self) -> None:
-        """Encode what is pending and finish the file."""
-        if self._container is not None:
+        """Encode pending images and finish the file."""
+        if self._container is not None and self._stream is not None:
             self._container.mux(self._stream.encode())
-            self._container.close()
-            self._container = None
+        self.discard()
 
     def discard(self) -> None:
-        """Give the file up."""
+        """Close the file without its pending images."""
         if self._container is not None:
             self._container.close()
             self._container = None
@@ -129,10 +135,9 @@ class EpisodeVideo:
 
 @dataclass(frozen=True)
 class VideoFacts:
-    """What a decoder has to know before the first packet.
+    """Codec parameters of a video file.
 
-    Two files with equal facts can be put one after the other without encoding them
-    again.
+    Files with equal parameters can be concatenated without encoding them again.
     """
 
     codec: str
@@ -143,7 +148,7 @@ class VideoFacts:
 
     @classmethod
     def from_file(cls, path: Path) -> VideoFacts:
-        """Read them from the start of a file."""
+        """Read the parameters from the start of a file."""
         av = import_extra("av", "datasets", OWNER)
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
@@ -155,8 +160,8 @@ class VideoFacts:
                 bytes(stream.codec_context.extradata or b""),
             )
 
-    def info(self, fps: int, encoding: VideoEncoding) -> dict[str, Any]:
-        """Return what ``info.json`` says of a video feature."""
+    def info(self, fps: int, encoding: VideoEncoding) -> dict[str, object]:
+        """Return the details of a video feature for ``info.json``."""
         numbers = {
             f"video.{name}": int(value)
             for name, value in encoding.options.items()
@@ -176,17 +181,16 @@ class VideoFacts:
 
 
 def concatenate(parts: Sequence[tuple[Path, int]], path: Path, *, fps: int) -> None:
-    """Copy the packets of some videos into one, each after the other.
+    """Concatenate videos by copying their packets, without encoding.
 
-    Nothing is decoded or encoded: the images stay what they are, and image ``k``
-    of the whole is shown at ``k / fps`` exactly.
+    The presentation time of image ``k`` of the whole is exactly ``k / fps``.
 
     Args:
-        parts: files with equal :class:`VideoFacts`, and how many images each has.
+        parts: files with equal :class:`VideoFacts`, and their numbers of images.
         path: of the new file.
 
     Keyword Args:
-        fps: images per second of all of them.
+        fps: images per second of all files.
     """
     av = import_extra("av", "datasets", OWNER)
     delay = max(_delay(part, fps) for part, _ in parts)
@@ -200,10 +204,10 @@ def concatenate(parts: Sequence[tuple[Path, int]], path: Path, *, fps: int) -> N
                     target = output.add_stream_from_template(stream, opaque=True)
                     target.time_base = stream.time_base
                 for packet in source.demux(stream):
-                    if packet.dts is None:  # the end
+                    if packet.dts is None:  # end of the stream
                         continue
                     packet.pts += n_before * tick
-                    # In the order of decoding; a short part can have less delay.
+                    # Decoding order; a short part can have a smaller delay.
                     packet.dts = (n_packets - delay) * tick
                     packet.stream = target
                     output.mux(packet)
@@ -216,8 +220,8 @@ def concatenate(parts: Sequence[tuple[Path, int]], path: Path, *, fps: int) -> N
                 )
 
 
-def _ticks_per_frame(path: Path, stream: Any, fps: int) -> int:
-    ticks = 1 / (fps * stream.time_base)
+def _ticks_per_frame(path: Path, stream: VideoStream, fps: int) -> int:
+    ticks = 1 / (fps * Fraction(stream.time_base or 1))
     if ticks.denominator != 1:
         raise SchemaError(
             f"{OWNER}: expected a video of {fps} images a second at {str(path)!r}, "
@@ -227,7 +231,7 @@ def _ticks_per_frame(path: Path, stream: Any, fps: int) -> int:
 
 
 def _delay(path: Path, fps: int) -> int:
-    """Return how many frames before the first is shown decoding has to begin."""
+    """Return the decoding delay in frames: how far decoding precedes presentation."""
     av = import_extra("av", "datasets", OWNER)
     with av.open(str(path)) as container:
         stream = container.streams.video[0]

@@ -1,27 +1,30 @@
-"""The episode that is being recorded."""
+"""Buffer of the episode that is being recorded."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from torchrl_vla.data.lerobot_writer.encoder import EpisodeVideo, VideoEncoding
 from torchrl_vla.data.lerobot_writer.episode_stats import ImageHistogram
-from torchrl_vla.data.lerobot_writer.features import FrameSchema
-from torchrl_vla.data.lerobot_writer.tables import (
+from torchrl_vla.data.lerobot_writer.frame_schema import FrameSchema
+from torchrl_vla.data.lerobot_writer.parquet_tables import (
     TASK_COLUMN,
     arrow,
     column,
     data_schema,
     encode_png,
 )
+from torchrl_vla.data.lerobot_writer.video_encoder import EpisodeVideo, VideoEncoding
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 class EpisodeBuffer:
-    """Collect the steps of one episode; images are encoded as they come.
+    """Steps of one episode; images are encoded immediately.
 
     Args:
         schema: of the steps.
@@ -29,7 +32,7 @@ class EpisodeBuffer:
 
     Keyword Args:
         fps: frames per second.
-        encoding: of videos; None = images are PNG, in memory until the end.
+        encoding: of videos; None = PNG images, in memory until :meth:`finish`.
     """
 
     def __init__(
@@ -70,11 +73,11 @@ class EpisodeBuffer:
                     self._images[name].append(encode_png(image))
                 histogram.add(image)
         for name, parts in self._numbers.items():
-            parts.append(columns[name].copy())  # the caller may use its buffer again
+            parts.append(columns[name].copy())  # the caller may reuse its buffer
         self._tasks += tasks
 
-    def finish(self) -> Any:
-        """Finish the videos, and return the table of the rest with its tasks."""
+    def finish(self) -> pa.Table:
+        """Finish the videos, and return the table of other columns and tasks."""
         for video in self._videos.values():
             video.close()
         columns = [
@@ -82,18 +85,18 @@ class EpisodeBuffer:
             for feature in self.schema.features
             if feature.dtype != "video"
         ]
-        pa = arrow()
+        string = arrow().string()
         schema = data_schema(self.schema.features)
-        tasks = pa.field(TASK_COLUMN, pa.string())
-        texts = pa.array(self._tasks, pa.string())
-        return pa.table([*columns, texts], schema=schema.append(tasks))
+        tasks = arrow().field(TASK_COLUMN, string)
+        texts = arrow().array(self._tasks, string)
+        return arrow().table([*columns, texts], schema=schema.append(tasks))
 
-    def _values(self, name: str) -> Any:
+    def _values(self, name: str) -> np.ndarray | list[bytes]:
         if name in self._images:
             return self._images[name]
         return np.concatenate(self._numbers[name])
 
     def discard(self) -> None:
-        """Give the videos up."""
+        """Close the videos without finishing them."""
         for video in self._videos.values():
             video.discard()

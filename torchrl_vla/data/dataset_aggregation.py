@@ -1,4 +1,4 @@
-"""One dataset out of several of the same robot."""
+"""Dataset aggregation (DAgger): one dataset out of several of the same robot."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import torch
 from tensordict import NestedKey, TensorDict
 
 from torchrl_vla.data.demonstration_dataset import DemonstrationDataset
-from torchrl_vla.data.frames import frame_statistics
+from torchrl_vla.data.demonstrations import merge_instructions
+from torchrl_vla.data.rollout_frames import frame_statistics
 from torchrl_vla.schema import (
     EPISODE_KEY,
     IS_INTERVENTION_KEY,
     IS_LABELED_KEY,
     SAMPLE_WEIGHT_KEY,
-    InstructionTable,
     SchemaError,
 )
 
-#: What frames have that do not say otherwise.
+#: Values of optional entries in frames that lack them.
 _DEFAULTS: dict[NestedKey, bool | float] = {
     IS_INTERVENTION_KEY: False,
     IS_LABELED_KEY: True,
@@ -27,31 +27,33 @@ _DEFAULTS: dict[NestedKey, bool | float] = {
 
 
 def aggregate(*datasets: DemonstrationDataset) -> DemonstrationDataset:
-    """Put datasets of one robot into one, as DAgger does after each iteration.
+    """Merge datasets of one robot into one, as DAgger does after each iteration.
 
-    Episodes are numbered anew in the order of the datasets, instruction tables are
-    united (ids are hashes of the texts, so no frame changes), and the statistics are
-    those of all frames together, to the bit. Frames that do not say ``is_labeled``,
-    ``is_intervention`` or ``sample_weight`` where others do were demonstrated: they
-    are labeled, no intervention, and have weight 1. The surprise: new statistics are a
-    new model space. A policy that is trained on must keep its own (pass ``space=`` of
-    the first training), or begin again.
+    Episodes are renumbered in the order of the datasets, instruction tables are merged
+    (ids are hashes of the texts, so no frame changes), and the statistics are computed
+    from all frames. Where some datasets have ``is_labeled``, ``is_intervention`` or
+    ``sample_weight``, the frames of the others count as demonstrated: they are labeled,
+    no intervention, and have weight 1.
 
-    Every frame then counts alike. For datasets of different robots, or to fix each
-    one's share of the batches whatever its length (half demonstrations, half
-    corrections), sample them with :class:`MixtureReplay` instead; parts of an aggregate
-    (``select_episodes``) have its statistics, and so one model space.
+    Every frame has the same weight. To sample datasets of different robots, or to fix
+    the share of each dataset in a batch (half demonstrations, half corrections), use
+    :class:`MixtureReplay`. Parts of an aggregate (``select_episodes``) keep its
+    statistics and so share one model space.
+
+    Warning:
+        New statistics define a new model space. To continue the training of a policy,
+        pass the ``space=`` of its first training; otherwise train it from scratch.
 
     Args:
-        *datasets: at least one. The first one's metadata are kept.
+        *datasets: at least one. The metadata of the first are kept.
 
     Returns:
         The dataset, in memory; write it with ``to_folder``.
 
     Raises:
-        ValueError: there are no datasets.
-        IncompatibleMetadataError: they are of different robots or units.
-        SchemaError: their frames hold different entries, dtypes or shapes.
+        ValueError: no datasets are given.
+        IncompatibleMetadataError: the robots or units differ.
+        SchemaError: entries, dtypes or shapes of the frames differ.
 
     Examples:
         >>> import tempfile
@@ -73,22 +75,21 @@ def aggregate(*datasets: DemonstrationDataset) -> DemonstrationDataset:
     parts = _with_defaults([dataset.frames for dataset in datasets])
     for number, part in enumerate(parts):
         _check_same_layout(parts[0], part, number)
-    table, offset = InstructionTable(), 0
-    for dataset, part in zip(datasets, parts):
+    offset = 0
+    for part in parts:
         numbers, episode = part.get(EPISODE_KEY).unique(return_inverse=True)
         part.set(EPISODE_KEY, episode + offset)
         offset += len(numbers)
-        for text in dataset.instructions:
-            table.add(text)
     frames = torch.cat(parts)
     metadata = replace(first.metadata, **frame_statistics(frames))
     provenance = {"parts": [dataset.provenance for dataset in datasets]}
+    table = merge_instructions(datasets)
     return DemonstrationDataset(frames, metadata, table, provenance)
 
 
 def _with_defaults(datasets: list[TensorDict]) -> list[TensorDict]:
-    """Return shallow copies that all have the optional entries that any has."""
-    said = [
+    """Return shallow copies in which all have the optional entries that any has."""
+    present = [
         key
         for key in _DEFAULTS
         if any(td.get(key, None) is not None for td in datasets)
@@ -96,7 +97,7 @@ def _with_defaults(datasets: list[TensorDict]) -> list[TensorDict]:
     parts = []
     for frames in datasets:
         part = TensorDict(dict(frames.items()), frames.batch_size)
-        for key in said:
+        for key in present:
             if part.get(key, None) is None:
                 shape = () if key == SAMPLE_WEIGHT_KEY else (1,)
                 part.set(key, torch.full((len(frames), *shape), _DEFAULTS[key]))
@@ -114,8 +115,8 @@ def _check_same_layout(first: TensorDict, other: TensorDict, number: int) -> Non
     if wrong:
         raise SchemaError(
             "aggregate: expected frames with the entries of the first dataset, got "
-            f"others in dataset {number}: {'; '.join(wrong)}. Leave out what not all "
-            "have (frames.exclude), or sample them with MixtureReplay."
+            f"others in dataset {number}: {'; '.join(wrong)}. Drop entries that some "
+            "lack (frames.exclude), or sample the datasets with MixtureReplay."
         )
 
 

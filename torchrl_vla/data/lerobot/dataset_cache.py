@@ -1,4 +1,4 @@
-"""The memory-mapped copy of a LeRobot dataset, made once."""
+"""Cache of memory-mapped copies of LeRobot datasets."""
 
 from __future__ import annotations
 
@@ -11,28 +11,29 @@ from pathlib import Path
 import numpy as np
 from tensordict import TensorDict
 
+from torchrl_vla._internal.durable_files import commit_folder
 from torchrl_vla.data.lerobot.folder_layout import OWNER, Episode, LeRobotLayout
 from torchrl_vla.data.lerobot.frame_table import TOLERANCE_S, write_frames
 from torchrl_vla.data.lerobot.video_decoder import VideoIndex
 from torchrl_vla.schema import EPISODE_KEY, SchemaError
 
-#: Part of the fingerprint: copies of another version of this reader are not used.
+#: Part of the fingerprint: copies by another version of this reader are not used.
 _READER_VERSION = 1
 
 
 def default_cache_folder() -> Path:
-    """Return the folder below the user's cache for copies of datasets."""
+    """Return the folder for copies of datasets in the user's cache."""
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(cache) / "torchrl_vla" / "lerobot"
 
 
 def cached_copy(layout: LeRobotLayout, cache_folder: Path) -> Path:
-    """Return the folder of the dataset's copy, making it if there is none.
+    """Return the folder of the dataset's copy; create it if it does not exist.
 
-    A copy belongs to one content: the folder's path, ``info.json`` and the size and
-    time of every file. It is made under another name and renamed when it is complete,
-    so what a killed process leaves is never taken for one. Nothing is written into
-    the dataset's own folder.
+    A copy belongs to one content: the folder's path, ``info.json``, and the size and
+    modification time of every file. It is written under a temporary name and renamed
+    when it is complete, so the files of a killed process are never used. The dataset's
+    own folder is not modified.
     """
     copy = cache_folder / fingerprint(layout.root)
     if copy.is_dir():
@@ -47,8 +48,8 @@ def cached_copy(layout: LeRobotLayout, cache_folder: Path) -> Path:
             if feature.dtype == "video":
                 write_videos(layout, name, frames, unfinished)
         try:
-            unfinished.rename(copy)
-        except OSError:  # another process was faster
+            commit_folder(unfinished, copy)
+        except OSError:  # another process has made the same copy
             if not copy.is_dir():
                 raise
     finally:
@@ -74,10 +75,10 @@ def fingerprint(root: Path) -> str:
 def write_videos(
     layout: LeRobotLayout, name: str, frames: TensorDict, folder: Path
 ) -> None:
-    """Note for each row which frame of which file it is.
+    """Write the video file and frame number of each row.
 
     Raises:
-        SchemaError: a video has no frame at a row's time.
+        SchemaError: a video has no frame at the time of a row.
     """
     episode = frames.get(EPISODE_KEY).numpy()
     timestamp = frames.get("timestamp").numpy()
@@ -123,7 +124,7 @@ def _find(
             f"{str(clip.path.relative_to(layout.root))!r} for frame {at} of episode "
             f"{entry.index}, got the nearest {late_s[at]:.6f} s away: {len(index.pts)} "
             f"frames from {index.times_s[0]:.6f} to {index.times_s[-1]:.6f} s, "
-            f"tolerance {TOLERANCE_S} s. The video was not finished or does not belong "
-            "to these data."
+            f"tolerance {TOLERANCE_S} s. The video is unfinished or belongs to other "
+            "data."
         )
     return numbers

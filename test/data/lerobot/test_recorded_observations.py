@@ -72,7 +72,7 @@ def test_a_history_of_nothing_is_refused(dataset):
         RecordedObservations(dataset.frames, None, camera_keys={}, history_size=0)
 
 
-def test_nothing_is_added_where_there_is_nothing_to_add(tmp_path):
+def test_without_cameras_and_history_there_is_no_transform(tmp_path):
     folder = write_folder(tmp_path / "push", record((2,), cameras=()))
     blind = LeRobotDemonstrations.from_folder(folder, cache_folder=tmp_path)
     assert blind.observations() is None

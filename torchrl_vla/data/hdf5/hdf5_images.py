@@ -1,11 +1,11 @@
-"""Images of an HDF5 file, read when frames are sampled."""
+"""Reader and transform for the images of an HDF5 file, read when sampled."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from tensordict import TensorDictBase
@@ -14,9 +14,12 @@ from torchrl.envs import Transform
 
 from torchrl_vla.schema import EPISODE_KEY, FRAME_KEY, IMAGE_KEY, import_extra
 
+if TYPE_CHECKING:
+    import h5py
+
 ImageFlip = Literal["none", "vertical", "rotate_180"]
 
-#: What is done to a stored image ``[C, h, w]``: the dimensions that are flipped.
+#: Dimensions of a stored image ``[C, h, w]`` that are flipped.
 FLIPS: dict[str, tuple[int, ...]] = {
     "none": (),
     "vertical": (-2,),
@@ -26,25 +29,27 @@ FLIPS: dict[str, tuple[int, ...]] = {
 
 @dataclass
 class Hdf5Images:
-    """Read the images of frames from a file that is opened at first use.
+    """Reader of the images of frames; opens the file at first use.
 
     Args:
         path: the file.
         cameras: the entry of ``obs`` for each camera name.
-        flip: how to turn the stored images.
+        flip: applied to the stored images.
     """
 
     path: Path
     cameras: dict[str, str]
     flip: ImageFlip
-    _files: dict[int, Any] = field(default_factory=dict, repr=False, compare=False)
+    _files: dict[int, h5py.File] = field(
+        default_factory=dict, repr=False, compare=False
+    )
 
     def read(self, episode: Tensor, frame: Tensor) -> dict[str, Tensor]:
         """Return uint8 ``[N, 3, h, w]`` of each camera for int64 ``[N]`` indices."""
         data = self._open()["data"]
-        # In the order of the file: frames that share a compressed chunk follow.
-        order = frame.argsort(stable=True)
-        order = order[episode[order].argsort(stable=True)].tolist()
+        # In the order of the file, so that each compressed chunk is read once.
+        by_frame = frame.argsort(stable=True)
+        order = by_frame[episode[by_frame].argsort(stable=True)].tolist()
         rows, frames = episode.tolist(), frame.tolist()
         images = {}
         for camera, key in self.cameras.items():
@@ -58,7 +63,7 @@ class Hdf5Images:
             images[camera] = image.flip(FLIPS[self.flip]).contiguous()
         return images
 
-    def _open(self) -> Any:
+    def _open(self) -> h5py.File:
         # A file handle must not cross a fork: each process opens its own.
         process = os.getpid()
         if process not in self._files:
@@ -66,12 +71,12 @@ class Hdf5Images:
             self._files[process] = h5py.File(self.path, "r")
         return self._files[process]
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_files": {}}
 
 
 class ReadHdf5Images(Transform):
-    """Write ``("observation", "image", camera)`` of sampled frames."""
+    """Transform that writes ``("observation", "image", camera)`` of sampled frames."""
 
     def __init__(self, images: Hdf5Images) -> None:
         super().__init__(in_keys=[EPISODE_KEY, FRAME_KEY], out_keys=[IMAGE_KEY])
@@ -80,7 +85,7 @@ class ReadHdf5Images(Transform):
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write the images into sampled frames."""
         shape = tensordict.batch_size
-        tensordict = tensordict.copy()  # buffer[:] hands out the storage itself
+        tensordict = tensordict.copy()  # buffer[:] returns the storage itself
         images = self.images.read(
             tensordict.get(EPISODE_KEY).reshape(-1),
             tensordict.get(FRAME_KEY).reshape(-1),

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tensordict import NonTensorStack, TensorDict
 
 from torchrl_vla.data import DemonstrationDataset, collect, frames_of_rollout
-from torchrl_vla.data.frames import frame_statistics
+from torchrl_vla.data.rollout_frames import frame_statistics
 from torchrl_vla.envs import TabletopEnv
 from torchrl_vla.schema import (
     FeatureStatistics,
@@ -98,7 +98,7 @@ def test_the_frames_are_those_of_a_walk_along_each_row(data):
     if expected:
         assert numbers(frames_of_rollout(rollout, TABLE)) == expected
     else:
-        with pytest.raises(SchemaError, match=r"the beginning of an episode"):
+        with pytest.raises(SchemaError, match=r"the start of an episode"):
             frames_of_rollout(rollout, TABLE)
 
 
@@ -191,5 +191,5 @@ def test_a_rollout_without_success_is_refused():
 
 
 def test_a_single_step_is_refused():
-    with pytest.raises(SchemaError, match=r"a rollout \[\*B, T\], got a single step"):
+    with pytest.raises(SchemaError, match=r"a rollout \[\*B, T\], got a step"):
         frames_of_rollout(make_rollout([[1]])[0, 0], TABLE)
