@@ -28,7 +28,7 @@ _MODULES = {
         "write_video",
     ),
     "torchrl_vla.policies.lerobot": ("KINDS",),
-    "torchrl_vla.recipes.demonstrations": ("Demonstrations",),
+    "torchrl_vla.recipes.open_dataset": ("Demonstrations",),
     "torchrl_vla.recipes.devices": ("check_device", "on_device", "parse_device"),
     "torchrl_vla.recipes.own_policies": ("load_any_executor", "make_own_policy"),
     "torchrl_vla.recipes.training_state": ("check_training_folder", "finish_training"),

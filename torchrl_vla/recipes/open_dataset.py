@@ -7,12 +7,13 @@ from pathlib import Path
 from tensordict import is_tensor_collection
 
 from torchrl_vla._internal.named_objects import import_named, is_named_object
-from torchrl_vla.data import DemonstrationDataset, LeRobotDemonstrations
+from torchrl_vla.data import (
+    DemonstrationDataset,
+    Demonstrations,
+    LeRobotDemonstrations,
+)
 from torchrl_vla.schema import IMAGE_KEY
 from torchrl_vla.schema.lerobot_names import is_repo_id
-
-#: What the recipes train on.
-Demonstrations = DemonstrationDataset | LeRobotDemonstrations
 
 
 def open_dataset(source: Path | str) -> Demonstrations:
