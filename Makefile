@@ -14,7 +14,11 @@ CREATE = $(PYTHON) -m venv $(VENV)
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 endif
 
-.PHONY: demo demo-metaworld test test-lerobot lint format docs bench clean
+.PHONY: demo demo-metaworld test test-main test-lerobot test-core test-oldest
+.PHONY: coverage lint format docs bench dist api clean
+
+# One thread per worker: small networks on two threads each wait for one another.
+PYTEST = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -n 2 --dist loadgroup
 
 demo: $(VENV)/.core
 	$(BIN)/torchrl-vla demo --folder $(OUT)
@@ -22,10 +26,26 @@ demo: $(VENV)/.core
 demo-metaworld: $(VENV)/.all
 	$(BIN)/torchrl-vla demo --env metaworld --folder $(OUT)-metaworld
 
-# One thread per worker: small networks on two threads each wait for one another.
-test: $(VENV)/.all lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+test: lint test-main
 	$(MAKE) test-lerobot
+
+test-main: $(VENV)/.all
+	$(call PYTEST,$(VENV))
+
+# The suite with the required dependencies alone: what needs an extra is skipped.
+test-core: .venv-core/.done
+	PYTHONPATH=test/support $(call PYTEST,.venv-core) -p required_only $(CORE_TESTS)
+
+# The suite with the oldest versions that pyproject.toml allows.
+test-oldest: .venv-oldest/.done
+	PYTHONPATH=test/support $(call PYTEST,.venv-oldest) -p required_only $(CORE_TESTS)
+
+CORE_TESTS = test/schema test/tokenizers test/transforms $(wildcard test/rollout) test/policies \
+	test/execution $(wildcard test/spaces) test/objectives test/evaluation test/data test/recipes \
+	test/envs test/testing test/cli test/test_extras.py torchrl_vla
+
+coverage: $(VENV)/.all
+	$(call PYTEST,$(VENV)) --cov --cov-report=term:skip-covered test torchrl_vla
 
 # LeRobot 0.6 and 0.4.4, each where there is a Python for it; says which ran.
 test-lerobot:
@@ -64,5 +84,30 @@ $(VENV)/.all: $(VENV)/.venv pyproject.toml constraints.txt
 	$(INSTALL) -e '.[metaworld,video,datasets,pusht,aloha,tensorboard,test,docs,dev]'
 	touch $@ $(VENV)/.core
 
+# What a user installs: the wheel, alone in an empty environment.
+dist: $(VENV)/.all
+	rm -rf dist .venv-dist
+	$(BIN)/python -m build --quiet
+	$(PYTHON) -m venv .venv-dist
+	.venv-dist/bin/python -m pip install --quiet --disable-pip-version-check \
+		-c constraints.txt dist/*.whl
+	cd .venv-dist && bin/torchrl-vla --help && bin/python ../test/installed_package.py
+
+# Write the checked-in list of public names and signatures anew.
+api: $(VENV)/.all
+	$(BIN)/python test/public_api.py
+
+.venv-core/.done: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-core
+	.venv-core/bin/python -m pip install --quiet --disable-pip-version-check \
+		-c constraints.txt -e '.[test]'
+	touch $@
+
+.venv-oldest/.done: pyproject.toml constraints-oldest.txt
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check \
+		-c constraints-oldest.txt -e '.[test]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) .venv-lerobot-* runs docs/_build docs/auto_tutorials
+	rm -rf $(VENV) .venv-core .venv-oldest .venv-dist .venv-lerobot-* dist runs docs/_build docs/auto_tutorials

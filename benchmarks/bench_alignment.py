@@ -24,8 +24,9 @@ from torch import Tensor
 from torchrl.envs import Compose, InitTracker, StepCounter, Transform, TransformedEnv
 from torchrl.modules import MultiStepActorWrapper as PeerWrapper
 
-from torchrl_vla.envs import ScheduledEpisodes, ToyVLAEnv
+from torchrl_vla.envs import ToyVLAEnv
 from torchrl_vla.execution import MultiAction, MultiStepActorWrapper, SkipWaiting
+from torchrl_vla.rollout import ScheduledEpisodes
 from torchrl_vla.schema import InstructionTable
 
 HORIZON, ACTION_DIM = 16, 2

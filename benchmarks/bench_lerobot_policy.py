@@ -74,7 +74,7 @@ def observe(steps: int, rows: int, side: int) -> list[TensorDict]:
 def run_lerobot(
     policy: LeRobotPolicyWrapper, observations: list[TensorDict]
 ) -> torch.Tensor:
-    network, own = policy.policy, policy._asked
+    network, own = policy.policy, policy.pipeline
     network.reset()
     actions = []
     for td in observations:

@@ -44,13 +44,14 @@ from torchrl.modules.vla import TinyVLA as PeerPolicy
 from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.llm import MCAdvantage
 
-from torchrl_vla.envs import ScheduledEpisodes, ToyVLAEnv
+from torchrl_vla.envs import ToyVLAEnv
 from torchrl_vla.policies import TokenVLAWrapper
 from torchrl_vla.recipes.finetuning.algorithms import GRPO
 from torchrl_vla.recipes.finetuning.finetune_settings import FinetuneSettings
 from torchrl_vla.recipes.finetuning.learner import Learner
 from torchrl_vla.recipes.finetuning.rollouts import Rollouts, make_decision_env
 from torchrl_vla.recipes.model_space import ModelSpace
+from torchrl_vla.rollout import ScheduledEpisodes
 from torchrl_vla.schema import FeatureStatistics, InstructionTable
 from torchrl_vla.tokenizers import UniformActionTokenizer
 from torchrl_vla.transforms import SuccessReward

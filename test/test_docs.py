@@ -13,7 +13,10 @@ import pytest
 import torchrl_vla
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTED = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "benchmarks", "tutorials")
+DOCUMENTED = (
+    *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"),
+    *("benchmarks", "tutorials"),
+)
 
 
 def public_names():

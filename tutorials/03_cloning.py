@@ -119,7 +119,7 @@ print(result)
 # gripper is in the camera image that the policy sees.
 
 plt.figure(figsize=(9, 3.6))
-plt.imshow(contact_sheet(recorder.clips, columns=8).permute(1, 2, 0))
+plt.imshow(contact_sheet(recorder.videos, columns=8).permute(1, 2, 0))
 plt.axis("off")
 plt.tight_layout()
 plt.show()

@@ -4,8 +4,9 @@ import pytest
 import torch
 from tensordict.nn import TensorDictModule, TensorDictModuleBase
 
-from torchrl_vla.data import DemonstrationDataset, collect, episode_seeds
+from torchrl_vla.data import DemonstrationDataset, collect
 from torchrl_vla.envs import TabletopEnv, ToyVLAEnv
+from torchrl_vla.rollout import episode_seeds
 from torchrl_vla.schema import (
     ExecutionError,
     MissingKeyError,
@@ -42,7 +43,7 @@ def test_frames_are_the_steps_of_the_episodes_in_order(tmp_path):
     env = make_env()
     dataset = collect_from(env, env.make_expert(), 5, tmp_path)
     frames = dataset.frames
-    for index, seed in enumerate(episode_seeds(0, 5)):
+    for index, seed in enumerate(episode_seeds(0, 5, "demonstrations")):
         episode = frames[frames["episode_index"] == index]
         assert episode["frame_index"].tolist() == list(range(len(episode)))
         assert (episode["episode_seed"] == seed).all()

@@ -37,29 +37,29 @@ def echo(key) -> TensorDictModule:
     return TensorDictModule(lambda value: value.clone(), [key], ["action"])
 
 
-def test_blank_images_are_black_for_the_actor_and_intact_for_the_record():
+def test_blank_images_are_black_for_the_policy_and_intact_for_the_record():
     data = observation([0])
-    actor = blank_images(echo(("observation", "image", "top")))
-    assert actor(data)["action"].eq(0).all()
+    policy = blank_images(echo(("observation", "image", "top")))
+    assert policy(data)["action"].eq(0).all()
     assert data["observation", "image", "top"].eq(7).all()
 
 
-def test_the_state_is_zero_for_the_actor_and_intact_for_the_record():
+def test_the_state_is_zero_for_the_policy_and_intact_for_the_record():
     data = observation([0])
     assert zero_state(echo(("observation", "state")))(data)["action"].eq(0).all()
     assert data["observation", "state"].eq(1).all()
 
 
 def test_a_shuffled_instruction_is_a_function_of_the_episode_seed():
-    actor = shuffle_instructions(echo("language_instruction"), TABLE)
-    together = actor(observation(list(range(50))))["action"]
-    alone = torch.cat([actor(observation([seed]))["action"] for seed in range(50)])
+    policy = shuffle_instructions(echo("language_instruction"), TABLE)
+    together = policy(observation(list(range(50))))["action"]
+    alone = torch.cat([policy(observation([seed]))["action"] for seed in range(50)])
     assert torch.equal(together, alone)
 
 
 def test_shuffled_instructions_cover_the_table_evenly():
-    actor = shuffle_instructions(echo("language_instruction"), TABLE)
-    rows = TABLE.rows(actor(observation(list(range(3000))))["action"])
+    policy = shuffle_instructions(echo("language_instruction"), TABLE)
+    rows = TABLE.rows(policy(observation(list(range(3000))))["action"])
     # 1000 expected each; 5 standard deviations of a binomial are 129
     assert (rows.bincount() - 1000).abs().max() < 130
 
@@ -85,11 +85,11 @@ def test_shuffling_needs_the_seed_of_the_episode():
         ("zero-state", "episode_seed", False),
     ],
 )
-def test_a_control_takes_away_the_input_of_its_name(name, key, is_changed):
+def test_an_ablation_takes_away_the_input_of_its_name(name, key, is_changed):
     env = TabletopEnv(8, image_size=16, seed=0)
     data = env.reset()
-    told = make_ablation(name, echo(key), env)(data)["action"]
-    assert torch.equal(told, data[key]) != is_changed
+    given = make_ablation(name, echo(key), env)(data)["action"]
+    assert torch.equal(given, data[key]) != is_changed
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_a_control_takes_away_the_input_of_its_name(name, key, is_changed):
         ("blank-images", r"expected \('observation', 'image'\) in the observations"),
     ],
 )
-def test_a_control_that_would_change_nothing_is_refused(name, message):
+def test_an_ablation_that_would_change_nothing_is_refused(name, message):
     blind = ExcludeTransform(("observation", "image"))
     env = TransformedEnv(ToyVLAEnv(action_dim=2, state_dim=4, seed=0), blind)
     with pytest.raises(ValueError, match=message):

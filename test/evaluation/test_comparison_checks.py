@@ -79,12 +79,12 @@ def test_other_versions_are_remarked():
     ]
 
 
-def test_one_policy_against_itself_is_remarked_unless_it_is_a_control():
+def test_one_policy_against_itself_is_remarked_unless_it_is_an_ablation():
     same = {"policy": {"sha256": "abc"}}
     (remark,) = compare(result(**same), result(**same)).remarks
     assert remark == "both are the same policy, by the hash of its files."
-    control = result(**same, ablation="zero-state")
-    assert compare(result(**same), control).remarks == []
+    ablated = result(**same, ablation="zero-state")
+    assert compare(result(**same), ablated).remarks == []
 
 
 def test_other_mixtures_of_tasks_are_remarked_where_nothing_is_paired():

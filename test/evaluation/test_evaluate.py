@@ -10,9 +10,9 @@ from torchrl.data import Binary, Bounded, Composite, Unbounded
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, exploration_type
 
-from torchrl_vla.data import episode_seeds
 from torchrl_vla.envs import TabletopEnv, ToyVLAEnv
 from torchrl_vla.evaluation import evaluate
+from torchrl_vla.rollout import episode_seeds
 from torchrl_vla.schema import ExecutionError, InstructionTable, MissingKeyError
 
 TABLE = InstructionTable(["even", "odd"])
@@ -21,22 +21,22 @@ TABLE = InstructionTable(["even", "odd"])
 class SeedDecides(EnvBase):
     """Even seeds succeed after 2 steps, odd ones fail after 9.
 
-    Counting the first episodes that end, instead of asking each seed once, would find
+    Counting the first episodes that end, instead of running each seed once, would find
     far more than half of them successful.
     """
 
-    def __init__(self, num_envs, *, success_at=2, tells_success=True, has_table=True):
+    def __init__(self, num_envs, *, success_at=2, writes_success=True, has_table=True):
         super().__init__(batch_size=[num_envs])
         if has_table:
             self.instructions = TABLE
-        self.success_at, self.tells_success = success_at, tells_success
+        self.success_at, self.writes_success = success_at, writes_success
         flag = Binary(shape=(num_envs, 1), dtype=torch.bool)
         self.observation_spec = Composite(
             language_instruction=Unbounded((num_envs,), dtype=torch.int64),
             episode_seed=Unbounded((num_envs,), dtype=torch.int64),
             shape=(num_envs,),
         )
-        if tells_success:
+        if writes_success:
             self.observation_spec["success"] = flag
         self.action_spec = Bounded(-1.0, 1.0, (num_envs, 1))
         self.reward_spec = Unbounded((num_envs, 1))
@@ -50,11 +50,11 @@ class SeedDecides(EnvBase):
         pass
 
     def _reset(self, tensordict=None, episode_seeds=None, **kwargs):
-        rows = torch.ones(self.batch_size, dtype=torch.bool)
+        begins = torch.ones(self.batch_size, dtype=torch.bool)
         if tensordict is not None and tensordict.get("_reset", None) is not None:
-            rows = tensordict["_reset"].view(self.batch_size)
-        self.seeds = torch.where(rows, episode_seeds, self.seeds)
-        self.steps = torch.where(rows, 0, self.steps)
+            begins = tensordict["_reset"].view(self.batch_size)
+        self.seeds = torch.where(begins, episode_seeds, self.seeds)
+        self.steps = torch.where(begins, 0, self.steps)
         return self._observe(torch.zeros(*self.batch_size, 1, dtype=torch.bool))
 
     def _step(self, tensordict):
@@ -74,7 +74,7 @@ class SeedDecides(EnvBase):
             episode_seed=self.seeds,
             batch_size=self.batch_size,
         )
-        return out.set("success", success) if self.tells_success else out
+        return out.set("success", success) if self.writes_success else out
 
 
 def still():
@@ -84,9 +84,11 @@ def still():
 
 
 @pytest.mark.parametrize("num_envs", [1, 3, 8])
-def test_each_seed_is_asked_once_however_long_its_episode(num_envs):
+def test_each_seed_is_run_once_however_long_its_episode(num_envs):
     result = evaluate(SeedDecides(num_envs), still(), 11, progress=False)
-    assert [episode.seed for episode in result.episodes] == list(range(11))
+    first = 2**29  # even
+    expected = list(range(first, first + 11))
+    assert [episode.seed for episode in result.episodes] == expected
     assert [episode.success for episode in result.episodes] == [True, False] * 5 + [
         True
     ]
@@ -103,8 +105,11 @@ def test_a_success_on_the_way_counts_although_the_episode_goes_on():
 
 def test_the_seeds_follow_from_the_seed_of_the_run():
     result = evaluate(SeedDecides(2), still(), 3, seed=7, progress=False)
-    assert [episode.seed for episode in result.episodes] == episode_seeds(7, 3)
+    assert [episode.seed for episode in result.episodes] == episode_seeds(
+        7, 3, "evaluation"
+    )
     assert result.provenance["seed"] == 7
+    assert result.provenance["purpose"] == "evaluation"
     assert result.provenance["deterministic"] is True
     assert result.provenance["versions"]["torch"] == version("torch")
 
@@ -118,7 +123,7 @@ def test_an_evaluation_can_go_on_where_another_ended():
     assert (*parts[0].episodes, *parts[1].episodes) == whole.episodes
 
 
-def test_the_result_says_where_and_how_it_was_made_and_what_it_was_told():
+def test_the_result_says_where_and_how_it_was_made_and_what_the_caller_knows():
     known = {"policy": {"sha256": "abc"}, "num_envs": "two"}
     result = evaluate(SeedDecides(2), still(), 2, provenance=known, progress=False)
     assert result.provenance["environment"] == {
@@ -150,14 +155,16 @@ def test_an_unbatched_environment_is_seeded_before_each_episode():
     first = evaluate(env, target, 3, seed=1, progress=False)
     again = evaluate(env, target, 3, seed=1, progress=False)
     assert first == again
-    assert [episode.seed for episode in first.episodes] == episode_seeds(1, 3)
+    assert [episode.seed for episode in first.episodes] == episode_seeds(
+        1, 3, "evaluation"
+    )
 
 
 @pytest.mark.parametrize(
     ("deterministic", "kind"),
     [(True, ExplorationType.DETERMINISTIC), (False, ExplorationType.RANDOM)],
 )
-def test_the_policy_is_asked_for_its_mode_or_for_samples(deterministic, kind):
+def test_the_policy_takes_its_mode_or_samples(deterministic, kind):
     seen = set()
 
     def act(seed):
@@ -183,8 +190,8 @@ def test_no_gradient_is_recorded():
     assert not any(needed)
 
 
-def test_an_environment_that_tells_no_success_is_refused():
-    env = SeedDecides(2, tells_success=False)
+def test_an_environment_that_writes_no_success_is_refused():
+    env = SeedDecides(2, writes_success=False)
     with pytest.raises(
         MissingKeyError, match=r"expected a bool at \('next', 'success'"
     ):

@@ -10,7 +10,6 @@ from tensordict.nn import TensorDictModule
 from torchrl.data import Binary, Bounded, Composite, Unbounded
 from torchrl.envs import EnvBase
 
-from torchrl_vla.data import episode_seeds
 from torchrl_vla.evaluation import (
     EvaluationResult,
     SequentialTable,
@@ -21,6 +20,7 @@ from torchrl_vla.evaluation import (
     rate_confidence_sequence,
     wilson_interval,
 )
+from torchrl_vla.rollout import episode_seeds
 
 
 class OneStep(EnvBase):
@@ -45,10 +45,10 @@ class OneStep(EnvBase):
         pass
 
     def _reset(self, tensordict=None, episode_seeds=None, **kwargs):
-        rows = torch.ones(self.batch_size, dtype=torch.bool)
+        begins = torch.ones(self.batch_size, dtype=torch.bool)
         if tensordict is not None and tensordict.get("_reset", None) is not None:
-            rows = tensordict["_reset"].view(self.batch_size)
-        self.seeds = torch.where(rows, episode_seeds, self.seeds)
+            begins = tensordict["_reset"].view(self.batch_size)
+        self.seeds = torch.where(begins, episode_seeds, self.seeds)
         return self._observe(torch.zeros(*self.batch_size, 1, dtype=torch.bool))
 
     def _step(self, tensordict):
@@ -107,7 +107,9 @@ def test_the_episodes_are_those_of_a_plain_evaluation():
     result = until(0.5, 40, target=0.5, seed=3, num_envs=5)
     plain = evaluate(OneStep(8), policy(0.5), 40, seed=3, progress=False)
     assert result.episodes == plain.episodes
-    assert [episode.seed for episode in result.episodes] == episode_seeds(3, 40)
+    assert [episode.seed for episode in result.episodes] == episode_seeds(
+        3, 40, "evaluation"
+    )
 
 
 def test_the_result_says_that_it_was_stopped_and_has_the_wider_interval():
@@ -132,7 +134,7 @@ def test_a_clear_difference_is_shown_in_few_episodes():
     assert comparison.difference > 0
     assert len(comparison.a) == len(comparison.b) <= 48
     assert type(comparison.table) is SequentialTable
-    # Later, from the files, it is still known that there was peeking.
+    # Later, from the files, the intervals still allow for the stop.
     again = compare(comparison.a, comparison.b)
     assert again.interval == comparison.interval
 

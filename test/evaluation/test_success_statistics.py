@@ -105,11 +105,11 @@ def test_the_paired_interval_is_that_of_a_naive_reckoning(table):
     mean_a, mean_b = (sum(column) / n for column in zip(*pairs))
     together = sum((x - mean_a) * (y - mean_b) for x, y in pairs)  # (ad - bc) / n
     together -= 0.5 if together > 0.5 else max(together, 0)
-    spread = math.sqrt(n * mean_a * (1 - mean_a) * n * mean_b * (1 - mean_b))
+    deviation = math.sqrt(n * mean_a * (1 - mean_a) * n * mean_b * (1 - mean_b))
     phi = (
         0
         if min(mean_a, mean_b) < 1e-9 or max(mean_a, mean_b) > 1 - 1e-9
-        else (together / spread)
+        else (together / deviation)
     )
     ends = wilson_interval(both + only_a, n) + wilson_interval(both + only_b, n)
     down_a, up_a, down_b, up_b = (

@@ -16,6 +16,7 @@ from torchrl_vla.evaluation import (
     write_png,
     write_video,
 )
+from torchrl_vla.rollout import episode_seeds
 from torchrl_vla.schema import MissingExtraError
 
 
@@ -54,12 +55,12 @@ def test_what_is_no_rgb_image_is_refused(image, tmp_path):
         write_png(tmp_path / "x.png", image)
 
 
-def gray_film(*levels):
+def gray_video(*levels):
     return torch.stack([torch.full((3, 2, 2), v, dtype=torch.uint8) for v in levels])
 
 
 def test_a_strip_goes_from_the_first_frame_to_the_last():
-    strip = contact_sheet([gray_film(*range(0, 110, 10)), gray_film(7, 9)], columns=3)
+    strip = contact_sheet([gray_video(*range(0, 110, 10)), gray_video(7, 9)], columns=3)
     assert strip.shape == (3, 12, 18)  # two white pixels around each image
     image_rows, image_columns = (3, 9), (3, 9, 15)
     levels = [[int(strip[0, y, x]) for x in image_columns] for y in image_rows]
@@ -71,23 +72,23 @@ def test_a_recorder_keeps_every_step_of_the_episodes_it_was_asked_for():
     env, recorder = TabletopEnv(3, image_size=16), Recorder(2)
     result = evaluate(env, env.make_expert(), 5, recorder=recorder, progress=False)
     lengths = [episode.length for episode in result.episodes[:2]]
-    assert [len(clip) for clip in recorder.clips] == lengths
+    assert [len(video) for video in recorder.videos] == lengths
 
 
 def test_a_recorder_shows_the_episode_and_not_its_neighbor():
-    clips = []
+    videos = []
     for num_envs in (1, 3):
         env, recorder = TabletopEnv(num_envs, image_size=16), Recorder(2)
         evaluate(env, env.make_expert(), 3, recorder=recorder, progress=False)
-        clips.append(recorder.clips)
-    for alone, beside in zip(*clips):
+        videos.append(recorder.videos)
+    for alone, beside in zip(*videos):
         assert torch.equal(alone, beside)
 
 
 def test_a_video_has_the_frames_the_size_and_the_rate(tmp_path):
-    clip = torch.zeros(9, 3, 32, 48, dtype=torch.uint8)
-    clip[:, 0] = 200
-    path = write_video(tmp_path / "clip.mp4", clip, rate_hz=5.0)
+    video = torch.zeros(9, 3, 32, 48, dtype=torch.uint8)
+    video[:, 0] = 200
+    path = write_video(tmp_path / "video.mp4", video, rate_hz=5.0)
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         frames = [
@@ -101,7 +102,7 @@ def test_a_video_has_the_frames_the_size_and_the_rate(tmp_path):
     assert max(green, blue) < 10
 
 
-def test_what_is_no_film_is_refused(tmp_path):
+def test_what_is_no_video_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"expected uint8 \[T, 3, h, w\], got torch"):
         write_video(tmp_path / "x.mp4", torch.zeros(3, 4, 4, dtype=torch.uint8))
 
@@ -114,13 +115,13 @@ def test_a_video_of_odd_size_is_refused(tmp_path):
 def test_a_video_without_its_package_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(MissingExtraError, match=r"torchrl-vla\[video\]"):
-        write_video(tmp_path / "x.mp4", gray_film(1, 2))
+        write_video(tmp_path / "x.mp4", gray_video(1, 2))
 
 
-@pytest.mark.parametrize(("clips", "columns"), [([], 8), ([gray_film(1)], 1)])
-def test_a_strip_needs_a_film_and_two_columns(clips, columns):
-    with pytest.raises(ValueError, match=r"at least one clip and columns >= 2, got"):
-        contact_sheet(clips, columns)
+@pytest.mark.parametrize(("videos", "columns"), [([], 8), ([gray_video(1)], 1)])
+def test_a_strip_needs_a_video_and_two_columns(videos, columns):
+    with pytest.raises(ValueError, match=r"at least one video and columns >= 2, got"):
+        contact_sheet(videos, columns)
 
 
 def test_a_recorder_with_another_image_shows_that():
@@ -129,5 +130,6 @@ def test_a_recorder_with_another_image_shows_that():
 
     env, recorder = TabletopEnv(2, image_size=16), Recorder(1, camera)
     evaluate(env, env.make_expert(), 2, recorder=recorder, progress=False)
-    first = env.reset(episode_seeds=torch.tensor([0, 0]))["observation", "image"][0]
-    assert torch.equal(recorder.clips[0][0], first)
+    seeds = torch.tensor(episode_seeds(0, 2, "evaluation"))
+    first = env.reset(episode_seeds=seeds)["observation", "image"][0]
+    assert torch.equal(recorder.videos[0][0], first)

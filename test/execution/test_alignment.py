@@ -20,11 +20,11 @@ from torchrl.envs import (
     TransformedEnv,
 )
 
-from torchrl_vla.data.episodes import run_episodes
 from torchrl_vla.envs import TabletopEnv
 from torchrl_vla.envs.toy import ToyVLAEnv
 from torchrl_vla.evaluation import evaluate
 from torchrl_vla.execution import MultiStepActorWrapper, SkipWaiting, select_decisions
+from torchrl_vla.rollout import run_episodes
 from torchrl_vla.schema import InstructionTable, MissingKeyError
 from torchrl_vla.testing import ServedStep, check_executor, predicted_action
 

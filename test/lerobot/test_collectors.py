@@ -206,7 +206,7 @@ def test_evaluate_counts_what_lerobots_own_loop_achieves(policies, tmp_path):
         episodes,
         progress=False,
     )
-    policy.save_pretrained(tmp_path)
+    policy.to_folder(tmp_path)
     theirs = ACTPolicy.from_pretrained(tmp_path)
     config = PreTrainedConfig.from_pretrained(tmp_path)
     before, after = make_pre_post_processors(config, pretrained_path=str(tmp_path))

@@ -14,7 +14,7 @@ from lerobot_folders import edit_info, record, write_folder
 
 from torchrl_vla.data import LeRobotDemonstrations
 from torchrl_vla.policies import make_lerobot_policy
-from torchrl_vla.policies.lerobot.load.registry import KINDS, NOT_EXERCISED
+from torchrl_vla.policies.lerobot.registry import KINDS, NOT_EXERCISED
 from torchrl_vla.schema import FeatureStatistics, RobotDatasetMetadata
 
 pytestmark = pytest.mark.lerobot
@@ -45,7 +45,8 @@ def pusht_checkpoint(tmp_path) -> Path:
     policy = make_lerobot_policy(
         "diffusion", metadata, image_sizes={None: (3, 96, 96)}, config=config
     )
-    return policy.save_pretrained(tmp_path / "checkpoint")
+    policy.to_folder(tmp_path / "checkpoint")
+    return tmp_path / "checkpoint"
 
 
 def test_the_python_of_the_page_runs(pusht_checkpoint, tmp_path, capsys):

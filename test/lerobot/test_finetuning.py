@@ -236,7 +236,7 @@ def test_the_python_of_the_page_runs(tiny_vlm, tmp_path, monkeypatch, capsys):
         assert old in program
         program = program.replace(old, new)
     monkeypatch.chdir(tmp_path)
-    make_policy(tiny_vlm).wrapper.save_pretrained(tmp_path / "runs" / "smolvla")
+    make_policy(tiny_vlm).wrapper.to_folder(tmp_path / "runs" / "smolvla")
     exec(compile(program, "docs/finetuning.md", "exec"), {})
     assert "after" in capsys.readouterr().out
     assert (tmp_path / "runs" / "smolvla-ppo" / "policy" / "noise.pt").is_file()

@@ -20,7 +20,8 @@ from torchrl_vla.policies import (
     LeRobotFlowPolicy,
     LeRobotPolicyWrapper,
 )
-from torchrl_vla.schema import MissingKeyError, SchemaError
+from torchrl_vla.policies.lerobot import read_lerobot_folder
+from torchrl_vla.schema import ROBOT_SPACE, MissingKeyError, SchemaError
 from torchrl_vla.testing import check_log_prob_consistency, check_policy
 
 pytestmark = pytest.mark.lerobot
@@ -94,7 +95,7 @@ def test_without_noise_the_chunk_is_lerobots_own_bit_for_bit(name, folders):
     policy = load(folders(name))
     (td,) = observe(folders(name), 1, ROWS)
     start = torch.randn(ROWS, policy.chunk_size, policy.path_dim)
-    own = policy.wrapper._asked
+    own = policy.wrapper.pipeline
     batch = own.preprocessor(to_lerobot_batch(td))
     theirs = policy.wrapper.policy.predict_action_chunk(batch, noise=start)
     with torch.no_grad():
@@ -269,7 +270,7 @@ def test_lerobots_own_loss_trains_the_same_weights(made):
     policy = load(made)
     decisions = decide(policy, made)
     decisions["action_is_pad"] = torch.zeros(ROWS, policy.chunk_size, dtype=torch.bool)
-    loss = LeRobotLoss(policy.wrapper).train()
+    loss = LeRobotLoss(policy).train()
     optimizer = torch.optim.SGD(policy.parameters(), lr=1e-2)
     loss(decisions)["loss_lerobot"].backward()
     optimizer.step()
@@ -322,12 +323,10 @@ def test_an_adapter_is_trained_and_what_is_under_it_is_not(made):
 
     plain = load(made).wrapper
     lora = peft.LoraConfig(r=2, target_modules=r".*lm_expert.*\.(q|v)_proj")
-    own = plain._asked
     policy = LeRobotFlowPolicy(
         LeRobotPolicyWrapper(
             peft.get_peft_model(plain.policy, lora),
-            preprocessor=own.preprocessor,
-            postprocessor=own.postprocessor,
+            pipeline=plain.pipeline,
         ),
         noise=FlowSDENoise(0.5),
     )
@@ -345,7 +344,7 @@ def test_fewer_steps_are_those_of_lerobots_own_with_that_number(made):
     other.wrapper.config.num_steps = 2
     (td,) = observe(made, 1, ROWS)
     start = torch.randn(ROWS, policy.chunk_size, policy.path_dim)
-    batch = other.wrapper._asked.preprocessor(to_lerobot_batch(td))
+    batch = other.wrapper.pipeline.preprocessor(to_lerobot_batch(td))
     theirs = other.wrapper.policy.predict_action_chunk(batch, noise=start)
     with torch.no_grad():
         path = policy.get_dist(td).flow_from(start)
@@ -373,13 +372,16 @@ def test_policy_and_noise_are_saved_together(made, tmp_path):
     noise = LearnedNoise(S, 10, A, hidden=8, max_std=0.3)
     torch.nn.init.normal_(noise.out.bias)
     policy = load(made, noise=noise)
-    folder = policy.save_pretrained(tmp_path / "saved")
+    folder = tmp_path / "saved"
+    policy.to_folder(folder)
     again = LeRobotFlowPolicy.from_pretrained(folder)
     decisions = decide(policy, made)
     assert torch.equal(
         again.element_log_probs(decisions), decisions["element_log_probs"]
     )
-    with pytest.raises(SchemaError, match=r"expected the noise that save_pretrained"):
+    assert type(read_lerobot_folder(folder)) is LeRobotFlowPolicy
+    assert type(read_lerobot_folder(made.folder)) is LeRobotPolicyWrapper
+    with pytest.raises(SchemaError, match=r"expected the noise that to_folder"):
         LeRobotFlowPolicy.from_pretrained(made.folder)
 
 
@@ -397,6 +399,18 @@ def test_a_policy_that_does_not_flow_is_refused_by_name(name, instead, checkpoin
     kind = name.split("-")[0]
     with pytest.raises(SchemaError, match=rf"from noise, got '{kind}'\. .*{instead}"):
         LeRobotFlowPolicy(wrapper, noise=FlowSDENoise(0.5))
+
+
+def test_a_wrapper_becomes_stochastic_if_it_flows(made, checkpoint):
+    wrapper = load(made).wrapper
+    policy = wrapper.to_stochastic(flow_noise=0.3)
+    assert policy.wrapper is wrapper
+    assert policy.noise.scale == 0.3
+    assert policy.policy_space == wrapper.policy_space == ROBOT_SPACE
+    assert policy.cloning_loss == wrapper.cloning_loss == "lerobot"
+    act = LeRobotPolicyWrapper.from_pretrained(checkpoint("act").folder)
+    assert act.to_stochastic() is None
+    assert "TinyGaussianVLA" in act.likelihood_advice
 
 
 def test_joints_that_are_turned_round_after_the_flow_are_refused(made):

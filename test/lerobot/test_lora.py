@@ -12,7 +12,7 @@ import torch
 from lerobot_checkpoints import A, E, Made, S, make_policy, observe, stats
 
 from torchrl_vla.objectives import LeRobotLoss
-from torchrl_vla.policies import LeRobotPolicyWrapper
+from torchrl_vla.policies import LeRobotPipeline, LeRobotPolicyWrapper
 from torchrl_vla.schema import SchemaError
 
 pytestmark = pytest.mark.lerobot
@@ -49,7 +49,7 @@ def wrap(adapted) -> LeRobotPolicyWrapper:
     from lerobot.policies.factory import make_pre_post_processors
 
     before, after = make_pre_post_processors(adapted.config, dataset_stats=stats())
-    return LeRobotPolicyWrapper(adapted, preprocessor=before, postprocessor=after)
+    return LeRobotPolicyWrapper(adapted, pipeline=LeRobotPipeline(before, after))
 
 
 def make_batch(made: Made, policy: LeRobotPolicyWrapper):
@@ -116,7 +116,7 @@ def test_a_saved_adapter_loads_on_its_base_and_acts_the_same(name, base, tmp_pat
     td = make_batch(made, policy)
     train(policy, td)
     expected = predict(policy, td)
-    policy.save_pretrained(tmp_path / "adapter")
+    policy.to_folder(tmp_path / "adapter")
     assert not (tmp_path / "adapter" / "model.safetensors").exists()
     again = LeRobotPolicyWrapper.from_pretrained(tmp_path / "adapter")
     assert torch.equal(predict(again, td), expected)
@@ -124,7 +124,7 @@ def test_a_saved_adapter_loads_on_its_base_and_acts_the_same(name, base, tmp_pat
     train(again, td)
     expected_again = predict(again, td)
     assert not torch.equal(expected_again, expected)
-    again.save_pretrained(tmp_path / "again")
+    again.to_folder(tmp_path / "again")
     third = LeRobotPolicyWrapper.from_pretrained(tmp_path / "again")
     assert torch.equal(predict(third, td), expected_again)
 
@@ -137,7 +137,8 @@ def test_lerobot_loads_the_adapter_that_we_saved(base, tmp_path):
     policy = adapt(made, "act")
     td = make_batch(made, policy)
     train(policy, td)
-    folder = policy.save_pretrained(tmp_path / "adapter")
+    folder = tmp_path / "adapter"
+    policy.to_folder(folder)
     config = PreTrainedConfig.from_pretrained(folder)
     config.pretrained_path = folder
     sizes = {"action": A, "observation.state": S, "observation.environment_state": E}
@@ -164,14 +165,16 @@ def test_an_adapter_made_by_lerobot_is_wrapped_and_saved_likewise(base, tmp_path
     lora = peft.LoraConfig(r=2, target_modules=TARGETS["act"], init_lora_weights=False)
     policy = wrap(plain.wrap_with_peft(lora))
     td = make_batch(made, policy)
-    folder = policy.save_pretrained(tmp_path / "adapter")
+    folder = tmp_path / "adapter"
+    policy.to_folder(folder)
     again = LeRobotPolicyWrapper.from_pretrained(folder)
     assert torch.equal(predict(again, td), predict(policy, td))
 
 
 def test_an_adapter_whose_base_is_gone_says_where_it_was(base, tmp_path):
     made = base("act")
-    folder = adapt(made, "act").save_pretrained(tmp_path / "adapter")
+    folder = tmp_path / "adapter"
+    adapt(made, "act").to_folder(folder)
     moved = made.folder.rename(tmp_path / "moved")
     with pytest.raises(FileNotFoundError, match=r"base.act.*base_model_name_or_path"):
         LeRobotPolicyWrapper.from_pretrained(folder)
@@ -187,7 +190,8 @@ def rewrite(path: Path, **changes) -> None:
 
 
 def test_an_adapter_that_names_no_base_is_refused(base, tmp_path):
-    folder = adapt(base("act"), "act").save_pretrained(tmp_path / "adapter")
+    folder = tmp_path / "adapter"
+    adapt(base("act"), "act").to_folder(folder)
     rewrite(folder / "adapter_config.json", base_model_name_or_path=None)
     with pytest.raises(SchemaError, match="to name the checkpoint that it was trained"):
         LeRobotPolicyWrapper.from_pretrained(folder)
@@ -196,7 +200,8 @@ def test_an_adapter_that_names_no_base_is_refused(base, tmp_path):
 def test_an_adapter_with_a_weight_missing_does_not_load_in_part(base, tmp_path):
     from safetensors.torch import load_file, save_file
 
-    folder = adapt(base("act"), "act").save_pretrained(tmp_path / "adapter")
+    folder = tmp_path / "adapter"
+    adapt(base("act"), "act").to_folder(folder)
     path = folder / "adapter_model.safetensors"
     weights = load_file(path)
     weights.pop("base_model.model.model.action_head.lora_B.weight")
@@ -214,9 +219,9 @@ def test_an_adapter_on_weights_that_are_on_no_disk_is_not_saved(base, tmp_path):
     lora = peft.LoraConfig(r=2, target_modules=TARGETS["act"])
     untrained = wrap(peft.get_peft_model(make_policy("act"), lora))
     with pytest.raises(SchemaError, match="no such folder at config"):
-        untrained.save_pretrained(tmp_path / "untrained")
+        untrained.to_folder(tmp_path / "untrained")
     trained = adapt(base("act"), "act")
     with torch.no_grad():
         trained.policy.get_base_model().model.action_head.base_layer.bias += 1
     with pytest.raises(SchemaError, match=r"others at \['model.action_head.bias'\]"):
-        trained.save_pretrained(tmp_path / "trained")
+        trained.to_folder(tmp_path / "trained")

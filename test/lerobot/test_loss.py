@@ -17,7 +17,7 @@ from lerobot_checkpoints import (
 from tensordict import TensorDict
 
 from torchrl_vla.objectives import LeRobotLoss
-from torchrl_vla.policies import LeRobotPolicyWrapper
+from torchrl_vla.policies import LeRobotPipeline, LeRobotPolicyWrapper
 from torchrl_vla.schema import MissingKeyError, SchemaError
 from torchrl_vla.transforms import ObservationHistory
 
@@ -32,7 +32,7 @@ def wrap(name: str, tiny_vlm=None, **changes) -> LeRobotPolicyWrapper:
     if name == "vqbet":
         policy.vqbet.action_head.vqvae_model.discretized.fill_(True)
     before, after = make_processors(policy)
-    return LeRobotPolicyWrapper(policy, preprocessor=before, postprocessor=after)
+    return LeRobotPolicyWrapper(policy, pipeline=LeRobotPipeline(before, after))
 
 
 def batch(name: str, policy: LeRobotPolicyWrapper, padded: bool = True) -> TensorDict:
@@ -197,7 +197,7 @@ def test_a_missing_or_inverted_mask_is_refused():
 def test_weights_that_lerobots_losses_do_not_know_are_refused():
     policy = wrap("act")
     td = batch("act", policy).set("sample_weight", torch.ones(ROWS))
-    with pytest.raises(SchemaError, match=r"rows that count alike, .*'sample_weight'"):
+    with pytest.raises(SchemaError, match=r"of equal weight, .*'sample_weight'"):
         LeRobotLoss(policy).train()(td)
 
 

@@ -11,9 +11,9 @@ from lerobot_checkpoints import TWO, make_policy, make_processors, observe
 from tensordict import TensorDict
 
 from torchrl_vla.execution import MultiStepActorWrapper
-from torchrl_vla.policies import EmbodimentContract, LeRobotPolicyWrapper
+from torchrl_vla.policies import LeRobotPipeline, LeRobotPolicyWrapper
+from torchrl_vla.policies.lerobot import KINDS, PolicyKind
 from torchrl_vla.schema import (
-    ActionBoundaryError,
     InstructionTable,
     MissingKeyError,
     SchemaError,
@@ -144,7 +144,7 @@ def test_lerobots_own_empty_cameras_are_not_asked_of_the_robot(tiny_vlm):
     policy = make_policy("smolvla", tiny_vlm, empty_cameras=1)
     assert "observation.images.empty_camera_0" in policy.config.input_features
     before, after = make_processors(policy)
-    wrapper = LeRobotPolicyWrapper(policy, preprocessor=before, postprocessor=after)
+    wrapper = LeRobotPolicyWrapper(policy, pipeline=LeRobotPipeline(before, after))
     (td,) = observe(
         type("Made", (), {"cameras": TWO, "environment_state": False}), 1, 2
     )
@@ -190,7 +190,7 @@ def test_a_policy_that_looks_back_needs_a_history(checkpoint):
     made = checkpoint("diffusion")
     policy, (td,) = load(made), observe(made, 1, 2)
     with pytest.raises(
-        MissingKeyError, match=r"looks back on 2 observations.*make_environment_transfo"
+        MissingKeyError, match=r"reads 2 observations.*make_environment_transfo"
     ):
         policy(td)
 
@@ -219,7 +219,7 @@ def test_processors_without_statistics_are_refused():
         SchemaError,
         match=r"none of \['observation\.state \(MEAN_STD.*action \(MEAN_STD, Unnorm",
     ):
-        LeRobotPolicyWrapper(policy, preprocessor=before, postprocessor=after)
+        LeRobotPolicyWrapper(policy, pipeline=LeRobotPipeline(before, after))
 
 
 def test_a_checkpoint_without_processor_files_is_refused(moved):
@@ -346,6 +346,71 @@ def test_a_type_that_was_not_exercised_says_why(moved):
         LeRobotPolicyWrapper.from_pretrained(folder)
 
 
+def test_a_type_of_ones_own_is_one_entry_of_the_registry(checkpoint, monkeypatch):
+    made = checkpoint("act")
+    (td,) = observe(made, 1, 2)
+    expected = load(made)(td.clone())["action_chunk"]
+    monkeypatch.delitem(KINDS, "act")
+    with pytest.raises(SchemaError, match=r"KINDS\['act'\] = PolicyKind\(reads_text="):
+        load(made)
+    monkeypatch.setitem(KINDS, "act", PolicyKind())
+    assert torch.equal(load(made)(td)["action_chunk"], expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "advice"),
+    [
+        ({"predict_fn": len}, r"bypass the checkpoint's processors.*normalizes\."),
+        ({"pipeline": None}, "pass rename_map, empty_cameras, dtype"),
+        ({"camera_name": "top"}, "pair them with rename_map"),
+        ({"use_state": False}, "configuration says which states"),
+    ],
+)
+def test_an_argument_without_effect_on_a_checkpoint_is_refused_before_loading(
+    options, advice, tmp_path
+):
+    (name,) = options
+    with pytest.raises(
+        ValueError, match=rf"expected no {name} beside a checkpoint, got .*{advice}"
+    ):
+        LeRobotPolicyWrapper.from_pretrained(tmp_path / "nothing", **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (
+            {"camera_name": "top"},
+            r"no camera_name for ACTPolicy, got 'top'\. .*rena",
+        ),
+        (
+            {"use_state": False},
+            r"no use_state for ACTPolicy, got False\. .*leave it",
+        ),
+        ({"image_key": "rgb"}, r"no image_key for ACTPolicy, whose .*got 'rgb'"),
+        ({"instruction_key": "text"}, r"no instruction_key for ACTPolicy, .*'text'"),
+        (
+            {"state_key": None},
+            r"state_key=\.\.\. for ACTPolicy, whose .*got None\. Name",
+        ),
+        ({"action_dim": 6}, r"action_dim=7, as the policy's config.* got 6"),
+    ],
+)
+def test_an_argument_without_effect_on_a_lerobot_policy_is_refused(options, problem):
+    policy = make_policy("act")
+    pipeline = LeRobotPipeline(*make_processors(policy))
+    with pytest.raises(ValueError, match=problem):
+        LeRobotPolicyWrapper(policy, pipeline=pipeline, **options)
+
+
+def test_a_predict_fn_goes_before_the_processors_and_takes_no_pipeline():
+    policy = make_policy("act")
+    pipeline = LeRobotPipeline(*make_processors(policy))
+    sizes = {"action_dim": 7, "chunk_size": 10}
+    with pytest.raises(ValueError, match=r"expected no pipeline for ACTPolicy, .*one"):
+        LeRobotPolicyWrapper(policy, predict_fn=max, pipeline=pipeline, **sizes)
+
+
 def test_a_codebook_that_was_never_trained_is_refused(checkpoint):
     made = checkpoint("vqbet")
     policy = load(made)
@@ -367,23 +432,6 @@ def test_a_batch_that_changes_its_size_in_mid_episode_is_refused(checkpoint):
         actor(second[:2])
 
 
-def test_a_chunk_beyond_the_contract_is_refused_and_writes_nothing(checkpoint):
-    made = checkpoint("act")
-    (td,) = observe(made, 1, 2)
-    wide = EmbodimentContract(
-        "arm", 7, action_horizon=10, action_low=(-99,) * 7, action_high=(99,) * 7
-    )
-    expected = load(made)(td.clone())["action_chunk"]
-    guarded = load(made, boundary=wide)
-    assert torch.equal(guarded(td.clone())["action_chunk"], expected)
-    narrow = EmbodimentContract("arm", 7, action_low=(-9,) * 7, action_high=(-8,) * 7)
-    with pytest.raises(ActionBoundaryError, match="No action was sent"):
-        load(made, boundary=narrow)(td)
-    assert "action_chunk" not in td
-    with pytest.raises(ActionBoundaryError, match="expected action dimension A = 6"):
-        load(made, boundary=EmbodimentContract("arm", 6))(td)
-
-
 def test_environment_variables_choose_the_checkpoint(checkpoint):
     made = checkpoint("act")
     variables = {"LEROBOT_POLICY_PATH": str(made.folder), "LEROBOT_DEVICE": "cpu"}
@@ -396,7 +444,7 @@ def test_environment_variables_choose_the_checkpoint(checkpoint):
     with pytest.raises(ValueError, match=r"LEROBOT_EMBODIMENT_TAG='aloha'.*for 'arm'"):
         LeRobotPolicyWrapper.from_environment(
             {**variables, "LEROBOT_EMBODIMENT_TAG": "aloha"},
-            boundary=EmbodimentContract("arm", 7),
+            embodiment_tag="arm",
         )
     with pytest.raises(ValueError, match="expected a folder or repo id in LEROBOT"):
         LeRobotPolicyWrapper.from_environment({})

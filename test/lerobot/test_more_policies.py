@@ -13,7 +13,7 @@ from lerobot_streams import Stream, lerobot_actions
 
 from torchrl_vla.objectives import LeRobotLoss
 from torchrl_vla.policies import LeRobotPolicyWrapper
-from torchrl_vla.policies.lerobot.load.registry import KINDS, NOT_EXERCISED
+from torchrl_vla.policies.lerobot.registry import KINDS, NOT_EXERCISED
 from torchrl_vla.schema import SchemaError
 
 pytestmark = pytest.mark.lerobot

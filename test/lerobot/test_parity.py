@@ -103,7 +103,7 @@ def test_the_policys_own_queues_and_mode_are_left_as_they_were(checkpoint):
 @pytest.mark.parametrize("name", ["act-cameras", "diffusion", "smolvla", "tdmpc"])
 def test_a_saved_policy_is_a_checkpoint_that_lerobot_loads(name, checkpoint, tmp_path):
     made = checkpoint(name)
-    load(made).save_pretrained(tmp_path / "again")
+    load(made).to_folder(tmp_path / "again")
     observations = observe(made, 6, 2)
     expected = lerobot_actions(made.folder, observations, seed=3)
     again = lerobot_actions(tmp_path / "again", observations, seed=3)

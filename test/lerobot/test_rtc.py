@@ -21,7 +21,7 @@ from torchrl_vla.execution import (
     RealTimeChunking,
     ZerosPrefix,
 )
-from torchrl_vla.policies import LeRobotPolicyWrapper
+from torchrl_vla.policies import LeRobotPipeline, LeRobotPolicyWrapper
 from torchrl_vla.policies.denoising.guidance import guided_velocity
 from torchrl_vla.schema import MissingKeyError, SchemaError
 
@@ -84,7 +84,7 @@ def test_guidance_is_lerobots_with_its_time_turned_round(time, through_network):
             inference_delay=delay,
             time=time,
             original_denoise_step_partial=theirs,
-            replan_interval=overlap,
+            execution_horizon=overlap,
         )
         got = guided_velocity(
             lambda x, t: -torch.tanh(x @ matrix) * (1 + (1 - t).view(-1, 1, 1)),
@@ -127,7 +127,7 @@ def compare_with_lerobot(policy, made, schedule, left_over_of):
     torch.manual_seed(5)
     got = torch.stack([executor(td.copy())["action"] for td in observations], 1)
 
-    theirs, own = policy.policy, policy._asked
+    theirs, own = policy.policy, policy.pipeline
     torch.manual_seed(5)
     chunks, options = [], {}
     for step in (0, 4, 8):
@@ -139,7 +139,7 @@ def compare_with_lerobot(policy, made, schedule, left_over_of):
             "prev_chunk_left_over": left_over_of(
                 chunk[:, horizon:], chunks[-1][:, horizon:], observations[step + 4 :]
             ),
-            "replan_interval": size - horizon,
+            "execution_horizon": size - horizon,
         }
     expected = [chunks[0][:, :6], chunks[1][:, 2:6], chunks[2][:, 2:4]]
     # Their left-over was never denormalized; ours was, and normalized again.
@@ -178,7 +178,9 @@ def test_relative_actions_are_continued_from_the_state_of_now(tmp_path):
     with backbones.narrow_gemma():
         made = backbones.make_relative_checkpoint(tmp_path)
         policy = load(made)
-        steps = {type(step).__name__: step for step in policy._asked.preprocessor.steps}
+        steps = {
+            type(step).__name__: step for step in policy.pipeline.preprocessor.steps
+        }
 
         def reanchored(normalized, robot_space, later):
             if not later:
@@ -272,4 +274,4 @@ def test_a_policy_that_converts_joints_after_guiding_is_refused(tiny_vlm):
     policy.config.adapt_to_pi_aloha = True
     match = r"rtc_config=None for a policy with adapt_to_pi_aloha=True"
     with pytest.raises(SchemaError, match=match):
-        LeRobotPolicyWrapper(policy, preprocessor=pre, postprocessor=post)
+        LeRobotPolicyWrapper(policy, pipeline=LeRobotPipeline(pre, post))

@@ -16,7 +16,11 @@ from tensordict.nn import TensorDictModule
 from torchrl_vla.cli.main import main
 from torchrl_vla.envs import TabletopEnv
 from torchrl_vla.execution import MultiStepActorWrapper, TemporalEnsemble
-from torchrl_vla.policies import LeRobotPolicyWrapper, make_lerobot_policy
+from torchrl_vla.policies import (
+    LeRobotPolicyWrapper,
+    load_lerobot_policy,
+    make_lerobot_policy,
+)
 from torchrl_vla.recipes import load_executor, save_lerobot_checkpoint
 from torchrl_vla.schema import FeatureStatistics, RobotDatasetMetadata, SchemaError
 
@@ -97,6 +101,21 @@ def test_the_wrapper_alone_says_who_averages(made):
     message = r"temporal_ensemble_coeff=0\.1: .*torchrl_vla\.recipes\.load_executor\("
     with pytest.raises(SchemaError, match=message):
         LeRobotPolicyWrapper.from_pretrained(made.folder)
+
+
+def test_a_policy_for_an_executor_knows_its_coefficient_and_is_saved_with_it(
+    made, tmp_path
+):
+    policy = load_lerobot_policy(made.folder)
+    assert policy.ensemble_coefficient == COEFFICIENT
+    policy.to_folder(tmp_path / "again")
+    assert policy.config.temporal_ensemble_coeff is None
+    again = load_lerobot_policy(tmp_path / "again")
+    assert again.ensemble_coefficient == COEFFICIENT
+    whole = {"temporal_ensemble_coeff": None}
+    assert (
+        load_lerobot_policy(made.folder, overrides=whole).ensemble_coefficient is None
+    )
 
 
 def test_an_interval_for_an_ensemble_is_refused(made):

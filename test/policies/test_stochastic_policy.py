@@ -7,6 +7,7 @@ from tensordict.nn import InteractionType, set_interaction_type
 from torch import nn
 
 from torchrl_vla.policies import ChunkDistribution, StochasticVLAWrapper
+from torchrl_vla.rollout import uniforms
 
 H, A = 2, 3
 
@@ -20,6 +21,10 @@ class Signs(ChunkDistribution):
 
     def sample(self, sample_shape=()):
         drawn = torch.rand(self._extended_shape(torch.Size(sample_shape)))
+        return torch.where(drawn < self.p, 1.0, -1.0)
+
+    def sample_with_seeds(self, noise_seeds):
+        drawn = uniforms(noise_seeds, self.event_shape.numel()).view(self.p.shape)
         return torch.where(drawn < self.p, 1.0, -1.0)
 
     @property
@@ -97,4 +102,4 @@ def test_the_keys_are_in_one_spelling():
     policy = Coins(sample_key=("a", ("b",)), log_probs_key=("p",))
     assert policy.sample_key == ("a", "b")
     assert policy.out_keys[1:3] == [("a", "b"), "p"]
-    assert policy.optional_in_keys == []
+    assert policy.optional_in_keys == ["noise_seed"]

@@ -47,8 +47,8 @@ class Evaluate:
     device: str | None = None
     """Device of the policy, e.g. `cuda`. Left out, the CPU, or where a LeRobot policy
     was trained."""
-    seed: int = 1
-    """Seed of the episodes; use another than the demonstrations'."""
+    seed: int = 0
+    """Seed of the episodes. None of them is an episode of `collect` or `finetune`."""
     ablate: AblationName | None = None
     """Evaluate once more on the same seeds with this input taken away from the policy,
     and compare."""
@@ -87,7 +87,7 @@ class Evaluate:
             _write(ablated, self._ablation_json())
         env.close()
         if recorder is not None:
-            clips = library.cat(recorder.clips)
+            clips = library.cat(recorder.videos)
             rate_hz = env.metadata.control_frequency_hz
             library.write_video(self.video, clips, rate_hz=rate_hz)
 

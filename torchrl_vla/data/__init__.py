@@ -3,7 +3,6 @@
 from torchrl_vla.data.aggregation import aggregate
 from torchrl_vla.data.collect import collect
 from torchrl_vla.data.demonstration_dataset import DemonstrationDataset
-from torchrl_vla.data.episodes import EpisodeStep, episode_seeds, run_episodes
 from torchrl_vla.data.frames import frames_of_rollout
 from torchrl_vla.data.hdf5 import Hdf5Demonstrations
 from torchrl_vla.data.lerobot import (
@@ -25,7 +24,6 @@ from torchrl_vla.data.selection import select_successes, successful_episodes
 __all__ = [
     "DemonstrationDataset",
     "Embodiment",
-    "EpisodeStep",
     "Hdf5Demonstrations",
     "LeRobotDemonstrations",
     "LeRobotExperienceReplay",
@@ -39,9 +37,7 @@ __all__ = [
     "aggregate",
     "collect",
     "decode_video",
-    "episode_seeds",
     "frames_of_rollout",
-    "run_episodes",
     "select_successes",
     "successful_episodes",
     "write_lerobot",

@@ -82,7 +82,8 @@ def aggregate(*datasets: DemonstrationDataset) -> DemonstrationDataset:
             table.add(text)
     frames = torch.cat(parts)
     metadata = replace(first.metadata, **frame_statistics(frames))
-    return DemonstrationDataset(frames, metadata, table)
+    provenance = {"parts": [dataset.provenance for dataset in datasets]}
+    return DemonstrationDataset(frames, metadata, table, provenance)
 
 
 def _with_defaults(datasets: list[TensorDict]) -> list[TensorDict]:

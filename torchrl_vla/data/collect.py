@@ -1,4 +1,4 @@
-"""Record demonstrations of an expert."""
+"""Recording of an expert's demonstrations."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from torchrl_vla.data.demonstration_dataset import (
     DemonstrationDataset,
     check_folder_is_free,
 )
-from torchrl_vla.data.episodes import EpisodeStep, episode_seeds, run_episodes
 from torchrl_vla.data.frames import frame_columns, frame_statistics
+from torchrl_vla.rollout import EpisodeStep, Purpose, episode_seeds, run_episodes
 from torchrl_vla.schema import (
     EPISODE_KEY,
     EPISODE_SEED_KEY,
@@ -39,29 +39,31 @@ def collect(
     *,
     folder: Path | str,
     seed: int = 0,
+    purpose: Purpose = "demonstrations",
     successes_only: bool = True,
     balanced: bool = False,
     max_attempts: int | None = None,
     overwrite: bool = False,
     progress: bool = True,
 ) -> DemonstrationDataset:
-    """Roll an expert out and write whole episodes to a folder.
+    """Run an expert and write whole episodes to a folder.
 
     The target that is stored as ``action`` is ``expert_action`` where the expert
-    writes one (it meant that, and noise was added to what was executed), else
-    ``action``. With an :class:`~torchrl_vla.execution.InterventionPolicy` as policy,
-    ``is_intervention`` and ``is_labeled`` are stored, too; give it
-    ``successes_only=False``, as failures are what it is to correct. Statistics are
-    computed from what is stored, of actions from those that are labeled. Frames are
-    held in memory until the end, then written at once.
+    writes one (what it meant before noise was added), else ``action``. With an
+    :class:`~torchrl_vla.execution.InterventionPolicy` as policy, ``is_intervention``
+    and ``is_labeled`` are stored, too; give it ``successes_only=False``, as failures
+    are what it corrects. Statistics are computed from what is stored, of actions from
+    those that are labeled. Frames are held in memory until the end, then written at
+    once. The dataset's ``provenance`` holds purpose, seed and number of attempts.
 
     Args:
         env: with ``instructions``, ``metadata`` and episode seeds.
-        policy: the expert.
+        policy: the expert; in evaluation mode meanwhile.
         episodes: how many to keep, exactly.
         folder: where the dataset goes.
-        seed: attempt ``i`` starts from ``episode_seeds(seed, ...)[i]``.
-        successes_only: True = episodes without success are dropped and made up for.
+        seed: attempt ``i`` starts from ``episode_seeds(seed, ..., purpose)[i]``.
+        purpose: what the initial states are for; see :func:`episode_seeds`.
+        successes_only: True = episodes without success are dropped and replaced.
         balanced: True = as many episodes of each of the environment's instructions;
             ``episodes`` must be a multiple of their number.
         max_attempts: give up after so many; four times ``episodes`` by default.
@@ -72,10 +74,11 @@ def collect(
         The dataset, opened from the folder.
 
     Raises:
-        ValueError: ``episodes`` is below 1, or no multiple with ``balanced``.
+        ValueError: ``episodes`` is below 1, or no multiple with ``balanced``; there is
+            no such purpose.
         ExecutionError: ``max_attempts`` gave too few successes.
         MissingKeyError: the environment does not write what a dataset holds.
-        SchemaError: the environment draws on demand, and did not draw a frame.
+        SchemaError: the environment renders on demand, and did not render a frame.
         FileExistsError: the folder has contents and ``overwrite`` is False.
     """
     if episodes < 1:
@@ -89,50 +92,75 @@ def collect(
     if not overwrite:
         check_folder_is_free(folder, "collect")  # now, not after all the episodes
     limit = 4 * episodes if max_attempts is None else max_attempts
-    groups = len(env.instructions) if balanced else 1
-    kept: list[TensorDict] = []
-    kept_of: Counter[int] = Counter()
+    kept = _Kept(episodes, len(env.instructions) if balanced else 1)
     attempts = 0
     with tqdm(total=episodes, desc="collect", unit="ep", disable=not progress) as bar:
-        while len(kept) < episodes and attempts < limit:
-            # How many to attempt depends on how many are missing and not on how many
-            # environments run side by side: an expert without noise gives the same
-            # dataset in any number of them.
-            missing = episodes - len(kept)
-            count = min(missing * (groups if attempts else 1), limit - attempts)
-            seeds = episode_seeds(seed, count, attempts)
+        while kept.missing and attempts < limit:
+            count = min(
+                kept.missing * (kept.groups if attempts else 1), limit - attempts
+            )
+            seeds = episode_seeds(seed, count, purpose, attempts)
             attempts += count
             finished: dict[int, TensorDict] = {}
             for index, episode in _record(env, policy, seeds):
                 if not successes_only or bool(episode["next", SUCCESS_KEY].any()):
                     finished[index] = episode
                     bar.update(min(len(kept) + len(finished), episodes) - bar.n)
-            for index in sorted(finished):
-                group = int(finished[index][INSTRUCTION_KEY][0]) if balanced else 0
-                if kept_of[group] < episodes // groups:
-                    kept_of[group] += 1
-                    kept.append(finished[index])
+            kept.add(finished)
             bar.update(len(kept) - bar.n)
-    if len(kept) < episodes:
+    if kept.missing:
         raise ExecutionError(
             f"collect: expected {episodes} successful episodes, got {len(kept)} in "
             f"{attempts} attempts. Improve the expert, lower its noise, or raise "
             "max_attempts."
         )
-    for index, episode in enumerate(kept):
-        episode.set(EPISODE_KEY, torch.full_like(episode[FRAME_KEY], index))
-    frames = torch.cat(kept)
-    return _write(env, frames, folder, overwrite)
-
-
-def _write(
-    env: EnvBase, frames: TensorDict, folder: Path, overwrite: bool
-) -> DemonstrationDataset:
+    frames = kept.frames()
     metadata = replace(env.metadata, **frame_statistics(frames))
-    dataset = DemonstrationDataset(frames, metadata, env.instructions)
+    provenance = {"purpose": purpose, "seed": seed, "attempts": attempts}
+    dataset = DemonstrationDataset(frames, metadata, env.instructions, provenance)
     return DemonstrationDataset.from_folder(
         dataset.to_folder(folder, overwrite=overwrite)
     )
+
+
+class _Kept:
+    """Episodes that are kept, as many of each group.
+
+    How many are attempted next depends on how many are missing, not on how many
+    environments run: an expert without noise gives the same dataset in any number.
+
+    Args:
+        episodes: how many are kept in the end.
+        groups: number of instructions to be balanced; 1 = they are not.
+    """
+
+    def __init__(self, episodes: int, groups: int) -> None:
+        self.groups = groups
+        self._wanted = episodes
+        self._episodes: list[TensorDict] = []
+        self._count_of: Counter[int] = Counter()
+
+    def __len__(self) -> int:
+        return len(self._episodes)
+
+    @property
+    def missing(self) -> int:
+        return self._wanted - len(self)
+
+    def add(self, finished: dict[int, TensorDict]) -> None:
+        """Keep finished episodes, in the order of their seeds, up to the number."""
+        for index in sorted(finished):
+            episode = finished[index]
+            group = int(episode[INSTRUCTION_KEY][0]) if self.groups > 1 else 0
+            if self._count_of[group] < self._wanted // self.groups:
+                self._count_of[group] += 1
+                self._episodes.append(episode)
+
+    def frames(self) -> TensorDict:
+        """Return the frames of all episodes, numbered from 0 on."""
+        for index, episode in enumerate(self._episodes):
+            episode.set(EPISODE_KEY, torch.full_like(episode[FRAME_KEY], index))
+        return torch.cat(self._episodes)
 
 
 def _record(
@@ -143,12 +171,12 @@ def _record(
     with torch.no_grad():
         for step in run_episodes(env, policy, seeds):
             columns = _columns(step, seeds, env.instructions)
-            for row, index in enumerate(step.episode.tolist()):
+            for env_index, index in enumerate(step.episode.tolist()):
                 if index < 0:
                     continue
-                frame = {key: value[row] for key, value in columns.items()}
+                frame = {key: value[env_index] for key, value in columns.items()}
                 frames.setdefault(index, []).append(frame)
-                if step.done[row]:
+                if step.done[env_index]:
                     yield index, _stack(frames.pop(index))
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from torchrl_vla.schema import (
 from torchrl_vla.transforms import ObservationHistory
 
 _METADATA, _INSTRUCTIONS, _FRAMES = "metadata.json", "instructions.json", "frames"
+_PROVENANCE = "provenance.json"
 
 
 def check_folder_is_free(folder: Path, caller: str) -> None:
@@ -91,8 +93,9 @@ def split_episodes(
 class DemonstrationDataset:
     """Frames of demonstrations, memory-mapped, with what their numbers mean.
 
-    A folder of three: ``metadata.json`` (with statistics), ``instructions.json`` and
-    ``frames/``, a memory-mapped TensorDict of single steps. The metadata is written
+    A folder of ``metadata.json`` (with statistics), ``instructions.json``,
+    ``provenance.json`` (which run of which purpose recorded it) and ``frames/``, a
+    memory-mapped TensorDict of single steps. The metadata is written
     last, so a folder without it is one that was not finished, and is refused.
 
     Args:
@@ -100,6 +103,7 @@ class DemonstrationDataset:
             ``frame_index``.
         metadata: what the numbers mean, and their statistics.
         instructions: the texts of the ids in ``frames``.
+        provenance: how the frames were made, in what JSON holds.
 
     Examples:
         >>> import tempfile
@@ -119,8 +123,10 @@ class DemonstrationDataset:
         frames: TensorDict,
         metadata: RobotDatasetMetadata,
         instructions: InstructionTable,
+        provenance: Mapping[str, object] | None = None,
     ) -> None:
         self.frames = frames
+        self.provenance = dict(provenance or {})
         self.metadata = metadata
         self.instructions = instructions
         #: The frames as a TorchRL storage, for ``ActionChunkTransform(storage=...)``.
@@ -146,10 +152,12 @@ class DemonstrationDataset:
                 f"{sorted(path.name for path in folder.iterdir())}. It is written "
                 "last: the recording was not finished. Collect it again."
             )
+        provenance = folder / _PROVENANCE
         return cls(
             TensorDict.load_memmap(folder / _FRAMES),
             RobotDatasetMetadata.from_json(folder / _METADATA),
             InstructionTable.from_json((folder / _INSTRUCTIONS).read_text()),
+            json.loads(provenance.read_text()) if provenance.is_file() else None,
         )
 
     @classmethod
@@ -196,6 +204,7 @@ class DemonstrationDataset:
         (folder / _METADATA).unlink(missing_ok=True)
         self.frames.memmap(str(folder / _FRAMES), copy_existing=True)
         (folder / _INSTRUCTIONS).write_text(self.instructions.to_json())
+        (folder / _PROVENANCE).write_text(json.dumps(self.provenance, indent=2))
         (folder / _METADATA).write_text(self.metadata.to_json())
         return folder
 
@@ -239,7 +248,9 @@ class DemonstrationDataset:
         the statistics that it was trained with.
         """
         keep = torch.isin(self.frames.get(EPISODE_KEY), episodes)
-        return DemonstrationDataset(self.frames[keep], self.metadata, self.instructions)
+        return DemonstrationDataset(
+            self.frames[keep], self.metadata, self.instructions, self.provenance
+        )
 
     def split(
         self, fraction: float, seed: int = 0

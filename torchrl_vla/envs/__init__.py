@@ -7,7 +7,6 @@ from torchrl_vla.envs.metaworld import MetaWorldEnv, MetaWorldExpert
 from torchrl_vla.envs.mujoco_renderer import RenderingError
 from torchrl_vla.envs.observation_keys import ObservationKeys
 from torchrl_vla.envs.pusht import PushTEnv
-from torchrl_vla.envs.scheduled_episodes import ScheduledEpisodes
 from torchrl_vla.envs.tabletop import TabletopEnv, TabletopExpert
 from torchrl_vla.envs.toy import ToyVLAEnv
 
@@ -21,7 +20,6 @@ __all__ = [
     "PushTEnv",
     "RenderSpec",
     "RenderingError",
-    "ScheduledEpisodes",
     "TabletopEnv",
     "TabletopExpert",
     "ToyVLAEnv",

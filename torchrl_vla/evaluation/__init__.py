@@ -1,4 +1,4 @@
-"""How good a policy is, which of two is better, and how sure we are."""
+"""Success rates of policies, comparisons of two, and their statistics."""
 
 from torchrl_vla.evaluation.ablations import (
     AblationName,

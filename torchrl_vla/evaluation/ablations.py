@@ -1,8 +1,7 @@
-"""Control arms: the same policy with one of its inputs taken away.
+"""Input ablations: the same policy without one of its inputs.
 
-A success rate says little until it is known what the policy used. A policy that
-succeeds as often with the wrong instruction does not listen; one that succeeds
-without images does not look.
+A policy that succeeds as often with the wrong instruction does not use the
+instruction; one that succeeds as often without images does not use the images.
 """
 
 from __future__ import annotations
@@ -11,11 +10,12 @@ from collections.abc import Callable
 from typing import get_args
 
 import torch
-from tensordict import TensorDictBase
+from tensordict import NestedKey, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torchrl.envs import EnvBase
 
 from torchrl_vla._internal.option_names import AblationName as AblationName
+from torchrl_vla.rollout import hash_numbers, uniforms
 from torchrl_vla.schema import (
     EPISODE_SEED_KEY,
     IMAGE_KEY,
@@ -25,33 +25,32 @@ from torchrl_vla.schema import (
     MissingKeyError,
 )
 
-# Multiplier of a 64-bit linear congruential generator (Knuth, MMIX); its high bits
-# are well mixed, so neighbouring seeds give unrelated draws.
-_MIX = 6364136223846793005
+#: Separates the shuffled instructions from other numbers made of an episode's seed.
+_SHUFFLE = 2
 
 
 class EditedObservation(TensorDictModuleBase):
-    """Ask an actor about an observation that was edited first.
+    """Call a policy with an edited observation, and record the true one.
 
-    The tensordict keeps the true observation, so that records and per-task tables
-    speak of what happened and not of what the actor was told.
+    Records and per-instruction tables then hold what happened, not what the policy
+    was given.
 
-    **Reads** the actor's ``in_keys`` and ``reads``; **writes** its ``out_keys``.
+    **Reads** the policy's ``in_keys`` and ``reads``; **writes** its ``out_keys``.
 
     Args:
-        actor: the policy, with its executor.
+        policy: observation to ``action``; a chunk policy inside its executor.
         edit: changes a shallow copy of the tensordict in place.
-        reads: keys that ``edit`` needs beyond the actor's own.
+        reads: keys that ``edit`` needs beyond the policy's own.
 
     Examples:
         >>> import torch
         >>> from tensordict import TensorDict
         >>> from tensordict.nn import TensorDictModule
-        >>> actor = TensorDictModule(
+        >>> policy = TensorDictModule(
         ...     lambda state: state + 1, [("observation", "state")], ["action"]
         ... )
         >>> data = TensorDict({"observation": {"state": torch.ones(1, 2)}}, [1])
-        >>> zero_state(actor)(data)["action"]
+        >>> zero_state(policy)(data)["action"]
         tensor([[1., 1.]])
         >>> data["observation", "state"]
         tensor([[1., 1.]])
@@ -59,35 +58,36 @@ class EditedObservation(TensorDictModuleBase):
 
     def __init__(
         self,
-        actor: TensorDictModuleBase,
+        policy: TensorDictModuleBase,
         edit: Callable[[TensorDictBase], None],
-        reads: tuple = (),
+        reads: tuple[NestedKey, ...] = (),
     ) -> None:
         super().__init__()
-        self.actor = actor
+        self.policy = policy
         self.edit = edit
-        self.in_keys = list(dict.fromkeys([*actor.in_keys, *reads]))
-        self.out_keys = list(actor.out_keys)
+        self.in_keys = list(dict.fromkeys([*policy.in_keys, *reads]))
+        self.out_keys = list(policy.out_keys)
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Write the actor's answer to the edited observation."""
+        """Write what the policy answers to the edited observation."""
         edited = tensordict.copy()
         self.edit(edited)
-        answer = self.actor(edited)
+        answer = self.policy(edited)
         return tensordict.update(answer.select(*self.out_keys))
 
 
 def shuffle_instructions(
-    actor: TensorDictModuleBase,
-    table: InstructionTable,
-    *,
-    instruction_key: str = INSTRUCTION_KEY,
+    policy: TensorDictModuleBase, table: InstructionTable
 ) -> EditedObservation:
-    """Tell the actor a random instruction of the table, one per episode.
+    """Give the policy a random instruction of the table, one per episode.
 
-    The draw is a function of the episode's seed, so it holds for the whole episode
-    and repeats with it. It may by chance be the right one, as a shuffle's may.
-    **Reads** ``episode_seed`` int64 ``[*B]``.
+    The instruction is a function of the episode's seed, so it holds for the whole
+    episode and repeats with it. It may by chance be the right one, as after any
+    shuffle. **Reads** ``episode_seed`` int64 ``[*B]``.
+
+    Args:
+        policy: observation to ``action``; a chunk policy inside its executor.
+        table: of the instructions that are drawn.
 
     Raises:
         MissingKeyError: the environment does not write ``episode_seed``.
@@ -102,43 +102,44 @@ def shuffle_instructions(
                 f"got keys {sorted(map(str, tensordict.keys()))}. Use an environment "
                 "that writes the seed of its episode."
             )
-        draw = (((seeds + 1) * _MIX) >> 33) % len(ids)
-        tensordict.set(instruction_key, ids.to(seeds.device)[draw])
+        numbers = uniforms(hash_numbers(_SHUFFLE, seeds.reshape(-1)), 1)
+        drawn = (numbers * len(ids)).long().reshape(seeds.shape)
+        tensordict.set(INSTRUCTION_KEY, ids.to(seeds.device)[drawn])
 
-    return EditedObservation(actor, edit, (EPISODE_SEED_KEY, instruction_key))
-
-
-def blank_images(actor: TensorDictModuleBase) -> EditedObservation:
-    """Show the actor black images."""
-    return _zeroed(actor, IMAGE_KEY)
+    return EditedObservation(policy, edit, (EPISODE_SEED_KEY, INSTRUCTION_KEY))
 
 
-def zero_state(actor: TensorDictModuleBase) -> EditedObservation:
-    """Tell the actor that every number of its own state is zero."""
-    return _zeroed(actor, STATE_KEY)
+def blank_images(policy: TensorDictModuleBase) -> EditedObservation:
+    """Give the policy black images."""
+    return _zeroed(policy, IMAGE_KEY)
+
+
+def zero_state(policy: TensorDictModuleBase) -> EditedObservation:
+    """Give the policy a state that is zero everywhere."""
+    return _zeroed(policy, STATE_KEY)
 
 
 def make_ablation(
-    name: AblationName | str, actor: TensorDictModuleBase, env: EnvBase
+    name: AblationName | str, policy: TensorDictModuleBase, env: EnvBase
 ) -> EditedObservation:
     """Take one input away from a policy, by name, if the environment has it.
 
     Evaluated on the same seeds and given to :func:`compare`, it shows how much of the
-    success rate hangs on that input.
+    success rate depends on that input.
 
     Args:
         name: ``"shuffled-instruction"``, ``"blank-images"`` or ``"zero-state"``.
-        actor: the policy, with its executor.
+        policy: observation to ``action``; a chunk policy inside its executor.
         env: where it will be evaluated.
 
     Raises:
-        ValueError: there is no such control, or it would change nothing here: a single
-            instruction cannot be shuffled, and images that are not there not be blank.
+        ValueError: there is no such ablation, or it would change nothing here: there
+            is a single instruction, or there are no images.
 
     Examples:
         >>> from torchrl_vla.envs import TabletopEnv
         >>> env = TabletopEnv(2, image_size=16)
-        >>> control = make_ablation("zero-state", env.make_expert(), env)
+        >>> ablated = make_ablation("zero-state", env.make_expert(), env)
     """
     if name not in get_args(AblationName):
         raise ValueError(
@@ -151,24 +152,21 @@ def make_ablation(
             raise ValueError(
                 "make_ablation: expected an environment with several instructions to "
                 f"shuffle, got {count}. Evaluate on more tasks, or take another "
-                "control."
+                "ablation."
             )
-        return shuffle_instructions(actor, table)
-    key, control = {
-        "blank-images": (IMAGE_KEY, blank_images),
-        "zero-state": (STATE_KEY, zero_state),
-    }[name]
+        return shuffle_instructions(policy, table)
+    key = IMAGE_KEY if name == "blank-images" else STATE_KEY
     if key not in env.observation_spec.keys(True):
         raise ValueError(
             f"make_ablation: expected {key!r} in the observations for {name!r}, got "
             f"{sorted(map(str, env.observation_spec.keys(True, True)))}. Take another "
-            "control."
+            "ablation."
         )
-    return control(actor)
+    return _zeroed(policy, key)
 
 
-def _zeroed(actor: TensorDictModuleBase, key: tuple[str, ...]) -> EditedObservation:
+def _zeroed(policy: TensorDictModuleBase, key: NestedKey) -> EditedObservation:
     def edit(tensordict: TensorDictBase) -> None:
         tensordict.set(key, torch.zeros_like(tensordict.get(key)))
 
-    return EditedObservation(actor, edit)
+    return EditedObservation(policy, edit)

@@ -1,4 +1,4 @@
-"""Which of two policies is better, by how much, and how sure that is."""
+"""Comparison of two policies' evaluations: difference, interval and test."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from torchrl_vla.evaluation.tables import (
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two evaluations of the same task, side by side; :func:`compare` makes one.
+    """Two evaluations of the same task and their difference, made by :func:`compare`.
 
     Args:
         a: the first evaluation.
         b: the second, its episodes in the order of the first's if they are pairs.
         table: the outcomes of all episodes, counted.
-        names: what the two are called in tables and sentences.
+        names: of the two, in tables and sentences.
         confidence: of the intervals.
     """
 
@@ -52,7 +52,7 @@ class Comparison:
 
     @property
     def p_value(self) -> float:
-        """Two-sided, of both policies being equally good."""
+        """Two-sided p-value of both policies being equally good."""
         return self.table.p_value
 
     @property
@@ -69,7 +69,7 @@ class Comparison:
     def by_instruction(self) -> dict[str, OutcomeTable]:
         """Return the table of each instruction that both were given.
 
-        Each interval is right for itself; of twenty, one is expected to miss.
+        Each interval holds by itself; of twenty, one is expected to miss the truth.
         """
         parts_a, parts_b = self.a.by_instruction(), self.b.by_instruction()
         return {
@@ -82,20 +82,21 @@ class Comparison:
 
     @property
     def remarks(self) -> list[str]:
-        """What a reader should know before believing it; mostly nothing."""
-        is_paired = isinstance(self.table, PairedTable)
-        return remark_differences(self.a, self.b, self.names, is_paired=is_paired)
+        """Sentences about what may make the comparison misleading; mostly none."""
+        return remark_differences(
+            self.a, self.b, self.names, is_paired=self.table.is_paired
+        )
 
     @property
     def verdict(self) -> str:
-        """Which is better, by how much and how sure, in one sentence."""
+        """One sentence: the better policy, the difference, interval and p-value."""
         low, high = (100 * end for end in self.interval)
         points, (better, other) = 100 * self.difference, self.names
         if points < 0:
             points, low, high = -points, -high, -low
             better, other = other, better
         zero = "without zero" if self.excludes_zero else "zero included"
-        kind = "paired episodes" if isinstance(self.table, PairedTable) else "episodes"
+        kind = "paired episodes" if self.table.is_paired else "episodes"
         count = str(len(self.a))
         if len(self.a) != len(self.b):
             count += f" and {len(self.b)}"
@@ -111,7 +112,7 @@ class Comparison:
         return f"No difference between {better} and {other} is shown: {lead} {sure}."
 
     def to_json(self) -> str:
-        """Write both evaluations with all they know; the summary is for readers."""
+        """Return both evaluations as JSON; the summary is for readers."""
         low, high = self.interval
         summary = {
             "verdict": self.verdict,
@@ -126,7 +127,7 @@ class Comparison:
             "summary": summary,
             "names": list(self.names),
             "confidence": self.confidence,
-            "unpaired": isinstance(self.table, UnpairedTable),
+            "unpaired": not self.table.is_paired,
             "a": json.loads(self.a.to_json()),
             "b": json.loads(self.b.to_json()),
         }
@@ -195,23 +196,22 @@ def compare(
 ) -> Comparison:
     """Compare two evaluations, episode by episode.
 
-    Both have to have met the same initial states: each episode of one is paired with
-    that of the other with the same seed and instruction. What easy and hard episodes
-    have in common then cancels, and a few hundred show a difference that would take
-    thousands otherwise. An evaluation that was stopped by its own outcomes gets the
-    interval that allows for it.
+    Both must have run the same episodes: each of one is paired with that of the other
+    with the same seed and instruction. The difficulty of an episode then cancels, and
+    a few hundred show a difference that would take thousands otherwise. An evaluation
+    that was stopped by its own outcomes gets an anytime-valid interval.
 
     Args:
         a: the first evaluation; differences are its rate minus the second's.
         b: the second.
-        names: what to call them.
+        names: of the two, in tables and sentences.
         unpaired: True = other episodes of the same environment, compared as
             independent. The interval is wider.
         confidence: of the intervals.
 
     Raises:
-        ComparisonError: other seeds, instructions or environments; one policy's mode
-            and another's samples; a seed that occurs twice.
+        ComparisonError: other seeds, purposes, instructions or environments; one
+            policy's mode and another's samples; a seed that occurs twice.
 
     Examples:
         >>> from torchrl_vla.evaluation import EpisodeRecord

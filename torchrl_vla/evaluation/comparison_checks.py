@@ -1,9 +1,8 @@
-"""Whether two evaluations measured the same thing, and what to say if not quite."""
+"""Checks that two evaluations measured the same thing, and remarks."""
 
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
 
 from torchrl_vla.evaluation.result import EvaluationResult
 from torchrl_vla.schema import VLAError
@@ -20,7 +19,7 @@ def check_same_setting(
 ) -> None:
     """Raise unless both used one environment, and both modes or both samples.
 
-    What an evaluation does not say of itself, as old files do not, is not compared.
+    What the provenance of an evaluation does not hold is not compared.
 
     Raises:
         ComparisonError: lists what differs.
@@ -51,21 +50,20 @@ def check_same_episodes(
     """Raise unless each episode of one has its counterpart in the other.
 
     Raises:
-        ComparisonError: says how many seeds are shared and how many are not, or which
-            of them have another instruction.
+        ComparisonError: the purposes differ; says how many seeds are shared and how
+            many are not, or which of them have another instruction.
     """
-    told = []
-    for result, name in ((a, names[0]), (b, names[1])):
-        seeds = Counter(episode.seed for episode in result.episodes)
-        twice = [seed for seed, count in seeds.items() if count > 1]
-        if twice:
-            raise ComparisonError(
-                f"compare: expected every seed once, got {_list(twice)} more than "
-                f"once in {name}. Repeated episodes tell nothing new: leave them out."
-            )
-        told.append({episode.seed: episode.instruction for episode in result.episodes})
-    shared = told[0].keys() & told[1].keys()
-    only_a, only_b = len(told[0]) - len(shared), len(told[1]) - len(shared)
+    purposes = [result.provenance.get("purpose") for result in (a, b)]
+    if None not in purposes and purposes[0] != purposes[1]:
+        raise ComparisonError(
+            f"compare: expected episodes of one purpose, got {purposes[0]!r} for "
+            f"{names[0]} and {purposes[1]!r} for {names[1]}: they share no initial "
+            "state. Evaluate both with the same purpose; or pass unpaired=True "
+            "(--unpaired)."
+        )
+    texts_a, texts_b = (_instruction_of(*pair) for pair in zip((a, b), names))
+    shared = texts_a.keys() & texts_b.keys()
+    only_a, only_b = len(texts_a) - len(shared), len(texts_b) - len(shared)
     if only_a or only_b:
         raise ComparisonError(
             f"compare: expected the same seeds, got {len(shared)} shared, {only_a} "
@@ -73,15 +71,27 @@ def check_same_episodes(
             "same seed and episodes; or pass unpaired=True (--unpaired), for a wider "
             "interval that needs no pairs."
         )
-    other = [seed for seed in sorted(shared) if told[0][seed] != told[1][seed]]
+    other = [seed for seed in sorted(shared) if texts_a[seed] != texts_b[seed]]
     if other:
         seed = other[0]
         raise ComparisonError(
             f"compare: expected the same instruction for each seed, got {len(other)} "
-            f"of {len(shared)} that differ, seed {seed}: {told[0][seed]!r} in "
-            f"{names[0]} and {told[1][seed]!r} in {names[1]}. The environments are "
+            f"of {len(shared)} that differ, seed {seed}: {texts_a[seed]!r} in "
+            f"{names[0]} and {texts_b[seed]!r} in {names[1]}. The environments are "
             "not the same: evaluate both with the same tasks."
         )
+
+
+def _instruction_of(result: EvaluationResult, name: str) -> dict[int, str]:
+    """Return the instruction of each seed; raise where a seed occurs twice."""
+    seeds = Counter(episode.seed for episode in result.episodes)
+    twice = [seed for seed, count in seeds.items() if count > 1]
+    if twice:
+        raise ComparisonError(
+            f"compare: expected every seed once, got {_list(twice)} more than once in "
+            f"{name}. Repeated episodes tell nothing new: leave them out."
+        )
+    return {episode.seed: episode.instruction for episode in result.episodes}
 
 
 def remark_differences(
@@ -91,12 +101,18 @@ def remark_differences(
     *,
     is_paired: bool,
 ) -> list[str]:
-    """Return a sentence for each thing that may matter and is no error."""
+    """Return a sentence for each difference that may matter and is no error."""
     remarks = [
         f"{name} does not say which environment it used; that it is the same one is "
         "taken on trust."
         for result, name in ((a, names[0]), (b, names[1]))
         if not _environment(result)
+    ]
+    remarks += [
+        f"{name} ran on the initial states of {purpose}, which may be those that the "
+        "policy was trained on: the rate may not hold for others."
+        for result, name in ((a, names[0]), (b, names[1]))
+        if (purpose := result.provenance.get("purpose")) not in (None, "evaluation")
     ]
     versions_a, versions_b = (_mapping(result, "versions") for result in (a, b))
     differing = [
@@ -128,16 +144,16 @@ def remark_differences(
     return remarks
 
 
-def _environment(result: EvaluationResult) -> dict[str, Any]:
+def _environment(result: EvaluationResult) -> dict[str, object]:
     return _mapping(result, "environment")
 
 
-def _mapping(result: EvaluationResult, key: str) -> dict[str, Any]:
+def _mapping(result: EvaluationResult, key: str) -> dict[str, object]:
     value = result.provenance.get(key)
     return dict(value) if isinstance(value, dict) else {}
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 

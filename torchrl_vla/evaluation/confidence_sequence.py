@@ -1,13 +1,13 @@
-"""Intervals and evidence that hold at every moment at which one looks.
+"""Anytime-valid confidence sequences and e-values.
 
-An interval for a fixed number of episodes covers the truth in 95 of 100 evaluations;
-looked at after every episode, and stopped when it pleases, in far fewer. Those here
-cover it at all moments at once, so one may look, stop and go on as one likes.
+An interval for a fixed number of episodes covers the truth in 95 of 100 evaluations.
+It covers it in far fewer if one looks after every episode and stops when one likes the
+result. A confidence sequence covers the truth at all looks at once.
 
-A gambler without debts bets that the mean of the outcomes is not ``m``. If it is
-``m``, the game is fair, and the gambler's wealth exceeds ``1 / alpha`` at some moment
-with probability at most ``alpha`` (Ville's inequality). All ``m`` that have not made
-the gambler that rich are the interval.
+The e-value against a mean ``m`` is the wealth of a gambler who bets, without debts,
+that the mean of the outcomes is not ``m``. If it is ``m``, the game is fair, and the
+wealth ever exceeds ``1 / alpha`` with probability at most ``alpha`` (Ville's
+inequality). The confidence sequence holds all ``m`` whose e-value is below that.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from torchrl_vla.evaluation.success_statistics import check_confidence
 #: largest that cannot ruin. Any fixed set is fair; this one is even.
 _BETS = tuple((i + 0.5) / 256 for i in range(256))
 
-#: To which the ends of an interval are found.
+#: Tolerance of the ends of an interval.
 _TOLERANCE = 1e-6
 
 
 def e_value(better: int, worse: int, equal: int = 0, mean: float = 0.0) -> float:
-    """Return how strongly episodes speak against a mean, as a gambler's wealth.
+    """Return the e-value against a mean: the wealth of a bet on another one.
 
     Each episode is worth 1 (``better``), 0 (``equal``) or -1 (``worse``). Half of the
     initial wealth of 1 is bet on a larger mean and half on a smaller one. Against a
     true ``mean`` the wealth exceeds ``1 / alpha`` at any time with probability at most
-    ``alpha``: 20 is evidence as good as p = 0.05, however often one looked. For mean 0
-    equal episodes change nothing, as in McNemar's test.
+    ``alpha``: an e-value of 20 is as good as p = 0.05, at any number of looks. For mean
+    0 equal episodes change nothing, as in McNemar's test.
 
     Args:
         better: episodes worth 1.
         worse: episodes worth -1.
         equal: episodes worth 0.
-        mean: to be spoken against, in ``[-1, 1]``.
+        mean: that the evidence is against, in ``[-1, 1]``.
 
     Raises:
         ValueError: a negative count, or a mean outside of ``[-1, 1]``.
@@ -55,7 +55,7 @@ def e_value(better: int, worse: int, equal: int = 0, mean: float = 0.0) -> float
             "e_value: expected three counts >= 0 and a mean in [-1, 1], got "
             f"better={better}, worse={worse}, equal={equal}, mean={mean}."
         )
-    # The game against a smaller mean is the one for a larger, seen in a mirror.
+    # A bet on a smaller mean is one on a larger, with the outcomes' signs reversed.
     larger = _log_wealth(better, worse, equal, mean)
     smaller = _log_wealth(worse, better, equal, -mean)
     most = max(larger, smaller)
@@ -67,11 +67,11 @@ def e_value(better: int, worse: int, equal: int = 0, mean: float = 0.0) -> float
 def confidence_sequence(
     better: int, worse: int, equal: int = 0, confidence: float = 0.95
 ) -> tuple[float, float]:
-    """Return the interval of the mean of outcomes 1, 0 and -1 that survives peeking.
+    """Return the anytime-valid interval of the mean of outcomes 1, 0 and -1.
 
-    It covers the true mean at all moments at once with probability ``confidence``, and
-    leaves 0 out exactly when :func:`e_value` reaches ``1 / (1 - confidence)``.
-    That costs: it is about 1.6 times as wide as Newcombe's of as many episodes.
+    It covers the true mean at all looks at once with probability ``confidence``, and
+    excludes 0 exactly when :func:`e_value` reaches ``1 / (1 - confidence)``. It is
+    about 1.6 times as wide as Newcombe's of as many episodes.
 
     Returns:
         ``(low, high)`` in ``[-1, 1]``.
@@ -92,8 +92,8 @@ def confidence_sequence(
     def is_refuted(mean: float) -> bool:
         return e_value(better, worse, equal, mean) >= enough
 
-    # At the observed mean no bet pays, and the wealth is convex in the mean: what is
-    # not refuted is an interval around it.
+    # No bet wins at the observed mean, and the wealth is convex in the mean: the means
+    # that are not refuted are an interval around it.
     observed = (better - worse) / max(1, better + worse + equal)
     return _end(is_refuted, observed, -1.0), _end(is_refuted, observed, 1.0)
 
@@ -101,10 +101,10 @@ def confidence_sequence(
 def rate_confidence_sequence(
     successes: int, episodes: int, confidence: float = 0.95
 ) -> tuple[float, float]:
-    """Return the interval of a success rate that survives peeking.
+    """Return the anytime-valid interval of a success rate.
 
-    The counterpart of :func:`wilson_interval` for an evaluation that ends when its
-    own outcomes say so.
+    The counterpart of :func:`wilson_interval` for an evaluation that its own outcomes
+    stop.
 
     Raises:
         ValueError: not ``0 <= successes <= episodes``, or a confidence that is not in
@@ -144,11 +144,11 @@ def _log_wealth(better: int, worse: int, equal: int, mean: float) -> float:
 
 
 def _end(is_refuted: Callable[[float], bool], inside: float, outside: float) -> float:
-    """Return where the interval ends between a mean inside and the last one."""
+    """Return the end of the interval between a mean inside and the outermost one."""
     if not is_refuted(outside):
         return outside
     if min(inside, outside) < 0 < max(inside, outside):
-        # Zero is asked about: that answer must not be lost to rounding.
+        # Whether 0 is excluded must not depend on rounding.
         inside, outside = (inside, 0.0) if is_refuted(0.0) else (0.0, outside)
     while abs(outside - inside) > _TOLERANCE:
         middle = (inside + outside) / 2

@@ -1,9 +1,8 @@
-"""Measure a policy's success rate on episodes with recorded seeds."""
+"""Success rate of a policy on episodes with recorded seeds."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from tensordict import TensorDictBase
@@ -12,10 +11,10 @@ from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from tqdm import tqdm
 
-from torchrl_vla.data.episodes import EpisodeStep, episode_seeds, run_episodes
 from torchrl_vla.evaluation.provenance import make_provenance
 from torchrl_vla.evaluation.result import EpisodeRecord, EvaluationResult
 from torchrl_vla.evaluation.video_export import Recorder
+from torchrl_vla.rollout import EpisodeStep, Purpose, episode_seeds, run_episodes
 from torchrl_vla.schema import (
     INSTRUCTION_KEY,
     SUCCESS_KEY,
@@ -32,19 +31,27 @@ def evaluate(
     episodes: int,
     *,
     seed: int = 0,
+    purpose: Purpose = "evaluation",
     first: int = 0,
     deterministic: bool = True,
     max_steps: int | None = None,
     recorder: Recorder | None = None,
-    provenance: Mapping[str, Any] | None = None,
+    provenance: Mapping[str, object] | None = None,
     progress: bool = True,
 ) -> EvaluationResult:
-    """Run exactly ``episodes`` episodes and say how many succeeded.
+    """Run exactly ``episodes`` episodes and count the successes.
 
-    Episode ``i`` starts from seed ``episode_seeds(seed, ...)[i]``, in whichever row it
-    runs, so the result of a deterministic policy does not depend on how many
-    environments run side by side, and two policies meet the same initial states.
-    An episode succeeds when ``success`` is True after any of its steps.
+    Episode ``i`` starts from seed ``episode_seeds(seed, ...)[i]``, in whichever
+    environment it runs, and the noise of a policy that samples is a function of that
+    seed and the step. So the result does not depend on how many environments run side
+    by side, and two policies get the same initial states and the same noise. An
+    episode succeeds when ``success`` is True after any of its steps. The policy is in
+    evaluation mode meanwhile.
+
+    Note:
+        No episode has the initial state of a demonstration that ``collect`` recorded,
+        or of an episode of ``finetune``, whatever the seeds: their purposes differ. To
+        evaluate on those, name the purpose.
 
     **Reads** ``language_instruction``, ``("next", "success")`` and
     ``("next", "reward")``.
@@ -54,6 +61,7 @@ def evaluate(
         policy: observation to ``action``; a chunk policy inside its executor.
         episodes: how many.
         seed: of the run.
+        purpose: what the initial states are for; see :func:`episode_seeds`.
         first: the run's episode to begin with; those before it are left out.
         deterministic: True = the policy's mode, False = it samples.
         max_steps: raise when an episode takes longer; None trusts the environment.
@@ -63,20 +71,20 @@ def evaluate(
         progress: True = show a progress bar with the rate so far.
 
     Raises:
-        ValueError: ``episodes < 1``.
+        ValueError: ``episodes < 1``, or there is no such purpose.
         ExecutionError: see :func:`run_episodes`.
-        MissingKeyError: the environment tells no success, or the policy no action.
+        MissingKeyError: the environment writes no success, or the policy no action.
 
     Examples:
         >>> from torchrl_vla.envs import TabletopEnv
         >>> env = TabletopEnv(4, image_size=16)
         >>> result = evaluate(env, env.make_expert(), 6, progress=False)
         >>> result.success_rate, len(result), result.episodes[5].seed
-        (1.0, 6, 5)
+        (1.0, 6, 536870917)
     """
     if episodes < 1:
         raise ValueError(f"evaluate: expected episodes >= 1, got {episodes}.")
-    seeds = episode_seeds(seed, episodes, first)
+    seeds = episode_seeds(seed, episodes, purpose, first)
     kind = ExplorationType.DETERMINISTIC if deterministic else ExplorationType.RANDOM
     table = getattr(env, "instructions", None)
     running = [_Running() for _ in seeds]
@@ -100,7 +108,9 @@ def evaluate(
         EpisodeRecord(seed, run.instruction, run.success, run.total, run.length)
         for seed, run in zip(seeds, running)
     ]
-    known = make_provenance(env, seed=seed, deterministic=deterministic)
+    known = make_provenance(
+        env, seed=seed, purpose=purpose, deterministic=deterministic
+    )
     return EvaluationResult(records, {**known, **(provenance or {})})
 
 
@@ -129,14 +139,14 @@ def _add(
     reward = data.get(("next", "reward")).reshape(-1).tolist()
     if bool((step.frame == 0).any()):
         texts = _texts(data, table)
-    for row, index in enumerate(step.episode.tolist()):
+    for env_index, index in enumerate(step.episode.tolist()):
         if index < 0:
             continue
         run = running[index]
-        if step.frame[row] == 0:
-            run.instruction = texts[row]
-        run.success = run.success or success[row]
-        run.total += reward[row]
+        if step.frame[env_index] == 0:
+            run.instruction = texts[env_index]
+        run.success = run.success or success[env_index]
+        run.total += reward[env_index]
         run.length += 1
 
 

@@ -1,4 +1,4 @@
-"""What has to be written down so that an evaluation can be repeated and compared."""
+"""Provenance of an evaluation: environment, versions and hashes of weights."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import hashlib
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 from torchrl.envs import EnvBase, TransformedEnv
 
+from torchrl_vla.rollout import Purpose
 from torchrl_vla.schema import InstructionTable, RobotDatasetMetadata
 
 _PACKAGES = ("torchrl-vla", "torch", "torchrl", "tensordict")
 
-#: Named only where they are installed; they change what is simulated or predicted.
+#: Recorded where they are installed: they change what is simulated or predicted.
 _OPTIONAL = (
     *("lerobot", "transformers", "diffusers", "numpy"),
     *("gymnasium", "mujoco", "metaworld", "gym-pusht", "pymunk", "gym-aloha"),
@@ -43,13 +43,12 @@ def package_versions() -> dict[str, str]:
     return versions
 
 
-def describe_environment(env: EnvBase) -> dict[str, Any]:
-    """Return what makes an environment the same one as in another evaluation.
+def describe_environment(env: EnvBase) -> dict[str, object]:
+    """Return the facts that two evaluations of one environment share.
 
-    The class, the robot, the instructions and the time limit, as far as the
-    environment tells them. How many run side by side is left out on purpose: the
-    initial states do not depend on it. So are the images: policies with and without
-    them may be compared.
+    The class, the robot, the instructions and the time limit, where the environment
+    has them. The number of environments is left out, since initial states do not depend
+    on it, and so are the images: policies with and without them may be compared.
 
     Examples:
         >>> from torchrl_vla.envs import TabletopEnv
@@ -60,7 +59,7 @@ def describe_environment(env: EnvBase) -> dict[str, Any]:
     base = env
     while isinstance(base, TransformedEnv):
         base = base.base_env
-    about: dict[str, Any] = {"class": type(base).__name__}
+    about: dict[str, object] = {"class": type(base).__name__}
     metadata = getattr(env, "metadata", None)
     if isinstance(metadata, RobotDatasetMetadata):
         about["robot"] = metadata.embodiment_id
@@ -73,16 +72,20 @@ def describe_environment(env: EnvBase) -> dict[str, Any]:
     return about
 
 
-def make_provenance(env: EnvBase, *, seed: int, deterministic: bool) -> dict[str, Any]:
-    """Return what :func:`evaluate` knows of how it was done.
+def make_provenance(
+    env: EnvBase, *, seed: int, purpose: Purpose, deterministic: bool
+) -> dict[str, object]:
+    """Return the provenance of an evaluation.
 
     Args:
-        env: where.
+        env: in which the policy acted.
         seed: of the run.
+        purpose: of the run's episodes.
         deterministic: True = the policy's mode, False = it sampled.
     """
     return {
         "seed": seed,
+        "purpose": purpose,
         "deterministic": deterministic,
         "environment": describe_environment(env),
         "num_envs": env.batch_size.numel(),
@@ -94,8 +97,8 @@ def make_provenance(env: EnvBase, *, seed: int, deterministic: bool) -> dict[str
 def hash_folder(folder: Path | str) -> str:
     """Return the SHA-256 of a checkpoint folder: its file names and their bytes.
 
-    Where the folder lies and when it was written changes nothing; another byte, a
-    renamed file or one more does.
+    It does not depend on the folder's place or age; another byte, a renamed file or
+    one more changes it.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -129,9 +132,9 @@ def hash_folder(folder: Path | str) -> str:
 
 
 def hash_weights(module: nn.Module) -> str:
-    """Return the SHA-256 of a policy's parameters and buffers, wherever they are.
+    """Return the SHA-256 of a policy's parameters and buffers, on any device.
 
-    For a policy that lies in no folder: one that is being trained, or was downloaded.
+    For a policy that has no folder: one in training, or a downloaded one.
 
     Examples:
         >>> layer = nn.Linear(1, 1)
@@ -143,7 +146,7 @@ def hash_weights(module: nn.Module) -> str:
     state = module.state_dict()
     for name in sorted(state):
         value = state[name]
-        if not isinstance(value, torch.Tensor):  # a module's own extra state
+        if not isinstance(value, torch.Tensor):  # a module's extra state
             continue
         _add(digest, f"{name} {value.dtype} {tuple(value.shape)}".encode())
         flat = value.detach().cpu().contiguous().reshape(-1)
@@ -151,7 +154,7 @@ def hash_weights(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _add(digest: Any, name: bytes) -> None:
-    # The length first, so that no two lists of names run together the same way.
+def _add(digest: hashlib._Hash, name: bytes) -> None:
+    # The length first: otherwise two lists of names could give the same bytes.
     digest.update(len(name).to_bytes(8, "little"))
     digest.update(name)

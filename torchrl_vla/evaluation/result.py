@@ -1,4 +1,4 @@
-"""What an evaluation found, episode by episode."""
+"""Result of an evaluation, episode by episode."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from torchrl_vla._internal.json_source import read_json
 from torchrl_vla.evaluation.confidence_sequence import rate_confidence_sequence
 from torchrl_vla.evaluation.success_statistics import wilson_interval
 
-#: Entry of the provenance of an evaluation whose outcomes said when it was enough.
+#: Entry of the provenance of an evaluation that its own outcomes stopped.
 STOPPING = "stopping"
 
 
@@ -22,7 +21,7 @@ class EpisodeRecord:
 
     Args:
         seed: made its initial state.
-        instruction: what the robot was told.
+        instruction: text of the task.
         success: True = the task was achieved at some step.
         episode_return: sum of the rewards.
         length: steps.
@@ -37,12 +36,12 @@ class EpisodeRecord:
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """Every episode of an evaluation, and what follows from them.
+    """Every episode of an evaluation, with success rate and interval.
 
     Args:
         episodes: in the order of their seeds.
-        provenance: what is needed to repeat it (seed, versions, environment, policy);
-            nothing but what JSON holds.
+        provenance: what is needed to repeat it (seed, purpose, versions, environment,
+            policy), in what JSON holds.
 
     Examples:
         >>> records = [EpisodeRecord(i, "pick", i < 9, 1.0, 5) for i in range(10)]
@@ -56,7 +55,7 @@ class EvaluationResult:
     """
 
     episodes: Sequence[EpisodeRecord]
-    provenance: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Mapping[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "episodes", tuple(self.episodes))
@@ -80,8 +79,8 @@ class EvaluationResult:
     def interval(self) -> tuple[float, float]:
         """The 95 percent interval of :attr:`success_rate`: Wilson's.
 
-        Of an evaluation that its own outcomes stopped, as the provenance says, the
-        wider one that survives peeking.
+        For an evaluation that its own outcomes stopped, as the provenance says, the
+        wider, anytime-valid one.
         """
         if self.stopped_early:
             return rate_confidence_sequence(self.successes, len(self))
@@ -89,7 +88,7 @@ class EvaluationResult:
 
     @property
     def stopped_early(self) -> bool:
-        """True = the outcomes decided how many episodes there are."""
+        """True = the outcomes decided the number of episodes."""
         return STOPPING in self.provenance
 
     @property
@@ -107,11 +106,11 @@ class EvaluationResult:
             for text in sorted(groups)
         }
 
-    def with_provenance(self, **entries: Any) -> EvaluationResult:
-        """Return the same episodes, with more known of where they come from.
+    def with_provenance(self, **entries: object) -> EvaluationResult:
+        """Return the same episodes with more entries in their provenance.
 
         Args:
-            entries: what JSON can hold; one with a known name replaces it.
+            entries: what JSON can hold; an entry replaces one of the same name.
 
         Examples:
             >>> result = EvaluationResult([EpisodeRecord(0, "", True, 1.0, 5)])
@@ -121,7 +120,7 @@ class EvaluationResult:
         return replace(self, provenance={**self.provenance, **entries})
 
     def to_json(self) -> str:
-        """Write every episode and the provenance; the summary is for readers only."""
+        """Return episodes and provenance as JSON; the summary is for readers only."""
         low, high = self.interval
         summary = {
             "success_rate": self.success_rate,

@@ -1,14 +1,13 @@
-"""Evaluate until the answer is clear, and not an episode longer.
+"""Evaluation and comparison that stop when the answer is clear.
 
-Both functions run episodes in blocks and look between them. What they return says in
-its provenance that its own outcomes stopped it, so that every interval made of it,
-later and elsewhere too, is one that survives the peeking.
+Both functions run episodes in blocks and look at the outcomes in between. The
+provenance of what they return says so, and every interval made of it, later and
+elsewhere too, is an anytime-valid confidence sequence.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict
 
 from tensordict.nn import TensorDictModuleBase
 from torchrl.envs import EnvBase
@@ -19,6 +18,22 @@ from torchrl_vla.evaluation.confidence_sequence import rate_confidence_sequence
 from torchrl_vla.evaluation.evaluate import evaluate
 from torchrl_vla.evaluation.result import STOPPING, EpisodeRecord, EvaluationResult
 from torchrl_vla.evaluation.success_statistics import check_confidence
+from torchrl_vla.rollout import Purpose
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from typing_extensions import Unpack
+
+
+class EvaluateOptions(TypedDict, total=False):
+    """Options of :func:`evaluate` that the functions of this file pass on."""
+
+    seed: int
+    purpose: Purpose
+    deterministic: bool
+    max_steps: int | None
+    provenance: Mapping[str, object] | None
 
 
 def evaluate_until(
@@ -30,26 +45,25 @@ def evaluate_until(
     width: float | None = None,
     block: int = 32,
     confidence: float = 0.95,
-    seed: int = 0,
-    deterministic: bool = True,
-    provenance: Mapping[str, Any] | None = None,
     progress: bool = True,
+    **options: Unpack[EvaluateOptions],
 ) -> EvaluationResult:
     """Evaluate until the success rate is known well enough.
 
+    The episodes are the first ones of :func:`evaluate` with the same options.
+
     Args:
-        env: see :func:`evaluate`.
-        policy: see :func:`evaluate`.
+        env: batched with episode seeds, or unbatched.
+        policy: observation to ``action``; a chunk policy inside its executor.
         max_episodes: stop then, clear or not.
         target: stop when the interval is all above or all below this rate.
         width: stop when the interval is no wider than this.
         block: episodes between two looks; a multiple of the environments that run side
             by side wastes none of them.
         confidence: of the interval that is looked at.
-        seed: of the run; its first episodes are those of :func:`evaluate`.
-        deterministic: True = the policy's mode, False = it samples.
-        provenance: goes into the result.
         progress: True = show a progress bar.
+        options: ``seed``, ``purpose``, ``deterministic``, ``max_steps`` and
+            ``provenance`` of :func:`evaluate`.
 
     Raises:
         ValueError: neither target nor width, a number that is none, or no episodes.
@@ -76,12 +90,12 @@ def evaluate_until(
                 f"evaluate_until: expected {name} in (0, 1), got {value}. Rates are "
                 "shares of 1."
             )
-    rule: dict[str, Any] = {"target": target, "width": width, "block": block}
+    rule = {"target": target, "width": width, "block": block}
     rule |= {"max_episodes": max_episodes, "confidence": confidence}
-    arm = _Arm(env, policy, seed, deterministic, {**(provenance or {}), STOPPING: rule})
+    blocks = _Blocks(env, policy, rule, options)
     with _bar("evaluate_until", max_episodes, block, progress) as bar:
         while True:
-            result = arm.run(block, max_episodes)
+            result = blocks.run(block, max_episodes)
             bar.update(len(result) - bar.n)
             bar.set_postfix(success=f"{100 * result.success_rate:.0f} %")
             low, high = rate_confidence_sequence(
@@ -103,18 +117,18 @@ def compare_policies(
     block: int = 32,
     confidence: float = 0.95,
     names: tuple[str, str] = ("a", "b"),
-    seed: int = 0,
-    deterministic: bool = True,
-    provenance: Mapping[str, Any] | None = None,
     progress: bool = True,
+    **options: Unpack[EvaluateOptions],
 ) -> Comparison:
-    """Run two policies from the same initial states until one is shown to be better.
+    """Evaluate two policies on the same episodes until one is shown to be better.
 
     Equally good policies are told apart with probability at most ``1 - confidence``,
-    however many blocks there are; very different ones in a block or two.
+    however many blocks there are; very different ones in a block or two. Policies that
+    sample get the same noise where they read ``noise_seed``.
 
     Args:
-        env: see :func:`evaluate`; both policies act in it, one after the other.
+        env: batched with episode seeds, or unbatched; both policies act in it, one
+            after the other.
         policy_a: the first.
         policy_b: the second.
         max_episodes: of each; stop then, clear or not.
@@ -123,10 +137,9 @@ def compare_policies(
         block: episodes of each between two looks.
         confidence: of the interval that is looked at.
         names: what to call them.
-        seed: of the run.
-        deterministic: True = the policies' modes, False = they sample.
-        provenance: goes into both results.
         progress: True = show a progress bar.
+        options: ``seed``, ``purpose``, ``deterministic``, ``max_steps`` and
+            ``provenance`` of :func:`evaluate`.
 
     Returns:
         The comparison; its ``a`` and ``b`` hold the episodes.
@@ -141,11 +154,11 @@ def compare_policies(
         >>> from tensordict.nn import TensorDictModule
         >>> from torchrl_vla.envs import TabletopEnv
         >>> env = TabletopEnv(8, image_size=16)
-        >>> lazy = TensorDictModule(
+        >>> still = TensorDictModule(
         ...     lambda seed: torch.zeros(8, 2), ["episode_seed"], ["action"]
         ... )
         >>> comparison = compare_policies(
-        ...     env, env.make_expert(), lazy, 200, block=8, progress=False
+        ...     env, env.make_expert(), still, 200, block=8, progress=False
         ... )
         >>> len(comparison.a), comparison.is_decided
         (8, True)
@@ -156,15 +169,12 @@ def compare_policies(
             f"compare_policies: expected margin in (0, 1), got {margin}. It is a "
             "difference of rates: 0.05 is five points."
         )
-    rule: dict[str, Any] = {"margin": margin, "block": block}
+    rule = {"margin": margin, "block": block}
     rule |= {"max_episodes": max_episodes, "confidence": confidence}
-    known = {**(provenance or {}), STOPPING: rule}
-    arms = [
-        _Arm(env, policy, seed, deterministic, known) for policy in (policy_a, policy_b)
-    ]
+    both = [_Blocks(env, policy, rule, options) for policy in (policy_a, policy_b)]
     with _bar("compare_policies", max_episodes, block, progress) as bar:
         while True:
-            a, b = (arm.run(block, max_episodes) for arm in arms)
+            a, b = (blocks.run(block, max_episodes) for blocks in both)
             bar.update(len(a) - bar.n)
             comparison = compare(a, b, names=names, confidence=confidence)
             bar.set_postfix(difference=f"{100 * comparison.difference:+.0f}")
@@ -175,37 +185,30 @@ def compare_policies(
                 return comparison
 
 
-class _Arm:
+class _Blocks:
     """A policy's episodes so far."""
 
     def __init__(
         self,
         env: EnvBase,
         policy: TensorDictModuleBase,
-        seed: int,
-        deterministic: bool,
-        provenance: Mapping[str, Any],
+        rule: Mapping[str, float | None],
+        options: EvaluateOptions,
     ) -> None:
-        self.env, self.policy = env, policy
-        self.seed, self.deterministic = seed, deterministic
-        self.provenance = provenance
-        self.episodes: list[EpisodeRecord] = []
+        self._env, self._policy = env, policy
+        known = {**(options.get("provenance") or {}), STOPPING: dict(rule)}
+        self._options: EvaluateOptions = {**options, "provenance": known}
+        self._episodes: list[EpisodeRecord] = []
 
     def run(self, block: int, max_episodes: int) -> EvaluationResult:
         """Run the next episodes; return all so far."""
-        first = len(self.episodes)
+        first = len(self._episodes)
+        count = min(block, max_episodes - first)
         result = evaluate(
-            self.env,
-            self.policy,
-            min(block, max_episodes - first),
-            seed=self.seed,
-            first=first,
-            deterministic=self.deterministic,
-            provenance=self.provenance,
-            progress=False,
+            self._env, self._policy, count, first=first, progress=False, **self._options
         )
-        self.episodes += result.episodes
-        return EvaluationResult(self.episodes, result.provenance)
+        self._episodes += result.episodes
+        return EvaluationResult(self._episodes, result.provenance)
 
 
 def _bar(caller: str, max_episodes: int, block: int, progress: bool) -> tqdm:

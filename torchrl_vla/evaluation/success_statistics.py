@@ -1,7 +1,7 @@
-"""How sure a success rate is, and a difference between two.
+"""Intervals and tests of success rates, for a number of episodes fixed beforehand.
 
-All of it holds for a number of episodes that was fixed beforehand. Looking at the
-outcomes to decide when to stop needs :mod:`torchrl_vla.evaluation.confidence_sequence`.
+To look at the outcomes and stop when they are clear, use
+:mod:`torchrl_vla.evaluation.confidence_sequence`.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ def wilson_interval(
 ) -> tuple[float, float]:
     """Return Wilson's score interval of a success rate.
 
-    Unlike the textbook interval it holds for few episodes and for rates near 0 and 1:
-    20 successes in 20 episodes are compatible with a rate of 84 %.
+    Unlike the normal approximation it holds for few episodes and for rates near 0 and
+    1: 20 successes in 20 episodes are compatible with a rate of 84 %.
 
     Args:
-        successes: how many succeeded.
-        episodes: of how many.
+        successes: number of episodes that succeeded.
+        episodes: number of episodes.
         confidence: probability that the interval covers the true rate.
 
     Returns:
@@ -41,9 +41,9 @@ def wilson_interval(
     check_confidence("wilson_interval", confidence)
     z = NormalDist().inv_cdf(0.5 + confidence / 2)
     rate = successes / episodes
-    spread = z * z / episodes
-    center = (rate + spread / 2) / (1 + spread)
-    half = z / (1 + spread) * sqrt(rate * (1 - rate) / episodes + spread / episodes / 4)
+    share = z * z / episodes
+    center = (rate + share / 2) / (1 + share)
+    half = z / (1 + share) * sqrt(rate * (1 - rate) / episodes + share / episodes / 4)
     # The ends are exact where rounding would leave 1e-17.
     low = 0.0 if successes == 0 else center - half
     high = 1.0 if successes == episodes else center + half
@@ -59,9 +59,9 @@ def newcombe_interval(
 ) -> tuple[float, float]:
     """Return Newcombe's interval of the difference of two independent rates.
 
-    It joins the Wilson intervals of both rates, so it never leaves ``[-1, 1]`` and
-    holds where one of the rates is 0 or 1. For evaluations that met the same initial
-    states, :func:`newcombe_paired_interval` is the one to use, and mostly narrower.
+    It joins the Wilson intervals of both rates, so it stays in ``[-1, 1]`` and holds
+    where one of the rates is 0 or 1. For evaluations on the same episodes use
+    :func:`newcombe_paired_interval`, which is mostly narrower.
 
     Args:
         successes_a: of the first policy.
@@ -74,7 +74,7 @@ def newcombe_interval(
         ``(low, high)`` of the first rate minus the second.
 
     Raises:
-        ValueError: counts that cannot be, or a confidence that is not in (0, 1).
+        ValueError: impossible counts, or a confidence that is not in (0, 1).
 
     Examples:
         >>> low, high = newcombe_interval(56, 70, 48, 80)
@@ -100,9 +100,9 @@ def newcombe_paired_interval(
 ) -> tuple[float, float]:
     """Return Newcombe's interval of the difference of two rates of the same episodes.
 
-    Two policies that meet the same initial states mostly succeed and fail together;
-    what they share says nothing about which is better, and is left out by the
-    correlation ``phi`` of the table. A positive ``phi`` is corrected for continuity.
+    Two policies on the same episodes mostly succeed and fail together. The correlation
+    ``phi`` of the table removes this common part, which does not tell the policies
+    apart. A positive ``phi`` is corrected for continuity.
 
     Args:
         both: episodes in which both succeeded.
@@ -147,15 +147,15 @@ def newcombe_paired_interval(
 def mcnemar_test(only_a: int, only_b: int, *, mid_p: bool = False) -> float:
     """Return the two-sided p-value of two policies being equally good.
 
-    Only the episodes in which exactly one of the two succeeded count: were they
-    equally good, each of these would be the toss of a fair coin.
+    Only the episodes in which exactly one of the two succeeded count: between equally
+    good policies, each of these is the toss of a fair coin.
 
     Args:
         only_a: episodes in which only the first succeeded.
         only_b: in which only the second did.
-        mid_p: False = exact, never wrong more often than it says; True = counts half
-            of the observed outcome, less cautious and on average closer to what it
-            says (Fagerland, Lydersen and Laake, BMC Med. Res. Methodol. 13:91, 2013).
+        mid_p: False = the exact test, whose error rate never exceeds its level; True =
+            counts half of the observed outcome, less conservative (Fagerland, Lydersen
+            and Laake, BMC Med. Res. Methodol. 13:91, 2013).
 
     Raises:
         ValueError: a negative count.
@@ -189,10 +189,10 @@ def fisher_test(
 ) -> float:
     """Return the two-sided p-value of two independent rates being equal.
 
-    For episodes that are no pairs; it is exact, and cautious for few episodes.
+    For episodes that are no pairs. Exact, and conservative for few episodes.
 
     Raises:
-        ValueError: counts that cannot be.
+        ValueError: impossible counts.
 
     Examples:
         >>> round(fisher_test(3, 4, 1, 4), 4)  # Fisher's lady tasting tea
@@ -235,13 +235,13 @@ def _corrected_phi(both: int, only_a: int, only_b: int, neither: int) -> float:
     margins *= only_a + neither
     if margins == 0:
         return 0.0
-    product = both * neither - only_a * only_b
+    product = float(both * neither - only_a * only_b)
     if product > 0:
-        product = max(product - (both + only_a + only_b + neither) / 2, 0)
+        product = max(product - (both + only_a + only_b + neither) / 2, 0.0)
     return product / sqrt(margins)
 
 
 def _joined(side_a: float, side_b: float, phi: float) -> float:
-    """Return the side of the difference's interval, from those of both rates."""
+    """Return half of the difference's interval, from the halves of both rates."""
     # Rounding may take a square of zero below zero.
     return sqrt(max(0.0, side_a**2 - 2 * phi * side_a * side_b + side_b**2))

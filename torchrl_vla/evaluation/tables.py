@@ -1,7 +1,7 @@
-"""What two policies did on the same task, counted, and what follows from it.
+"""Tables of two policies' outcomes, each with its interval and its test.
 
-Three ways to have measured need three ways to reckon: the same episodes, other
-episodes, and the same episodes until the difference was clear.
+One for the same episodes, one for other episodes, and one for the same episodes until
+the difference was clear.
 """
 
 from __future__ import annotations
@@ -23,15 +23,17 @@ from torchrl_vla.evaluation.success_statistics import (
 class OutcomeTable(ABC):
     """The counts of two policies' successes."""
 
-    #: What the p-value is called in a table.
+    #: Name of the test, in printed tables.
     test: str
+    #: True = the policies ran the same episodes.
+    is_paired: bool
 
     @classmethod
     @abstractmethod
     def from_episodes(
         cls, a: Sequence[EpisodeRecord], b: Sequence[EpisodeRecord]
     ) -> OutcomeTable:
-        """Count the outcomes; pairs stand at the same place of both sequences."""
+        """Count the outcomes; pairs have the same index in both sequences."""
 
     @property
     @abstractmethod
@@ -50,7 +52,7 @@ class OutcomeTable(ABC):
     @property
     @abstractmethod
     def p_value(self) -> float:
-        """Two-sided, of the policies being equally good."""
+        """Two-sided p-value of the policies being equally good."""
 
     @property
     @abstractmethod
@@ -60,7 +62,7 @@ class OutcomeTable(ABC):
 
 @dataclass(frozen=True)
 class PairedTable(OutcomeTable):
-    """Both policies met the same episodes, as many as was decided beforehand.
+    """Outcomes of two policies on the same episodes, of a number fixed beforehand.
 
     Args:
         both: episodes in which both succeeded.
@@ -81,19 +83,20 @@ class PairedTable(OutcomeTable):
     only_b: int
     neither: int
     test = "McNemar's exact"
+    is_paired = True
 
     @classmethod
     def from_episodes(
         cls, a: Sequence[EpisodeRecord], b: Sequence[EpisodeRecord]
     ) -> PairedTable:
-        """Count what became of each pair."""
+        """Count the outcomes of the pairs."""
         pairs = [(one.success, two.success) for one, two in zip(a, b)]
         kinds = ((True, True), (True, False), (False, True), (False, False))
         return cls(*(pairs.count(kind) for kind in kinds))
 
     @property
     def episodes(self) -> int:
-        """How many pairs there are."""
+        """The number of pairs."""
         return self.both + self.only_a + self.only_b + self.neither
 
     @property
@@ -108,7 +111,7 @@ class PairedTable(OutcomeTable):
 
     @property
     def p_value(self) -> float:
-        """Of McNemar's exact test."""
+        """The p-value of McNemar's exact test."""
         return mcnemar_test(self.only_a, self.only_b)
 
     @property
@@ -123,10 +126,10 @@ class PairedTable(OutcomeTable):
 
 
 class SequentialTable(PairedTable):
-    """Both policies met the same episodes, until their own outcomes said stop.
+    """Outcomes of two policies on the same episodes, stopped by the outcomes.
 
-    The interval and the p-value hold however often one looked; a fixed number of
-    episodes would have given a narrower interval, one that is right for it alone.
+    Interval and p-value are anytime-valid: they hold however often one looked. The
+    interval is wider than that of a fixed number of episodes.
 
     Examples:
         >>> table = SequentialTable(both=36, only_a=12, only_b=2, neither=0)
@@ -137,19 +140,19 @@ class SequentialTable(PairedTable):
     test = "anytime-valid"
 
     def interval(self, confidence: float = 0.95) -> tuple[float, float]:
-        """Return the interval of :attr:`difference` that survives peeking."""
+        """Return the anytime-valid interval of :attr:`difference`."""
         same = self.both + self.neither
         return confidence_sequence(self.only_a, self.only_b, same, confidence)
 
     @property
     def p_value(self) -> float:
-        """The inverse of the evidence against equal policies."""
+        """The inverse of the e-value against equal policies."""
         return min(1.0, 1 / e_value(self.only_a, self.only_b))
 
 
 @dataclass(frozen=True)
 class UnpairedTable(OutcomeTable):
-    """The policies met other episodes of the same environment.
+    """Outcomes of two policies on different episodes of the same environment.
 
     Args:
         successes_a: of the first policy.
@@ -168,6 +171,7 @@ class UnpairedTable(OutcomeTable):
     successes_b: int
     episodes_b: int
     test = "Fisher's exact"
+    is_paired = False
 
     @classmethod
     def from_episodes(
@@ -192,7 +196,7 @@ class UnpairedTable(OutcomeTable):
 
     @property
     def p_value(self) -> float:
-        """Of Fisher's exact test."""
+        """The p-value of Fisher's exact test."""
         return fisher_test(**self.counts)
 
     @property

@@ -1,4 +1,4 @@
-"""Images of episodes: clip strips without any package, videos with PyAV."""
+"""Export of episodes as contact sheets (PNG) and videos (PyAV)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torchrl.envs import EnvBase
 
-from torchrl_vla.data.episodes import EpisodeStep
+from torchrl_vla.rollout import EpisodeStep
 from torchrl_vla.schema import import_extra
 
 
@@ -30,7 +30,7 @@ class Recorder:
         >>> _ = evaluate(
         ...     env, env.make_expert(), 2, recorder=recorder, progress=False
         ... )
-        >>> recorder.clips[0].shape[1:]
+        >>> recorder.videos[0].shape[1:]
         torch.Size([3, 160, 160])
     """
 
@@ -44,48 +44,48 @@ class Recorder:
         self._frames: dict[int, list[Tensor]] = {}
 
     def add(self, step: EpisodeStep, env: EnvBase) -> None:
-        """Take an image of each recorded episode that is running."""
+        """Keep an image of each recorded episode that is running."""
         wanted = (step.episode >= 0) & (step.episode < self.episodes)
         if not bool(wanted.any()):
             return
         images = self.image(env).cpu()
-        for row in wanted.nonzero()[:, 0].tolist():
-            index = int(step.episode[row])
-            self._frames.setdefault(index, []).append(images[row])
+        for env_index in wanted.nonzero()[:, 0].tolist():
+            index = int(step.episode[env_index])
+            self._frames.setdefault(index, []).append(images[env_index])
 
     @property
-    def clips(self) -> list[Tensor]:
+    def videos(self) -> list[Tensor]:
         """The episodes' images, uint8 ``[T, 3, h, w]`` each, in order."""
         return [torch.stack(self._frames[index]) for index in sorted(self._frames)]
 
 
-def contact_sheet(clips: Sequence[Tensor], columns: int = 8) -> Tensor:
-    """Lay clips out as rows of evenly spaced frames, the last frame last.
+def contact_sheet(videos: Sequence[Tensor], columns: int = 8) -> Tensor:
+    """Lay videos out, one per line, as evenly spaced frames with the last one last.
 
     Args:
-        clips: uint8 ``[T, 3, h, w]`` each.
-        columns: frames per row; a shorter clip repeats its last frame.
+        videos: uint8 ``[T, 3, h, w]`` each.
+        columns: frames per line; a shorter video repeats its last frame.
 
     Returns:
         uint8 ``[3, H, W]``, with a frame of two white pixels around each image.
 
     Raises:
-        ValueError: there is no clip, or fewer than two columns.
+        ValueError: there is no video, or fewer than two columns.
     """
-    if not clips or columns < 2:
+    if not videos or columns < 2:
         raise ValueError(
-            "contact_sheet: expected at least one clip and columns >= 2, got "
-            f"{len(clips)} clips and columns={columns}."
+            "contact_sheet: expected at least one video and columns >= 2, got "
+            f"{len(videos)} videos and columns={columns}."
         )
-    rows = []
-    for clip in clips:
-        last = len(clip) - 1
+    lines = []
+    for video in videos:
+        last = len(video) - 1
         index = [min(round(i * last / (columns - 1)), last) for i in range(columns)]
         frames = [
-            torch.nn.functional.pad(clip[i], (2, 2, 2, 2), value=255) for i in index
+            torch.nn.functional.pad(video[i], (2, 2, 2, 2), value=255) for i in index
         ]
-        rows.append(torch.cat(frames, -1))
-    return torch.cat(rows, -2)
+        lines.append(torch.cat(frames, -1))
+    return torch.cat(lines, -2)
 
 
 def write_png(path: Path, image: Tensor) -> Path:
@@ -113,34 +113,34 @@ def write_png(path: Path, image: Tensor) -> Path:
     return path
 
 
-def write_video(path: Path, clip: Tensor, *, rate_hz: float = 10.0) -> Path:
+def write_video(path: Path, video: Tensor, *, rate_hz: float = 10.0) -> Path:
     """Write uint8 frames ``[T, 3, h, w]`` as a video (extra ``video``).
 
     Args:
         path: ``.mp4`` or another container that FFmpeg knows by its ending.
-        clip: the frames; height and width must be even.
+        video: the frames; height and width must be even.
         rate_hz: frames per second.
 
     Raises:
         MissingExtraError: PyAV is not installed.
-        ValueError: the clip has another dtype or shape, or an odd height or width.
+        ValueError: the video has another dtype or shape, or an odd height or width.
     """
-    if clip.dtype != torch.uint8 or clip.ndim != 4 or clip.shape[1] != 3:
+    if video.dtype != torch.uint8 or video.ndim != 4 or video.shape[1] != 3:
         raise ValueError(
-            f"write_video: expected uint8 [T, 3, h, w], got {clip.dtype} "
-            f"{tuple(clip.shape)}."
+            f"write_video: expected uint8 [T, 3, h, w], got {video.dtype} "
+            f"{tuple(video.shape)}."
         )
-    if clip.shape[-2] % 2 or clip.shape[-1] % 2:
+    if video.shape[-2] % 2 or video.shape[-1] % 2:
         raise ValueError(
             "write_video: expected an even height and width, got "
-            f"{tuple(clip.shape[-2:])}. Pad the clip by a pixel."
+            f"{tuple(video.shape[-2:])}. Pad the video by a pixel."
         )
     av = import_extra("av", "video", "write_video")
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=round(rate_hz))
-        stream.height, stream.width = clip.shape[-2:]
+        stream.height, stream.width = video.shape[-2:]
         stream.pix_fmt = "yuv420p"
-        for image in clip.permute(0, 2, 3, 1).cpu().contiguous().numpy():
+        for image in video.permute(0, 2, 3, 1).cpu().contiguous().numpy():
             frame = av.VideoFrame.from_ndarray(image, format="rgb24")
             container.mux(stream.encode(frame))
         container.mux(stream.encode())

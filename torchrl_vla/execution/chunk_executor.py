@@ -20,6 +20,7 @@ from torchrl_vla.schema import (
     IMAGE_KEY,
     IS_DECISION_KEY,
     IS_INIT_KEY,
+    NOISE_SEED_KEY,
     OBSERVATION_NEEDED_KEY,
     ExecutionError,
     MissingKeyError,
@@ -112,7 +113,9 @@ class ChunkExecutor(Executor):
     ) -> TensorDictBase:
         """Return what the actor is shown, ``[*B]`` or ``[N]``, apart from the data."""
         self._check_images(tensordict, rows)
-        asked = tensordict.select(*self.policy.in_keys, strict=False)
+        optional = getattr(self.policy, "optional_in_keys", ())
+        keys = [*self.policy.in_keys, *optional, NOISE_SEED_KEY]
+        asked = tensordict.select(*keys, strict=False)
         return asked if rows is None else take_rows(asked, rows)
 
     def _check_images(self, tensordict: TensorDictBase, rows: Tensor | None) -> None:

@@ -15,8 +15,13 @@ from torchrl_vla.schema import ACTION_IS_PAD_KEY, SAMPLE_WEIGHT_KEY, SchemaError
 
 
 class TrainableLeRobotPolicy(Protocol):
-    """What ``LeRobotPolicyWrapper`` offers to a loss."""
+    """Members of ``LeRobotPolicyWrapper`` that a loss uses.
 
+    ``policy`` is LeRobot's, ``config`` its configuration; ``wrapper`` is itself, or
+    the wrapper inside a ``LeRobotFlowPolicy``.
+    """
+
+    wrapper: TrainableLeRobotPolicy
     policy: nn.Module
     config: Any
     chunk_key: NestedKey
@@ -32,21 +37,25 @@ class LeRobotLoss(LossModule):
 
     The number is that of LeRobot's training step on the same batch: L1 and KL for ACT,
     the noise's error for Diffusion, flow matching for SmolVLA, and so on. Targets are
-    in robot space; the preprocessor normalizes them. Two silent errors become loud. A
-    policy in evaluation mode has another loss (ACT leaves its KL out), so it is refused
-    while gradients are recorded. A policy whose loss counts padded actions is refused
-    unless ``train_on_padding``; SmolVLA in LeRobot 0.4.4, which looks for the mask
-    under a misspelt name, is given it under that name. The surprise: Diffusion and
-    SmolVLA read the whole target, padding included, to predict its valid part; only
-    the loss leaves the padding out.
+    in robot space; the preprocessor normalizes them.
+
+    A policy in evaluation mode has another loss (ACT leaves its KL out), so it is
+    refused while gradients are recorded. A policy whose loss counts padded actions is
+    refused unless ``train_on_padding``; SmolVLA in LeRobot 0.4.4, which reads the mask
+    under a misspelt name, gets it under that name.
 
     **Reads** what the policy reads; ``action_chunk`` float ``[*B, H, A]`` in robot
     space, where ``H`` and its first step are ``policy.target_steps``;
     ``action_is_pad`` bool ``[*B, H]``, True = padded. **Writes** ``loss_lerobot``, a
     scalar, and the policy's log entries under ``log``, without gradient.
 
+    Note:
+        Diffusion and SmolVLA read the whole target, padding included, to predict its
+        valid part; only the loss leaves the padding out.
+
     Args:
-        policy: ``LeRobotPolicyWrapper`` around a policy of LeRobot's.
+        policy: ``LeRobotPolicyWrapper`` around a policy of LeRobot's, or a
+            ``LeRobotFlowPolicy``.
 
     Keyword Args:
         train_on_padding: True = a policy whose loss does not know the mask learns the
@@ -74,6 +83,7 @@ class LeRobotLoss(LossModule):
         self, policy: TrainableLeRobotPolicy, *, train_on_padding: bool = False
     ) -> None:
         super().__init__()
+        policy = policy.wrapper
         config, name = policy.config, type(policy.policy).__name__
         if config is None:
             raise SchemaError(
@@ -99,7 +109,7 @@ class LeRobotLoss(LossModule):
 
     @property
     def in_keys(self) -> list[NestedKey]:
-        """What the policy reads, the targets and their mask."""
+        """Keys that the policy reads, the targets and their mask."""
         return [*self.policy.in_keys, self.policy.chunk_key, self.tensor_keys.pad_mask]
 
     def _forward_value_estimator_keys(self, **kwargs: Any) -> None:
@@ -116,9 +126,9 @@ class LeRobotLoss(LossModule):
             )
         if tensordict.get(SAMPLE_WEIGHT_KEY, None) is not None:
             raise SchemaError(
-                "LeRobotLoss: expected rows that count alike, got a batch with "
+                "LeRobotLoss: expected samples of equal weight, got a batch with "
                 f"{SAMPLE_WEIGHT_KEY!r}: LeRobot reduces its losses itself. Sample "
-                "rows in proportion to their weights, or exclude it from the batch."
+                "frames in proportion to their weights, or exclude it from the batch."
             )
         target = read_target(tensordict, self.policy.chunk_key, "LeRobotLoss")
         read_pad_mask(tensordict, self.tensor_keys.pad_mask, target, "LeRobotLoss")

@@ -22,7 +22,9 @@ from torchrl_vla.policies.gaussian.gaussian_policy import GaussianVLAWrapper
 from torchrl_vla.policies.lerobot import (
     LeRobotFlowDistribution,
     LeRobotFlowPolicy,
+    LeRobotPipeline,
     LeRobotPolicyWrapper,
+    load_lerobot_policy,
     make_lerobot_policy,
 )
 from torchrl_vla.policies.lerobot.load.health import (
@@ -64,6 +66,7 @@ __all__ = [
     "KeypointImageEncoder",
     "LeRobotFlowDistribution",
     "LeRobotFlowPolicy",
+    "LeRobotPipeline",
     "LeRobotPolicyWrapper",
     "LeRobotSettings",
     "LearnedNoise",
@@ -80,5 +83,6 @@ __all__ = [
     "VLAWrapperBase",
     "check_lerobot_health",
     "guided_velocity",
+    "load_lerobot_policy",
     "make_lerobot_policy",
 ]

@@ -41,6 +41,17 @@ class ChunkDistribution(Distribution, ABC):
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw choices ``[*sample_shape, *B, *sample_shape]``, without a gradient."""
 
+    @abstractmethod
+    def sample_with_seeds(self, noise_seeds: Tensor) -> Tensor:
+        """Draw one choice per seed, ``[*B, *sample_shape]``, without a gradient.
+
+        Each is a function of its own seed and distribution alone, not of the batch
+        nor of PyTorch's generator.
+
+        Args:
+            noise_seeds: int64 ``[*B]``.
+        """
+
     @property
     @abstractmethod
     def mode(self) -> Tensor:

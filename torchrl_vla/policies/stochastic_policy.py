@@ -17,6 +17,7 @@ from torchrl_vla.schema import (
     IMAGE_KEY,
     INSTRUCTION_KEY,
     LOG_PROBS_KEY,
+    NOISE_SEED_KEY,
     STATE_KEY,
     MissingKeyError,
 )
@@ -36,6 +37,10 @@ class StochasticVLAWrapper(VLAWrapperBase):
     and nothing that lies in the tensordict but the inputs and the choice is taken for
     an answer; with the weights that made the choice they return what was written, bit
     for bit in float32, in whatever batch a row lies. Then PPO's ratio is 1.
+
+    **Reads**, where it is, ``noise_seed`` int64 ``[*B]``: a choice is then a function
+    of its seed and its distribution, whatever the batch (``run_episodes`` writes it).
+    Without it PyTorch's global generator draws.
 
     **Writes** ``action_chunk`` float ``[*B, H, A]``, the choice at ``sample_key``,
     ``log_probs`` float ``[*B]`` and its terms ``element_log_probs`` float
@@ -81,6 +86,7 @@ class StochasticVLAWrapper(VLAWrapperBase):
         self.chunk_key = unravel_key(chunk_key)
         self.log_probs_key = unravel_key(log_probs_key)
         self.element_log_probs_key = unravel_key(element_log_probs_key)
+        self.optional_in_keys = [NOISE_SEED_KEY]
         self.out_keys = [
             self.chunk_key,
             self.sample_key,
@@ -120,7 +126,7 @@ class StochasticVLAWrapper(VLAWrapperBase):
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Choose; write the choice, its log-probability and the chunk."""
         dist = self.get_dist(tensordict)
-        choice = self._choose(dist)
+        choice = self._choose(dist, tensordict.get(NOISE_SEED_KEY, None))
         chosen = choice.detach()
         elements = dist.element_log_probs(chosen)
         tensordict.set(self.sample_key, chosen)
@@ -128,7 +134,9 @@ class StochasticVLAWrapper(VLAWrapperBase):
         tensordict.set(self.log_probs_key, sum_elements(elements))
         return tensordict.set(self.chunk_key, self.decode(choice))
 
-    def _choose(self, dist: ChunkDistribution) -> Tensor:
-        if interaction_type() == InteractionType.RANDOM:
+    def _choose(self, dist: ChunkDistribution, noise_seeds: Tensor | None) -> Tensor:
+        if interaction_type() != InteractionType.RANDOM:
+            return dist.mode
+        if noise_seeds is None:
             return dist.sample()
-        return dist.mode
+        return dist.sample_with_seeds(noise_seeds)

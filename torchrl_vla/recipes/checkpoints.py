@@ -27,9 +27,7 @@ from torchrl_vla.policies import (
     TinyGaussianVLA,
     TinyTokenVLA,
     TinyVLA,
-)
-from torchrl_vla.policies.lerobot.load.lerobot_checkpoint import (
-    read_ensemble_coefficient,
+    load_lerobot_policy,
 )
 from torchrl_vla.policies.policy_folder import policy_class_of
 from torchrl_vla.recipes.heads import TinyPolicies
@@ -134,7 +132,8 @@ def save_lerobot_checkpoint(
     :func:`load_executor` checks it. Of a ``LeRobotFlowPolicy`` the noise is written,
     too.
     """
-    folder = policy.save_pretrained(folder)
+    policy.to_folder(folder)
+    folder = Path(folder)
     (folder / _METADATA).write_text(metadata.to_json())
     return folder
 
@@ -226,22 +225,15 @@ def _load_lerobot(
     replan_interval: int | None,
     options: dict[str, Any],
 ) -> ChunkExecutor:
-    where = {name: options.get(name) for name in ("revision", "cache_folder")}
-    overrides = options.get("overrides")
-    coefficient = read_ensemble_coefficient(source, overrides=overrides, **where)
-    if coefficient is not None:
-        if replan_interval not in (None, 1):
-            raise SchemaError(
-                "load_executor: expected no replan_interval for a policy with "
-                f"temporal_ensemble_coeff={coefficient}, which is asked at every step, "
-                f"got {replan_interval}. Execute its chunks as they are with "
-                "overrides={'temporal_ensemble_coeff': None}."
-            )
-        overrides = {**(overrides or {}), "temporal_ensemble_coeff": None}
-        options = {**options, "overrides": overrides}
-    policy = LeRobotPolicyWrapper.from_pretrained(
-        source, instructions=instructions, **options
-    )
+    policy = load_lerobot_policy(source, instructions=instructions, **options)
+    coefficient = policy.ensemble_coefficient
+    if coefficient is not None and replan_interval not in (None, 1):
+        raise SchemaError(
+            "load_executor: expected no replan_interval for a policy with "
+            f"temporal_ensemble_coeff={coefficient}, which is asked at every step, "
+            f"got {replan_interval}. Execute its chunks as they are with "
+            "overrides={'temporal_ensemble_coeff': None}."
+        )
     trained = _trained_with(Path(source).expanduser(), policy)
     trained.check_compatible(metadata)
     policy.eval()

@@ -14,8 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torchrl_vla._internal.suggestions import did_you_mean
 from torchrl_vla.objectives import LeRobotLoss
 from torchrl_vla.policies import LeRobotPolicyWrapper, make_lerobot_policy
-from torchrl_vla.policies.lerobot import KINDS, lerobot_statistics
-from torchrl_vla.policies.lerobot.load.registry import kind_of
+from torchrl_vla.policies.lerobot import KINDS, kind_of, lerobot_statistics
 from torchrl_vla.recipes.demonstrations import Demonstrations, image_sizes_of
 from torchrl_vla.recipes.training_loop import (
     TrainingLog,

@@ -70,6 +70,10 @@ key                            dtype     shape            meaning
                                                           episode
 ``episode_seed``               int64     ``[*B]``         seed that made the episode's
                                                           initial state
+``noise_seed``                 int64     ``[*B]``         seed of a sampling policy's
+                                                          noise on this step, a hash
+                                                          of episode and step; absent:
+                                                          PyTorch's global generator
 ``is_decision``                bool      ``[*B, 1]``      True = the policy was asked
                                                           on this step
 ``decision_index``             int64     ``[*B, 1]``      number of the decision whose
@@ -134,6 +138,7 @@ IS_INIT_KEY: NestedKey = "is_init"
 EPISODE_KEY: NestedKey = "episode_index"
 FRAME_KEY: NestedKey = "frame_index"
 EPISODE_SEED_KEY: NestedKey = "episode_seed"
+NOISE_SEED_KEY: NestedKey = "noise_seed"
 
 IS_DECISION_KEY: NestedKey = "is_decision"
 DECISION_INDEX_KEY: NestedKey = "decision_index"

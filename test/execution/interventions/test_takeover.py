@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from tensordict import TensorDict
 
 from torchrl_vla.execution import EpisodeMixing
+from torchrl_vla.rollout import uniforms
 from torchrl_vla.schema import MissingKeyError
-from torchrl_vla.schema.randomness import uniforms
 
 
 def steps(seeds):

@@ -10,6 +10,7 @@ from torchrl_vla.policies import FlowSDENoise, FlowVLAWrapper
 from torchrl_vla.schema import (
     GUIDE_CHUNK_KEY,
     GUIDE_WEIGHT_KEY,
+    NOISE_SEED_KEY,
     MissingKeyError,
     SchemaError,
 )
@@ -197,7 +198,11 @@ def test_a_guide_that_does_not_fit_is_refused():
 
 
 def test_the_guide_is_an_optional_input():
-    assert LinearFlow().optional_in_keys == [GUIDE_CHUNK_KEY, GUIDE_WEIGHT_KEY]
+    assert LinearFlow().optional_in_keys == [
+        NOISE_SEED_KEY,
+        GUIDE_CHUNK_KEY,
+        GUIDE_WEIGHT_KEY,
+    ]
     assert not {GUIDE_CHUNK_KEY, GUIDE_WEIGHT_KEY} & set(LinearFlow().in_keys)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from torchrl_vla.schema.randomness import uniforms
+from torchrl_vla.rollout import uniforms
 
 #: Colour names and their RGB values.
 PALETTE: dict[str, tuple[int, int, int]] = {

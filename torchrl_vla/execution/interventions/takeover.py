@@ -6,8 +6,8 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from torchrl_vla.rollout.random_numbers import GOLDEN, mix, uniforms
 from torchrl_vla.schema import EPISODE_SEED_KEY, MissingKeyError
-from torchrl_vla.schema.randomness import GOLDEN, mix, uniforms
 
 
 class EpisodeMixing:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,6 +11,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from torchrl_vla.policies.chunk_distribution import ChunkDistribution, sum_elements
+from torchrl_vla.rollout import normals
 from torchrl_vla.schema import SchemaError
 
 if TYPE_CHECKING:
@@ -67,16 +68,27 @@ class DenoisingDistribution(ChunkDistribution):
         return path
 
     @torch.no_grad()
-    def sample_with_log_probs(self) -> tuple[Tensor, Tensor]:
+    def sample_with_seeds(self, noise_seeds: Tensor) -> Tensor:
+        """Draw paths ``[*B, K + 1, H, A]``; raises as :meth:`sample`."""
+        path, _ = self._draw(torch.Size(), noise_seeds)
+        return path
+
+    @torch.no_grad()
+    def sample_with_log_probs(
+        self, noise_seeds: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Draw paths and return their :meth:`element_log_probs`, without a gradient.
 
         The network has said what they are on the way; it is not asked again.
+
+        Args:
+            noise_seeds: int64 ``[*B]``; None = PyTorch's global generator.
 
         Raises:
             SchemaError: as :meth:`sample`, and if the steps are without noise.
         """
         self._check_likelihood()
-        path, terms = self._draw(torch.Size())
+        path, terms = self._draw(torch.Size(), noise_seeds)
         elements = sum_steps(terms)
         return path, elements.reshape(*self.batch_shape, *self._size)
 
@@ -132,7 +144,9 @@ class DenoisingDistribution(ChunkDistribution):
         """Return the entropy of a whole path given its noise, ``[*B]``."""
         return sum_elements(self.element_entropy())
 
-    def _draw(self, sample_shape: torch.Size) -> tuple[Tensor, list[Tensor]]:
+    def _draw(
+        self, sample_shape: torch.Size, noise_seeds: Tensor | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
         """Draw paths, and the log-densities ``[N, H, A]`` of their steps, if any."""
         if self._policy.has_likelihood and self._guide is not None:
             raise SchemaError(
@@ -142,7 +156,8 @@ class DenoisingDistribution(ChunkDistribution):
                 "without a stochastic head, or with an executor that does not guide."
             )
         rows = self._repeat(self._condition, sample_shape.numel())
-        x, terms = self._zeros(len(rows)).normal_(), []
+        noise = path_noise(self._zeros(len(rows)), self._policy.num_steps, noise_seeds)
+        x, terms = next(noise), []
         if not self._policy.has_likelihood:
             path = self._walk(rows, x, self._repeat_guide(sample_shape.numel()))
         else:
@@ -151,7 +166,7 @@ class DenoisingDistribution(ChunkDistribution):
                 for step in self._steps(len(rows)):
                     mean = self._policy.mean(rows, x, step)
                     std = self._policy.std(rows, step)
-                    x = mean + std * torch.randn_like(x)
+                    x = mean + std * next(noise)
                     steps.append(x)
                     terms.append(log_density(x, mean, std))
             path = torch.stack(steps, 1)
@@ -202,6 +217,27 @@ class DenoisingDistribution(ChunkDistribution):
                 "denoising steps with noise, got one without, whose paths have no "
                 f"log-probability. {self._policy.likelihood_advice}"
             )
+
+
+def path_noise(
+    like: Tensor, num_steps: int, noise_seeds: Tensor | None
+) -> Iterator[Tensor]:
+    """Yield standard normal numbers for the start of a path, then for each step.
+
+    Args:
+        like: ``[N, H, A]``, whose shape, dtype and device they have.
+        num_steps: ``K``.
+        noise_seeds: ``N`` of them, int64; None = PyTorch's global generator.
+    """
+    count = num_steps + 1
+    if noise_seeds is None:
+        yield from (torch.randn_like(like) for _ in range(count))
+        return
+    numbers = normals(
+        noise_seeds.reshape(-1).to(like.device), count * like.shape[1:].numel()
+    )
+    numbers = numbers.view(len(like), count, *like.shape[1:]).to(like.dtype)
+    yield from numbers.unbind(1)
 
 
 def log_density(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from torchrl_vla.policies.denoising.denoising_distribution import (
 from torchrl_vla.policies.stochastic_policy import StochasticVLAWrapper
 from torchrl_vla.schema import (
     DENOISING_PATH_KEY,
+    NOISE_SEED_KEY,
     MissingKeyError,
     SchemaError,
     check_positive_int,
@@ -152,11 +153,12 @@ class DenoisingVLAWrapper(StochasticVLAWrapper):
             return super().forward(tensordict)
         dist = self.get_dist(tensordict)
         if self.has_likelihood:
-            path, elements = dist.sample_with_log_probs()
+            noise_seeds = tensordict.get(NOISE_SEED_KEY, None)
+            path, elements = dist.sample_with_log_probs(noise_seeds)
             tensordict.set(self.element_log_probs_key, elements)
             tensordict.set(self.log_probs_key, sum_elements(elements))
         else:
-            path = self._choose(dist)
+            path = self._choose(dist, tensordict.get(NOISE_SEED_KEY, None))
         tensordict.set(self.sample_key, path.detach())
         return tensordict.set(self.chunk_key, self.decode(path))
 

@@ -79,7 +79,7 @@ class FlowVLAWrapper(DenoisingVLAWrapper):
         super().__init__(
             action_dim=action_dim, chunk_size=chunk_size, num_steps=num_steps, **keys
         )
-        self.optional_in_keys = [GUIDE_CHUNK_KEY, GUIDE_WEIGHT_KEY]
+        self.optional_in_keys += [GUIDE_CHUNK_KEY, GUIDE_WEIGHT_KEY]
         self.noise = noise
 
     @abstractmethod

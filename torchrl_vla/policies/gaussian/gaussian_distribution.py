@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from torchrl_vla.policies.chunk_distribution import ChunkDistribution, sum_elements
+from torchrl_vla.rollout import normals
 from torchrl_vla.schema import SchemaError
 
 _LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
@@ -62,6 +63,13 @@ class GaussianDistribution(ChunkDistribution):
         with torch.no_grad():
             shape = self._extended_shape(torch.Size(sample_shape))
             noise = torch.randn(shape, dtype=self._mean.dtype, device=self._mean.device)
+            return self._mean + self.log_std.exp() * noise
+
+    def sample_with_seeds(self, noise_seeds: Tensor) -> Tensor:
+        """Draw chunks, float ``[*B, H, A]``."""
+        with torch.no_grad():
+            noise = normals(noise_seeds.reshape(-1), self.event_shape.numel())
+            noise = noise.view(self._extended_shape()).to(self._mean.dtype)
             return self._mean + self.log_std.exp() * noise
 
     def element_log_probs(self, choice: Tensor) -> Tensor:

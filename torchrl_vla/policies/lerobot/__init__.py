@@ -1,20 +1,31 @@
-"""LeRobot's policies, with their own processors, as policies of ours."""
+"""LeRobot policies, with their own processors, as VLA policies."""
 
-from torchrl_vla.policies.lerobot.load.registry import KINDS, PolicyKind
-from torchrl_vla.policies.lerobot.load.untrained import (
+from torchrl_vla.policies.lerobot.lerobot_folder import (
+    is_lerobot_folder,
+    load_lerobot_policy,
+    read_lerobot_folder,
+)
+from torchrl_vla.policies.lerobot.load.pipeline import LeRobotPipeline
+from torchrl_vla.policies.lerobot.registry import KINDS, PolicyKind, kind_of
+from torchrl_vla.policies.lerobot.run.flow_distribution import LeRobotFlowDistribution
+from torchrl_vla.policies.lerobot.run.flow_policy import LeRobotFlowPolicy
+from torchrl_vla.policies.lerobot.run.policy_wrapper import LeRobotPolicyWrapper
+from torchrl_vla.policies.lerobot.untrained import (
     lerobot_statistics,
     make_lerobot_policy,
 )
-from torchrl_vla.policies.lerobot.run.flow import LeRobotFlowPolicy
-from torchrl_vla.policies.lerobot.run.flow_distribution import LeRobotFlowDistribution
-from torchrl_vla.policies.lerobot.run.policy_wrapper import LeRobotPolicyWrapper
 
 __all__ = [
     "KINDS",
     "LeRobotFlowDistribution",
     "LeRobotFlowPolicy",
+    "LeRobotPipeline",
     "LeRobotPolicyWrapper",
     "PolicyKind",
+    "is_lerobot_folder",
+    "kind_of",
     "lerobot_statistics",
+    "load_lerobot_policy",
     "make_lerobot_policy",
+    "read_lerobot_folder",
 ]

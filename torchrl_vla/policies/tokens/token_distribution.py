@@ -10,6 +10,7 @@ from torch import Tensor
 
 from torchrl_vla.policies.chunk_distribution import ChunkDistribution, sum_elements
 from torchrl_vla.policies.tokens.token_sampling import TokenSampling
+from torchrl_vla.rollout import uniforms
 from torchrl_vla.schema import TokenError
 
 
@@ -76,6 +77,15 @@ class TokenDistribution(ChunkDistribution):
         n = torch.Size(sample_shape).numel()
         drawn = rows.multinomial(n, replacement=True).T
         return drawn.reshape(self._extended_shape(sample_shape))
+
+    def sample_with_seeds(self, noise_seeds: Tensor) -> Tensor:
+        """Draw tokens, int64 ``[*B, H, A]``, by inverting the CDF of each number."""
+        count = self.event_shape.numel()
+        numbers = uniforms(noise_seeds.reshape(-1), count).to(torch.float64)
+        cdf = self.logits.detach().to(torch.float64).exp().cumsum(-1)
+        # The CDF does not rise at a token that cannot be drawn, so none is reached.
+        level = numbers.view(self._extended_shape()).unsqueeze(-1) * cdf[..., -1:]
+        return (cdf <= level).sum(-1)
 
     def element_log_probs(self, choice: Tensor) -> Tensor:
         """Return the log-probability ``[*B, H, A]`` of each token.

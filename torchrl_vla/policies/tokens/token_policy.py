@@ -133,14 +133,14 @@ class TokenVLAWrapper(StochasticVLAWrapper):
         with torch.no_grad():
             return self.action_tokenizer.decode(choice)
 
-    def _choose(self, dist: TokenDistribution) -> Tensor:
+    def _choose(self, dist: TokenDistribution, noise_seeds: Tensor | None) -> Tensor:
         kind = interaction_type()
         if kind in (InteractionType.MEAN, InteractionType.MEDIAN):
             raise ValueError(
                 f"{type(self).__name__}: expected interaction type RANDOM, MODE or "
                 f"DETERMINISTIC, got {kind.name}. Tokens have no mean: use MODE."
             )
-        return super()._choose(dist)
+        return super()._choose(dist, noise_seeds)
 
     def _mask(self, allowed_tokens: Tensor | None) -> Tensor | None:
         """Return which tokens may be chosen, of those that are actions."""

@@ -100,7 +100,7 @@ def run_demo(
 
     def measure(what: TensorDictModuleBase, episodes: int) -> EvaluationResult:
         executor.reset()
-        return evaluate(env, what, episodes, seed=settings.seed + 1, progress=progress)
+        return evaluate(env, what, episodes, seed=settings.seed, progress=progress)
 
     results = {"before": measure(executor, settings.control_episodes)}
     log = _clone(policy, dataset, space, settings, progress)
@@ -207,12 +207,12 @@ def _write_clips(
         env,
         executor,
         settings.clips,
-        seed=settings.seed + 1,
+        seed=settings.seed,
         recorder=recorder,
         progress=False,
     )
     strips = {}
-    for clip, episode in zip(recorder.clips, result.episodes):
+    for clip, episode in zip(recorder.videos, result.episodes):
         outcome = "success" if episode.success else "failure"
         caption = f"{episode.instruction}: {outcome} after {episode.length} steps"
         words = re.sub(r"\W+", "_", episode.instruction)
@@ -251,7 +251,6 @@ def _write(
         verdict="" if tuned is None else tuned.comparison.verdict,
         facts={
             **{name: str(value) for name, value in vars(settings).items()},
-            "seed of the evaluations": str(settings.seed + 1),
             "minutes of training": f"{log.seconds / 60:.1f}",
             "threads": str(torch.get_num_threads()),
             "torch": torch.__version__,

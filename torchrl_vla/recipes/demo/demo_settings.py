@@ -27,7 +27,7 @@ class DemoSettings:
         episodes: episodes of the evaluation after training.
         control_episodes: episodes of every other evaluation.
         clips: episodes of which the report shows a clip.
-        seed: of demonstrations and training; evaluations use ``seed + 1``.
+        seed: of demonstrations, training and evaluations, whose episodes differ.
         improve: settings of the reinforcement learning after cloning, with the seed and
             the episodes above; None = only clone.
     """

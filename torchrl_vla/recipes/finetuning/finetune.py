@@ -40,6 +40,7 @@ from torchrl_vla.recipes.finetuning.rollouts import (
 from torchrl_vla.recipes.finetuning.run_log import RunLog
 from torchrl_vla.recipes.model_space import ModelSpace
 from torchrl_vla.recipes.training_state import TrainingState, check_training_folder
+from torchrl_vla.rollout import iteration_seed
 
 #: What a fine-tuning writes to its folder beside its state.
 _OWN_NAMES = ("comparison.json", "evaluations", "log.csv", "policy", "tensorboard")
@@ -202,7 +203,7 @@ def _iterate(
     settings = learner.settings
     for iteration in range(done + 1, settings.iterations + 1):
         started = time.perf_counter()
-        with _own_random_numbers(settings.seed_of(iteration)):
+        with _own_random_numbers(iteration_seed(settings.seed, iteration)):
             rollout = rollouts.collect(iteration)
             numbers = learner.learn(rollout, iteration)
         rollouts.sync()
@@ -259,7 +260,7 @@ class _Evaluations:
             self.env,
             self.executor,
             self.settings.eval_episodes,
-            seed=(self.settings.seed + 1) % 1009,
+            seed=self.settings.seed,
             provenance={"policy": {"sha256": digest, "iteration": iteration}},
             progress=False,
         )

@@ -53,8 +53,8 @@ class FinetuneSettings:
         eval_interval: Iterations between two evaluations.
         checkpoint_interval: Iterations between two states that the training can be
             resumed from.
-        seed: Seed of everything random. The episodes of the evaluations have run seed
-            ``(seed + 1) % 1009`` (see ``episode_seeds``); training has others.
+        seed: Seed of everything random. The evaluations run the episodes of this run
+            that have the purpose ``"evaluation"`` (see ``episode_seeds``).
 
     Raises:
         SettingsError: a number is out of its range.
@@ -112,7 +112,3 @@ class FinetuneSettings:
             **values["algorithm"],
         }
         return values
-
-    def seed_of(self, iteration: int) -> int:
-        """Return the seed of an iteration's random numbers."""
-        return (self.seed * 1_000_003 + iteration) % (1 << 31)

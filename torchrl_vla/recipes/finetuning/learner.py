@@ -29,6 +29,7 @@ from torchrl_vla.recipes.finetuning.finetune_settings import (
 from torchrl_vla.recipes.finetuning.policies import make_critic
 from torchrl_vla.recipes.heads import make_cloning_loss
 from torchrl_vla.recipes.model_space import ModelSpace
+from torchrl_vla.rollout import iteration_seed
 from torchrl_vla.schema import EXECUTED_STEPS_KEY
 
 
@@ -184,7 +185,7 @@ class _Cloning:
     def begin(self, iteration: int) -> None:
         """Draw the batches of an iteration from a seed of its own."""
         if self.loss is not None:
-            seed = self.settings.seed_of(iteration)
+            seed = iteration_seed(self.settings.seed, iteration)
             self.buffer.set_rng(torch.Generator().manual_seed(seed))
 
     def __call__(self) -> Tensor:

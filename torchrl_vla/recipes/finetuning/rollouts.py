@@ -19,10 +19,10 @@ from torchrl.envs import (
 )
 
 from torchrl_vla._internal.option_names import Reward as Reward
-from torchrl_vla.envs import ScheduledEpisodes
 from torchrl_vla.execution import MultiAction
 from torchrl_vla.policies import StochasticVLAWrapper
 from torchrl_vla.recipes.model_space import ModelSpace
+from torchrl_vla.rollout import ScheduledEpisodes
 from torchrl_vla.schema import (
     ACTION_CHUNK_KEY,
     ELEMENT_LOG_PROBS_KEY,

@@ -8,12 +8,13 @@ from tensordict import NonTensorStack, TensorDict
 from torch import nn
 
 from torchrl_vla.execution import MultiStepActorWrapper
-from torchrl_vla.policies import LeRobotPolicyWrapper
+from torchrl_vla.policies import LeRobotPipeline, LeRobotPolicyWrapper
 from torchrl_vla.schema import (
     InstructionTable,
     MissingKeyError,
     SchemaError,
     UnknownInstructionError,
+    space_of,
 )
 
 H, A, S = 4, 7, 5
@@ -68,12 +69,12 @@ def test_float_images_and_named_cameras_pass_as_they_are():
     wrapper, td = wrap(camera_name="top"), batch(2)
     image = torch.rand(2, 3, 8, 8, dtype=torch.float64)
     td["observation", "image"] = image
-    assert wrapper._asked.make_batch(td)["observation.images.top"] is not None
+    assert wrapper.adapter.make_batch(td)["observation.images.top"] is not None
     assert torch.equal(
-        wrapper._asked.make_batch(td)["observation.images.top"], image.float()
+        wrapper.adapter.make_batch(td)["observation.images.top"], image.float()
     )
     td["observation", "image"] = TensorDict({"front": image, "wrist": 1 - image}, [2])
-    seen = wrapper._asked.make_batch(td)
+    seen = wrapper.adapter.make_batch(td)
     assert torch.equal(seen["observation.images.wrist"], (1 - image).float())
     assert "observation.images.top" not in seen
 
@@ -97,7 +98,7 @@ def test_ids_are_decoded_and_need_a_table():
     ids = table.encode(td.get("language_instruction"))
     td.set("language_instruction", ids)
     assert (
-        wrap(instructions=table)._asked.make_batch(td)["task"] == ["pick", "place"] * 2
+        wrap(instructions=table).adapter.make_batch(td)["task"] == ["pick", "place"] * 2
     )
     with pytest.raises(
         UnknownInstructionError,
@@ -113,7 +114,7 @@ def test_inputs_that_are_switched_off_are_neither_read_nor_passed():
     wrapper = wrap(lambda b: torch.zeros(2, H, A), use_state=False, image_key=None)
     assert wrapper.in_keys == ["language_instruction"]
     td = batch(2).select("language_instruction")
-    assert set(wrapper._asked.make_batch(td)) == {"task"}
+    assert set(wrapper.adapter.make_batch(td)) == {"task"}
     assert wrapper(td)["action_chunk"].shape == (2, H, A)
 
 
@@ -147,6 +148,33 @@ def test_any_callable_is_a_policy_and_predict_fn_goes_before_it():
 
     twos = wrap(Other(), predict_fn=lambda policy, b: policy.sample(b, 2.0))
     assert (twos(td)["action_chunk"] == 2).all()
+
+
+class NoSteps:
+    steps = ()
+
+
+def test_a_pipeline_that_no_batch_would_pass_is_refused():
+    pipeline = LeRobotPipeline(NoSteps(), NoSteps())
+    with pytest.raises(
+        ValueError,
+        match=r"^LeRobotPolicyWrapper: expected no pipeline for Dummy, which is called "
+        r"with the batch as it is, got one, .*would have no effect\. Leave it out",
+    ):
+        wrap(pipeline=pipeline)
+
+
+def test_what_is_none_of_lerobots_has_no_space_and_is_cloned_by_its_chunks(tmp_path):
+    wrapper = wrap()
+    assert space_of(wrapper) is None
+    assert wrapper.cloning_loss == "chunk"
+    assert wrapper.to_stochastic() is None
+    assert wrapper.wrapper is wrapper
+    with pytest.raises(
+        SchemaError, match=r"to_folder: expected a policy of LeRobot's .* got Dummy"
+    ):
+        wrapper.to_folder(tmp_path / "policy")
+    assert not (tmp_path / "policy").exists()
 
 
 def test_a_module_is_called_as_it_is_in_its_mode_and_with_gradients():

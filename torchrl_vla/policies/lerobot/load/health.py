@@ -1,4 +1,4 @@
-"""Say what would go wrong with a LeRobot checkpoint, before anything is loaded."""
+"""Health check of a LeRobot checkpoint, without loading it."""
 
 from __future__ import annotations
 
@@ -8,57 +8,33 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from torchrl_vla.policies.lerobot.load.lerobot_checkpoint import PROCESSOR_FILES
 from torchrl_vla.policies.lerobot.load.lerobot_settings import LeRobotSettings
 
-_TYPES_0_4 = (
-    "act",
-    "diffusion",
-    "groot",
-    "pi0",
-    "pi05",
-    "pi0_fast",
-    "reward_classifier",
-    "sac",
-    "sarm",
-    "smolvla",
-    "tdmpc",
-    "vqbet",
-    "wall_x",
-    "xvla",
-)
-_TYPES_0_6 = (
-    "act",
-    "diffusion",
-    "eo1",
-    "evo1",
-    "fastwam",
-    "gaussian_actor",
-    "groot",
-    "lingbot_va",
-    "molmoact2",
-    "multi_task_dit",
-    "pi0",
-    "pi05",
-    "pi0_fast",
-    "smolvla",
-    "tdmpc",
-    "vla_jepa",
-    "vqbet",
-    "wall_x",
-    "xvla",
-)
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
 
 #: The policy types that LeRobot registers, by its minor version.
-LEROBOT_POLICY_TYPES = {"0.4": _TYPES_0_4, "0.6": _TYPES_0_6}
+LEROBOT_POLICY_TYPES: dict[str, tuple[str, ...]] = {
+    "0.4": _words(
+        "act diffusion groot pi0 pi05 pi0_fast reward_classifier sac sarm smolvla "
+        "tdmpc vqbet wall_x xvla"
+    ),
+    "0.6": _words(
+        "act diffusion eo1 evo1 fastwam gaussian_actor groot lingbot_va molmoact2 "
+        "multi_task_dit pi0 pi05 pi0_fast smolvla tdmpc vla_jepa vqbet wall_x xvla"
+    ),
+}
 
 _INSTALL = "Install it with: pip install 'torchrl-vla[lerobot]'"
-_PROCESSORS = ("policy_preprocessor.json", "policy_postprocessor.json")
 _MODELS = (
     ("config.json", "vlm_model_name"),
     ("config.json", "base_model_path"),
@@ -70,16 +46,16 @@ _SWITCHED_ON = {"1", "true", "yes", "on"}
 
 @dataclass(frozen=True)
 class HealthReport:
-    """What :func:`check_lerobot_health` found; prints itself as a table.
+    """Result of :func:`check_lerobot_health`; prints itself as a table.
 
     Args:
-        problems: one sentence each, with what to do; empty when all is well.
+        problems: one sentence each, with what to do; empty = none was found.
         lerobot_version: of the installed package; None = it is not installed.
-        path: what was looked at.
-        folder: the local folder that it is; None = it would have to be downloaded.
-        policy_type: what the checkpoint says it is, or what was asked for.
+        path: of the checkpoint, or repo id.
+        folder: local folder of the checkpoint; None = it would be downloaded.
+        policy_type: of the checkpoint, or the expected one.
         device: where it would run.
-        cache_folder: where the Hub's files are kept.
+        cache_folder: of the Hub's files.
         embodiment_tag: name of the robot.
 
     Examples:
@@ -105,16 +81,17 @@ class HealthReport:
 
     @property
     def ok(self) -> bool:
-        """True = nothing that was looked at is wrong."""
+        """True = no problem was found."""
         return not self.problems
 
     def __str__(self) -> str:
-        rows = {"ok": "yes" if self.ok else "no"}
-        for entry in fields(self)[1:]:
-            value = getattr(self, entry.name)
-            rows[entry.name] = "-" if value is None else str(value)
-        lines = [f"{name:<17}{value}" for name, value in rows.items()]
-        return "\n".join([*lines, *(f"problem: {text}" for text in self.problems)])
+        table = {"ok": "yes" if self.ok else "no", **asdict(self)}
+        problems = table.pop("problems")
+        lines = [
+            f"{name:<17}{'-' if value is None else value}"
+            for name, value in table.items()
+        ]
+        return "\n".join([*lines, *(f"problem: {text}" for text in problems)])
 
 
 def check_lerobot_health(
@@ -123,22 +100,21 @@ def check_lerobot_health(
     *,
     settings: LeRobotSettings | None = None,
 ) -> HealthReport:
-    """Look for what would stop a LeRobot checkpoint from running; load nothing.
+    """Find what would stop a LeRobot checkpoint from running, in milliseconds.
 
-    Takes milliseconds: LeRobot is not imported, weights are not read and the network
-    is not asked. Looked at are the package and its version, the path, the files of a
-    checkpoint, its type, the files that its processors name (a tokenizer whose folder
-    has been moved), and the device.
+    Checked are the package and its version, the path, the files of the checkpoint, its
+    type, the files that its processors name (a tokenizer whose folder has moved), and
+    the device. LeRobot is not imported, no weights are read, no network is used.
 
     Args:
         path: folder of a checkpoint, or repo id; None = that of ``settings``.
-        policy_type: what it should be; None = that of ``settings``.
+        policy_type: the expected one; None = that of ``settings``.
 
     Keyword Args:
-        settings: None = what the environment variables say.
+        settings: None = those of the environment variables.
 
     Returns:
-        The report; whatever is wrong is in it, nothing is raised.
+        The report; problems are in it, nothing is raised.
 
     Examples:
         >>> report = check_lerobot_health("/no/such/folder", settings=LeRobotSettings())
@@ -156,25 +132,17 @@ Correct the path; a repo id looks like 'owner/name'.")
     path = settings.path if path is None else str(path)
     wanted = policy_type or settings.policy_type
     version = _installed_version()
-    types, found = _known_types(version)
-    problems += found
     cache = settings.cache_folder or _default_cache()
-    folder: Path | None = None
+    problems += _version_problems(version)
+    folder, found = _find_checkpoint(path, cache)
+    problems += found
     config: Mapping[str, Any] = {}
-    if path is None:
-        problems.append(
-            "expected the path of a policy, got none. Pass path=, or set "
-            "LEROBOT_POLICY_PATH."
-        )
-    else:
-        folder, found = _find_folder(path, cache, has_owner=True)
-        problems += found
     if folder is not None:
         config, found = _read_json(folder / "config.json")
-        problems += _checkpoint_problems(folder, found)
+        problems += _file_problems(folder, found)
         problems += _model_problems(folder, cache)
         problems += _processor_problems(folder, cache)
-    problems += _type_problems(config.get("type"), wanted, types)
+    problems += _type_problems(config.get("type"), wanted, _known_types(version))
     problems += _device_problems(settings.device)
     return HealthReport(
         problems=tuple(problems),
@@ -197,17 +165,19 @@ def _installed_version() -> str | None:
         return "unknown"
 
 
-def _known_types(version: str | None) -> tuple[tuple[str, ...], list[str]]:
-    newest = _TYPES_0_6
+def _known_types(version: str | None) -> tuple[str, ...]:
+    minor = ".".join((version or "").split(".")[:2])
+    return LEROBOT_POLICY_TYPES.get(minor, LEROBOT_POLICY_TYPES["0.6"])
+
+
+def _version_problems(version: str | None) -> Iterator[str]:
     if version is None:
-        return newest, [f"expected the package 'lerobot', got none. {_INSTALL}"]
-    minor = ".".join(version.split(".")[:2])
-    if minor not in LEROBOT_POLICY_TYPES:
-        return newest, [
-            f"expected lerobot of {list(LEROBOT_POLICY_TYPES)}, got {version}, with "
-            f"which nothing here was tested. {_INSTALL}"
-        ]
-    return LEROBOT_POLICY_TYPES[minor], []
+        yield f"expected the package 'lerobot', got none. {_INSTALL}"
+    elif ".".join(version.split(".")[:2]) not in LEROBOT_POLICY_TYPES:
+        yield (
+            f"expected lerobot of {list(LEROBOT_POLICY_TYPES)}, got {version}, which "
+            f"is untested here. {_INSTALL}"
+        )
 
 
 def _default_cache() -> Path:
@@ -216,10 +186,19 @@ def _default_cache() -> Path:
     return Path(cache).expanduser()
 
 
+def _find_checkpoint(path: str | None, cache: Path) -> tuple[Path | None, list[str]]:
+    if path is None:
+        return None, [
+            "expected the path of a policy, got none. Pass path=, or set "
+            "LEROBOT_POLICY_PATH."
+        ]
+    return _find_folder(path, cache, has_owner=True)
+
+
 def _find_folder(
     name: str, cache: Path, *, has_owner: bool = False
 ) -> tuple[Path | None, list[str]]:
-    """Return the local folder of a path or repo id, and what is wrong with it.
+    """Return the local folder of a path or repo id, and its problems.
 
     ``has_owner``: True = a repo id is ``owner/name``; some tokenizers have none.
     """
@@ -263,31 +242,33 @@ def _read_json(file: Path) -> tuple[Mapping[str, Any], list[str]]:
     return content, []
 
 
-def _checkpoint_problems(folder: Path, found: list[str]) -> Iterator[str]:
-    """Say which files a checkpoint lacks; ``found`` is wrong with its config."""
+def _file_problems(folder: Path, found: list[str]) -> Iterator[str]:
+    """Yield the files that a checkpoint lacks; ``found`` is wrong with its config."""
     adapter = (folder / "adapter_config.json").is_file()
     weights = "adapter_model.safetensors" if adapter else "model.safetensors"
-    missing = [name for name in (weights, *_PROCESSORS) if not (folder / name).exists()]
+    names = (weights, *PROCESSOR_FILES)
+    missing = [name for name in names if not (folder / name).exists()]
     found = [*found, *(f"{name!r} is missing" for name in missing)]
     if not found:
         return
     advice = "Save it again with LeRobot"
     if (folder / "pretrained_model").is_dir():
         advice = f"Pass {str(folder / 'pretrained_model')!r}, which is inside"
-    elif set(missing) & set(_PROCESSORS) and weights not in missing:
+    elif set(missing) & set(PROCESSOR_FILES) and weights not in missing:
         advice = (
-            "Without its processors the policy would see and say unnormalized numbers: "
-            "convert an old checkpoint with LeRobot's migrate_policy_normalization"
+            "Without its processors the policy would read and write unnormalized "
+            "numbers: convert an old checkpoint with LeRobot's "
+            "migrate_policy_normalization"
         )
     yield f"expected a checkpoint in {str(folder)!r}, but {', '.join(found)}. {advice}."
 
 
 def _model_problems(folder: Path, cache: Path) -> Iterator[str]:
-    """Say which other models the checkpoint names in vain."""
+    """Yield the missing models that the checkpoint names."""
     for file, entry in _MODELS:
         name = _read_json(folder / file)[0].get(entry)
-        if isinstance(name, str):
-            for problem in _find_folder(name, cache)[1]:
+        if name:
+            for problem in _find_folder(str(name), cache)[1]:
                 yield (
                     f"{entry!r} in {str(folder / file)!r}: {problem} A moved model "
                     f"takes from_pretrained(..., overrides={{{entry!r}: folder}})."
@@ -295,8 +276,8 @@ def _model_problems(folder: Path, cache: Path) -> Iterator[str]:
 
 
 def _processor_problems(folder: Path, cache: Path) -> Iterator[str]:
-    """Say which files and tokenizers the processors name in vain."""
-    for name in _PROCESSORS:
+    """Yield the missing files and tokenizers that the processors name."""
+    for name in PROCESSOR_FILES:
         if not (folder / name).exists():
             continue
         processor, found = _read_json(folder / name)
@@ -310,11 +291,9 @@ def _processor_problems(folder: Path, cache: Path) -> Iterator[str]:
                     f"which {name!r} names, got nothing there. Copy the whole folder."
                 )
             tokenizer = step.get("config", {}).get("tokenizer_name")
-            if isinstance(tokenizer, str) and (
-                wrong := _find_folder(tokenizer, cache)[1]
-            ):
+            for wrong in _find_folder(str(tokenizer), cache)[1] if tokenizer else ():
                 yield (
-                    f"'tokenizer_name' of {label!r} in {name!r}: {wrong[0]} A moved "
+                    f"'tokenizer_name' of {label!r} in {name!r}: {wrong} A moved "
                     "checkpoint takes from_pretrained(..., processor_overrides="
                     f"{{{label!r}: {{'tokenizer_name': folder}}}})."
                 )
@@ -342,11 +321,11 @@ def _device_problems(name: str) -> Iterator[str]:
     except RuntimeError:
         yield f"expected a device such as 'cpu' or 'cuda:0', got {name!r}."
         return
-    if device.type == "cpu":
-        return
-    backend = getattr(torch, device.type, None)
-    count = backend.device_count() if hasattr(backend, "device_count") else 0
-    if (device.index or 0) >= count:
+    counts = {"cpu": 1, "cuda": torch.cuda.device_count()}
+    counts["mps"] = torch.mps.device_count()
+    counts["xpu"] = torch.xpu.device_count()
+    count = counts.get(device.type, 0)
+    if device.type != "cpu" and (device.index or 0) >= count:
         yield (
             f"expected a device that is there, got {name!r}, of which torch sees "
             f"{count}. Use 'cpu', or install a torch for that device."

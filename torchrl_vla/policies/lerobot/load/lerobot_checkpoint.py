@@ -1,44 +1,31 @@
-"""Read a LeRobot checkpoint the way ``lerobot-eval`` does, and refuse half of one."""
+"""LeRobot checkpoints on disk or on the Hugging Face Hub."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
+from torchrl_vla.policies.lerobot.lerobot_types import Config, Policy
 from torchrl_vla.policies.lerobot.load.lora_adapters import (
     ADAPTER,
     WEIGHTS,
     base_of,
     put_adapter_on,
 )
-from torchrl_vla.policies.lerobot.load.registry import kind_of
+from torchrl_vla.policies.lerobot.load.pipeline import LeRobotPipeline
 from torchrl_vla.policies.lerobot.load.weights import check_weights
+from torchrl_vla.policies.lerobot.registry import kind_of
 from torchrl_vla.schema import SchemaError, import_extra
 from torchrl_vla.schema.lerobot_names import is_repo_id
 
 _CALLER = "LeRobotPolicyWrapper.from_pretrained"
-_PROCESSORS = ("policy_preprocessor.json", "policy_postprocessor.json")
-
-Processor = Callable[[Any], Any]
-
-
-class Checkpoint(NamedTuple):
-    """A policy and the two pipelines that it was trained with.
-
-    Args:
-        policy: LeRobot's ``PreTrainedPolicy``, in evaluation mode.
-        preprocessor: robot space to model space.
-        postprocessor: model space to robot space.
-    """
-
-    policy: Any
-    preprocessor: Processor
-    postprocessor: Processor
+#: The files of the two processors in a checkpoint.
+PROCESSOR_FILES = ("policy_preprocessor.json", "policy_postprocessor.json")
 
 
 def read_checkpoint(
@@ -50,24 +37,16 @@ def read_checkpoint(
     processor_overrides: Mapping[str, Mapping[str, Any]] | None = None,
     statistics: Mapping[str, Mapping[str, Any]] | None = None,
     cache_folder: Path | str | None = None,
-) -> Checkpoint:
-    """Load policy, preprocessor and postprocessor.
+) -> tuple[Policy, LeRobotPipeline]:
+    """Load a policy, in evaluation mode, and its processors as ``lerobot-eval`` does.
 
-    Args:
-        source: a folder, or a repo id of the Hugging Face Hub.
-        revision: of the repo.
-        device: where the policy runs; None = where it was trained, if that is there.
-        overrides: fields of the policy's configuration.
-        processor_overrides: arguments of the preprocessor's steps, by step.
-        statistics: replace those of the features that they name, in both pipelines,
-            as LeRobot does when it trains a checkpoint on other data.
-        cache_folder: of the Hub's files; None = the Hub's own.
+    The arguments are those of :meth:`LeRobotPolicyWrapper.from_pretrained`.
 
     Raises:
         MissingExtraError: ``lerobot`` is not installed.
         FileNotFoundError: ``source`` is a path to nothing.
-        SchemaError: the checkpoint lacks files, statistics or weights, is of a type
-            that was not exercised, or names files that are gone.
+        SchemaError: the checkpoint lacks files, statistics or weights, is of an
+            unsupported type, or names files that are gone.
     """
     factory = import_extra("lerobot.policies.factory", "lerobot", _CALLER)
     configs = import_extra("lerobot.configs.policies", "lerobot", _CALLER)
@@ -76,11 +55,13 @@ def read_checkpoint(
     config = _read_config(configs.PreTrainedConfig, folder, device, overrides)
     kind_of(config.type)
     policy = _read_policy(factory, folder, config)
-    steps = {"device_processor": {"device": str(config.device)}}
+    steps: dict[str, dict[str, Any]] = {
+        "device_processor": {"device": str(config.device)}
+    }
     for name, arguments in (processor_overrides or {}).items():
         steps[name] = {**steps.get(name, {}), **arguments}
     try:
-        preprocessor, postprocessor = factory.make_pre_post_processors(
+        before, after = factory.make_pre_post_processors(
             policy_cfg=config,
             pretrained_path=str(folder),
             preprocessor_overrides=steps,
@@ -88,10 +69,8 @@ def read_checkpoint(
     except Exception as error:
         raise _unreadable(folder, "processors", error) from error
     if statistics is not None:
-        preprocessor = _with_statistics(preprocessor, statistics)
-        postprocessor = _with_statistics(postprocessor, statistics)
-    check_statistics(preprocessor, postprocessor)
-    return Checkpoint(policy, preprocessor, postprocessor)
+        return policy, LeRobotPipeline.with_statistics(before, after, statistics)
+    return policy, LeRobotPipeline(before, after)
 
 
 def read_ensemble_coefficient(
@@ -101,16 +80,10 @@ def read_ensemble_coefficient(
     overrides: Mapping[str, Any] | None = None,
     cache_folder: Path | str | None = None,
 ) -> float | None:
-    """Return the ``temporal_ensemble_coeff`` that a checkpoint is to act with.
+    """Return the ``temporal_ensemble_coeff`` of a checkpoint's configuration.
 
     LeRobot's ACT averages its chunks with it; None = it executes them as they are, as
-    every other type does.
-
-    Args:
-        source: a folder, or a repo id of the Hugging Face Hub.
-        revision: of the repo.
-        overrides: fields of the policy's configuration.
-        cache_folder: of the Hub's files; None = the Hub's own.
+    every other type does. The arguments are those of :func:`read_checkpoint`.
 
     Raises:
         FileNotFoundError: ``source`` is a path to nothing.
@@ -164,10 +137,10 @@ def _check_files(folder: Path) -> None:
             f"{str(folder)!r}, got {there}. Pass the folder that LeRobot saved as "
             "'pretrained_model'."
         )
-    missing = [name for name in _PROCESSORS if name not in there]
+    missing = [name for name in PROCESSOR_FILES if name not in there]
     if missing:
         raise SchemaError(
-            f"{_CALLER}: expected {list(_PROCESSORS)} in {str(folder)!r}, got no "
+            f"{_CALLER}: expected {list(PROCESSOR_FILES)} in {str(folder)!r}, got no "
             f"{missing}. Without its processors a policy neither normalizes nor "
             "tokenizes. Save them with preprocessor.save_pretrained(folder) and "
             "postprocessor.save_pretrained(folder), or convert an old checkpoint with "
@@ -180,7 +153,7 @@ def _read_config(
     folder: Path,
     device: str | torch.device | None,
     overrides: Mapping[str, Any] | None,
-) -> Any:
+) -> Config:
     try:
         config = config_class.from_pretrained(folder)
     except Exception as error:
@@ -207,7 +180,7 @@ def _read_config(
     return config
 
 
-def _read_policy(factory: Any, folder: Path, config: Any) -> torch.nn.Module:
+def _read_policy(factory: Any, folder: Path, config: Config) -> Policy:
     policy_class = factory.get_policy_class(config.type)
     is_adapter = not (folder / WEIGHTS).is_file()
     base = _find_base(folder) if is_adapter else folder
@@ -243,47 +216,6 @@ def _find_base(folder: Path) -> Path:
             f"{str(folder)!r} was trained on, got {there}."
         )
     return base
-
-
-def _with_statistics(
-    pipeline: Processor, statistics: Mapping[str, Mapping[str, Any]]
-) -> Processor:
-    module = import_extra("lerobot.processor.normalize_processor", "lerobot", _CALLER)
-    known: dict[str, Any] = {}
-    for step in pipeline.steps:
-        if getattr(step, "norm_map", None) is not None:
-            known |= step._tensor_stats
-    return module.hotswap_stats(pipeline, {**known, **statistics})
-
-
-def check_statistics(preprocessor: Processor, postprocessor: Processor) -> None:
-    """Refuse pipelines that would normalize with statistics that they do not have.
-
-    LeRobot's normalizer passes a feature through unchanged when it has no statistics
-    of it.
-
-    Raises:
-        SchemaError: names the features.
-    """
-    missing: list[str] = []
-    for pipeline in (preprocessor, postprocessor):
-        for step in pipeline.steps:
-            norm_map = getattr(step, "norm_map", None)
-            if norm_map is None:
-                continue
-            for name, feature in step.features.items():
-                mode = norm_map.get(feature.type)
-                needed = mode is not None and mode.value != "IDENTITY"
-                stand_in = ".empty_camera_" in name
-                if needed and not stand_in and not step._tensor_stats.get(name):
-                    missing.append(f"{name} ({mode.value}, {type(step).__name__})")
-    if missing:
-        raise SchemaError(
-            f"{_CALLER}: expected statistics of every feature that is normalized, got "
-            f"none of {missing}. LeRobot would leave them unnormalized in silence. "
-            "Load it with statistics={<feature>: {'mean': ..., 'std': ...}}, or make "
-            "the processors with dataset_stats=..."
-        )
 
 
 def _unreadable(folder: Path, part: str, error: Exception) -> SchemaError:

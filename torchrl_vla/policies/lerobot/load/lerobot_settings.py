@@ -1,4 +1,4 @@
-"""Which LeRobot checkpoint to run, from the environment variables of the process."""
+"""Settings of a LeRobot checkpoint from the process's environment variables."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class LeRobotSettings:
-    """Which LeRobot checkpoint to run, and where.
+    """Name a LeRobot checkpoint, and the device to run it on.
 
     Args:
         path: folder of a checkpoint, or repo id on the Hub.
-        policy_type: what the checkpoint should be, e.g. ``"act"``; None = whatever it
-            says it is.
+        policy_type: expected type of the checkpoint, e.g. ``"act"``; None = any.
         device: device to run on.
-        cache_folder: where the Hub's files are kept; None = Hugging Face's default.
+        cache_folder: of the Hub's files; None = Hugging Face's default.
         embodiment_tag: name of the robot.
 
     Examples:
@@ -67,25 +66,24 @@ class LeRobotSettings:
         )
 
     def check(self, *, policy_type: str, embodiment_tag: str | None) -> None:
-        """Refuse a checkpoint or a boundary that is not what the variables say.
+        """Refuse a checkpoint or a robot that the variables contradict.
 
         Args:
             policy_type: of the checkpoint.
-            embodiment_tag: of the boundary; None = there is none.
+            embodiment_tag: of the robot's contract; None = there is none.
 
         Raises:
             ValueError: one of them is another.
         """
-        if self.policy_type not in (None, policy_type):
-            raise ValueError(
-                f"LeRobotSettings: expected LEROBOT_POLICY_TYPE={self.policy_type!r} "
-                f"at {self.path!r}, got {policy_type!r}. Correct one of the two."
-            )
-        if None not in (self.embodiment_tag, embodiment_tag) and (
-            self.embodiment_tag != embodiment_tag
-        ):
-            raise ValueError(
-                "LeRobotSettings: expected LEROBOT_EMBODIMENT_TAG="
-                f"{self.embodiment_tag!r}, got a boundary for {embodiment_tag!r}. "
-                "Correct one of the two."
-            )
+        found = {"policy_type": policy_type, "embodiment_tag": embodiment_tag}
+        expected = {
+            "policy_type": self.policy_type,
+            "embodiment_tag": self.embodiment_tag,
+        }
+        for name, value in found.items():
+            if None not in (value, expected[name]) and value != expected[name]:
+                raise ValueError(
+                    f"LeRobotSettings: expected LEROBOT_{name.upper()}="
+                    f"{expected[name]!r} at {self.path!r}, got {value!r}. Correct one "
+                    "of the two."
+                )

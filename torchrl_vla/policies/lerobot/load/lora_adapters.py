@@ -1,28 +1,26 @@
-"""Adapters (LoRA and its kin, by ``peft``) on policies of LeRobot's, on disk."""
+"""LoRA adapters, by ``peft``, on policies of LeRobot's."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
 
-import torch
-
+from torchrl_vla.policies.lerobot.lerobot_types import Config, Policy
 from torchrl_vla.policies.lerobot.load.weights import changed_weights, check_weights
 from torchrl_vla.schema import SchemaError, import_extra
 
 WEIGHTS, ADAPTER = "model.safetensors", "adapter_model.safetensors"
 _READER = "LeRobotPolicyWrapper.from_pretrained"
-_WRITER = "LeRobotPolicyWrapper.save_pretrained"
+_WRITER = "LeRobotPolicyWrapper.to_folder"
 
 
-def is_adapted(policy: Any) -> bool:
+def is_adapted(policy: Policy) -> bool:
     """Return whether the policy is inside a peft adapter."""
     peft = sys.modules.get("peft")
     return peft is not None and isinstance(policy, peft.PeftModel)
 
 
-def without_adapter(policy: Any) -> Any:
+def without_adapter(policy: Policy) -> Policy:
     """Return the policy inside a peft adapter."""
     return policy.get_base_model() if is_adapted(policy) else policy
 
@@ -44,7 +42,7 @@ def base_of(folder: Path) -> str:
     return base
 
 
-def put_adapter_on(policy: torch.nn.Module, folder: Path) -> torch.nn.Module:
+def put_adapter_on(policy: Policy, folder: Path) -> Policy:
     """Return the policy with the adapter of a folder, which can be trained further.
 
     Raises:
@@ -63,7 +61,7 @@ def put_adapter_on(policy: torch.nn.Module, folder: Path) -> torch.nn.Module:
     return policy.eval()
 
 
-def save_policy(policy: Any, config: Any, folder: Path) -> None:
+def save_policy(policy: Policy, config: Config, folder: Path) -> None:
     """Write weights and configuration; of an adapted policy the adapter alone.
 
     Args:
@@ -85,7 +83,7 @@ def save_policy(policy: Any, config: Any, folder: Path) -> None:
     config.save_pretrained(folder)
 
 
-def _check_base(policy: Any, base: str | None, config: Any) -> str:
+def _check_base(policy: Policy, base: str | None, config: Config) -> str:
     path = Path(base or config.pretrained_path or "") / WEIGHTS
     if path.is_file():
         changed = changed_weights(without_adapter(policy).state_dict(), path)

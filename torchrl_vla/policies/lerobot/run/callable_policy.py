@@ -1,4 +1,4 @@
-"""Objects that are not LeRobot's and map its batches to chunks."""
+"""Adapter of any object that maps LeRobot's batch dictionary to a chunk."""
 
 from __future__ import annotations
 
@@ -6,63 +6,81 @@ from collections.abc import Callable
 from typing import Any
 
 from tensordict import TensorDictBase
-from torch import Tensor
 
-from torchrl_vla.policies.lerobot.run.input_reader import InputReader
-from torchrl_vla.policies.lerobot.run.inputs import (
-    cameras_of,
+from torchrl_vla.policies.lerobot.lerobot_types import Batch
+from torchrl_vla.policies.lerobot.run.observation_batch import (
+    ObservationReader,
     to_policy_image,
     to_policy_state,
 )
+from torchrl_vla.policies.lerobot.run.policy_adapter import PolicyAdapter
+from torchrl_vla.policies.lerobot.run.pretrained_policy import PretrainedPolicy
+from torchrl_vla.schema import InstructionTable, ObservationKeys, SchemaError
 
-PredictFunction = Callable[[Any, dict[str, Any]], Tensor]
+PredictFunction = Callable[[Any, Batch], Any]
+
+_HINT = "Name another key, or build the wrapper with image_key=None or use_state=False."
 
 
-class ObjectPolicy:
-    """Ask an object for chunks; it is called as it is.
+class CallablePolicy(PolicyAdapter):
+    """Call an object with LeRobot's batch dictionary, without processors.
 
     Args:
         policy: has ``predict_action_chunk(batch)``, or is callable on a batch.
         predict_fn: ``(policy, batch) -> chunk``, for another interface.
-
-    Keyword Args:
-        reader: looks the inputs up.
-        camera_name: what one image without a camera's name is called.
+        sizes: ``(H, A)``; None = missing.
+        keys: of the inputs.
+        camera_name: name of one image that is not in a sub-tensordict of cameras.
+        instructions: table that gives instruction ids their texts.
 
     Raises:
         TypeError: the policy can neither predict a chunk nor be called.
+        ValueError: a size is missing.
     """
 
     def __init__(
         self,
         policy: Any,
         predict_fn: PredictFunction | None,
-        *,
-        reader: InputReader,
+        sizes: tuple[int | None, int | None],
+        keys: ObservationKeys,
         camera_name: str,
+        instructions: InstructionTable | None = None,
     ) -> None:
+        name, (chunk_size, action_dim) = type(policy).__name__, sizes
+        if action_dim is None or chunk_size is None:
+            raise ValueError(
+                f"LeRobotPolicyWrapper: expected action_dim and chunk_size for {name}, "
+                f"got action_dim={action_dim}, chunk_size={chunk_size}. Only LeRobot's "
+                "own policies declare their sizes."
+            )
+        reader = ObservationReader(keys, _HINT, instructions=instructions)
+        super().__init__(name, action_dim, chunk_size, reader)
         self.policy = policy
         self.predict_fn = predict_fn or _default_predict_fn(policy)
-        self.reader = reader
         self.camera_name = camera_name
 
-    def ask(self, tensordict: TensorDictBase) -> tuple[Tensor, None]:
+    def predict(self, tensordict: TensorDictBase) -> tuple[object, None]:
         """Return the object's chunks."""
         return self.predict_fn(self.policy, self.make_batch(tensordict)), None
 
-    def make_batch(self, tensordict: TensorDictBase) -> dict[str, Any]:
-        """Return the LeRobot batch of a tensordict, its batch dimensions flattened."""
+    def as_pretrained(self, caller: str) -> PretrainedPolicy:
+        """Raise: the object is no policy of LeRobot's."""
+        raise SchemaError(
+            f"{caller}: expected a policy of LeRobot's with its processors, got "
+            f"{self.name}. Wrap one without predict_fn."
+        )
+
+    def make_batch(self, tensordict: TensorDictBase) -> Batch:
+        """Return LeRobot's batch of a tensordict, its batch dimensions flattened."""
         reader, size = self.reader, tensordict.batch_size
-        batch: dict[str, Any] = {}
-        if reader.state_key is not None:
-            name, state = "observation.state", reader.read(tensordict, reader.state_key)
+        batch: Batch = {}
+        for name, state in reader.states(tensordict).items():
             batch[name] = to_policy_state(state, name, None, size)
-        if reader.image_key is not None:
-            images = cameras_of(reader.read(tensordict, reader.image_key))
-            for name, image in images.items():
-                if name == "observation.image":
-                    name = f"observation.images.{self.camera_name}"
-                batch[name] = to_policy_image(image, name, None, size)
+        for name, image in reader.images(tensordict).items():
+            if name == "observation.image":
+                name = f"observation.images.{self.camera_name}"
+            batch[name] = to_policy_image(image, name, None, size)
         batch["task"] = reader.texts(tensordict)
         return batch
 
@@ -80,9 +98,9 @@ def _default_predict_fn(policy: Any) -> PredictFunction:
     )
 
 
-def _predict_action_chunk(policy: Any, batch: dict[str, Any]) -> Tensor:
+def _predict_action_chunk(policy: Any, batch: Batch) -> Any:
     return policy.predict_action_chunk(batch)
 
 
-def _call(policy: Any, batch: dict[str, Any]) -> Tensor:
+def _call(policy: Any, batch: Batch) -> Any:
     return policy(batch)

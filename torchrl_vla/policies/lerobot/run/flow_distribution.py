@@ -1,4 +1,4 @@
-"""The distribution of the path by which a flow of LeRobot's reaches a chunk."""
+"""Distribution of the denoising paths of a LeRobot flow policy."""
 
 from __future__ import annotations
 
@@ -12,34 +12,38 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from torchrl_vla.policies.chunk_distribution import ChunkDistribution, sum_elements
-from torchrl_vla.policies.denoising.denoising_distribution import log_density, sum_steps
+from torchrl_vla.policies.denoising.denoising_distribution import (
+    log_density,
+    path_noise,
+    sum_steps,
+)
 from torchrl_vla.policies.lerobot.run.flow_prefix import FlowPrefix
 
 if TYPE_CHECKING:
-    from torchrl_vla.policies.lerobot.run.flow import LeRobotFlowPolicy
+    from torchrl_vla.policies.lerobot.run.flow_policy import LeRobotFlowPolicy
 
 
 class LeRobotFlowDistribution(ChunkDistribution):
-    """A chain of Gaussian steps from noise to a chunk, beside numbers that are padded.
+    """Chain of Gaussian steps from noise to a chunk, with padded dimensions.
 
     LeRobot's models move ``D = max_action_dim`` numbers per action, of which the robot
-    has the first ``A``. Those are drawn, ``x_{k+1} ~ N(mean(x_k), std_k)``. The padding
-    follows the ODE from its initial noise, so it is a function of that noise, of what
-    was drawn and of the weights. It is computed again from these when a path is judged;
-    only its first row is read. The log-probability of the ``A`` numbers is then exact,
-    and so is its gradient, which also flows through the padding.
+    has the first ``A``. Those are sampled, ``x_{k+1} ~ N(mean(x_k), std_k)``. The
+    padding follows the ODE from its initial noise, so it is a function of that noise,
+    of the samples and of the weights. It is computed again from these when a path is
+    evaluated; only its first step is read. The log-probability of the ``A`` numbers is
+    then exact, and so is its gradient, which also flows through the padding.
 
-    A choice is the path ``[K + 1, H, D]``: the noise first, the padded chunk last. The
-    :attr:`mode` starts at the prior's mean, 0, and adds no noise. A step is judged on
-    the rows, in the batch and by the kernels that it was drawn with, so that nothing
-    differs in the last bit and the cache of the prefix is never repeated.
+    A sample is the path ``[K + 1, H, D]``: the noise first, the padded chunk last. The
+    :attr:`mode` starts at the prior's mean, 0, and adds no noise. A step is evaluated
+    in the batch and by the kernels that it was sampled with, so that every bit is equal
+    and the cache of the prefix is never repeated.
 
     The weights are those at the time of construction.
 
     Args:
         policy: gives the sizes and the noise.
-        prefix: the encoded observations of ``N`` rows, one per element of ``*B``.
-        condition: what a learned noise depends on, ``[N, F]``.
+        prefix: ``N`` encoded observations, one per element of ``*B``.
+        condition: input of a learned noise, ``[N, F]``.
         batch_shape: ``*B``.
     """
 
@@ -64,12 +68,19 @@ class LeRobotFlowDistribution(ChunkDistribution):
         return torch.stack(paths).reshape(self._extended_shape(sample_shape))
 
     @torch.no_grad()
-    def sample_with_log_probs(self) -> tuple[Tensor, Tensor]:
+    def sample_with_seeds(self, noise_seeds: Tensor) -> Tensor:
+        """Draw paths ``[*B, K + 1, H, D]``, each a function of its own seed."""
+        return self._draw(noise_seeds)[0].reshape(self._extended_shape())
+
+    @torch.no_grad()
+    def sample_with_log_probs(
+        self, noise_seeds: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Draw paths and return their :meth:`element_log_probs`, without a gradient.
 
-        The network has said what they are on the way; it is not asked again.
+        Both come from the same calls of the network.
         """
-        path, elements = self._draw()
+        path, elements = self._draw(noise_seeds)
         return path.reshape(self._extended_shape()), self._as_elements(elements)
 
     @property
@@ -93,19 +104,19 @@ class LeRobotFlowDistribution(ChunkDistribution):
                 path.append(x + self._dt * self._velocity(x, step))
         return torch.stack(path, 1).reshape(self._extended_shape())
 
-    def element_log_probs(self, choice: Tensor) -> Tensor:
-        """Return, of each number of the chunk, the sum over the steps, ``[*B, H, A]``.
+    def element_log_probs(self, sample: Tensor) -> Tensor:
+        """Return the sum over the steps for each number of the chunk, ``[*B, H, A]``.
 
         Raises:
-            SchemaError: the choice is no path of this policy's.
+            SchemaError: the sample is no path of this policy's.
         """
-        self._check_sample(choice, torch.float32)
-        device = choice.device
-        sample_shape = choice.shape[: choice.ndim - len(self._extended_shape())]
-        paths = choice.to(self._condition.device).reshape(
+        self._check_sample(sample, torch.float32)
+        device = sample.device
+        sample_shape = sample.shape[: sample.ndim - len(self._extended_shape())]
+        paths = sample.to(self._condition.device).reshape(
             -1, len(self._condition), *self.event_shape
         )
-        elements = torch.stack([self._judge(path) for path in paths])
+        elements = torch.stack([self._evaluate(path) for path in paths])
         return self._as_elements(elements, sample_shape).to(device)
 
     def element_entropy(self) -> Tensor:
@@ -121,21 +132,33 @@ class LeRobotFlowDistribution(ChunkDistribution):
         """Return the entropy of a whole path given its noise, ``[*B]``."""
         return sum_elements(self.element_entropy())
 
-    def _draw(self) -> tuple[Tensor, Tensor]:
+    def _draw(self, noise_seeds: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Draw paths ``[N, K + 1, H, D]``, and their log-probability ``[N, H, A]``."""
-        x = self._condition.new_zeros(len(self._condition), *self._size).normal_()
+        zeros = self._condition.new_zeros(len(self._condition), *self._size)
+        noise = self._noise(zeros, noise_seeds)
+        x = next(noise)
         path, terms = [x], []
         with self._network():
             for step in range(self._policy.num_steps):
                 mean, padding = self._move(x, step)
                 std = self._std(step)
-                drawn = mean + std * torch.randn_like(mean)
+                drawn = mean + std * next(noise)
                 terms.append(log_density(drawn, mean, std))
                 x = torch.cat([drawn, padding], -1)
                 path.append(x)
         return torch.stack(path, 1), sum_steps(terms)
 
-    def _judge(self, path: Tensor) -> Tensor:
+    def _noise(self, like: Tensor, noise_seeds: Tensor | None) -> Iterator[Tensor]:
+        """Yield the initial noise ``[N, H, D]``, then each step's, ``[N, H, A]``."""
+        if noise_seeds is None:
+            yield torch.randn_like(like)
+            while True:
+                yield torch.randn_like(like[..., : self._real])
+        first, *steps = path_noise(like, self._policy.num_steps, noise_seeds)
+        yield first
+        yield from (step[..., : self._real] for step in steps)
+
+    def _evaluate(self, path: Tensor) -> Tensor:
         """Return the log-probability ``[N, H, A]`` of paths ``[N, K + 1, H, D]``."""
         x, terms = path[:, 0].contiguous(), []
         with self._network():
@@ -147,7 +170,7 @@ class LeRobotFlowDistribution(ChunkDistribution):
         return sum_steps(terms)
 
     def _move(self, x: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """Return where the robot's numbers go on average, and the padding's next."""
+        """Return the mean of the robot's next numbers, and the next padding."""
         velocity = self._velocity(x, step)
         real, padding = x[..., : self._real], x[..., self._real :]
         t = self._our_time(step)
@@ -155,7 +178,7 @@ class LeRobotFlowDistribution(ChunkDistribution):
         return mean, padding + self._dt * velocity[..., self._real :]
 
     def _velocity(self, x: Tensor, step: int) -> Tensor:
-        # In Python's precision, as LeRobot counts: time is embedded by fast waves.
+        # In Python's precision, as in LeRobot: time is embedded by fast waves.
         time = x.new_full((len(x),), 1.0 - step * self._dt)
         return self._prefix.velocity(x, time)
 

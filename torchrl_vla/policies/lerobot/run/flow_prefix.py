@@ -1,4 +1,4 @@
-"""What a flow policy of LeRobot's makes of an observation, once per decision."""
+"""Encoded observation of a LeRobot flow policy, made once per decision."""
 
 from __future__ import annotations
 
@@ -9,76 +9,81 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchrl_vla.policies.lerobot.lerobot_types import Batch, Policy
+
 
 class FlowPrefix:
-    """An encoded observation, from which each step of the flow goes on.
+    """Encoded observations, the condition of each step of the flow.
 
-    It holds the cache of keys and values of images, text and state, for all rows, as
-    LeRobot's model hands it to its own ``denoise_step``. Time is counted as LeRobot
-    does, from 1 (noise) to 0 (data), the velocity as we do: ``data - noise``.
+    Holds the cache of keys and values of images, text and state that LeRobot's model
+    passes to its own ``denoise_step``. Time runs as in LeRobot, from 1 (noise) to 0
+    (data); the velocity is ours, ``data - noise``.
 
     Args:
         model: the policy's ``model``.
-        arguments: of its ``denoise_step``, all but where and when the flow is.
+        arguments: of its ``denoise_step``, without ``x_t`` and ``timestep``.
     """
 
-    def __init__(self, model: Any, arguments: dict[str, Any]) -> None:
+    def __init__(self, model: Policy, arguments: Batch) -> None:
         self._model, self._arguments = model, arguments
 
     def velocity(self, x: Tensor, time: Tensor) -> Tensor:
         """Return ``data - noise`` as expected at ``x``, ``[N, H, D]``.
 
         Args:
-            x: where the flow is, padded to the model's size ``D``.
+            x: point of the flow, padded to the model's size ``D``.
             time: LeRobot's, ``[N]``.
         """
         return -self._model.denoise_step(x_t=x, timestep=time, **self._arguments)
 
 
-def encode_prefix(policy: Any, frame: dict[str, Any], num_rows: int) -> FlowPrefix:
+def encode_prefix(policy: Policy, frame: Batch, batch_size: int) -> FlowPrefix:
     """Encode a batch of observations as the policy does before its first step.
 
-    LeRobot's own ``predict_action_chunk`` runs, with a ``denoise_step`` that notes what
-    it is given and moves nothing. So whatever a policy does with images, text and state
-    is done here, in any version. The surprise: unlike there, gradients are recorded,
-    also where the policy is not frozen before its action expert.
+    LeRobot's own ``predict_action_chunk`` runs, with a ``denoise_step`` that records
+    its arguments and returns zeros. So a policy treats images, text and state as it
+    does in any version.
+
+    Note:
+        Unlike in LeRobot, gradients are recorded, also where the policy is not frozen
+        before its action expert.
 
     Args:
         policy: LeRobot's, with a ``model`` that flows.
         frame: preprocessed observations, on the policy's device.
-        num_rows: ``N``.
+        batch_size: ``N``.
     """
-    noted: dict[str, Any] = {}
+    recorded: Batch = {}
 
-    def note(x_t: Tensor, timestep: Tensor, **arguments: Any) -> Tensor:
-        noted.update(arguments)
+    def record(x_t: Tensor, timestep: Tensor, **arguments: Any) -> Tensor:
+        recorded.update(arguments)
         return torch.zeros_like(x_t)
 
     model, config = policy.model, policy.config
     device = next(model.parameters()).device
-    size = (num_rows, config.chunk_size, config.max_action_dim)
+    size = (batch_size, config.chunk_size, config.max_action_dim)
     stand_in = _StandIn(
         policy,
         eval=lambda: None,  # it would switch the policy's modules
         model=_StandIn(
             model,
-            denoise_step=note,
+            denoise_step=record,
             rtc_processor=None,
             _rtc_enabled=lambda: False,
         ),
     )
     stand_in.predict_action_chunk(frame, noise=torch.zeros(size, device=device))
-    return FlowPrefix(model, noted)
+    return FlowPrefix(model, recorded)
 
 
 class _StandIn:
     """Run an object's methods with some of its attributes replaced.
 
-    What they set is set here and not on the object, and their decorators, which turn
-    gradients off, are left out.
+    Attributes that they set are set here and not on the object. Their decorators, which
+    turn gradients off, are left out.
     """
 
-    def __init__(self, original: Any, **replaced: Any) -> None:
+    def __init__(self, original: object, **replaced: object) -> None:
         self.__dict__.update(replaced, _original=original)
 
     def __getattr__(self, name: str) -> Any:

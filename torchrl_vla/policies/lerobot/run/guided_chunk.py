@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from tensordict import NestedKey, TensorDictBase
 from torch import Tensor
 
+from torchrl_vla.policies.lerobot.lerobot_types import (
+    Batch,
+    Config,
+    Policy,
+    optional_field,
+)
 from torchrl_vla.schema import (
     GUIDE_CHUNK_KEY,
     GUIDE_WEIGHT_KEY,
@@ -25,26 +29,25 @@ _SCHEDULES = {
 
 
 class GuidedCall:
-    """Ask a flow policy of LeRobot's for chunks that continue others.
+    """Call a flow policy of LeRobot's for chunks that continue others.
 
-    LeRobot makes the weights itself, from its configuration's schedule and two numbers:
-    how many positions are frozen and how many the old chunk covers. Both are read off
-    the weights that it is given, and weights that are not of its schedule are refused.
-    Rows with other numbers, or with nothing to continue, are asked about separately:
-    it takes one pair for all.
+    LeRobot computes the weights from its configuration's schedule and two numbers: the
+    frozen positions and those that the old chunk covers. Both are read off the given
+    weights, and weights of another schedule are refused. A call takes one pair of
+    numbers, so batch elements are grouped by theirs.
 
     Args:
         config: of the policy, with an ``rtc_config`` that is enabled.
 
     Raises:
-        SchemaError: LeRobot would not bring the old chunk to the policy's space.
+        SchemaError: LeRobot would guide by the old chunk in another joint convention.
     """
 
-    #: What a policy reads beside its observations.
+    #: The keys that are read beside the observations.
     keys: tuple[NestedKey, ...] = (GUIDE_CHUNK_KEY, GUIDE_WEIGHT_KEY)
 
-    def __init__(self, config: Any) -> None:
-        if getattr(config, "adapt_to_pi_aloha", False):
+    def __init__(self, config: Config) -> None:
+        if optional_field(config, "adapt_to_pi_aloha", False):
             raise SchemaError(
                 "LeRobotPolicyWrapper: expected rtc_config=None for a policy with "
                 "adapt_to_pi_aloha=True, got one: LeRobot guides its joints by the old "
@@ -78,13 +81,13 @@ class GuidedCall:
         return guide, weight.reshape(-1, *weight.shape[batch:])
 
     def __call__(
-        self, policy: Any, frame: dict[str, Any], guide: Tensor, weight: Tensor
+        self, policy: Policy, frame: Batch, guide: Tensor, weight: Tensor
     ) -> Tensor:
         """Return the chunks ``[N, H, A]`` in model space.
 
         Args:
             policy: LeRobot's.
-            frame: preprocessed observations of ``N`` rows.
+            frame: preprocessed observations ``[N, ...]``.
             guide: ``[N, H, A]`` in model space.
             weight: ``[N, H]``.
 
@@ -92,26 +95,26 @@ class GuidedCall:
             SchemaError: the weights are not of LeRobot's schedule.
         """
         held = torch.stack([(weight > 1 - 1e-6).sum(-1), (weight > 0).sum(-1)], -1)
-        pairs, group_of_row = held.unique(dim=0, return_inverse=True)
+        pairs, groups = held.unique(dim=0, return_inverse=True)
         parts: list[Tensor] = []
-        rows_of_parts: list[Tensor] = []
+        indices: list[Tensor] = []
         for group, (frozen, overlap) in enumerate(pairs.tolist()):
-            rows = (group_of_row == group).nonzero().squeeze(-1)
+            index = (groups == group).nonzero().squeeze(-1)
             options = {}
             if overlap:
-                self._check_schedule(policy, weight[rows], frozen, overlap)
+                self._check_schedule(policy, weight[index], frozen, overlap)
                 options = {
                     "inference_delay": frozen,
-                    "prev_chunk_left_over": guide[rows, :overlap],
-                    "replan_interval": overlap,
+                    "prev_chunk_left_over": guide[index, :overlap],
+                    "execution_horizon": overlap,
                 }
-            asked = _take(frame, rows, len(guide))
-            parts.append(policy.predict_action_chunk(asked, **options))
-            rows_of_parts.append(rows)
-        return torch.cat(parts)[torch.cat(rows_of_parts).argsort()]
+            part = _take(frame, index, len(guide))
+            parts.append(policy.predict_action_chunk(part, **options))
+            indices.append(index)
+        return torch.cat(parts)[torch.cat(indices).argsort()]
 
     def _check_schedule(
-        self, policy: Any, weight: Tensor, frozen: int, overlap: int
+        self, policy: Policy, weight: Tensor, frozen: int, overlap: int
     ) -> None:
         size = weight.shape[-1]
         theirs = policy.rtc_processor.get_prefix_weights(frozen, overlap, size)
@@ -126,15 +129,15 @@ class GuidedCall:
         )
 
 
-def _take(frame: dict[str, Any], rows: Tensor, size: int) -> dict[str, Any]:
-    """Return some rows of a batch of LeRobot's, whose texts are lists."""
-    if len(rows) == size:
+def _take(frame: Batch, index: Tensor, size: int) -> Batch:
+    """Return some elements of LeRobot's batch, whose texts are lists."""
+    if len(index) == size:
         return frame
-    out: dict[str, Any] = {}
+    out: Batch = {}
     for name, value in frame.items():
         if isinstance(value, Tensor) and value.ndim and len(value) == size:
-            value = value[rows]
+            value = value[index]
         elif isinstance(value, list) and len(value) == size:
-            value = [value[i] for i in rows.tolist()]
+            value = [value[i] for i in index.tolist()]
         out[name] = value
     return out

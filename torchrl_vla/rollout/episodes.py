@@ -1,4 +1,4 @@
-"""Run episodes with given seeds in however many environments there are."""
+"""Loop that runs one episode per seed in any number of environments."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 from torchrl.envs import EnvBase
 
+from torchrl_vla.rollout.evaluation_mode import evaluation_mode
+from torchrl_vla.rollout.random_numbers import noise_seeds
 from torchrl_vla.schema import (
     ACTION_CHUNK_KEY,
     ACTION_KEY,
     EPISODE_SEED_KEY,
     IS_INIT_KEY,
     IS_WAITING_KEY,
+    NOISE_SEED_KEY,
     ExecutionError,
     MissingKeyError,
 )
-
-#: Distance between the seeds of two runs: that many episodes never share a seed.
-_EPISODES_PER_SEED = 1_000_003
 
 
 @dataclass
@@ -31,8 +31,8 @@ class EpisodeStep:
 
     Args:
         data: the step, ``[N]``, with its ``next``.
-        episode: which episode each row belongs to, int64 ``[N]``; -1 = none, also
-            while a row waits for the others (``is_waiting``).
+        episode: index of each environment's episode, int64 ``[N]``; -1 = none, also
+            while an environment waits for the others (``is_waiting``).
         frame: 0-based step within the episode, int64 ``[N]``.
         done: True = this was the episode's last step, bool ``[N]``.
     """
@@ -41,20 +41,6 @@ class EpisodeStep:
     episode: Tensor
     frame: Tensor
     done: Tensor
-
-
-def episode_seeds(seed: int, count: int, first: int = 0) -> list[int]:
-    """Return the seeds of episodes ``first .. first + count`` of a run.
-
-    Episode ``i`` has seed ``(seed * 1_000_003 + i) % 2**31``: all different within a
-    run, and no two runs of fewer than a million episodes share one.
-
-    Examples:
-        >>> episode_seeds(0, 2), episode_seeds(1, 2)
-        ([0, 1], [1000003, 1000004])
-    """
-    start = seed * _EPISODES_PER_SEED + first
-    return [(start + i) % (1 << 31) for i in range(count)]
 
 
 def run_episodes(
@@ -66,10 +52,17 @@ def run_episodes(
 ) -> Iterator[EpisodeStep]:
     """Run one episode per seed, each exactly once, and yield every step.
 
-    Rows take the next seed as they finish, so short episodes are not over-counted,
-    and rows without a seed left are stepped but belong to episode -1. Steps on which
-    an executor makes a row wait are no part of its episode: they belong to -1 and do
-    not count. ``is_init`` is written where the environment does not write it.
+    An environment takes the next seed when its episode ends, so short episodes are not
+    over-counted. An environment without a seed left is stepped, but belongs to episode
+    -1. Steps on which an executor makes an environment wait are no part of its
+    episode: they belong to -1 and do not count.
+
+    The policy is in evaluation mode while its episodes run, and each of its parts is
+    back in its own mode after the last step.
+
+    **Writes**, before the policy is called, ``noise_seed`` int64 ``[*B]``, a hash of
+    the episode's seed and the step: the noise of a policy that samples depends on
+    these two alone. ``is_init`` where the environment does not write it.
 
     Args:
         env: batched with ``episode_seed`` in its observations, or unbatched.
@@ -84,32 +77,29 @@ def run_episodes(
     """
     if not seeds:
         return
-    rows = _Rows(env, seeds)
-    data = rows.reset(None)
-    while bool((rows.episode >= 0).any()):
-        data = _act(env, policy, data)
-        data = env.step(data)
-        done = data.get(("next", "done")).reshape(rows.count)
-        moved = ~_waiting(data, rows.count)
-        episode = torch.where(moved, rows.episode, -1)
-        yield EpisodeStep(data, episode, rows.frame.clone(), done)
-        rows.frame += moved
-        if max_steps is not None and bool((rows.frame[~done] >= max_steps).any()):
-            raise ExecutionError(
-                f"run_episodes: expected episodes of at most max_steps={max_steps}, "
-                "got a longer one. Give the environment a time limit (StepCounter "
-                "with max_steps), or raise max_steps."
-            )
-        data = env.step_mdp(data)
-        if bool(done.any()):
-            rows.finish(done)
-            data = rows.reset(data.set("_reset", done.view(_flag_shape(env))))
-        elif rows.writes_init:
-            data.set(IS_INIT_KEY, torch.zeros_like(data.get(IS_INIT_KEY)))
+    episodes = _Episodes(env, seeds)
+    with evaluation_mode(policy):
+        data = episodes.reset(None)
+        while bool((episodes.episode >= 0).any()):
+            data.set(NOISE_SEED_KEY, episodes.noise_seeds())
+            data = _call(env, policy, data)
+            data = env.step(data)
+            done = data.get(("next", "done")).reshape(episodes.count)
+            moved = ~_waiting(data, episodes.count)
+            episode = torch.where(moved, episodes.episode, -1)
+            yield EpisodeStep(data, episode, episodes.frame.clone(), done)
+            episodes.frame += moved
+            _check_length(episodes.frame[~done.cpu()], max_steps)
+            data = env.step_mdp(data)
+            if bool(done.any()):
+                episodes.finish(done)
+                data = episodes.reset(data.set("_reset", done.view(_flag_shape(env))))
+            elif episodes.writes_init:
+                data.set(IS_INIT_KEY, torch.zeros_like(data.get(IS_INIT_KEY)))
 
 
-class _Rows:
-    """Which episode each row of the environment is in."""
+class _Episodes:
+    """The episode of each environment."""
 
     def __init__(self, env: EnvBase, seeds: Sequence[int]) -> None:
         self.env = env
@@ -125,36 +115,48 @@ class _Rows:
                 f"{sorted(map(str, keys))}. Use an unbatched environment, whose "
                 "set_seed is called before each episode, or add the seeds."
             )
-        self.seeds = torch.tensor(list(seeds), dtype=torch.int64)
+        self._all_seeds = torch.tensor(list(seeds), dtype=torch.int64)
         self.episode = torch.arange(self.count)
-        self.episode[self.episode >= len(self.seeds)] = -1
+        self.episode[self.episode >= len(self._all_seeds)] = -1
         self.next_episode = self.count
         self.frame = torch.zeros(self.count, dtype=torch.int64)
 
+    @property
+    def seeds(self) -> Tensor:
+        """The seed of each environment's episode, that of the first where it has none.
+
+        Nobody reads the steps of an environment without an episode.
+        """
+        return self._all_seeds[self.episode.clamp_min(0)]
+
+    def noise_seeds(self) -> Tensor:
+        """Return the seeds of the policy's noise on this step, ``[*B]``."""
+        return self._like_env(noise_seeds(self.seeds, self.frame))
+
     def finish(self, done: Tensor) -> None:
-        """Give the finished rows the next episodes, or none."""
+        """Give the environments whose episode ended the next episodes, or none."""
         index = done.cpu().nonzero()[:, 0]
         fresh = torch.arange(self.next_episode, self.next_episode + len(index))
         self.next_episode += len(index)
-        self.episode[index] = torch.where(fresh < len(self.seeds), fresh, -1)
+        self.episode[index] = torch.where(fresh < len(self._all_seeds), fresh, -1)
         self.frame[index] = 0
 
     def reset(self, data: TensorDictBase | None) -> TensorDictBase:
-        """Reset the rows under ``_reset`` (all, without data) with their seeds."""
+        """Reset the environments under ``_reset`` (all, without data)."""
         mask = None if data is None else data.get("_reset").clone()
-        # A row without an episode repeats the first; nobody looks at it.
-        seeds = self.seeds[self.episode.clamp_min(0)]
         if self.seeded:
-            shaped = seeds.view(self.env.batch_size).to(self.env.device or "cpu")
-            data = self.env.reset(data, episode_seeds=shaped)
+            data = self.env.reset(data, episode_seeds=self._like_env(self.seeds))
         else:
-            self.env.set_seed(int(seeds[0]))
+            self.env.set_seed(int(self.seeds[0]))
             data = self.env.reset(data)
         if self.writes_init:
             shape = _flag_shape(self.env)
             ones = torch.ones(shape, dtype=torch.bool, device=self.env.device)
             data.set(IS_INIT_KEY, ones if mask is None else mask)
         return data
+
+    def _like_env(self, values: Tensor) -> Tensor:
+        return values.view(self.env.batch_size).to(self.env.device or "cpu")
 
 
 def _flag_shape(env: EnvBase) -> tuple[int, ...]:
@@ -168,7 +170,16 @@ def _waiting(data: TensorDictBase, count: int) -> Tensor:
     return waiting.reshape(count).cpu()
 
 
-def _act(
+def _check_length(frames: Tensor, max_steps: int | None) -> None:
+    if max_steps is not None and bool((frames >= max_steps).any()):
+        raise ExecutionError(
+            f"run_episodes: expected episodes of at most max_steps={max_steps}, got a "
+            "longer one. Give the environment a time limit (StepCounter with "
+            "max_steps), or raise max_steps."
+        )
+
+
+def _call(
     env: EnvBase, policy: TensorDictModuleBase, data: TensorDictBase
 ) -> TensorDictBase:
     data = policy(data)

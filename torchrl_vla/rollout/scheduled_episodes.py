@@ -1,4 +1,4 @@
-"""Say which episodes an environment plays, as a function of a seed."""
+"""Environment whose episodes are a function of a seed and an iteration."""
 
 from __future__ import annotations
 
@@ -9,21 +9,19 @@ from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.envs import EnvBase, TransformedEnv
 
+from torchrl_vla.rollout.seeds import schedule_seeds, schedule_states
 from torchrl_vla.schema import EPISODE_SEED_KEY, ExecutionError, check_positive_int
-from torchrl_vla.schema.randomness import GOLDEN, mix
 
 
 class ScheduledEpisodes(TransformedEnv):
-    """Give every episode of an environment its seed before it begins.
+    """Give every episode of a training environment its seed before it begins.
 
-    Training that can be repeated, resumed and compared in groups needs to know which
-    initial states it will see. The ``n``-th episode of a row is a function of
-    ``seed``, the iteration, the row's group and ``n`` alone, not of how many random
-    numbers were drawn before. Rows of one group get the same seeds in the same order,
-    so their ``n``-th episodes begin alike: what GRPO compares. The surprise: the
-    seeds lie in ``2**30 .. 2**31 - 1``, where ``episode_seeds`` of ``collect`` and
-    ``evaluate`` does not reach (for run seeds below 1073), so a policy is never
-    judged on the initial states that it was trained on.
+    Training that can be repeated, resumed and compared in groups needs to know its
+    initial states. The ``n``-th episode of an env index is a function of ``seed``, the
+    iteration, the group and ``n`` alone. Env indices of one group get the same seeds
+    in the same order, so their ``n``-th episodes have the same initial state, which is
+    what GRPO compares. The seeds have the purpose ``"training"`` of
+    :func:`episode_seeds`: no episode of ``collect`` or ``evaluate`` has one of them.
 
     A ``TransformedEnv`` without transforms of its own; wrap it in another one.
 
@@ -32,10 +30,10 @@ class ScheduledEpisodes(TransformedEnv):
 
     Keyword Args:
         seed: of the whole schedule.
-        group_size: rows that share their episodes; divides ``N``.
+        group_size: env indices that share their episodes; divides ``N``.
 
     Raises:
-        ValueError: ``group_size`` does not divide the rows.
+        ValueError: ``group_size`` does not divide ``N``.
         ExecutionError: the environment takes no episode seeds.
 
     Examples:
@@ -55,29 +53,29 @@ class ScheduledEpisodes(TransformedEnv):
     def __init__(self, env: EnvBase, *, seed: int = 0, group_size: int = 1) -> None:
         super().__init__(env)
         check_positive_int("ScheduledEpisodes", "group_size", group_size)
-        if EPISODE_SEED_KEY not in env.observation_spec.keys(True, True):
+        keys = env.observation_spec.keys(True, True)
+        if EPISODE_SEED_KEY not in keys:
             raise ExecutionError(
                 "ScheduledEpisodes: expected an environment with "
                 f"{EPISODE_SEED_KEY!r} that takes reset(episode_seeds=...), got "
-                f"{type(env).__name__} with "
-                f"{sorted(map(str, env.observation_spec.keys(True, True)))}."
+                f"{type(env).__name__} with {sorted(map(str, keys))}."
             )
-        rows = env.batch_size.numel()
-        if len(env.batch_size) != 1 or rows % group_size:
+        num_envs = env.batch_size.numel()
+        if len(env.batch_size) != 1 or num_envs % group_size:
             raise ValueError(
                 "ScheduledEpisodes: expected a batch [N] with N a multiple of "
                 f"group_size={group_size}, got {list(env.batch_size)}."
             )
         self.schedule_seed = seed
         self.group_size = group_size
-        self._group = torch.arange(rows) // group_size
-        self._played = torch.zeros(rows, dtype=torch.int64)
+        self._groups = torch.arange(num_envs) // group_size
+        self._started = torch.zeros(num_envs, dtype=torch.int64)
         self.begin(0)
 
     def begin(self, iteration: int) -> None:
-        """Start the episodes of an iteration; the next reset must be of all rows."""
-        self._state = _hash(_hash(self.schedule_seed, iteration), self._group)
-        self._played.zero_()
+        """Start the episodes of an iteration; the next reset must be of all envs."""
+        self._states = schedule_states(self.schedule_seed, iteration, self._groups)
+        self._started.zero_()
 
     def set_seed(
         self, seed: int | None = None, static_seed: bool = False
@@ -90,7 +88,7 @@ class ScheduledEpisodes(TransformedEnv):
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         if self.base_env.batch_locked and not len(self.transform):
-            return self.base_env._step(tensordict)  # nothing to do on the way
+            return self.base_env._step(tensordict)  # no transform to apply
         return super()._step(tensordict)
 
     def _reset(
@@ -102,13 +100,7 @@ class ScheduledEpisodes(TransformedEnv):
         return super()._reset(tensordict, **kwargs)
 
     def _next_seeds(self, mask: Tensor | None) -> Tensor:
-        # The upper half of the 31 bits that an episode seed has.
-        seeds = _hash(self._state, self._played) & ((1 << 30) - 1) | (1 << 30)
-        rows = 1 if mask is None else mask.reshape(-1).cpu().long()
-        self._played = self._played + rows
+        seeds = schedule_seeds(self._states, self._started)
+        started = 1 if mask is None else mask.reshape(-1).cpu().long()
+        self._started = self._started + started
         return seeds.to(self.device or "cpu")
-
-
-def _hash(state: Tensor | int, value: Tensor | int) -> Tensor:
-    """Mix a number into a hash; all 64 bits of both matter."""
-    return mix(torch.as_tensor(state) * GOLDEN + torch.as_tensor(value))

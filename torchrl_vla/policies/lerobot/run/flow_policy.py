@@ -1,4 +1,4 @@
-"""A flow policy of LeRobot's that knows how likely its chunks were."""
+"""LeRobot flow policies with log-probabilities."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tensordict import NestedKey, TensorDictBase
+from tensordict import TensorDictBase
 from tensordict.nn import InteractionType
 from tensordict.nn.probabilistic import interaction_type
 from torch import Tensor
@@ -19,64 +19,52 @@ from torchrl_vla.policies.denoising.flow_noise import (
     read_noise,
     write_noise,
 )
-from torchrl_vla.policies.lerobot.load.registry import KINDS
+from torchrl_vla.policies.lerobot.lerobot_types import Config, Policy, optional_field
+from torchrl_vla.policies.lerobot.registry import KINDS, kind_of
 from torchrl_vla.policies.lerobot.run.flow_distribution import LeRobotFlowDistribution
 from torchrl_vla.policies.lerobot.run.flow_prefix import encode_prefix
-from torchrl_vla.policies.lerobot.run.outputs import pass_boundary
 from torchrl_vla.policies.lerobot.run.policy_wrapper import LeRobotPolicyWrapper
-from torchrl_vla.policies.lerobot.run.pretrained import PretrainedPolicy
+from torchrl_vla.policies.lerobot.run.pretrained_policy import PretrainedPolicy
 from torchrl_vla.policies.stochastic_policy import StochasticVLAWrapper
 from torchrl_vla.schema import (
     DENOISING_PATH_KEY,
-    ELEMENT_LOG_PROBS_KEY,
-    LOG_PROBS_KEY,
+    NOISE_SEED_KEY,
+    ROBOT_SPACE,
     InstructionTable,
     SchemaError,
     check_positive_int,
 )
 
 _STATE = "observation.state"
-#: What to do with a policy that does not flow.
-_INSTEAD = {
-    "act": "It regresses its chunk; a head of that kind with a likelihood is "
-    "TinyGaussianVLA.",
-    "diffusion": "It denoises by diffusion; a head of that kind with a likelihood is "
-    "TinyDiffusionVLA.",
-    "multi_task_dit": "It denoises by diffusion; a head of that kind with a likelihood "
-    "is TinyDiffusionVLA.",
-    "vqbet": "It chooses codes of a codebook; a head that chooses tokens is "
-    "TinyTokenVLA.",
-    "tdmpc": "It plans with a world model of its own: train it with lerobot-train.",
-    "xvla": "Its flow was not exercised here.",
-}
-_CLONE = "To go on cloning it, LeRobotLoss takes it as it is."
 
 
 class LeRobotFlowPolicy(StochasticVLAWrapper):
-    """Let SmolVLA, pi0 or pi0.5 choose chunks at random and say how likely they were.
+    """Sample chunks of SmolVLA, pi0 or pi0.5 with their log-probabilities.
 
     The observation is encoded once per decision by the policy's own preprocessor and
     prefix; the steps run through its own ``denoise_step``, made Gaussian by ``noise``,
     which needs no training (:class:`FlowSDENoise`). Then reinforcement learning trains
     the policy as any of our flows, with ``ChunkPPOLoss`` or TorchRL's losses.
-    Parameters are those of ``wrapper``, so ``LeRobotLoss(policy.wrapper)`` clones into
-    the same weights, and what LeRobot has frozen stays so.
+    Parameters are those of ``wrapper``: ``LeRobotLoss(policy)`` clones into the same
+    weights, and what LeRobot has frozen stays frozen.
 
-    Three surprises. The path lies in the policy's normalized space and is padded to its
-    ``max_action_dim`` ``D``; only the robot's ``A`` numbers are drawn and have a
-    likelihood (:class:`LeRobotFlowDistribution`). A deterministic interaction starts
-    from 0, where LeRobot starts from noise: evaluate ``policy.wrapper`` to act as it
-    does. And the network is in evaluation mode whenever it acts or judges, also between
-    ``train()`` and ``eval()``.
+    **Reads** what ``wrapper`` reads; real-time chunking, whose guided paths have no
+    likelihood, takes ``wrapper``. **Writes** ``action_chunk`` float32 ``[*B, H, A]``
+    in robot space, ``denoising_path`` float32 ``[*B, K + 1, H, D]``, ``log_probs``
+    float32 ``[*B]`` and ``element_log_probs`` float32 ``[*B, H, A]``.
 
-    Asked about the same rows in the same batch, what was written comes back bit for
-    bit. In other batches LeRobot's kernels round differently (1e-6 of a log-density):
-    ``recompute_log_probs`` with the learner's minibatches makes every ratio 1.
+    Note:
+        The path lies in the policy's normalized space and is padded to its
+        ``max_action_dim`` ``D``; only the robot's ``A`` numbers are sampled and have a
+        likelihood (:class:`LeRobotFlowDistribution`). A deterministic interaction
+        starts from 0, where LeRobot starts from noise: evaluate ``policy.wrapper`` to
+        act as it does. The network is in evaluation mode whenever it acts or computes
+        log-probabilities, also between ``train()`` and ``eval()``.
 
-    **Reads** what ``wrapper`` reads; a guide is refused by real-time chunking, which
-    takes ``wrapper``. **Writes** ``action_chunk`` float32 ``[*B, H, A]`` in robot
-    space, ``denoising_path`` float32 ``[*B, K + 1, H, D]``, ``log_probs`` float32
-    ``[*B]`` and ``element_log_probs`` float32 ``[*B, H, A]``.
+        In the same batch the log-probabilities are those that were written, bit for
+        bit. In other batches LeRobot's kernels round differently (1e-6 of a
+        log-density): ``recompute_log_probs`` with the learner's minibatches makes every
+        ratio 1.
 
     Args:
         wrapper: around a policy that flows.
@@ -84,13 +72,11 @@ class LeRobotFlowPolicy(StochasticVLAWrapper):
     Keyword Args:
         noise: makes the steps stochastic. For :class:`LearnedNoise`, the condition is
             the normalized state (``condition_dim``).
-        num_steps: ``K``; None = the policy's own. With fewer, judging is cheaper.
-        sample_key: where the path is written.
-        log_probs_key: where its log-probability is written.
-        element_log_probs_key: where the terms of it are written.
+        num_steps: ``K``; None = the policy's own. With fewer, log-probabilities are
+            cheaper.
 
     Raises:
-        SchemaError: the policy does not flow, or by a flow that was not exercised.
+        SchemaError: the policy does not flow, or its flow is untested.
 
     Source: Chen et al., "pi_RL" (arXiv:2510.25889); Shukor et al., "SmolVLA"
     (arXiv:2506.01844), whose time is ``1 - t`` and whose velocity is ``noise - data``.
@@ -114,9 +100,6 @@ none of LeRobot's. Subclass FlowVLAWrapper for a flow of your own.
         *,
         noise: FlowNoise,
         num_steps: int | None = None,
-        sample_key: NestedKey = DENOISING_PATH_KEY,
-        log_probs_key: NestedKey = LOG_PROBS_KEY,
-        element_log_probs_key: NestedKey = ELEMENT_LOG_PROBS_KEY,
     ) -> None:
         own_steps = _flow_steps(wrapper)
         if num_steps is not None:
@@ -124,14 +107,16 @@ none of LeRobot's. Subclass FlowVLAWrapper for a flow of your own.
         super().__init__(
             action_dim=wrapper.action_dim,
             chunk_size=wrapper.chunk_size,
-            sample_key=sample_key,
+            sample_key=DENOISING_PATH_KEY,
             chunk_key=wrapper.chunk_key,
-            log_probs_key=log_probs_key,
-            element_log_probs_key=element_log_probs_key,
-            image_key=wrapper.image_key,
-            state_key=wrapper.state_key,
+            image_key=wrapper.keys.image,
+            state_key=wrapper.keys.state,
             instruction_key=wrapper.instruction_key,
         )
+        self.keys = wrapper.keys
+        self.in_keys = list(wrapper.in_keys)
+        self.policy_space = ROBOT_SPACE
+        self.cloning_loss = "lerobot"
         self.wrapper = wrapper
         self.noise = noise
         self.num_steps = own_steps if num_steps is None else num_steps
@@ -151,8 +136,8 @@ none of LeRobot's. Subclass FlowVLAWrapper for a flow of your own.
             source: a folder, or a repo id of the Hugging Face Hub.
 
         Keyword Args:
-            noise: None = the one that :meth:`save_pretrained` wrote there.
-            num_steps: see the class.
+            noise: None = the one that :meth:`to_folder` wrote there.
+            num_steps: ``K``; None = the policy's own.
             **options: of :meth:`LeRobotPolicyWrapper.from_pretrained`.
 
         Raises:
@@ -162,26 +147,42 @@ none of LeRobot's. Subclass FlowVLAWrapper for a flow of your own.
         if noise is None:
             raise SchemaError(
                 "LeRobotFlowPolicy.from_pretrained: expected the noise that "
-                f"save_pretrained writes in {str(source)!r}, got none. Pass "
+                f"to_folder writes in {str(source)!r}, got none. Pass "
                 "noise=FlowSDENoise(0.5)."
             )
         wrapper = LeRobotPolicyWrapper.from_pretrained(source, **options)
-        noise = noise.to(wrapper._own("device").device)
-        return cls(wrapper, noise=noise, num_steps=num_steps)
+        policy = cls(wrapper, noise=noise, num_steps=num_steps)
+        noise.to(policy.pretrained.device)
+        return policy
+
+    @classmethod
+    def from_folder(cls, folder: Path | str) -> LeRobotFlowPolicy:
+        """Read a policy that :meth:`to_folder` wrote."""
+        return cls.from_pretrained(folder)
 
     @property
     def path_dim(self) -> int:
-        """``D``, numbers per action that the model moves, the robot's first."""
-        return self.wrapper.config.max_action_dim
+        """``D``, numbers per action of the model, the robot's first."""
+        return self.config.max_action_dim
 
     @property
     def condition_dim(self) -> int:
-        """``F``, what a learned noise reads: the numbers of the state."""
-        return self.wrapper.config.input_features[_STATE].shape[0]
+        """``F``, size of the state that a learned noise reads."""
+        return self.config.input_features[_STATE].shape[0]
+
+    @property
+    def pretrained(self) -> PretrainedPolicy:
+        """LeRobot's policy between its processors."""
+        return self.wrapper.adapter.as_pretrained("LeRobotFlowPolicy")
+
+    @property
+    def config(self) -> Config:
+        """LeRobot's configuration of the policy."""
+        return self.wrapper.config
 
     @property
     def n_action_steps(self) -> int:
-        """How many actions of a chunk LeRobot executes before it asks again."""
+        """Actions of a chunk that LeRobot executes per call."""
         return self.wrapper.n_action_steps
 
     @property
@@ -195,7 +196,7 @@ none of LeRobot's. Subclass FlowVLAWrapper for a flow of your own.
 
     def get_dist(self, tensordict: TensorDictBase) -> LeRobotFlowDistribution:
         """Return the distribution of paths under the current weights."""
-        own, batch = self._own, tensordict.batch_size
+        own, batch = self.pretrained, tensordict.batch_size
         frame = own.preprocess(own.make_frames(tensordict)[-1])
         frame.pop("action", None)  # the pipelines add one that is None
         condition = frame[_STATE][..., : self.condition_dim].float()
@@ -203,60 +204,56 @@ none of LeRobot's. Subclass FlowVLAWrapper for a flow of your own.
             prefix = encode_prefix(policy, frame, batch.numel())
         return LeRobotFlowDistribution(self, prefix, condition, batch)
 
-    def decode(self, choice: Tensor) -> Tensor:
+    def decode(self, sample: Tensor) -> Tensor:
         """Return the end of a path in robot space, ``[*B, H, A]``.
 
         Relative actions are anchored to the observations that were read last.
         """
-        batch, size = choice.shape[:-3], (self.chunk_size, self.action_dim)
-        rows = choice[..., -1, :, : self.action_dim].reshape(-1, *size)
-        chunk = self._own.postprocessor(rows.float()).to(choice.device)
-        return pass_boundary(chunk.view(*batch, *size), self.wrapper.boundary)
+        batch, size = sample.shape[:-3], (self.chunk_size, self.action_dim)
+        chunk = sample[..., -1, :, : self.action_dim].reshape(-1, *size)
+        chunk = self.pretrained.pipeline.postprocessor(chunk.float())
+        return chunk.to(sample.device).view(*batch, *size)
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Choose; write the path, its log-probability and the chunk."""
+        """Write the path, its log-probability and the chunk."""
         dist = self.get_dist(tensordict)
-        drawn = interaction_type() == InteractionType.RANDOM
-        if drawn and not torch.is_grad_enabled():
-            choice, elements = dist.sample_with_log_probs()
+        is_random = interaction_type() == InteractionType.RANDOM
+        noise_seeds = tensordict.get(NOISE_SEED_KEY, None)
+        if is_random and not torch.is_grad_enabled():
+            sample, elements = dist.sample_with_log_probs(noise_seeds)
         else:
-            choice = self._choose(dist)
-            elements = dist.element_log_probs(choice.detach())
-        answer = {
-            self.sample_key: choice.detach(),
+            sample = self._choose(dist, noise_seeds)
+            elements = dist.element_log_probs(sample.detach())
+        outputs = {
+            self.sample_key: sample.detach(),
             self.element_log_probs_key: elements,
             self.log_probs_key: sum_elements(elements),
-            self.chunk_key: self.decode(choice),
+            self.chunk_key: self.decode(sample),
         }
-        device = self._own.reader.device_of(tensordict)
-        for key, value in answer.items():
+        device = self.pretrained.reader.device_of(tensordict)
+        for key, value in outputs.items():
             tensordict.set(key, value.to(device))
         return tensordict
 
-    def save_pretrained(self, folder: Path | str) -> Path:
+    def to_folder(self, folder: Path | str) -> None:
         """Write the policy as LeRobot loads it, with ``noise.pt`` beside it.
 
         Raises:
             ValueError: the noise is of a class that no folder can hold.
         """
-        folder = self.wrapper.save_pretrained(folder)
         write_noise(folder, self.noise)
-        return folder
+        self.wrapper.to_folder(folder)
 
     @contextmanager
-    def inference(self) -> Iterator[Any]:
-        """Give out LeRobot's policy as it is when it acts; gradients stay as set."""
-        with self._own.inference() as policy:
+    def inference(self) -> Iterator[Policy]:
+        """Yield LeRobot's policy as it is when it acts; gradients stay as set."""
+        with self.pretrained.inference() as policy:
             yield policy
-
-    @property
-    def _own(self) -> PretrainedPolicy:
-        return self.wrapper._own("preprocess")
 
 
 def _flow_steps(wrapper: LeRobotPolicyWrapper) -> int:
-    """Return how many steps the policy takes by itself, or refuse one without."""
-    config, kind = wrapper.config, type(wrapper.policy).__name__
+    """Return the number of steps that the policy takes by itself."""
+    config, name = wrapper.config, wrapper.adapter.name
     flows = sorted(name for name, kind in KINDS.items() if kind.flow_steps is not None)
     expected = (
         f"LeRobotFlowPolicy: expected a policy of type {flows}, whose chunks flow from "
@@ -264,18 +261,19 @@ def _flow_steps(wrapper: LeRobotPolicyWrapper) -> int:
     )
     if config is None:
         raise SchemaError(
-            f"{expected}{kind}, which is none of LeRobot's. Subclass FlowVLAWrapper "
+            f"{expected}{name}, which is none of LeRobot's. Subclass FlowVLAWrapper "
             "for a flow of your own."
         )
-    steps = KINDS[config.type].flow_steps
-    if steps is None:
+    kind = kind_of(config.type)
+    if kind.flow_steps is None:
         raise SchemaError(
-            f"{expected}{config.type!r}. {_INSTEAD[config.type]} {_CLONE}"
+            f"{expected}{config.type!r}. {kind.likelihood_advice} To go on cloning it, "
+            "LeRobotLoss takes it as it is."
         )
-    if getattr(config, "adapt_to_pi_aloha", False):
+    if optional_field(config, "adapt_to_pi_aloha", False):
         raise SchemaError(
             f"{expected}{config.type!r} with adapt_to_pi_aloha=True, which turns "
             "joints round between the flow and the chunk. Convert the robot's data and "
             "train with adapt_to_pi_aloha=False."
         )
-    return steps(config)
+    return kind.flow_steps(config)

@@ -1,0 +1,106 @@
+"""Checks of LeRobotPolicyWrapper's arguments and of the chunk that it returns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from torchrl_vla.policies.lerobot.load.pipeline import LeRobotPipeline
+from torchrl_vla.policies.lerobot.run.policy_adapter import PolicyAdapter
+from torchrl_vla.schema import SchemaError
+
+_CALLER = "LeRobotPolicyWrapper"
+_CAMERAS = (
+    "Its configuration names its cameras: pair them with rename_map={'<robot camera>': "
+    "'<policy camera>'}."
+)
+_STATES = "Its configuration says which states it reads: leave it out."
+#: What to do instead of an argument that has no effect on a checkpoint.
+_NO_EFFECT = {
+    "predict_fn": "It would bypass the checkpoint's processors: leave it out; or load "
+    "the policy with LeRobot and pass LeRobotPolicyWrapper(policy, predict_fn=..., "
+    "action_dim=..., chunk_size=...) with a predict_fn that normalizes.",
+    "pipeline": "The checkpoint has its own: pass rename_map, empty_cameras, dtype or "
+    "processor_overrides.",
+    "camera_name": _CAMERAS,
+    "use_state": _STATES,
+}
+
+
+def check_callable_arguments(policy: object, pipeline: LeRobotPipeline | None) -> None:
+    """Refuse a pipeline for an object that is called with the batch as it is.
+
+    Raises:
+        ValueError: there is one.
+    """
+    if pipeline is not None:
+        raise ValueError(
+            f"{_CALLER}: expected no pipeline for {type(policy).__name__}, which is "
+            "called with the batch as it is, got one, whose processors, cameras and "
+            "dtype would have no effect. Leave it out and call processors in "
+            "predict_fn; a policy of LeRobot's takes its pipeline without predict_fn."
+        )
+
+
+def check_pretrained_arguments(
+    adapter: PolicyAdapter,
+    sizes: tuple[int | None, int | None],
+    camera_name: str,
+    use_state: bool,
+) -> None:
+    """Refuse arguments that have no effect on a policy of LeRobot's.
+
+    Raises:
+        ValueError: a size ``(H, A)`` is not the policy's, or another argument is not
+            its default.
+    """
+    read = {"chunk_size": adapter.chunk_size, "action_dim": adapter.action_dim}
+    for (name, size), given in zip(read.items(), sizes):
+        if given not in (None, size):
+            raise ValueError(
+                f"{_CALLER}: expected {name}={size}, as the policy's configuration "
+                f"says, got {given}. Leave it out."
+            )
+    if camera_name != "image":
+        raise ValueError(
+            f"{_CALLER}: expected no camera_name for {adapter.name}, got "
+            f"{camera_name!r}. {_CAMERAS}"
+        )
+    if not use_state:
+        raise ValueError(
+            f"{_CALLER}: expected no use_state for {adapter.name}, got False. {_STATES}"
+        )
+
+
+def check_loading_arguments(options: Mapping[str, object]) -> None:
+    """Refuse arguments that have no effect on a checkpoint, before it is loaded.
+
+    Raises:
+        ValueError: names the argument and what to do.
+    """
+    for name, instead in _NO_EFFECT.items():
+        if name in options:
+            raise ValueError(
+                f"{_CALLER}.from_pretrained: expected no {name} beside a checkpoint, "
+                f"got {options[name]!r}. {instead}"
+            )
+
+
+def check_chunk(chunk: object, expected: tuple[int, ...], name: str) -> Tensor:
+    """Return a chunk ``[N, H, A]``; ``name`` is the wrapped class, for the error.
+
+    Raises:
+        SchemaError: it is no float tensor of the expected shape.
+    """
+    if not isinstance(chunk, Tensor):
+        got = type(chunk).__name__
+    elif chunk.shape != expected or not chunk.is_floating_point():
+        got = f"{chunk.dtype} {list(chunk.shape)}"
+    else:
+        return chunk
+    raise SchemaError(
+        f"{_CALLER}: expected a float chunk [B, H, A] = {list(expected)} from {name}, "
+        f"got {got}. Pass predict_fn=lambda policy, batch: ... to call it another way, "
+        "or build the wrapper with its chunk_size and action_dim."
+    )

@@ -1,0 +1,26 @@
+"""Seeds of episodes by purpose, and the loop that runs episodes."""
+
+from torchrl_vla.rollout.episodes import EpisodeStep, run_episodes
+from torchrl_vla.rollout.evaluation_mode import evaluation_mode
+from torchrl_vla.rollout.random_numbers import (
+    hash_numbers,
+    noise_seeds,
+    normals,
+    uniforms,
+)
+from torchrl_vla.rollout.scheduled_episodes import ScheduledEpisodes
+from torchrl_vla.rollout.seeds import Purpose, episode_seeds, iteration_seed
+
+__all__ = [
+    "EpisodeStep",
+    "Purpose",
+    "ScheduledEpisodes",
+    "episode_seeds",
+    "evaluation_mode",
+    "hash_numbers",
+    "iteration_seed",
+    "noise_seeds",
+    "normals",
+    "run_episodes",
+    "uniforms",
+]
