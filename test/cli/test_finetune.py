@@ -79,14 +79,12 @@ def test_a_finetuning_is_resumed_and_other_settings_are_refused(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--target-kl", "0"], "expected target_kl > 0, got 0"),
         (
             ["--algorithm", "grpo", "--group-size", "3"],
             "expected environments in whole groups of 3, got 8",
         ),
         (["--bc-coeff", "1"], "expected demonstrations and bc_coeff > 0 together"),
         (["--env", "nowhere"], "--env: make_environment: expected one of"),
-        (["--iterations", "0"], "expected iterations >= 1, got 0"),
     ],
 )
 def test_options_that_make_no_sense_are_refused_in_one_line(
@@ -98,6 +96,23 @@ def test_options_that_make_no_sense_are_refused_in_one_line(
     error = capsys.readouterr().err
     assert message in error
     assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--target-kl", "0"], "FinetuneSettings: expected target_kl > 0, got 0.0"),
+        (["--iterations", "0"], "FinetuneSettings: expected iterations >= 1, got 0"),
+    ],
+)
+def test_settings_out_of_range_are_refused_before_anything_runs(
+    capsys, options, message
+):
+    with pytest.raises(SystemExit, match="2"):
+        finetune("policy", "folder", *options)
+    err = " ".join(capsys.readouterr().err.split())
+    assert message in err
+    assert "Traceback" not in err
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,10 @@ class Evaluate:
     def run(self) -> None:
         """Evaluate, print the table, and write the files that were asked for."""
         num_envs = min(self.env.num_envs, self.episodes)
-        env = open_environment(self.env, self.seed, num_envs=num_envs)
+        device = None
+        if self.device and library.runs_on_device_of_environment(self.policy):
+            device = self.device
+        env = open_environment(self.env, self.seed, device, num_envs=num_envs)
         executor = library.load_any_executor(
             self.policy,
             env,

@@ -8,12 +8,44 @@ from typing import TYPE_CHECKING
 from torchrl_vla._internal.lazy_package import lazy_names
 
 if TYPE_CHECKING:
-    pass
+    from torch import cat, manual_seed
+
+    from torchrl_vla.data import collect, write_lerobot
+    from torchrl_vla.data.demonstrations import check_folder_is_free
+    from torchrl_vla.data.lerobot_writer.lerobot_writer import check_writer_extras
+    from torchrl_vla.envs import RenderingError
+    from torchrl_vla.evaluation import (
+        EvaluationResult,
+        Recorder,
+        compare,
+        evaluate,
+        hash_folder,
+        hash_weights,
+        make_ablation,
+        write_video,
+    )
+    from torchrl_vla.policies.lerobot import KINDS
+    from torchrl_vla.recipes.devices import on_device, parse_device
+    from torchrl_vla.recipes.open_dataset import Demonstrations
+    from torchrl_vla.recipes.own_policies import (
+        load_any_executor,
+        make_own_policy,
+        runs_on_device_of_environment,
+    )
+    from torchrl_vla.recipes.training_state import (
+        check_training_folder,
+        finish_training,
+    )
 
 _MODULES = {
-    "torch": ("cat", "manual_seed"),
-    "torchrl.envs": ("EnvBase",),
-    "torchrl_vla.data": ("collect", "write_lerobot"),
+    "torch": (
+        "cat",
+        "manual_seed",
+    ),
+    "torchrl_vla.data": (
+        "collect",
+        "write_lerobot",
+    ),
     "torchrl_vla.data.demonstrations": ("check_folder_is_free",),
     "torchrl_vla.data.lerobot_writer.lerobot_writer": ("check_writer_extras",),
     "torchrl_vla.envs": ("RenderingError",),
@@ -29,9 +61,46 @@ _MODULES = {
     ),
     "torchrl_vla.policies.lerobot": ("KINDS",),
     "torchrl_vla.recipes.open_dataset": ("Demonstrations",),
-    "torchrl_vla.recipes.devices": ("check_device", "on_device", "parse_device"),
-    "torchrl_vla.recipes.own_policies": ("load_any_executor", "make_own_policy"),
-    "torchrl_vla.recipes.training_state": ("check_training_folder", "finish_training"),
+    "torchrl_vla.recipes.devices": (
+        "on_device",
+        "parse_device",
+    ),
+    "torchrl_vla.recipes.own_policies": (
+        "load_any_executor",
+        "make_own_policy",
+        "runs_on_device_of_environment",
+    ),
+    "torchrl_vla.recipes.training_state": (
+        "check_training_folder",
+        "finish_training",
+    ),
 }
+
+__all__ = [
+    "KINDS",
+    "Demonstrations",
+    "EvaluationResult",
+    "Recorder",
+    "RenderingError",
+    "cat",
+    "check_folder_is_free",
+    "check_training_folder",
+    "check_writer_extras",
+    "collect",
+    "compare",
+    "evaluate",
+    "finish_training",
+    "hash_folder",
+    "hash_weights",
+    "load_any_executor",
+    "make_ablation",
+    "make_own_policy",
+    "manual_seed",
+    "on_device",
+    "parse_device",
+    "runs_on_device_of_environment",
+    "write_lerobot",
+    "write_video",
+]
 
 __getattr__ = lazy_names(__name__, _MODULES)

@@ -28,8 +28,22 @@ def make_own_policy(source: str, dataset: Demonstrations) -> TensorDictModuleBas
     )
 
 
+def runs_on_device_of_environment(source: str) -> bool:
+    """Return whether a policy reads tensors on its own device only.
+
+    LeRobot's policies move what they read; ours and the user's do not.
+    """
+    folder = Path(source).expanduser()
+    return is_named_object(source) or (folder / "policy").is_dir()
+
+
 def load_any_executor(
-    source: str, env: EnvBase, *, replan_interval: int | None = None, **options: Any
+    source: str,
+    env: EnvBase,
+    *,
+    replan_interval: int | None = None,
+    device: str | None = None,
+    **options: Any,
 ) -> TensorDictModuleBase:
     """Load a checkpoint, or make the policy of a user's function, as an executor.
 
@@ -40,17 +54,23 @@ def load_any_executor(
 
     Keyword Args:
         replan_interval: actions of a chunk to execute; None = all.
+        device: of the policy; None = the CPU, or where a LeRobot policy was trained.
         options: of :func:`load_executor`.
     """
     if is_named_object(source) and not Path(source).is_dir():
         policy = policies.make_from_factory(
             source, metadata=env.metadata, instructions=env.instructions
         )
-        return MultiStepActorWrapper(policy.eval(), replan_interval=replan_interval)
-    return load_executor(
+        policy = policy.eval().to(device or "cpu")
+        return MultiStepActorWrapper(policy, replan_interval=replan_interval)
+    is_moved = device is not None and runs_on_device_of_environment(source)
+    if device is not None and not is_moved:
+        options["device"] = device
+    executor = load_executor(
         source,
         metadata=env.metadata,
         instructions=env.instructions,
         replan_interval=replan_interval,
         **options,
     )
+    return executor.to(device) if is_moved else executor

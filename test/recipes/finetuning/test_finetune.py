@@ -318,6 +318,29 @@ def test_numbers_out_of_range_are_refused(options, message):
         FinetuneSettings(**options)
 
 
+def test_a_policy_on_another_device_is_refused_at_once(dataset, tmp_path):
+    policy, space = fresh(dataset)
+    with pytest.raises(SettingsError, match=r"the policy on 'cpu', where .*on 'meta'"):
+        finetune(policy.to("meta"), space, make_env(), tmp_path, SMALL)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_policy_does_not_resume_the_training(dataset, whole, tmp_path):
+    copied = shutil.copytree(whole[2], tmp_path / "copy")
+    torch.manual_seed(5)
+    other = make_policy(dataset, chunk_size=4, head="tokens", hidden=16, depth=1)
+    space = make_space(dataset.metadata, "tokens")
+    with pytest.raises(ResumeError, match="got one with other initial weights"):
+        finetune(other, space, make_env(), copied, SMALL, progress=False)
+
+
+def test_a_folder_of_something_else_is_refused(dataset, tmp_path):
+    (tmp_path / "metadata.json").write_text("{}")
+    policy, space = fresh(dataset)
+    with pytest.raises(FileExistsError, match=r"finetune: .*got \['metadata\.json'\]"):
+        finetune(policy, space, make_env(), tmp_path, SMALL, progress=False)
+
+
 def test_a_regression_head_is_refused(dataset, tmp_path):
     torch.manual_seed(0)
     policy = make_policy(dataset, chunk_size=4, hidden=16, depth=1)

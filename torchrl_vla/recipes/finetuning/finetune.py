@@ -24,6 +24,7 @@ from torchrl_vla.evaluation import (
     hash_weights,
 )
 from torchrl_vla.policies import StochasticVLAWrapper
+from torchrl_vla.recipes.devices import check_device
 from torchrl_vla.recipes.finetuning.finetune_settings import FinetuneSettings
 from torchrl_vla.recipes.finetuning.learner import Learner
 from torchrl_vla.recipes.finetuning.policies import (
@@ -143,6 +144,7 @@ def finetune(
     """
     settings = FinetuneSettings() if settings is None else settings
     check_finetunable(policy, space, env)
+    check_device("finetune", policy, env)
     folder = Path(folder)
     check_training_folder("finetune", folder, _OWN_NAMES)
     (folder / "evaluations").mkdir(parents=True, exist_ok=True)

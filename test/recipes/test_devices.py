@@ -1,0 +1,28 @@
+from __future__ import annotations
+
+import pytest
+from torch import nn
+
+from torchrl_vla.envs import TabletopEnv
+from torchrl_vla.recipes.devices import check_device, on_device, parse_device
+from torchrl_vla.recipes.finetuning.finetune_settings import SettingsError
+
+
+def test_an_environment_on_the_device_stays_as_it_is():
+    env = TabletopEnv(2, image_size=16)
+    assert on_device(env, None) is env
+    assert on_device(env, "cpu") is env
+
+
+@pytest.mark.parametrize("name", ["cuda:99", "gpu"])
+def test_a_device_that_is_not_there_is_refused(name):
+    with pytest.raises(SettingsError, match=f"train: expected a device .*'{name}'"):
+        parse_device("train", name)
+
+
+def test_a_policy_on_another_device_is_refused():
+    env = TabletopEnv(2, image_size=16)
+    check_device("evaluate", nn.Linear(1, 1), env)
+    check_device("evaluate", nn.Identity(), env)
+    with pytest.raises(SettingsError, match=r"evaluate: expected the policy on 'cpu'"):
+        check_device("evaluate", nn.Linear(1, 1, device="meta"), env)
