@@ -184,6 +184,7 @@ class LeRobotPolicyWrapper(ContinuousVLAWrapper):
         self.masks_padding = adapter.masks_padding
         self.history_size = adapter.history_size
         self.metadata = adapter.metadata
+        self.cloning_loss = "chunk"
         if adapter.config is not None:
             self.policy_space = ROBOT_SPACE
             self.cloning_loss = "lerobot"
