@@ -184,7 +184,7 @@ def train_lerobot(
 
 def _warn_of_deafness(policy: LeRobotPolicyWrapper, dataset: Demonstrations) -> None:
     ids = dataset.frames.get(INSTRUCTION_KEY, None)
-    if ids is None or policy.instruction_key in policy.in_keys:
+    if ids is None or policy.keys.instruction is not None:
         return
     texts = dataset.instructions.decode(torch.as_tensor(ids).unique())
     if len(texts) > 1:
