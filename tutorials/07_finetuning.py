@@ -30,13 +30,13 @@ from torchrl_vla.policies import TinyVLA
 from torchrl_vla.recipes import (
     PPO,
     FinetuneSettings,
-    ModelSpace,
     Rollouts,
     finetune,
     make_decision_env,
     to_stochastic,
     train_behavior_cloning,
 )
+from torchrl_vla.spaces import ModelSpace
 from torchrl_vla.schema import InstructionTable
 
 torch.set_num_threads(1)  # small networks: more threads cost more than they give

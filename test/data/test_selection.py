@@ -12,8 +12,9 @@ from torchrl_vla.data import (
     successful_episodes,
 )
 from torchrl_vla.envs import TabletopEnv
-from torchrl_vla.recipes import ModelSpace, make_policy, train_behavior_cloning
+from torchrl_vla.recipes import make_policy, train_behavior_cloning
 from torchrl_vla.schema import MissingKeyError, SchemaError
+from torchrl_vla.spaces import ModelSpace
 
 
 def make_frames(episodes):

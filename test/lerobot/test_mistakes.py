@@ -10,10 +10,14 @@ import torch
 from lerobot_checkpoints import TWO, make_policy, make_processors, observe
 from tensordict import TensorDict
 
-from torchrl_vla.execution import MultiStepActorWrapper
-from torchrl_vla.policies import EmbodimentContract, LeRobotPolicyWrapper
+from torchrl_vla.execution import (
+    ActionGuard,
+    EmbodimentContract,
+    MultiStepActorWrapper,
+)
+from torchrl_vla.policies import LeRobotPolicyWrapper
 from torchrl_vla.schema import (
-    ActionBoundaryError,
+    ActionGuardError,
     InstructionTable,
     MissingKeyError,
     SchemaError,
@@ -374,14 +378,14 @@ def test_a_chunk_beyond_the_contract_is_refused_and_writes_nothing(checkpoint):
         "arm", 7, action_horizon=10, action_low=(-99,) * 7, action_high=(99,) * 7
     )
     expected = load(made)(td.clone())["action_chunk"]
-    guarded = load(made, boundary=wide)
+    guarded = ActionGuard(load(made), wide)
     assert torch.equal(guarded(td.clone())["action_chunk"], expected)
     narrow = EmbodimentContract("arm", 7, action_low=(-9,) * 7, action_high=(-8,) * 7)
-    with pytest.raises(ActionBoundaryError, match="No action was sent"):
-        load(made, boundary=narrow)(td)
+    with pytest.raises(ActionGuardError, match="No action was sent"):
+        ActionGuard(load(made), narrow)(td)
     assert "action_chunk" not in td
-    with pytest.raises(ActionBoundaryError, match="expected action dimension A = 6"):
-        load(made, boundary=EmbodimentContract("arm", 6))(td)
+    with pytest.raises(ActionGuardError, match="expected action dimension A = 6"):
+        ActionGuard(load(made), EmbodimentContract("arm", 6))(td)
 
 
 def test_environment_variables_choose_the_checkpoint(checkpoint):
@@ -393,10 +397,10 @@ def test_environment_variables_choose_the_checkpoint(checkpoint):
         LeRobotPolicyWrapper.from_environment(
             {**variables, "LEROBOT_POLICY_TYPE": "diffusion"}
         )
-    with pytest.raises(ValueError, match=r"LEROBOT_EMBODIMENT_TAG='aloha'.*for 'arm'"):
+    with pytest.raises(ValueError, match=r"LEROBOT_EMBODIMENT_TAG='aloha'.*got 'arm'"):
         LeRobotPolicyWrapper.from_environment(
             {**variables, "LEROBOT_EMBODIMENT_TAG": "aloha"},
-            boundary=EmbodimentContract("arm", 7),
+            embodiment_tag="arm",
         )
     with pytest.raises(ValueError, match="expected a folder or repo id in LEROBOT"):
         LeRobotPolicyWrapper.from_environment({})

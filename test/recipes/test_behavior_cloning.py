@@ -9,7 +9,6 @@ from tensordict import TensorDict
 from torchrl_vla.data import DemonstrationDataset
 from torchrl_vla.policies import ContinuousVLAWrapper
 from torchrl_vla.recipes import (
-    ModelSpace,
     TrainingLog,
     make_training_transform,
     train_behavior_cloning,
@@ -21,6 +20,7 @@ from torchrl_vla.schema import (
     RobotDatasetMetadata,
     SchemaError,
 )
+from torchrl_vla.spaces import ModelSpace
 
 
 class Constant(ContinuousVLAWrapper):

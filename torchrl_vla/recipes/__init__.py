@@ -47,7 +47,6 @@ from torchrl_vla.recipes.heads import (
     to_stochastic,
 )
 from torchrl_vla.recipes.lerobot_training import fit_lerobot_policy, train_lerobot
-from torchrl_vla.recipes.model_space import ModelSpace, RobotSpacePolicy
 from torchrl_vla.recipes.open_dataset import open_dataset
 from torchrl_vla.recipes.training_loop import TrainingLog
 
@@ -65,10 +64,8 @@ __all__ = [
     "FinetuneResult",
     "FinetuneSettings",
     "Head",
-    "ModelSpace",
     "ResumeError",
     "Reward",
-    "RobotSpacePolicy",
     "Rollouts",
     "RunLog",
     "SettingsError",

@@ -12,7 +12,6 @@ from torchrl.envs import Compose
 
 from torchrl_vla.policies import TokenVLAWrapper, VLAWrapperBase
 from torchrl_vla.recipes.heads import make_cloning_loss
-from torchrl_vla.recipes.model_space import ModelSpace, chunk_targets
 from torchrl_vla.recipes.open_dataset import Demonstrations
 from torchrl_vla.recipes.training_loop import (
     TrainingLog,
@@ -21,6 +20,7 @@ from torchrl_vla.recipes.training_loop import (
     warmup_cosine,
 )
 from torchrl_vla.schema import ACTION_CHUNK_KEY
+from torchrl_vla.spaces import ModelSpace, chunk_targets
 from torchrl_vla.transforms import ActionTokenizerTransform
 
 

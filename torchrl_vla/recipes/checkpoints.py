@@ -33,7 +33,6 @@ from torchrl_vla.policies.lerobot.load.lerobot_checkpoint import (
 )
 from torchrl_vla.policies.policy_folder import policy_class_of
 from torchrl_vla.recipes.heads import TinyPolicies
-from torchrl_vla.recipes.model_space import ModelSpace
 from torchrl_vla.schema import (
     InstructionTable,
     RobotDatasetMetadata,
@@ -41,6 +40,7 @@ from torchrl_vla.schema import (
     import_extra,
 )
 from torchrl_vla.schema.lerobot_names import is_repo_id
+from torchrl_vla.spaces import ModelSpace
 from torchrl_vla.tokenizers import ActionTokenizerBase, UniformActionTokenizer
 
 _CLASSES = {

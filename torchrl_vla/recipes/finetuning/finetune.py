@@ -39,8 +39,8 @@ from torchrl_vla.recipes.finetuning.rollouts import (
 )
 from torchrl_vla.recipes.finetuning.run_log import RunLog
 from torchrl_vla.recipes.finetuning.training_state import ResumeError, TrainingState
-from torchrl_vla.recipes.model_space import ModelSpace
 from torchrl_vla.recipes.open_dataset import Demonstrations
+from torchrl_vla.spaces import ModelSpace
 
 _COLUMNS = (
     "iteration",

@@ -21,7 +21,6 @@ from torchrl.envs import (
 from torchrl_vla.envs import ScheduledEpisodes
 from torchrl_vla.execution import MultiAction
 from torchrl_vla.policies import StochasticVLAWrapper
-from torchrl_vla.recipes.model_space import ModelSpace
 from torchrl_vla.schema import (
     ACTION_CHUNK_KEY,
     ELEMENT_LOG_PROBS_KEY,
@@ -31,6 +30,7 @@ from torchrl_vla.schema import (
     ExecutionError,
     MissingKeyError,
 )
+from torchrl_vla.spaces import ModelSpace
 from torchrl_vla.transforms import ActionScaling, SuccessReward
 
 #: What a decision earns: 1 in success, or what the environment pays.

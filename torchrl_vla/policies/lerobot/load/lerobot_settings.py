@@ -67,11 +67,11 @@ class LeRobotSettings:
         )
 
     def check(self, *, policy_type: str, embodiment_tag: str | None) -> None:
-        """Refuse a checkpoint or a boundary that is not what the variables say.
+        """Refuse a checkpoint or a robot that is not what the variables say.
 
         Args:
             policy_type: of the checkpoint.
-            embodiment_tag: of the boundary; None = there is none.
+            embodiment_tag: of the robot; None = it is not known.
 
         Raises:
             ValueError: one of them is another.
@@ -86,6 +86,6 @@ class LeRobotSettings:
         ):
             raise ValueError(
                 "LeRobotSettings: expected LEROBOT_EMBODIMENT_TAG="
-                f"{self.embodiment_tag!r}, got a boundary for {embodiment_tag!r}. "
+                f"{self.embodiment_tag!r}, got {embodiment_tag!r} for the robot. "
                 "Correct one of the two."
             )

@@ -22,7 +22,6 @@ from torchrl_vla.policies.denoising.flow_noise import (
 from torchrl_vla.policies.lerobot.load.registry import KINDS
 from torchrl_vla.policies.lerobot.run.flow_distribution import LeRobotFlowDistribution
 from torchrl_vla.policies.lerobot.run.flow_prefix import encode_prefix
-from torchrl_vla.policies.lerobot.run.outputs import pass_boundary
 from torchrl_vla.policies.lerobot.run.policy_wrapper import LeRobotPolicyWrapper
 from torchrl_vla.policies.lerobot.run.pretrained import PretrainedPolicy
 from torchrl_vla.policies.stochastic_policy import StochasticVLAWrapper
@@ -211,7 +210,7 @@ none of LeRobot's. Subclass FlowVLAWrapper for a flow of your own.
         batch, size = choice.shape[:-3], (self.chunk_size, self.action_dim)
         rows = choice[..., -1, :, : self.action_dim].reshape(-1, *size)
         chunk = self._own.postprocessor(rows.float()).to(choice.device)
-        return pass_boundary(chunk.view(*batch, *size), self.wrapper.boundary)
+        return chunk.view(*batch, *size)
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Choose; write the path, its log-probability and the chunk."""

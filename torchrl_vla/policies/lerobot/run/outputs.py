@@ -6,11 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from torchrl_vla.policies.boundary.action_boundary import EmbodimentActionTranslator
-from torchrl_vla.policies.boundary.embodiment_contract import EmbodimentContract
 from torchrl_vla.schema import SchemaError
-
-Boundary = EmbodimentContract | EmbodimentActionTranslator
 
 
 def check_chunk(chunk: Any, expected: tuple[int, int, int], name: str) -> Tensor:
@@ -36,16 +32,3 @@ def check_chunk(chunk: Any, expected: tuple[int, int, int], name: str) -> Tensor
         "batch: ... to call it another way, or build the wrapper with its "
         "chunk_size and action_dim."
     )
-
-
-def pass_boundary(chunk: Tensor, boundary: Boundary | None) -> Tensor:
-    """Return the chunk, checked and translated where there is a boundary.
-
-    Raises:
-        ActionBoundaryError: it breaks the contract.
-    """
-    if boundary is None:
-        return chunk
-    if isinstance(boundary, EmbodimentContract):
-        return boundary.check(chunk)
-    return boundary(chunk)

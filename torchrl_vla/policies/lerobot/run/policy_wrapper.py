@@ -29,11 +29,7 @@ from torchrl_vla.policies.lerobot.run.inputs import (
     read_size,
     what_to_do,
 )
-from torchrl_vla.policies.lerobot.run.outputs import (
-    Boundary,
-    check_chunk,
-    pass_boundary,
-)
+from torchrl_vla.policies.lerobot.run.outputs import check_chunk
 from torchrl_vla.policies.lerobot.run.pretrained import (
     PLAN_KEY,
     PretrainedPolicy,
@@ -97,8 +93,6 @@ class LeRobotPolicyWrapper(ContinuousVLAWrapper):
         use_state: for other objects, False = the policy reads no state.
         dtype: to compute in, by autocast; see :meth:`from_pretrained`.
         instructions: table that gives instruction ids their texts.
-        boundary: contract, or translator with its contract, that every chunk must
-            satisfy before it leaves.
         chunk_key: where the chunk is written.
         image_key: image, or sub-tensordict of cameras; None = the policy does not look.
         state_key: proprioception.
@@ -113,7 +107,6 @@ class LeRobotPolicyWrapper(ContinuousVLAWrapper):
             not match.
         MissingKeyError: an input is missing.
         UnknownInstructionError: an id is not in ``instructions``.
-        ActionBoundaryError: the chunk breaks the contract.
 
     Examples:
         >>> import torch
@@ -152,7 +145,6 @@ class LeRobotPolicyWrapper(ContinuousVLAWrapper):
         use_state: bool = True,
         dtype: torch.dtype | None = None,
         instructions: InstructionTable | None = None,
-        boundary: Boundary | None = None,
         chunk_key: NestedKey = ACTION_CHUNK_KEY,
         image_key: NestedKey | None = IMAGE_KEY,
         state_key: NestedKey = STATE_KEY,
@@ -187,7 +179,6 @@ class LeRobotPolicyWrapper(ContinuousVLAWrapper):
             instruction_key=instruction_key,
         )
         self.policy = policy
-        self.boundary = boundary
         self.config = config
         self.environment_state_key: NestedKey | None = None
         if inputs is not None and "observation.environment_state" in inputs.states:
@@ -277,7 +268,11 @@ class LeRobotPolicyWrapper(ContinuousVLAWrapper):
 
     @classmethod
     def from_environment(
-        cls, environment: Mapping[str, str] | None = None, **options: Any
+        cls,
+        environment: Mapping[str, str] | None = None,
+        *,
+        embodiment_tag: str | None = None,
+        **options: Any,
     ) -> LeRobotPolicyWrapper:
         """Load the checkpoint that the process's ``LEROBOT_*`` variables name.
 
@@ -285,6 +280,7 @@ class LeRobotPolicyWrapper(ContinuousVLAWrapper):
 
         Args:
             environment: variables by name; None = those of the process.
+            embodiment_tag: of the robot, compared with ``LEROBOT_EMBODIMENT_TAG``.
             options: of :meth:`from_pretrained`.
 
         Raises:
@@ -303,11 +299,7 @@ class LeRobotPolicyWrapper(ContinuousVLAWrapper):
             cache_folder=settings.cache_folder,
             **options,
         )
-        contract = getattr(policy.boundary, "contract", policy.boundary)
-        settings.check(
-            policy_type=policy.config.type,
-            embodiment_tag=None if contract is None else contract.embodiment_tag,
-        )
+        settings.check(policy_type=policy.config.type, embodiment_tag=embodiment_tag)
         return policy
 
     def save_pretrained(self, folder: Path | str) -> Path:
@@ -409,7 +401,6 @@ class LeRobotPolicyWrapper(ContinuousVLAWrapper):
         name, sizes = type(self.policy).__name__, (self.chunk_size, self.action_dim)
         chunk = check_chunk(chunk, (batch.numel(), *sizes), name).view(*batch, *sizes)
         chunk = chunk.to(self._reader.device_of(tensordict) or chunk.device)
-        chunk = pass_boundary(chunk, self.boundary)
         if plan is not None:
             plan = plan.reshape(*batch, *plan.shape[1:]).to(chunk.device)
         return chunk, plan

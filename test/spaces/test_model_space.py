@@ -14,8 +14,8 @@ from torchrl.objectives import ClipPPOLoss
 
 from torchrl_vla.execution import RealTimeChunking, ZerosPrefix
 from torchrl_vla.policies import TinyFlowVLA, TinyGaussianVLA
-from torchrl_vla.recipes import ModelSpace, RobotSpacePolicy
 from torchrl_vla.schema import FeatureStatistics, MetadataError, RobotDatasetMetadata
+from torchrl_vla.spaces import ModelSpace, RobotSpacePolicy
 from torchrl_vla.testing import check_log_prob_consistency
 
 
