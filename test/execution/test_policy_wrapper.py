@@ -49,7 +49,7 @@ def test_a_missing_or_private_member_stays_missing():
     wrapper = PolicyWrapper(policy)
     with pytest.raises(AttributeError, match="'Policy' object has no attribute 'get_d"):
         _ = wrapper.get_dist
-    with pytest.raises(AttributeError, match="'PolicyWrapper' object .* '_inner'"):
+    with pytest.raises(AttributeError, match=r"'PolicyWrapper' object .* '_inner'"):
         _ = wrapper._inner
 
 

@@ -8,9 +8,10 @@ import torch
 from tensordict import NestedKey, TensorDictBase, unravel_key
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
+from torchrl.envs import Transform
 
 from torchrl_vla.execution.chunk_cache import Outputs, take_envs
-from torchrl_vla.execution.executor import Executor
+from torchrl_vla.execution.executor import Executor, transforms_of
 from torchrl_vla.execution.executor_keys import ExecutorKeys
 from torchrl_vla.execution.guard.finite import check_finite
 from torchrl_vla.schema import (
@@ -77,6 +78,9 @@ class ChunkExecutor(Executor):
             OBSERVATION_NEEDED_KEY,
             *self._output_keys,
         ]
+
+    def _policy_transforms(self) -> list[Transform]:
+        return transforms_of(self.policy)
 
     def _call_policy(
         self, tensordict: TensorDictBase, envs: Tensor | None

@@ -10,9 +10,11 @@ import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
+from torchrl.envs import Compose, Transform
 
 from torchrl_vla.execution.chunk_cache import Outputs
 from torchrl_vla.execution.executor_keys import ExecutorKeys
+from torchrl_vla.execution.skip_waiting import SkipWaiting
 from torchrl_vla.schema import (
     IS_WAITING_KEY,
     OBSERVATION_NEEDED_KEY,
@@ -67,6 +69,20 @@ class Executor(TensorDictModuleBase, ABC):
     def reset(self) -> None:
         """Drop every plan: the next step plans for all environments."""
         self._state = None
+
+    def make_environment_transform(self) -> Compose:
+        """Return the transforms that its environment needs, those of the policy first.
+
+        ``TransformedEnv(env, executor.make_environment_transform())`` gives a policy
+        its history, where it reads one, and skips environments that wait.
+        """
+        transforms = self._policy_transforms()
+        if self.makes_wait and not any(isinstance(t, SkipWaiting) for t in transforms):
+            transforms.append(SkipWaiting())
+        return Compose(*transforms)
+
+    def _policy_transforms(self) -> list[Transform]:
+        return []
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write the next action; call the policy where it is due."""
@@ -188,6 +204,12 @@ class Executor(TensorDictModuleBase, ABC):
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_state": None}
+
+
+def transforms_of(policy: TensorDictModuleBase) -> list[Transform]:
+    """Return the environment transforms that a policy declares, if any."""
+    make_transform = getattr(policy, "make_environment_transform", None)
+    return [] if make_transform is None else list(make_transform())
 
 
 def flag(envs: Tensor | None, like: Tensor) -> Tensor:

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import torch
 from tensordict import TensorDictBase, unravel_key
 from torch import Tensor
+from torchrl.envs import Transform
 
 from torchrl_vla.execution.action_reference import check_reference
 from torchrl_vla.execution.chunk_cache import Outputs
-from torchrl_vla.execution.executor import Executor, flag
+from torchrl_vla.execution.executor import Executor, flag, transforms_of
 from torchrl_vla.schema import (
     IS_WAITING_KEY,
     OBSERVATION_AGE_KEY,
@@ -112,6 +113,9 @@ class ActionInterpolation(Executor):
     def makes_wait(self) -> bool:
         """True = environments may wait, which takes :class:`SkipWaiting`."""
         return self.ticks > 1 or self.executor.makes_wait
+
+    def _policy_transforms(self) -> list[Transform]:
+        return transforms_of(self.executor)
 
     def reset(self) -> None:
         """Drop the last action, and the executor's plans."""

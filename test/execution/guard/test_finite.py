@@ -17,9 +17,13 @@ def test_the_first_places_are_named_and_the_others_counted():
     chunk = torch.zeros(2, 6, 1)
     chunk[1, :5] = torch.nan
     chunk[1, 5] = -torch.inf
-    with pytest.raises(ExecutionError, match="^Demo: expected finite.* at 'plan'") as e:
+    with pytest.raises(
+        ExecutionError, match=r"^Demo: expected finite.* at 'plan'"
+    ) as e:
         check_finite("Demo", "plan", chunk)
-    assert "nan at env index 1, step 0, dimension 0; nan at env index 1, st" in str(e)
+    assert "nan at env index 1, step 0, dimension 0; nan at env index 1, st" in str(
+        e.value
+    )
     assert "-inf at env index 1, step 5, dimension 0. Look" in str(e.value)
     with pytest.raises(ExecutionError, match="dimension 1; 4 more"):
         check_finite("Demo", "plan", torch.full((6, 2), torch.nan))
