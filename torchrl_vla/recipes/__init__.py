@@ -54,7 +54,6 @@ if TYPE_CHECKING:
         to_stochastic,
     )
     from torchrl_vla.recipes.lerobot_training import fit_lerobot_policy, train_lerobot
-    from torchrl_vla.recipes.model_space import ModelSpace, RobotSpacePolicy
     from torchrl_vla.recipes.open_dataset import open_dataset
     from torchrl_vla.recipes.training_loop import TrainingLog, run_training
     from torchrl_vla.recipes.training_settings import TrainingSettings
@@ -74,7 +73,7 @@ _MODULES = {
     f"{_HERE}.demo.demo": ("run_demo",),
     f"{_HERE}.demo.demo_settings": ("DEMO_SETTINGS", "DemoSettings"),
     f"{_HERE}.demo.report": ("write_report",),
-    f"{_HERE}.demonstrations": ("open_dataset",),
+    f"{_HERE}.open_dataset": ("open_dataset",),
     f"{_HERE}.environment_options": (
         "ENVIRONMENTS",
         "EnvironmentName",
@@ -106,7 +105,6 @@ _MODULES = {
         "to_stochastic",
     ),
     f"{_HERE}.lerobot_training": ("fit_lerobot_policy", "train_lerobot"),
-    f"{_HERE}.model_space": ("ModelSpace", "RobotSpacePolicy"),
     f"{_HERE}.training_loop": ("TrainingLog", "run_training"),
     f"{_HERE}.training_settings": ("TrainingSettings",),
     f"{_HERE}.training_state": ("TrainingState",),
@@ -127,10 +125,8 @@ __all__ = [
     "FinetuneResult",
     "FinetuneSettings",
     "Head",
-    "ModelSpace",
     "ResumeError",
     "Reward",
-    "RobotSpacePolicy",
     "Rollouts",
     "RunLog",
     "SettingsError",
