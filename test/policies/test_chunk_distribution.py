@@ -25,6 +25,9 @@ class Coin(ChunkDistribution):
     def sample(self, sample_shape=()):
         return torch.randint(2, self._extended_shape(torch.Size(sample_shape)))
 
+    def sample_with_seeds(self, noise_seeds):
+        return self.sample()
+
     @property
     def mode(self):
         return torch.ones(self._extended_shape(), dtype=torch.int64)

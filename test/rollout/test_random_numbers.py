@@ -5,7 +5,7 @@ from statistics import NormalDist
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from torchrl_vla.rollout import hash_numbers, noise_seeds, normals, uniforms
@@ -27,12 +27,14 @@ def words(seed, count):
     return [mix((state + k * golden) % WORD) for k in range(1, count + 1)]
 
 
+@settings(deadline=None)
 @given(seeds_of, st.integers(1, 6))
 def test_uniforms_are_those_of_splitmix64(seeds, count):
     expected = [[(word >> 40) / 2**24 for word in words(seed, count)] for seed in seeds]
     assert uniforms(torch.tensor(seeds), count).tolist() == expected
 
 
+@settings(deadline=None)
 @given(seeds_of, st.integers(1, 6))
 def test_normals_are_quantiles_of_splitmix64(seeds, count):
     numbers = normals(torch.tensor(seeds), count)
@@ -43,6 +45,7 @@ def test_normals_are_quantiles_of_splitmix64(seeds, count):
         assert found == pytest.approx(expected, rel=1e-9, abs=1e-9)
 
 
+@settings(deadline=None)
 @given(seeds_of, st.integers(2, 6))
 def test_the_numbers_of_a_seed_depend_on_it_alone(seeds, count):
     for numbers in (uniforms, normals):
@@ -75,7 +78,8 @@ def test_the_extreme_normals_are_finite():
     assert torch.special.ndtri(ends).isfinite().all()
 
 
-@given(st.lists(st.integers(-(2**63), 2**63 - 1), min_size=2, max_size=4, unique=True))
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 2**31 - 1), min_size=2, max_size=4, unique=True))
 def test_the_order_of_hashed_numbers_matters(numbers):
     assert hash_numbers(*numbers) != hash_numbers(*reversed(numbers))
 

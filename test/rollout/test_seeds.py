@@ -15,10 +15,14 @@ runs, counts = st.integers(0, 2**40), st.integers(1, 40)
 
 @given(st.sampled_from(["demonstrations", "evaluation"]), *[st.integers(0, 535)] * 2)
 def test_two_runs_of_a_purpose_share_no_seed(purpose, one, other):
-    count = 1_000_000 if {one, other} == {0, 535} else 50
-    seeds = set(episode_seeds(one, count, purpose))
-    assert len(seeds) == count
-    assert one == other or seeds.isdisjoint(episode_seeds(other, count, purpose))
+    # A run's seeds are consecutive: its first and its last are its bounds.
+    seeds, others = (
+        [*episode_seeds(run, 2, purpose), *episode_seeds(run, 2, purpose, 999_998)]
+        for run in (one, other)
+    )
+    assert len(set(seeds)) == 4
+    assert seeds[-1] - seeds[0] == 999_999
+    assert one == other or seeds[-1] < others[0] or others[-1] < seeds[0]
 
 
 @given(st.permutations(PURPOSES), runs, runs, counts, st.integers(0, 2**33))

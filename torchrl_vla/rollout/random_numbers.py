@@ -78,7 +78,7 @@ def noise_seeds(episode_seeds: Tensor, frames: Tensor) -> Tensor:
 
 
 def hash_numbers(first: Tensor | int, *others: Tensor | int) -> Tensor:
-    """Hash a sequence of int64 numbers, of which all bits and the order matter.
+    """Hash a sequence of int64 numbers; their order matters.
 
     Args:
         first: the first number; tensors broadcast.
