@@ -61,7 +61,7 @@ def test_every_evaluation_has_its_episodes_and_is_on_disk(demo):
     for name, result in results.items():
         path = folder / f"{name.replace(' ', '_')}.json"
         assert EvaluationResult.from_json(path) == result
-        assert json.loads(path.read_text())["provenance"]["seed"] == 4
+        assert json.loads(path.read_text())["provenance"]["seed"] == 3
 
 
 def test_evaluations_meet_other_episodes_than_the_demonstrations(demo):
@@ -92,7 +92,7 @@ def test_the_saved_policy_gives_the_result_that_was_reported(demo):
     folder, results = demo
     env = make_env()
     actor = load_executor(folder / "policy", metadata=env.metadata)
-    again = evaluate(env, actor, 6, seed=4, progress=False)
+    again = evaluate(env, actor, 6, seed=3, progress=False)
     assert again.episodes == results["after"].episodes
 
 
