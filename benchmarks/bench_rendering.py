@@ -21,7 +21,7 @@ from torch import Tensor
 from torchrl.envs import EnvBase, Transform, TransformedEnv
 from torchrl.envs.transforms import MultiAction as PeerMultiAction
 
-from torchrl_vla.envs import MetaWorldEnv
+from torchrl_vla.envs import MetaWorldEnv, SimulatorOptions
 from torchrl_vla.execution import MultiAction
 
 #: Cameras, image size and rounds.
@@ -58,6 +58,9 @@ class Player:
         return torch.cat([shown.get(key).flatten().double() for key in keys])
 
 
+ON_DEMAND = SimulatorOptions(render_on_demand=True)
+
+
 def make_players(
     cameras: tuple[str, ...], size: int, horizon: int, rows: int
 ) -> dict[str, Player]:
@@ -79,7 +82,7 @@ def make_players(
     return {
         "TorchRL": make(peer, cameras=cameras),
         "every step": make(MultiAction(horizon), cameras=cameras),
-        "on demand": make(MultiAction(horizon), cameras=cameras, render_on_demand=True),
+        "on demand": make(MultiAction(horizon), cameras=cameras, options=ON_DEMAND),
         "no images": make(MultiAction(horizon)),
     }
 

@@ -17,7 +17,11 @@ from torch import Tensor
 from torchrl.data.vla import UniformActionTokenizer as PeerUniform
 from torchrl.data.vla import VocabTailActionTokenizer as PeerVocabTail
 
-from torchrl_vla.tokenizers import UniformActionTokenizer, VocabTailActionTokenizer
+from torchrl_vla.tokenizers import (
+    OpenVLAActionTokenizer,
+    UniformActionTokenizer,
+    VocabTailActionTokenizer,
+)
 
 BINS, VOCABULARY = 256, 32_000
 SIZE, QUICK_SIZE = (256, 50, 14), (2, 5, 14)
@@ -120,7 +124,7 @@ def main() -> None:
     keys |= {"norm_low": low, "norm_high": high, "norm_mask": mask}
     trio = (
         VocabTailArithmetic(low, high, mask),
-        VocabTailActionTokenizer(BINS, **keys),
+        OpenVLAActionTokenizer(BINS, **keys),
         PeerVocabTail(BINS, **keys),
     )
     compare("vocab tail, stats", actions, rounds, trio)

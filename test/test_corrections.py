@@ -40,7 +40,6 @@ def env():
     return ToyVLAEnv(
         action_dim=1,
         state_dim=2,
-        image_shape=(3, 4, 4),
         success_steps=2,
         max_steps=MAX_STEPS,
         instructions=InstructionTable(),

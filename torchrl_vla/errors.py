@@ -24,7 +24,7 @@ class IncompatibleMetadataError(MetadataError):
 
 
 class SpaceError(VLAError, ValueError):
-    """A policy is used in another space than the one that it was trained in."""
+    """A policy or data are used in another space than their own."""
 
 
 class TokenError(VLAError, ValueError):

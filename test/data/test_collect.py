@@ -193,7 +193,10 @@ def chase():
 
 @pytest.mark.parametrize("batch_size", [[], [3]])
 def test_text_is_stored_as_ids_of_the_instructions(tmp_path, batch_size):
-    env = ToyVLAEnv(2, 4, success_steps=2, batch_size=batch_size, instruction="follow")
+    class Follow(ToyVLAEnv):
+        instruction = "follow"
+
+    env = Follow(2, 4, success_steps=2, batch_size=batch_size)
     dataset = collect_from(env, chase(), 2, tmp_path)
     ids = dataset.frames["language_instruction"]
     assert dataset.instructions.decode(ids) == ["follow"] * len(dataset)

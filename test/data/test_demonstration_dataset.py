@@ -35,7 +35,7 @@ def make_dataset(lengths=(3, 2, 4)):
     return DemonstrationDataset(frames, metadata, table)
 
 
-def test_a_folder_gives_back_frames_metadata_and_instructions(tmp_path):
+def test_a_folder_restores_frames_metadata_and_instructions(tmp_path):
     dataset = make_dataset()
     loaded = DemonstrationDataset.from_folder(dataset.to_folder(tmp_path / "made"))
     assert (loaded.frames == dataset.frames).all()
@@ -54,12 +54,12 @@ def test_a_folder_that_was_not_finished_is_refused(tmp_path):
         DemonstrationDataset.from_folder(folder)
 
 
-def test_a_folder_that_is_not_there_is_refused(tmp_path):
+def test_a_missing_folder_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"expected a folder at .*nowhere"):
         DemonstrationDataset.from_folder(tmp_path / "nowhere")
 
 
-def test_a_folder_in_use_is_kept_unless_overwriting_is_asked_for(tmp_path):
+def test_a_folder_with_contents_is_kept_without_overwrite(tmp_path):
     folder = make_dataset().to_folder(tmp_path / "made")
     with pytest.raises(FileExistsError, match=r"or pass overwrite=True"):
         make_dataset((2,)).to_folder(folder)
@@ -94,7 +94,7 @@ def test_batches_repeat_with_their_seed():
     assert not torch.equal(batches[0], batches[2])
 
 
-def test_samples_are_frames_drawn_evenly():
+def test_frames_are_sampled_uniformly():
     torch.manual_seed(0)
     buffer = make_dataset().replay_buffer(9000, seed=0)
     _, counts = buffer.sample()["action"].unique(return_counts=True)
@@ -102,7 +102,7 @@ def test_samples_are_frames_drawn_evenly():
     assert counts.min() > 850  # 1000 expected, standard deviation 30
 
 
-def test_another_sampler_and_transform_can_be_given():
+def test_a_sampler_and_a_transform_can_be_passed():
     dataset = make_dataset()
     buffer = dataset.replay_buffer(
         4,
@@ -153,7 +153,7 @@ def test_a_dataset_prints_episodes_and_frames_of_each_instruction():
     ]
 
 
-def test_a_buffer_gathers_as_many_observations_as_asked():
+def test_a_buffer_gathers_the_observation_history():
     dataset = make_dataset()
     seen = []
 

@@ -100,7 +100,7 @@ def test_the_frames_are_those_of_the_file(libero):
         ("rotate_180", lambda image: np.rot90(image, 2)),
     ],
 )
-def test_images_are_turned_as_asked_and_are_chw(libero, flip, turn):
+def test_images_are_flipped_and_channels_first(libero, flip, turn):
     dataset = Hdf5Demonstrations.from_file(libero, **{**LIBERO, "flip_images": flip})
     rows = dataset.replay_buffer(1)[torch.tensor([4, 0, 4])]
     with h5py.File(libero) as file:
@@ -161,7 +161,7 @@ def test_the_caller_declares_what_the_file_does_not(libero):
     assert torch.equal(dataset.metadata.action_statistics.min.float(), low)
 
 
-def test_a_robomimic_file_needs_its_instruction_told(robomimic):
+def test_a_robomimic_file_needs_an_instruction(robomimic):
     dataset = Hdf5Demonstrations.from_file(robomimic, **ROBOMIMIC)
     assert dataset.instructions.texts == ("lift the cube",)
     assert dataset.metadata.embodiment_id is None
@@ -204,7 +204,7 @@ def test_a_folder_written_from_it_has_the_images(libero, tmp_path):
     assert native.metadata == dataset.metadata
 
 
-def test_it_can_be_sent_to_another_process_after_it_was_read(libero):
+def test_a_dataset_is_picklable_after_it_was_read(libero):
     dataset = Hdf5Demonstrations.from_file(libero, **LIBERO)
     expected = dataset.replay_buffer(1)[:]
     images = copy.deepcopy(dataset.images)  # an open file cannot be copied
@@ -237,7 +237,9 @@ def test_it_is_mixed_with_others(libero, robomimic):
         ({"flip_images": True}, "flip_images of .*got True"),
     ],
 )
-def test_what_the_file_does_not_say_has_to_be_said(libero, options, message):
+def test_undeclared_properties_of_a_file_are_required_arguments(
+    libero, options, message
+):
     with pytest.raises(ValueError, match=message):
         Hdf5Demonstrations.from_file(libero, **{**LIBERO, **options})
 
@@ -249,12 +251,12 @@ def test_what_the_file_does_not_say_has_to_be_said(libero, options, message):
         ({"cameras": {"front": "agentview_image"}}, "'agentview_image'.*agentview_rgb"),
     ],
 )
-def test_an_observation_that_is_not_there_is_refused(libero, options, message):
+def test_a_missing_observation_is_refused(libero, options, message):
     with pytest.raises(MissingKeyError, match=message):
         Hdf5Demonstrations.from_file(libero, **{**LIBERO, **options})
 
 
-def test_a_file_that_is_not_there_is_refused(tmp_path):
+def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"expected a file at .*gone"):
         Hdf5Demonstrations.from_file(tmp_path / "gone.hdf5", **LIBERO)
 
@@ -298,7 +300,7 @@ def test_observations_of_another_length_are_refused(tmp_path):
         (np.zeros((3, 8, 8, 3), np.uint8), r"one size per camera.*'front', 4, 6, 3"),
     ],
 )
-def test_images_of_another_kind_are_refused(libero, images, message):
+def test_images_of_an_unknown_kind_are_refused(libero, images, message):
     with h5py.File(libero, "a") as file:
         del file["data/demo_0/obs/agentview_rgb"]
         file["data/demo_0/obs/agentview_rgb"] = images
@@ -320,9 +322,7 @@ def test_quotes_around_an_instruction_are_not_part_of_it(tmp_path):
     assert dataset.instructions.texts == ("open it",)
 
 
-def test_history_is_gathered_where_there_are_no_images_and_refused_where_there_are(
-    libero, robomimic
-):
+def test_history_is_gathered_without_images_and_refused_with_them(libero, robomimic):
     states = Hdf5Demonstrations.from_file(robomimic, **ROBOMIMIC)
     batch = states.replay_buffer(8, history_size=2, seed=0).sample()
     assert batch["observation_history", "state"].shape[:2] == (8, 2)

@@ -12,7 +12,7 @@ from tensordict.nn import TensorDictModule
 from torch import nn
 from torchrl.envs import Compose
 
-from torchrl_vla.data import DemonstrationDataset, MixtureReplay, collect
+from torchrl_vla.data import DemonstrationDataset, MixtureReplay, MixtureSizes, collect
 from torchrl_vla.data.mixture.embodiment import pad_last, resize
 from torchrl_vla.envs import TabletopEnv
 from torchrl_vla.objectives import BCLoss
@@ -90,7 +90,7 @@ def alone(dataset, chunk_size, mode="mean_std"):
 
 
 @pytest.mark.parametrize("mode", ["mean_std", "min_max", "quantile"])
-def test_each_row_is_what_its_own_dataset_gives_alone(mode):
+def test_each_row_equals_the_row_of_its_own_dataset(mode):
     datasets = two_robots()
     mixture = mix(datasets, mode=mode, batch_size=64)
     buffers = [alone(dataset, 3, mode) for dataset in datasets]
@@ -132,7 +132,7 @@ def test_the_grippers_of_one_robot_stay_unscaled():
     assert torch.equal(rows["action"][:, 3], datasets[1].frames["action"][:, 3])
 
 
-def test_denormalizing_gives_each_row_its_own_robots_actions():
+def test_denormalized_actions_are_those_of_each_rows_own_robot():
     datasets = two_robots()
     mixture = mix(datasets)
     rows = mixture[torch.arange(20)]
@@ -155,7 +155,7 @@ def test_an_embodiment_denormalizes_as_the_mixture_does():
         assert torch.equal(ours, mixture.denormalize(chunk, index)[..., :size])
 
 
-def test_an_embodiment_gives_a_live_observation_the_form_of_a_training_row():
+def test_an_embodiment_converts_an_observation_like_a_training_row():
     datasets = two_robots()
     mixture = mix(datasets)
     observation = datasets[1].frames[4].select("observation", "language_instruction")
@@ -190,7 +190,7 @@ def test_model_space_and_back_is_the_stored_action(dims, extra, seed):
         make_dataset(str(i), (2, 3), action=dim, seed=seed + i)
         for i, dim in enumerate(dims)
     ]
-    mixture = mix(datasets, action_dim=max(dims) + extra)
+    mixture = mix(datasets, sizes=MixtureSizes(action_dim=max(dims) + extra))
     rows = mixture[:]
     back = mixture.denormalize(rows["action"], rows["embodiment_index"])
     for member, dataset in enumerate(datasets):
@@ -200,7 +200,7 @@ def test_model_space_and_back_is_the_stored_action(dims, extra, seed):
 
 
 @pytest.mark.parametrize("weights", [[1, 1], [3.0, 1.0], [0.02, 0.08], None])
-def test_datasets_are_drawn_by_weight_and_their_frames_evenly(weights):
+def test_datasets_are_sampled_by_weight_and_frames_uniformly(weights):
     datasets = [make_dataset("a", (2, 1)), make_dataset("b", (4, 1))]
     mixture = mix(datasets, weights, batch_size=8000, seed=3)
     shares = torch.tensor([3, 5] if weights is None else weights, dtype=torch.float64)
@@ -227,7 +227,7 @@ def test_a_loaded_state_continues_the_same_stream(before, seed, other):
         assert (second.sample() == batch).all()
 
 
-def test_the_same_seed_gives_the_same_batches_and_another_gives_others():
+def test_the_seed_determines_the_batches():
     indices = [mix(two_robots(), seed=seed).sample()["index"] for seed in (0, 0, 1)]
     assert torch.equal(indices[0], indices[1])
     assert not torch.equal(indices[0], indices[2])
@@ -354,7 +354,9 @@ def test_images_are_stretched_to_one_size():
         make_dataset("a", images={None: (4, 4)}),
         make_dataset("b", images={None: (8, 6)}),
     ]
-    image = mix(datasets, image_size=(4, 4))[:]["observation", "image"]
+    image = mix(datasets, sizes=MixtureSizes(image_size=(4, 4)))[:][
+        "observation", "image"
+    ]
     assert torch.equal(image[:8], datasets[0].frames["observation", "image"])
     assert torch.equal(
         image[8:], resize(datasets[1].frames["observation", "image"], (4, 4))
@@ -406,7 +408,7 @@ def test_padded_dimensions_and_steps_get_exactly_no_gradient():
     assert loss(batch)["loss_bc"] == value
 
 
-def test_a_loss_that_was_not_told_of_padded_dimensions_refuses_the_batch():
+def test_a_loss_without_a_mask_of_padded_dimensions_refuses_the_batch():
     batch = mix(two_robots()).sample()
     _, loss = cloning(batch)
     with pytest.raises(SchemaError, match=r"told of padded dimensions.*set_keys"):
@@ -432,8 +434,11 @@ def test_weights_that_are_no_shares_are_refused(weights, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"action_dim": 3}, r"action_dim >= 4.*'1:large': 4.*got 3"),
-        ({"state_dim": 2}, r"state_dim >= 3.*'0:small': 3.*got 2"),
+        (
+            {"sizes": MixtureSizes(action_dim=3)},
+            r"action_dim >= 4.*'1:large': 4.*got 3",
+        ),
+        ({"sizes": MixtureSizes(state_dim=2)}, r"state_dim >= 3.*'0:small': 3.*got 2"),
         ({"batch_size": 0}, "positive int at argument 'batch_size'"),
         ({"chunk_size": 0}, "positive int at argument 'chunk_size'"),
         ({"mode": "median"}, "expected mode 'mean_std'"),

@@ -240,7 +240,7 @@ def test_a_convention_that_does_not_fit_is_refused(changes, error, message):
 
 
 def test_episodes_that_are_torn_are_refused():
-    with pytest.raises(SchemaError, match="together, got 3 runs of 2 episodes"):
+    with pytest.raises(SchemaError, match="contiguous, got 3 runs of 2 episodes"):
         from_bridge(stored(episode=torch.tensor([0, 1, 0])))
 
 
@@ -249,6 +249,6 @@ def test_a_dataset_without_a_known_convention_needs_one(tmp_path):
         OpenXExperienceReplay.from_root("cmu_stretch", tmp_path)
 
 
-def test_a_folder_that_is_not_there_is_refused(tmp_path):
+def test_a_missing_folder_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"folder at .*bridge.*download=True"):
         OpenXExperienceReplay.from_root("bridge", tmp_path)

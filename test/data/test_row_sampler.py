@@ -34,7 +34,7 @@ def make_dataset(labels):
     return DemonstrationDataset(frames, metadata, TABLE)
 
 
-def test_each_row_is_drawn_as_often_as_the_others_and_no_other_is():
+def test_rows_are_sampled_uniformly_and_other_rows_never():
     sampler = RowSampler(torch.tensor([1, 4, 5]))
     sampler._rng = torch.Generator().manual_seed(0)
     drawn, _ = sampler.sample(None, 9000)
@@ -50,7 +50,7 @@ def test_a_seed_gives_the_same_batches():
     assert torch.equal(torch.cat(first), torch.cat(second))
 
 
-def test_frames_without_a_label_are_not_drawn_but_are_the_past_of_those_that_are():
+def test_frames_without_a_label_are_not_sampled_but_remain_in_histories():
     dataset = make_dataset([True, False, True, True])
     buffer = dataset.replay_buffer(
         200,

@@ -48,10 +48,10 @@ def test_the_seed_says_where_the_cube_lies():
 
 
 @pytest.mark.usefixtures("opengl")
-def test_quick_drawing_shows_nearly_the_same_image():
+def test_quick_rendering_shows_nearly_the_same_image():
     images = []
     for quick in (False, True):
-        env = AlohaEnv(quick_drawing=quick)
+        env = AlohaEnv(quick_rendering=quick)
         td = env.reset(episode_seeds=torch.tensor([1]))
         images.append(td["observation", "image", "top"].float())
         env.close()

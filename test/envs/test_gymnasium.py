@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from torchrl.envs.utils import check_env_specs
 
 from torchrl_vla.envs.gymnasium import GymnasiumEnv
-from torchrl_vla.envs.observation_keys import ObservationKeys
+from torchrl_vla.envs.simulator_interface import SimulatorInterface, SimulatorOptions
+from torchrl_vla.envs.simulator_keys import SimulatorKeys
 from torchrl_vla.envs.simulators import SimulationError
 from torchrl_vla.schema import (
     MissingKeyError,
@@ -24,7 +25,7 @@ from torchrl_vla.schema import (
     validate_vla_tensordict,
 )
 
-OBSERVE = ObservationKeys(state=("counters",), images="image")
+OBSERVE = SimulatorKeys(state=("counters",), images="image")
 
 
 class Counter(gymnasium.Env):
@@ -61,14 +62,16 @@ cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
 def make(num_envs=3, make_env=Counter, **kwargs):
+    interface = SimulatorInterface(
+        kwargs.pop("observe", OBSERVE), kwargs.pop("success_key", "is_success")
+    )
     defaults = {
-        "observe": OBSERVE,
         "instructions": "count",
-        "success_key": "is_success",
         "num_envs": num_envs,
+        "options": SimulatorOptions(num_workers=kwargs.pop("num_workers", 0)),
         "seed": 0,
     }
-    return GymnasiumEnv(make_env, **{**defaults, **kwargs})
+    return GymnasiumEnv(make_env, interface, **{**defaults, **kwargs})
 
 
 def act(env, td, value=0.5, mask=None):
@@ -102,14 +105,14 @@ def test_images_become_channels_first_and_keep_every_pixel():
 
 
 def test_cameras_have_an_entry_each():
-    cameras = ObservationKeys(images={"top": "image", "wrist": "image"})
+    cameras = SimulatorKeys(images={"top": "image", "wrist": "image"})
     env = make(1, observe=cameras)
     assert set(env.reset()["observation", "image"].keys()) == {"top", "wrist"}
     check_env_specs(env)
 
 
 def test_the_environment_s_state_has_an_entry_of_its_own():
-    keys = ObservationKeys(state=("counters",), environment_state=("counters", "image"))
+    keys = SimulatorKeys(state=("counters",), environment_state=("counters", "image"))
     env = make(2, observe=keys)
     check_env_specs(env)
     td = act(env, env.reset(episode_seeds=torch.tensor([7, 9])))
@@ -121,7 +124,7 @@ def test_the_environment_s_state_has_an_entry_of_its_own():
 
 
 def test_the_environment_s_state_is_enough_of_an_observation():
-    env = make(1, observe=ObservationKeys(environment_state=("counters",)))
+    env = make(1, observe=SimulatorKeys(environment_state=("counters",)))
     assert set(env.reset()["observation"].keys()) == {"environment_state"}
 
 
@@ -131,7 +134,7 @@ def test_non_finite_state_of_the_environment_raises():
             counters = np.where(self.counters[1] > 0, np.inf, self.counters)
             return {**super().observe(), "counters": counters}
 
-    keys = ObservationKeys(images="image", environment_state=("counters",))
+    keys = SimulatorKeys(images="image", environment_state=("counters",))
     env = make(1, Diverging, observe=keys)
     with pytest.raises(SchemaError, match=r"environment_state.*environment 0, got inf"):
         act(env, env.reset())
@@ -155,7 +158,7 @@ class Spoken(Counter):
         return {**super().observe(), "mission": text}
 
 
-SPOKEN = ObservationKeys(state=("counters",), instruction="mission")
+SPOKEN = SimulatorKeys(state=("counters",), instruction="mission")
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
@@ -332,12 +335,12 @@ def test_missing_observation_entry_lists_what_there_is():
     with pytest.raises(
         MissingKeyError, match=r"'joints' in the observation.*\['counters', 'image'\]"
     ):
-        make(observe=ObservationKeys(state=("joints",)))
+        make(observe=SimulatorKeys(state=("joints",)))
 
 
 def test_declared_keys_refuse_an_observation_without_entries():
     with pytest.raises(MissingKeyError, match="got ndarray with None"):
-        ObservationKeys(state=("joints",))(np.zeros(3))
+        SimulatorKeys(state=("joints",))(np.zeros(3))
 
 
 def test_missing_success_lists_what_info_has():

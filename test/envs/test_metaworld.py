@@ -9,6 +9,7 @@ from tensordict import NonTensorStack, TensorDict
 from torchrl.envs.utils import check_env_specs
 
 from torchrl_vla.envs.metaworld import MetaWorldEnv, MetaWorldExpert
+from torchrl_vla.envs.simulator_interface import SimulatorOptions
 from torchrl_vla.schema import (
     InstructionTable,
     MissingExtraError,
@@ -81,7 +82,9 @@ def test_success_terminates_unless_told_to_go_on():
 def test_workers_return_what_one_process_returns():
     rollouts = []
     for workers in (0, 2):
-        env = MetaWorldEnv(TASKS, num_envs=4, num_workers=workers, seed=4)
+        env = MetaWorldEnv(
+            TASKS, num_envs=4, options=SimulatorOptions(num_workers=workers), seed=4
+        )
         rollouts.append(env.rollout(12, env.make_expert()))
         env.close()
     assert (rollouts[0] == rollouts[1]).all()

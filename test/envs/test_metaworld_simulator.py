@@ -20,7 +20,7 @@ def images(opengl):
     def draw(*args, seed=0, **kwargs):
         envs.append(make(*args, **kwargs))
         envs[-1].reset(seed=seed)
-        return envs[-1].draw()
+        return envs[-1].render_images()
 
     yield draw
     for env in envs:

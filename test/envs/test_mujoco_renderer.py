@@ -31,7 +31,7 @@ def scene():
 
 def draw(scene, cameras, size=32):
     renderer = MujocoRenderer(scene[0], cameras, size)
-    images = renderer.draw(scene[1])
+    images = renderer.render(scene[1])
     renderer.close()
     return images
 
@@ -63,14 +63,14 @@ def test_a_camera_hung_upside_down_shows_what_an_upright_one_shows(scene):
 
 
 @pytest.mark.usefixtures("opengl")
-def test_painters_of_two_sizes_do_not_disturb_each_other(scene):
+def test_renderers_of_two_sizes_do_not_disturb_each_other(scene):
     expected = {size: draw(scene, ["upright"], size)["upright"] for size in (16, 48)}
-    painters = {size: MujocoRenderer(scene[0], ["upright"], size) for size in (16, 48)}
+    renderers = {size: MujocoRenderer(scene[0], ["upright"], size) for size in (16, 48)}
     for _ in range(2):
-        for size, renderer in painters.items():
-            image = renderer.draw(scene[1])["upright"]
+        for size, renderer in renderers.items():
+            image = renderer.render(scene[1])["upright"]
             assert np.array_equal(image, expected[size])
-    for renderer in painters.values():
+    for renderer in renderers.values():
         renderer.close()
 
 
@@ -79,9 +79,9 @@ def test_drawing_after_close_starts_again(scene):
     first = draw(scene, ["upright"])["upright"]
     renderer = MujocoRenderer(scene[0], ["upright"], 32)
     renderer.close()
-    assert np.array_equal(renderer.draw(scene[1])["upright"], first)
+    assert np.array_equal(renderer.render(scene[1])["upright"], first)
     renderer.close()
-    assert np.array_equal(renderer.draw(scene[1])["upright"], first)
+    assert np.array_equal(renderer.render(scene[1])["upright"], first)
     renderer.close()
     renderer.close()
 
@@ -101,4 +101,4 @@ def test_where_nothing_can_draw_the_error_says_what_to_install(scene, monkeypatc
     with pytest.raises(
         RenderingError, match=r"no display here\. Install libegl1.*'glfw'"
     ):
-        MujocoRenderer(scene[0], ["upright"], 32).draw(scene[1])
+        MujocoRenderer(scene[0], ["upright"], 32).render(scene[1])

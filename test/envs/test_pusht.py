@@ -10,6 +10,7 @@ import torch
 
 from torchrl_vla.envs import PushTEnv
 from torchrl_vla.envs.pusht import PUSHT_INSTRUCTION
+from torchrl_vla.envs.simulator_interface import SimulatorOptions
 from torchrl_vla.schema import MissingExtraError
 from torchrl_vla.testing import check_env
 
@@ -121,7 +122,10 @@ def test_workers_return_what_one_process_returns():
     rollouts = []
     for workers in (0, 1):
         env = PushTEnv(
-            num_envs=2, environment_state=True, num_workers=workers, image_size=16
+            num_envs=2,
+            environment_state=True,
+            options=SimulatorOptions(num_workers=workers),
+            image_size=16,
         )
         td = env.reset(episode_seeds=torch.tensor([4, 5]))
         for _ in range(2):

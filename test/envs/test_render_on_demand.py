@@ -18,6 +18,7 @@ from torchrl.envs import TransformedEnv
 from torchrl.envs.utils import step_mdp
 
 from torchrl_vla.envs import AlohaEnv, GymnasiumEnv, MetaWorldEnv, PushTEnv, RenderSpec
+from torchrl_vla.envs.simulator_interface import SimulatorInterface, SimulatorOptions
 from torchrl_vla.execution import MultiAction, MultiStepActorWrapper
 from torchrl_vla.schema import ExecutionError, SchemaError
 from torchrl_vla.testing import check_env
@@ -57,15 +58,21 @@ cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
 def make_clocks(*goals, **options):
-    defaults = {
-        "observe": lambda observation: {"state": observation["time"]},
-        "drawing": RenderSpec(Clock.draw, (2, 4, 3)),
-        "render_on_demand": True,
-        "instructions": "wait",
-        "success_key": "rings",
-    }
+    interface = SimulatorInterface(
+        options.pop("observe", lambda observation: {"state": observation["time"]}),
+        "rings",
+        options.pop("rendering", RenderSpec(Clock.draw, (2, 4, 3))),
+    )
+    simulation = options.pop(
+        "options",
+        SimulatorOptions(
+            options.pop("num_workers", 0), options.pop("render_on_demand", True)
+        ),
+    )
     makers = [functools.partial(Clock, goal) for goal in goals]
-    return GymnasiumEnv(makers, **{**defaults, **options})
+    return GymnasiumEnv(
+        makers, interface, instructions="wait", options=simulation, **options
+    )
 
 
 def step(env, td, observation_needed=None, mask=None):
@@ -244,7 +251,7 @@ SIMULATORS = {
     "metaworld with two cameras": functools.partial(
         MetaWorldEnv, "push", cameras=("topview", "gripperPOV"), image_size=16
     ),
-    "aloha": functools.partial(AlohaEnv, quick_drawing=True),
+    "aloha": functools.partial(AlohaEnv, quick_rendering=True),
 }
 
 
@@ -289,13 +296,13 @@ def test_the_policy_sees_the_pixels_that_it_would_see_if_all_were_drawn(name):
         (functools.partial(MetaWorldEnv, "reach"), "MetaWorldEnv"),
         (functools.partial(PushTEnv, environment_state=True, images=False), "PushTEnv"),
         (functools.partial(AlohaEnv, images=False), "AlohaEnv"),
-        (functools.partial(make_clocks, 9, drawing=None), "GymnasiumEnv"),
+        (functools.partial(make_clocks, 9, rendering=None), "GymnasiumEnv"),
     ],
 )
-def test_drawing_on_demand_without_something_to_draw_is_refused(make, named):
-    message = rf"^{named}: expected images that are drawn apart from the steps"
+def test_rendering_on_demand_without_images_is_refused(make, named):
+    message = rf"^{named}: expected images that are rendered apart from the steps"
     with pytest.raises(ValueError, match=message):
-        make(render_on_demand=True)
+        make(options=SimulatorOptions(render_on_demand=True))
 
 
 def test_images_from_two_places_are_refused():

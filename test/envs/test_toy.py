@@ -20,7 +20,7 @@ TRACKING = {"action_dim": 2, "state_dim": 4, "success_steps": 2}
         {},
         TRACKING,
         {"instructions": InstructionTable()},
-        {"max_steps": 2, "from_pixels": True},
+        {"max_steps": 2},
     ],
     ids=["echo", "tracking", "ids", "pixels"],
 )
@@ -82,8 +82,8 @@ def test_time_limit_truncates_without_terminating():
 
 
 def test_a_table_turns_the_instruction_into_its_id():
-    table = InstructionTable()
-    env = ToyVLAEnv(instruction="open the door", instructions=table, batch_size=[3])
+    table = InstructionTable(["open the door"])
+    env = ToyVLAEnv(instructions=table, batch_size=[3])
     ids = env.reset()["language_instruction"]
     assert ids.dtype == torch.int64
     assert table.decode(ids) == ["open the door"] * 3
@@ -91,7 +91,13 @@ def test_a_table_turns_the_instruction_into_its_id():
 
 
 def test_text_environment_still_knows_its_texts():
-    assert ToyVLAEnv(instruction="open").instructions.texts == ("open",)
+    assert ToyVLAEnv().instructions.texts == (ToyVLAEnv.instruction,)
+
+
+def test_an_empty_table_gets_the_default_instruction():
+    table = InstructionTable()
+    ToyVLAEnv(instructions=table)
+    assert table.texts == (ToyVLAEnv.instruction,)
 
 
 @pytest.mark.parametrize("batch_size", [[], [3]])
@@ -151,17 +157,6 @@ def test_masked_rows_keep_their_episode_and_earn_nothing():
     assert not torch.equal(after[image][0], before[image][0])
 
 
-def test_pixels_show_the_action_in_red_and_the_target_in_green():
-    env = ToyVLAEnv(**TRACKING, from_pixels=True, render_size=9, batch_size=[2])
-    td = env.reset(episode_seeds=torch.tensor([0, 1]))
-    td["action"] = torch.tensor([[-1.0, -1.0], [1.0, 1.0]])
-    pixels = env.step(td)["next", "pixels"]
-    red, green = torch.tensor([220, 60, 60]), torch.tensor([60, 200, 60])
-    assert torch.equal(pixels[0, 0, 0].long(), red)  # (-1, -1) is the first corner
-    assert torch.equal(pixels[1, 8, 8].long(), red)
-    assert (pixels.long() == green).all(-1).flatten(1).any(-1).all()
-
-
 def test_works_in_a_serial_environment():
     env = SerialEnv(2, lambda: ToyVLAEnv(**TRACKING, instructions=InstructionTable()))
     check_env_specs(env)
@@ -171,7 +166,7 @@ def test_works_in_a_serial_environment():
     ("arguments", "message"),
     [
         ({"state_dim": 3}, r"expected state_dim >= 4, got 3\. The state echoes"),
-        ({"success_steps": 1}, r"expected state_dim >= 8, got 6.*shows the target"),
+        ({"success_steps": 1}, r"expected state_dim >= 8, got 6.*holds the target"),
         ({"max_steps": 0}, r"positive int at argument 'max_steps', got 0"),
         ({"success_tol": 0.6}, r"success_tol in \(0, 0\.5\], got 0\.6"),
     ],

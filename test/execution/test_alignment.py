@@ -245,7 +245,9 @@ def test_evaluation_gives_the_same_episodes_with_and_without_waiting():
     plain, waited = results
     assert sum(waits) > 10
     assert waited.episodes == plain.episodes
-    assert [e.length for e in waited.episodes] == [3 + i % 7 for i in range(10)]
+    assert [e.length for e in waited.episodes] == [
+        3 + (2**29 + i) % 7 for i in range(10)
+    ]
 
 
 class ConstantChunks(TensorDictModuleBase):

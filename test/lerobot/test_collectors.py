@@ -158,11 +158,11 @@ def test_acts_collected_actions_are_bit_for_bit_its_chunks_for_those_rows(polici
     age = torch.zeros(ROWS, dtype=torch.int64)
     for step in range(STEPS):
         now = data[:, step]
-        asked = now["is_decision"].squeeze(-1)
-        if asked.any():
-            seen = now[asked].select("observation", "language_instruction")
-            chunk[asked] = policy(seen)["action_chunk"]
-            age[asked] = 0
+        decides = now["is_decision"].squeeze(-1)
+        if decides.any():
+            seen = now[decides].select("observation", "language_instruction")
+            chunk[decides] = policy(seen)["action_chunk"]
+            age[decides] = 0
         assert torch.equal(chunk[torch.arange(ROWS), age], now["action"]), step
         age += 1
     assert age.max() <= policy.n_action_steps
@@ -173,14 +173,14 @@ def test_the_plan_travels_with_its_row_and_begins_at_zero(policies):
     plan, after = data["policy_plan"], data["next", "policy_plan"]
     assert plan.shape == (ROWS, STEPS, *PLAN)
     started = data["is_init"].squeeze(-1)
-    asked = data["is_decision"].squeeze(-1)
+    decides = data["is_decision"].squeeze(-1)
     assert not plan[started].any()
     for step in range(1, STEPS):
         goes_on = ~started[:, step]
         assert torch.equal(plan[goes_on, step], after[goes_on, step - 1])
-        kept = ~asked[:, step]
+        kept = ~decides[:, step]
         assert torch.equal(after[kept, step], plan[kept, step])
-        replanned = asked[:, step]
+        replanned = decides[:, step]
         changed = (after[:, step] != plan[:, step]).flatten(1).any(1)
         assert changed[replanned].all()
 

@@ -168,7 +168,7 @@ def test_log_probabilities_are_those_of_a_naive_loop_over_the_steps(policy, made
     )
 
 
-def test_padding_is_no_part_of_the_choice_but_for_its_initial_noise(policy, made):
+def test_padding_is_no_part_of_the_sample_but_for_its_initial_noise(policy, made):
     decisions = decide(policy, made)
     path = decisions["denoising_path"]
     decisions["denoising_path"] = path.clone()
@@ -286,7 +286,7 @@ def test_training_mode_changes_neither_chunk_nor_likelihood(made):
         assert torch.equal(modes[0][key], modes[1][key]), key
 
 
-def test_many_samples_are_judged_at_once_and_have_the_spread_that_is_said(policy, made):
+def test_many_samples_are_evaluated_at_once_and_have_the_stated_entropy(policy, made):
     (td,) = observe(made, 1, 2)
     with torch.no_grad():
         dist = policy.get_dist(td)

@@ -152,7 +152,7 @@ def test_the_loss_of_smolvla_counts_no_padded_position(tiny_vlm):
     assert (losses.grad[~is_pad][..., :7] > 0).all()
 
 
-def test_a_loss_that_counts_padding_is_refused_unless_it_is_asked_for(tiny_vlm):
+def test_a_loss_that_counts_padding_is_refused_unless_requested(tiny_vlm):
     for name in ("diffusion", "vqbet"):
         policy = wrap(name)
         with pytest.raises(SchemaError, match=r"counts them.*do_mask_loss_for_padding"):

@@ -1,4 +1,4 @@
-"""Mistakes that LeRobot answers with wrong numbers: each is refused, with the fix."""
+"""Refusal of mistakes that LeRobot answers with wrong numbers, with the fix."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_an_absent_camera_has_to_be_declared_and_to_be_the_policys(checkpoint):
         load(made, empty_cameras=["ceiling"])
 
 
-def test_lerobots_own_empty_cameras_are_not_asked_of_the_robot(tiny_vlm):
+def test_lerobots_own_empty_cameras_are_not_required_of_the_robot(tiny_vlm):
     policy = make_policy("smolvla", tiny_vlm, empty_cameras=1)
     assert "observation.images.empty_camera_0" in policy.config.input_features
     before, after = make_processors(policy)
@@ -186,7 +186,7 @@ def test_a_float64_state_is_read_and_one_of_another_width_refused(checkpoint):
         policy(td)
 
 
-def test_a_policy_that_looks_back_needs_a_history(checkpoint):
+def test_a_policy_with_a_history_needs_it(checkpoint):
     made = checkpoint("diffusion")
     policy, (td,) = load(made), observe(made, 1, 2)
     with pytest.raises(

@@ -57,7 +57,7 @@ def test_an_environment_that_is_reset_alone_starts_anew_and_the_others_go_on(
 ):
     """The reset row acts like a first step; the others as if nothing had happened.
 
-    Noise is drawn for the rows that are asked, so policies that draw it are compared
+    Noise is drawn per called element, so policies that draw it are compared
     at the steps before their next draw.
     """
     made, reset_at = checkpoint(name), 7

@@ -65,7 +65,7 @@ def test_guidance_is_lerobots_with_its_time_turned_round(time, through_network):
     """LeRobot's time is 1 at the noise, and its velocity noise - data.
 
     It lets x require a gradient after the network has run, so that the Jacobian is the
-    identity. A velocity that asks for the gradient itself gets the published formula.
+    identity. A velocity that requires the gradient itself gets the published formula.
     """
     generator = torch.Generator().manual_seed(0)
     x, guide = torch.randn(2, 2, 6, 3, generator=generator)
@@ -114,7 +114,7 @@ def load(made, schedule: PrefixSchedule = LinearPrefix(), **options):  # noqa: B
 
 
 def compare_with_lerobot(policy, made, schedule, left_over_of):
-    """Play 12 steps with H in 8..10: asked at 0, 4 and 8, entered at 0, 6 and 10."""
+    """Play 12 steps with H in 8..10: called at 0, 4 and 8, entered at 0, 6 and 10."""
     horizon, delay, size = 4, 2, policy.chunk_size
     executor = RealTimeChunking(
         policy,
@@ -208,7 +208,7 @@ def test_the_guide_pulls_the_new_chunk_to_the_old_one(made, policy):
     assert (moved[:, 3:].abs() < 0.1).all()
 
 
-def test_rows_without_a_guide_are_asked_apart_from_those_with_one(made, policy):
+def test_rows_without_a_guide_are_predicted_apart_from_those_with_one(made, policy):
     observations, size = observe(made, 1, 3)[0], 10
     guided = observations.copy()
     guided["guide_chunk"] = torch.full((3, size, A), 0.5)
@@ -217,7 +217,7 @@ def test_rows_without_a_guide_are_asked_apart_from_those_with_one(made, policy):
     guided["guide_weight"] = weight
     torch.manual_seed(0)
     got = policy(guided)["action_chunk"]
-    # The rows are asked in the order of their overlaps: 0 and 2, then 1.
+    # The calls are in the order of the overlaps: elements 0 and 2, then 1.
     torch.manual_seed(0)
     free = policy(observations[[0, 2]])["action_chunk"]
     continued = policy(guided[[1]])["action_chunk"]

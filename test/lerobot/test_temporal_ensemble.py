@@ -97,7 +97,7 @@ def test_the_coefficient_can_be_overridden_and_taken_away(made):
     assert actor.replan_interval == 4
 
 
-def test_the_wrapper_alone_says_who_averages(made):
+def test_the_wrapper_alone_names_the_loader_that_averages(made):
     message = r"temporal_ensemble_coeff=0\.1: .*torchrl_vla\.recipes\.load_executor\("
     with pytest.raises(SchemaError, match=message):
         LeRobotPolicyWrapper.from_pretrained(made.folder)

@@ -108,7 +108,7 @@ def test_missing_advantages_raise():
     [
         (torch.zeros(3), r"float \[\*B, 1\] at 'advantage', got torch.float32 \[3\]"),
         (torch.zeros(3, 1).long(), r"got torch.int64 \[3, 1\]"),
-        (torch.tensor([[0.0], [math.nan]]), r"finite .* got others in 1 of 2 rows"),
+        (torch.tensor([[0.0], [math.nan]]), r"finite .* got others in 1 of 2 samples"),
         (torch.tensor([[-200.0]]), r"at most -200 at temperature 1, which all give 0"),
     ],
 )

@@ -297,7 +297,7 @@ def absent_dimensions(mask, key="action_dim_is_pad"):
         (
             absent_dimensions(torch.tensor([[False], [True]])),
             SchemaError,
-            "a row that is True",
+            "got one that is True",
         ),
     ],
 )
@@ -310,5 +310,5 @@ def test_a_mask_of_dimensions_that_cannot_be_one_raises(data, error, message):
 
 def test_padded_dimensions_that_nobody_mentioned_raise():
     data = absent_dimensions(torch.tensor([[False], [False]]))
-    with pytest.raises(SchemaError, match=r"told of padded dimensions.*set_keys"):
+    with pytest.raises(SchemaError, match=r"a key of padded dimensions.*set_keys"):
         echo_loss()(data)

@@ -148,7 +148,7 @@ def test_dimensions_that_the_robot_lacks_do_not_count():
     (gradient,) = torch.autograd.grad(out["loss_objective"], loss.parameters())
     assert (gradient[0, :, 1] == 0).all()
     assert gradient[0, 0, 0] != 0
-    with pytest.raises(SchemaError, match=r"expected to be told of padded dimensions"):
+    with pytest.raises(SchemaError, match=r"expected a key of padded dimensions"):
         ChunkPPOLoss(policy_at(VALUES))(batch().set("action_dim_is_pad", lacks))
 
 

@@ -69,7 +69,7 @@ def test_the_loss_is_the_naive_mean_over_valid_elements(alpha):
 
 
 def test_it_keeps_the_contract_of_a_loss():
-    check_loss(Seeded(FlowMatchingLoss(flow(), draws=3)), batch())
+    check_loss(Seeded(FlowMatchingLoss(flow(), num_samples=3)), batch())
 
 
 def test_targets_under_the_padding_have_no_gradient_and_others_do():
@@ -122,8 +122,10 @@ def test_a_policy_that_does_not_denoise_is_refused(make):
 def test_what_cannot_be_is_refused():
     with pytest.raises(ValueError, match=r"a positive noise_emphasis, got 0"):
         FlowMatchingLoss(flow(), noise_emphasis=0)
-    with pytest.raises(ValueError, match=r"positive int at argument 'draws', got 0"):
-        FlowMatchingLoss(flow(), draws=0)
+    with pytest.raises(
+        ValueError, match=r"positive int at argument 'num_samples', got 0"
+    ):
+        FlowMatchingLoss(flow(), num_samples=0)
     td = batch()
     td["action_chunk"] = torch.zeros(4, H, A, dtype=torch.int64)
     with pytest.raises(SchemaError, match=r"float actions .* Use TokenBCLoss"):
@@ -137,7 +139,7 @@ def test_a_flow_learns_both_of_two_ways():
     td["action_is_pad"] = torch.zeros(32, H, dtype=torch.bool)
     sign = torch.tensor([-1.0, 1.0]).repeat(16)
     td["action_chunk"] = sign[:, None, None].expand(32, H, A).clone()
-    loss = FlowMatchingLoss(policy, draws=8)
+    loss = FlowMatchingLoss(policy, num_samples=8)
     optimizer = torch.optim.Adam(loss.parameters(), lr=5e-3)
     for _ in range(150):
         optimizer.zero_grad()

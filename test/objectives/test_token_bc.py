@@ -136,7 +136,7 @@ def test_tokens_of_dimensions_that_a_robot_lacks_do_not_count():
         batch_size=[1],
     )
     loss = TokenBCLoss(Biased())
-    with pytest.raises(SchemaError, match=r"told of padded dimensions.*set_keys"):
+    with pytest.raises(SchemaError, match=r"a key of padded dimensions.*set_keys"):
         loss(data)
     loss.set_keys(dim_pad_mask="action_dim_is_pad")
     assert "action_dim_is_pad" in loss.in_keys

@@ -15,6 +15,7 @@ from torchrl_vla.envs import (
     ToyVLAEnv,
 )
 from torchrl_vla.envs.lazy_rendering import observation_is_needed
+from torchrl_vla.envs.simulator_interface import SimulatorInterface, SimulatorOptions
 from torchrl_vla.schema import InstructionTable
 from torchrl_vla.testing import check_env
 from torchrl_vla.transforms import SuccessReward
@@ -82,9 +83,8 @@ class Upright(gymnasium.Wrapper):
 def test_a_gymnasium_environment_passes():
     env = GymnasiumEnv(
         lambda: Upright(gymnasium.make("Pendulum-v1")),
-        observe=lambda observation: {"state": observation},
+        SimulatorInterface(lambda observation: {"state": observation}, "upright"),
         instructions="swing up",
-        success_key="upright",
         num_envs=3,
         max_steps=7,
     )
@@ -218,7 +218,7 @@ class WideImage(Broken):
     """Images are HWC."""
 
     def __init__(self, **options):
-        super().__init__(image_shape=(8, 8, 3), **options)
+        super().__init__(**options)
 
 
 class ForeignId(Broken):
@@ -329,13 +329,15 @@ class OnDemand(GymnasiumEnv):
     def __init__(self):
         super().__init__(
             Clock,
-            observe=lambda observation: {"state": observation},
+            SimulatorInterface(
+                lambda observation: {"state": observation},
+                "rings",
+                RenderSpec(Clock.draw, (2, 2, 3)),
+            ),
             instructions="wait",
-            success_key="rings",
             num_envs=3,
             max_steps=5,
-            drawing=RenderSpec(Clock.draw, (2, 2, 3)),
-            render_on_demand=True,
+            options=SimulatorOptions(render_on_demand=True),
         )
 
 

@@ -105,7 +105,7 @@ def test_a_dimension_without_a_bound_stays_without():
 
 
 def test_a_discrete_action_raises():
-    scaling = make_scaling(in_keys_inv=["action", "done"])
+    scaling = make_scaling(in_keys_inv=["done"])
     spec = ToyVLAEnv(2, 2).full_done_spec
     with pytest.raises(SchemaError, match="expected a continuous spec, got Binary"):
         scaling.transform_action_spec(spec)

@@ -9,8 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
-OWNER = "LeRobotWriter"
-
 
 def flush_to_disk(path: Path) -> None:
     """Wait until a file, or the list of a folder's entries, is on the disk."""
@@ -52,8 +50,8 @@ def write_json(path: Path, value: Any) -> None:
 
 def commit_folder(partial: Path, path: Path) -> None:
     """Give a finished folder its name, once all its files are on the disk."""
-    for file in partial.iterdir():
-        flush_to_disk(file)
+    for path_below in partial.rglob("*"):
+        flush_to_disk(path_below)
     flush_to_disk(partial)
     partial.rename(path)
     flush_to_disk(path.parent)

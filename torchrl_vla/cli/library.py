@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from torch import cat, manual_seed
 
     from torchrl_vla.data import collect, write_lerobot
-    from torchrl_vla.data.demonstration_dataset import check_folder_is_free
-    from torchrl_vla.data.lerobot_writer.writer import check_writer_extras
+    from torchrl_vla.data.demonstrations import check_folder_is_free
+    from torchrl_vla.data.lerobot_writer.lerobot_writer import check_writer_extras
     from torchrl_vla.envs import RenderingError
     from torchrl_vla.evaluation import (
         EvaluationResult,
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
         write_video,
     )
     from torchrl_vla.policies.lerobot import KINDS
-    from torchrl_vla.recipes.demonstrations import Demonstrations
     from torchrl_vla.recipes.devices import on_device, parse_device
+    from torchrl_vla.recipes.open_dataset import Demonstrations
     from torchrl_vla.recipes.own_policies import (
         load_any_executor,
         make_own_policy,
@@ -46,8 +46,8 @@ _MODULES = {
         "collect",
         "write_lerobot",
     ),
-    "torchrl_vla.data.demonstration_dataset": ("check_folder_is_free",),
-    "torchrl_vla.data.lerobot_writer.writer": ("check_writer_extras",),
+    "torchrl_vla.data.demonstrations": ("check_folder_is_free",),
+    "torchrl_vla.data.lerobot_writer.lerobot_writer": ("check_writer_extras",),
     "torchrl_vla.envs": ("RenderingError",),
     "torchrl_vla.evaluation": (
         "EvaluationResult",
@@ -60,7 +60,7 @@ _MODULES = {
         "write_video",
     ),
     "torchrl_vla.policies.lerobot": ("KINDS",),
-    "torchrl_vla.recipes.demonstrations": ("Demonstrations",),
+    "torchrl_vla.recipes.open_dataset": ("Demonstrations",),
     "torchrl_vla.recipes.devices": (
         "on_device",
         "parse_device",

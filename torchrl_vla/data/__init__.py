@@ -1,9 +1,9 @@
-"""Demonstrations: recorded, kept on disk, sampled."""
+"""Demonstration datasets: recording, storage, conversion and sampling."""
 
-from torchrl_vla.data.aggregation import aggregate
 from torchrl_vla.data.collect import collect
+from torchrl_vla.data.dataset_aggregation import aggregate
 from torchrl_vla.data.demonstration_dataset import DemonstrationDataset
-from torchrl_vla.data.frames import frames_of_rollout
+from torchrl_vla.data.demonstrations import Demonstrations
 from torchrl_vla.data.hdf5 import Hdf5Demonstrations
 from torchrl_vla.data.lerobot import (
     LeRobotDemonstrations,
@@ -16,19 +16,22 @@ from torchrl_vla.data.lerobot_writer import (
     VideoEncoding,
     write_lerobot,
 )
-from torchrl_vla.data.mixture import Embodiment, MixtureReplay
+from torchrl_vla.data.mixture import Embodiment, MixtureReplay, MixtureSizes
 from torchrl_vla.data.openx import OpenXConvention, OpenXExperienceReplay
+from torchrl_vla.data.rollout_frames import frames_of_rollout
 from torchrl_vla.data.row_sampler import RowSampler
-from torchrl_vla.data.selection import select_successes, successful_episodes
+from torchrl_vla.data.successful_episodes import select_successes, successful_episodes
 
 __all__ = [
     "DemonstrationDataset",
+    "Demonstrations",
     "Embodiment",
     "Hdf5Demonstrations",
     "LeRobotDemonstrations",
     "LeRobotExperienceReplay",
     "LeRobotWriter",
     "MixtureReplay",
+    "MixtureSizes",
     "OpenXConvention",
     "OpenXExperienceReplay",
     "RecordedObservations",

@@ -14,11 +14,9 @@ from torch import Tensor
 from torchrl.envs import EnvBase
 from tqdm import tqdm
 
-from torchrl_vla.data.demonstration_dataset import (
-    DemonstrationDataset,
-    check_folder_is_free,
-)
-from torchrl_vla.data.frames import frame_columns, frame_statistics
+from torchrl_vla.data.demonstration_dataset import DemonstrationDataset
+from torchrl_vla.data.demonstrations import check_folder_is_free
+from torchrl_vla.data.rollout_frames import frame_columns, frame_statistics
 from torchrl_vla.rollout import EpisodeStep, Purpose, episode_seeds, run_episodes
 from torchrl_vla.schema import (
     EPISODE_KEY,

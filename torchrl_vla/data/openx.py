@@ -1,19 +1,19 @@
-"""Open X-Embodiment: TorchRL's dataset in the canonical schema."""
+"""Open X-Embodiment datasets in the canonical schema."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from tensordict import NestedKey, NonTensorData, NonTensorStack, TensorDict
+from tensordict import NestedKey, TensorDict, is_non_tensor
 from torch import Tensor
 from torchrl.data import ReplayBuffer
 from torchrl.data.datasets import OpenXExperienceReplay as _TorchRLOpenX
 
 from torchrl_vla.data.demonstration_dataset import DemonstrationDataset
+from torchrl_vla.data.rollout_frames import frame_statistics
 from torchrl_vla.schema import (
     ACTION_KEY,
     EPISODE_KEY,
@@ -21,12 +21,12 @@ from torchrl_vla.schema import (
     IMAGE_KEY,
     INSTRUCTION_KEY,
     STATE_KEY,
-    FeatureStatistics,
     GripperConvention,
     InstructionTable,
     MissingKeyError,
     RobotDatasetMetadata,
     SchemaError,
+    instruction_texts,
 )
 
 _OUTCOMES = ("reward", "done", "terminated", "truncated")
@@ -34,14 +34,14 @@ _OUTCOMES = ("reward", "done", "terminated", "truncated")
 
 @dataclass(frozen=True)
 class OpenXConvention:
-    """Say where a dataset of Open X-Embodiment keeps what, and what it means.
+    """Names and meaning of the entries of one Open X-Embodiment dataset.
 
     Args:
-        action_keys: entries that make the action, in this order.
-        state_keys: entries that make the state, in this order. Empty = no state.
+        action_keys: entries to concatenate to the action, in this order.
+        state_keys: entries to concatenate to the state. Empty = no state.
         cameras: the entry of each camera name. Empty = no images.
         instruction_key: the text of a step.
-        metadata: what the numbers mean; its statistics are computed.
+        metadata: names and units of the numbers; statistics are computed.
     """
 
     action_keys: Sequence[NestedKey] = (ACTION_KEY,)
@@ -54,7 +54,11 @@ class OpenXConvention:
 
 
 def _end_effector(
-    name: str, robot: str, rate_hz: float, gripper: str, **options: Any
+    name: str,
+    robot: str,
+    rate_hz: float,
+    gripper: str,
+    grippers: tuple[GripperConvention, ...] = (),
 ) -> RobotDatasetMetadata:
     return RobotDatasetMetadata(
         name,
@@ -63,14 +67,14 @@ def _end_effector(
         action_space=("end_effector",) * 6 + ("gripper",),
         control_frequency_hz=rate_hz,
         cameras=("image",),
-        **options,
+        grippers=grippers,
     )
 
 
-#: Datasets whose conventions are documented, by the dataset configurations and the
-#: standardization transforms of Octo and of OpenVLA (keys, order, gripper) and by those
-#: of RLDS-based collections that list the control rates. What they do not say (units,
-#: the reference of the deltas' frame, which Euler angles) stays undeclared.
+#: Datasets with documented conventions. Sources: the dataset configurations and
+#: standardization transforms of Octo and OpenVLA (keys, order, gripper), and RLDS-based
+#: collections that list the control rates. Units, the reference frame of the deltas
+#: and the Euler convention are not documented and remain undeclared.
 OPEN_X_CONVENTIONS: dict[str, OpenXConvention] = {
     # open_gripper: 1 = open. An episode's first action is all zero; OpenVLA drops it.
     "bridge": OpenXConvention(
@@ -88,7 +92,7 @@ OPEN_X_CONVENTIONS: dict[str, OpenXConvention] = {
             grippers=(GripperConvention(dim=6, open=1.0, closed=0.0),),
         ),
     ),
-    # gripper_closedness_action: +1 begins to close, -1 to open, 0 goes on as before.
+    # gripper_closedness_action: +1 starts to close, -1 to open, 0 keeps the motion.
     # It is a change and not a position, so no GripperConvention describes it.
     "fractal20220817_data": OpenXConvention(
         action_keys=(
@@ -109,13 +113,13 @@ OPEN_X_CONVENTIONS: dict[str, OpenXConvention] = {
 
 
 class OpenXExperienceReplay(DemonstrationDataset):
-    """TorchRL's ``OpenXExperienceReplay``, mapped into the schema and metadata.
+    """TorchRL's ``OpenXExperienceReplay`` in the canonical schema, with metadata.
 
-    TorchRL downloads and memory-maps; this class renames, and says what the numbers
-    mean. Images stay the memory-mapped files that TorchRL wrote. Of TorchRL's layout,
-    ``episode`` becomes ``episode_index`` (int64), rows are counted by ``frame_index``,
-    text becomes ids, and ``("next", "observation")`` is left out, since it holds zeros
-    at the end of each episode.
+    TorchRL downloads and memory-maps the data; this class renames the entries and adds
+    metadata. Images remain the memory-mapped files that TorchRL wrote. ``episode``
+    becomes ``episode_index`` (int64), ``frame_index`` is counted, texts become ids, and
+    ``("next", "observation")`` is left out, since TorchRL fills it with zeros at the
+    end of each episode.
 
     **Writes** robot space: ``action`` and ``("observation", "state")`` float32,
     ``("observation", "image")`` uint8 ``[F, 3, h, w]`` (a single camera that is called
@@ -123,13 +127,13 @@ class OpenXExperienceReplay(DemonstrationDataset):
     ``episode_index``, ``frame_index``, ``("next", reward)`` float32 and ``("next",
     done)``, ``terminated``, ``truncated`` bool ``[F, 1]``.
 
-    Exercised here with TorchRL's own class: its conversion of steps and its
-    memory-mapped folder, over steps made by the tests in place of those that
-    ``datasets`` would load from the Hub. The download itself was not.
+    Note:
+        The tests run TorchRL's conversion of steps and its memory-mapped folder on
+        synthetic steps. The download from the Hub is not tested.
 
     Args:
         frames: ``[F]`` steps in the canonical schema.
-        metadata: what the numbers mean, and their statistics.
+        metadata: names, units and statistics of the numbers in ``frames``.
         instructions: the texts of the ids in ``frames``.
 
     Examples:
@@ -168,13 +172,13 @@ class OpenXExperienceReplay(DemonstrationDataset):
         Args:
             dataset_id: one of TorchRL's ``available_datasets``.
             root: TorchRL's folder of datasets; None = its default.
-            convention: where things are; None = that of ``OPEN_X_CONVENTIONS``.
-            download: True = let TorchRL download what is not there (needs
+            convention: names of the entries; None = that of ``OPEN_X_CONVENTIONS``.
+            download: True = let TorchRL download missing files (needs
                 ``datasets`` below 4 and ``torchvision``).
 
         Raises:
             ValueError: no convention is known and none is given.
-            FileNotFoundError: there is no such folder and ``download`` is False.
+            FileNotFoundError: the folder does not exist and ``download`` is False.
         """
         if convention is None:
             convention = _known_convention(dataset_id)
@@ -193,12 +197,12 @@ class OpenXExperienceReplay(DemonstrationDataset):
     def from_torchrl(
         cls, replay: ReplayBuffer, convention: OpenXConvention, *, dataset_id: str
     ) -> OpenXExperienceReplay:
-        """Map a buffer of TorchRL's layout that is already open.
+        """Map an open buffer of TorchRL's layout.
 
         Raises:
-            MissingKeyError: an entry is not there; lists what is.
-            SchemaError: an entry is not what the convention says, or the steps of an
-                episode are not together.
+            MissingKeyError: an entry is missing; lists those that exist.
+            SchemaError: an entry contradicts the convention, or the steps of an
+                episode are not contiguous.
         """
         steps = replay.storage[:]
         count = len(steps)
@@ -221,14 +225,7 @@ class OpenXExperienceReplay(DemonstrationDataset):
             if (value := steps.get(("next", name), None)) is not None:
                 frames.set(("next", name), value.reshape(count, 1))
         metadata = convention.metadata or RobotDatasetMetadata(dataset_id)
-        statistics = {
-            "action_statistics": FeatureStatistics.from_samples(frames["action"])
-        }
-        if convention.state_keys:
-            statistics["state_statistics"] = FeatureStatistics.from_samples(
-                frames.get(STATE_KEY)
-            )
-        return cls(frames, replace(metadata, **statistics), table)
+        return cls(frames, replace(metadata, **frame_statistics(frames)), table)
 
 
 def _known_convention(dataset_id: str) -> OpenXConvention:
@@ -240,7 +237,7 @@ def _known_convention(dataset_id: str) -> OpenXConvention:
     return OPEN_X_CONVENTIONS[dataset_id]
 
 
-def _get(steps: TensorDict, key: NestedKey) -> Any:
+def _get(steps: TensorDict, key: NestedKey) -> Tensor:
     value = steps.get(key, None)
     if value is None:
         raise MissingKeyError(
@@ -255,7 +252,7 @@ def _concatenate(steps: TensorDict, keys: Sequence[NestedKey]) -> Tensor:
     columns = []
     for key in keys:
         value = _get(steps, key)
-        if not isinstance(value, Tensor):
+        if not torch.is_tensor(value):
             raise SchemaError(
                 f"OpenXExperienceReplay: expected numbers at {key!r}, got "
                 f"{type(value).__name__} with {sorted(map(str, value.keys()))}. Name "
@@ -267,31 +264,28 @@ def _concatenate(steps: TensorDict, keys: Sequence[NestedKey]) -> Tensor:
 
 def _image(steps: TensorDict, key: NestedKey) -> Tensor:
     image = _get(steps, key)
-    good = isinstance(image, Tensor) and image.dtype == torch.uint8
-    if not good or image.ndim != 4 or image.shape[1] != 3:
-        what = type(image).__name__
-        if isinstance(image, Tensor):
-            what = f"{image.dtype} {list(image.shape)}"
-        raise SchemaError(
-            f"OpenXExperienceReplay: expected uint8 images [F, 3, h, w] at {key!r}, "
-            f"got {what}. TorchRL decodes only ('observation', 'image'); leave other "
-            "cameras out."
-        )
-    return image
+    what = type(image).__name__
+    if torch.is_tensor(image):
+        if image.dtype == torch.uint8 and image.ndim == 4 and image.shape[1] == 3:
+            return image
+        what = f"{image.dtype} {list(image.shape)}"
+    raise SchemaError(
+        f"OpenXExperienceReplay: expected uint8 images [F, 3, h, w] at {key!r}, "
+        f"got {what}. TorchRL decodes only ('observation', 'image'); leave other "
+        "cameras out."
+    )
 
 
 def _texts(steps: TensorDict, key: NestedKey) -> list[str]:
     leaf = _get(steps, key)
-    if isinstance(leaf, NonTensorStack):
-        texts = leaf.tolist()
-    elif isinstance(leaf, NonTensorData):
-        texts = [leaf.data] * len(steps)
-    else:
+    if not is_non_tensor(leaf):
         raise SchemaError(
             f"OpenXExperienceReplay: expected text at {key!r}, got "
             f"{type(leaf).__name__}. Name the entry with the instruction in "
             "OpenXConvention(instruction_key=...)."
         )
+    found = instruction_texts(leaf)
+    texts = found * (len(steps) // len(found))  # one text may stand for all steps
     return [text.decode() if isinstance(text, bytes) else text for text in texts]
 
 
@@ -301,7 +295,8 @@ def _count_frames(episode: Tensor) -> Tensor:
     first[1:] = episode[1:] != episode[:-1]
     if int(first.sum()) != len(episode.unique()):
         raise SchemaError(
-            "OpenXExperienceReplay: expected the steps of an episode together, got "
+            "OpenXExperienceReplay: expected the steps of an episode to be "
+            "contiguous, got "
             f"{int(first.sum())} runs of {len(episode.unique())} episodes."
         )
     row = torch.arange(len(episode))

@@ -1,9 +1,8 @@
-"""Sample some of a storage's rows."""
+"""Sampler of a subset of a storage's rows."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,16 +12,16 @@ from torchrl_vla.schema import SchemaError
 
 
 class RowSampler(Sampler):
-    """Draw i.i.d. rows out of given ones, and leave the others in the storage.
+    """Sample i.i.d. from a subset of rows; the other rows remain in the storage.
 
-    Frames that are no target themselves are still the past of those that are, and
-    what history and chunks are gathered from.
+    Histories and chunks are gathered from the whole storage, so frames that are not
+    sampled themselves still serve as the past and future of those that are.
 
     Args:
-        rows: int64 ``[N]``, those that are drawn.
+        rows: int64 ``[N]``, the rows to sample from.
 
     Raises:
-        SchemaError: there are none.
+        SchemaError: ``rows`` is empty.
 
     Examples:
         >>> sampler = RowSampler(torch.tensor([2, 5]))
@@ -34,34 +33,34 @@ class RowSampler(Sampler):
         super().__init__()
         if not len(rows):
             raise SchemaError(
-                "RowSampler: expected at least one row to draw, got none. Nothing is "
+                "RowSampler: expected at least one row to sample, got none. Nothing is "
                 "left to learn from."
             )
         self.rows = rows
 
     def sample(
         self, storage: Storage | None, batch_size: int
-    ) -> tuple[Tensor, dict[str, Any]]:
+    ) -> tuple[Tensor, dict[str, object]]:
         """Return indices int64 ``[batch_size]``."""
         pick = torch.randint(len(self.rows), (batch_size,), generator=self._rng)
         return self.rows[pick], {}
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Tensor]:
         """Return the rows; the buffer keeps the generator."""
         return {"rows": self.rows}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the rows over."""
+    def load_state_dict(self, state_dict: dict[str, Tensor]) -> None:
+        """Restore the rows."""
         self.rows = state_dict["rows"]
 
     def _empty(self) -> None:
-        """Nothing to forget."""
+        """Do nothing: the rows do not depend on what was sampled."""
 
     def dumps(self, path: Path) -> None:
-        """Nothing to write: the rows follow from the frames."""
+        """Write nothing: the rows follow from the frames."""
 
     def loads(self, path: Path) -> None:
-        """Nothing to read."""
+        """Read nothing."""
 
     def __repr__(self) -> str:
         return f"RowSampler({len(self.rows)} rows)"

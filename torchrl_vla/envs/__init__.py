@@ -5,8 +5,12 @@ from torchrl_vla.envs.gymnasium import GymnasiumEnv
 from torchrl_vla.envs.lazy_rendering import RenderSpec
 from torchrl_vla.envs.metaworld import MetaWorldEnv, MetaWorldExpert
 from torchrl_vla.envs.mujoco_renderer import RenderingError
-from torchrl_vla.envs.observation_keys import ObservationKeys
 from torchrl_vla.envs.pusht import PushTEnv
+from torchrl_vla.envs.simulator_interface import (
+    SimulatorInterface,
+    SimulatorOptions,
+)
+from torchrl_vla.envs.simulator_keys import SimulatorKeys
 from torchrl_vla.envs.tabletop import TabletopEnv, TabletopExpert
 from torchrl_vla.envs.toy import ToyVLAEnv
 
@@ -16,10 +20,12 @@ __all__ = [
     "GymnasiumEnv",
     "MetaWorldEnv",
     "MetaWorldExpert",
-    "ObservationKeys",
     "PushTEnv",
     "RenderSpec",
     "RenderingError",
+    "SimulatorInterface",
+    "SimulatorKeys",
+    "SimulatorOptions",
     "TabletopEnv",
     "TabletopExpert",
     "ToyVLAEnv",

@@ -1,4 +1,4 @@
-"""ALOHA, two simulated arms at a table, in the canonical schema."""
+"""ALOHA environment: two simulated arms at a table."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from gymnasium.spaces import Box
 from torchrl_vla.envs.gymnasium import GymnasiumEnv
 from torchrl_vla.envs.lazy_rendering import RenderSpec
 from torchrl_vla.envs.mujoco_renderer import RenderingError
-from torchrl_vla.envs.observation_keys import ObservationKeys
+from torchrl_vla.envs.simulator_interface import SimulatorInterface, SimulatorOptions
+from torchrl_vla.envs.simulator_keys import SimulatorKeys
 from torchrl_vla.schema import (
     GripperConvention,
     RobotDatasetMetadata,
@@ -25,7 +26,7 @@ from torchrl_vla.schema import (
 
 AlohaTask = Literal["insertion", "transfer_cube"]
 
-#: What the episodes of LeRobot's simulated ALOHA datasets are told, by task.
+#: Instructions of LeRobot's simulated ALOHA datasets, by task.
 ALOHA_INSTRUCTIONS: dict[str, str] = {
     "insertion": "Insert the peg into the socket.",
     "transfer_cube": "Pick up the cube with the right arm and transfer it to the left "
@@ -44,7 +45,7 @@ _JOINTS = {  # of one arm, with the range of its motor in rad; gripper: 0 closed
     "wrist_rotate": (-3.14158, 3.14158),
     "gripper": (0.0, 1.0),
 }
-# As LeRobot's ALOHA datasets name them (the package says left_arm_waist, ...).
+# The names in LeRobot's ALOHA datasets (in the package: left_arm_waist, ...).
 _NAMES = tuple(f"{side}_{joint}" for side in ("left", "right") for joint in _JOINTS)
 
 
@@ -52,12 +53,14 @@ class AlohaEnv(GymnasiumEnv):
     """Bring a peg into a socket, or hand a cube over, with two arms.
 
     Observations are, number for number, those of LeRobot's own environment with
-    ``obs_type="pixels_agent_pos"``. Success is a reward of 4, which the simulator gives
-    in steps for touching and lifting. Two surprises: actions are executed as they are,
-    as LeRobot does, though the package declares bounds of -1..1 that its own
-    demonstrations leave (the motors stop at the bounds in ``env.metadata``); and
-    LeRobot's evaluation loop tells policies the task's short name, not the sentence
-    that its datasets have.
+    ``obs_type="pixels_agent_pos"``. Success is a reward of 4; touching and lifting give
+    lower rewards.
+
+    Note:
+        Actions are not clipped, as in LeRobot: the package declares bounds of -1..1,
+        which its own demonstrations exceed (the motors stop at the bounds in
+        ``env.metadata``). LeRobot's evaluation loop passes the task's short name as
+        the instruction, not the sentence of its datasets.
 
     **Reads** ``action`` float32 ``[N, 14]``: joint positions in rad, six of the left
     arm, its gripper (0 closed, 1 open), then the right arm's.
@@ -70,22 +73,20 @@ class AlohaEnv(GymnasiumEnv):
         task: ``"insertion"`` or ``"transfer_cube"``.
 
     Keyword Args:
-        num_envs: ``N``, the episodes that run side by side.
+        num_envs: ``N``, number of environments.
         images: True = write the image from above; False makes a step a hundred times
             as fast, but neither peg nor cube is in the state.
-        quick_drawing: True = without anti-aliasing, shadows and reflections: six times
-            as fast in software, and not LeRobot's pixels.
+        quick_rendering: True = without anti-aliasing, shadows and reflections: six
+            times as fast in software, and not LeRobot's pixels.
         max_steps: time limit.
-        instruction: what every episode is told; None = the datasets' sentence.
-        num_workers: processes that share the rows; 0 steps them in this one.
-        render_on_demand: True = draw only where the policy looks, as
-            :class:`GymnasiumEnv` says.
+        instruction: of every episode; None = the datasets' sentence.
+        options: worker processes and rendering on demand.
         seed: seed of the episode seeds; see ``set_seed``.
 
     Raises:
         MissingExtraError: the package ``gym-aloha`` is not installed.
-        ValueError: there is no such task; or drawing on demand without images.
-        RenderingError: images were asked for and cannot be drawn here; at a reset.
+        ValueError: there is no such task; or rendering on demand without images.
+        RenderingError: images cannot be rendered here; at a reset.
 
     Examples:
         >>> import torch
@@ -105,11 +106,10 @@ class AlohaEnv(GymnasiumEnv):
         *,
         num_envs: int = 1,
         images: bool = True,
-        quick_drawing: bool = False,
+        quick_rendering: bool = False,
         max_steps: int = 400,
         instruction: str | None = None,
-        num_workers: int = 0,
-        render_on_demand: bool = False,
+        options: SimulatorOptions = SimulatorOptions(),  # noqa: B008 (frozen)
         seed: int | None = None,
     ) -> None:
         if task not in get_args(AlohaTask):
@@ -118,45 +118,48 @@ class AlohaEnv(GymnasiumEnv):
             )
         import_extra("gym_aloha", "aloha", "AlohaEnv")  # before any worker
         super().__init__(
-            functools.partial(AlohaSimulator, task, quick_drawing),
-            observe=ObservationKeys(state=("agent_pos",)),
+            functools.partial(AlohaSimulator, task, quick_rendering),
+            SimulatorInterface(
+                SimulatorKeys(state=("agent_pos",)),
+                "is_success",
+                RenderSpec(
+                    AlohaSimulator.render_images, {_CAMERA: (_HEIGHT, _WIDTH, 3)}
+                )
+                if images
+                else None,
+            ),
             instructions=instruction or ALOHA_INSTRUCTIONS[task],
-            success_key="is_success",
             num_envs=num_envs,
             max_steps=max_steps,
-            num_workers=num_workers,
             metadata=_make_metadata(task, images),
-            drawing=RenderSpec(AlohaSimulator.draw, {_CAMERA: (_HEIGHT, _WIDTH, 3)})
-            if images
-            else None,
-            render_on_demand=render_on_demand,
+            options=options,
             seed=seed,
         )
 
 
 class AlohaSimulator(gymnasium.Env):
-    """Run the package's simulation, drawn apart from its steps.
+    """Run the package's simulation, rendered apart from its steps.
 
-    The package draws three cameras at every step and hands out one; here its physics
-    has another ``render``, which draws none. The action space is unbounded:
-    ``GymnasiumEnv`` clips to it, LeRobot does not clip.
+    The package renders three cameras at every step and returns one; here the
+    ``render`` of its physics is replaced by one that renders none. The action space is
+    unbounded: ``GymnasiumEnv`` clips to it, LeRobot does not clip.
 
     Args:
-        task: see :class:`AlohaEnv`.
-        quick_drawing: see :class:`AlohaEnv`.
+        task: as of :class:`AlohaEnv`.
+        quick_rendering: as of :class:`AlohaEnv`.
     """
 
-    def __init__(self, task: str, quick_drawing: bool) -> None:
+    def __init__(self, task: str, quick_rendering: bool) -> None:
         with _graphics_without_a_display():
             package = import_extra("gym_aloha.env", "aloha", "AlohaEnv")
         self._env = package.AlohaEnv(task=task, obs_type="pixels_agent_pos")
         self._simulation = self._env._env
         physics = self._simulation.physics
-        self._draw = physics.render
-        self._flags = {"shadow": False, "reflection": False} if quick_drawing else {}
-        if quick_drawing:
+        self._render = physics.render
+        self._flags = {"shadow": False, "reflection": False} if quick_rendering else {}
+        if quick_rendering:
             physics.model.vis.quality.offsamples = 0
-        physics.render = _draw_nothing  # of this simulation alone
+        physics.render = _render_nothing  # of this simulation alone
         self.action_space = Box(-np.inf, np.inf, (len(_NAMES),), np.float32)
         self.observation_space = gymnasium.spaces.Dict(
             agent_pos=Box(-np.inf, np.inf, (len(_NAMES),))
@@ -165,7 +168,7 @@ class AlohaSimulator(gymnasium.Env):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Begin the episode of ``seed``."""
+        """Start the episode of ``seed``."""
         return self._env.reset(seed=seed, options=options)
 
     def step(
@@ -174,19 +177,19 @@ class AlohaSimulator(gymnasium.Env):
         """Execute one action."""
         return self._env.step(action)
 
-    def draw(self) -> dict[str, np.ndarray]:
-        """Return ``{"top": uint8 [480, 640, 3]}``, as the package draws it.
+    def render_images(self) -> dict[str, np.ndarray]:
+        """Return ``{"top": uint8 [480, 640, 3]}``, as the package renders it.
 
         Raises:
-            RenderingError: there is no graphics library that could.
+            RenderingError: no graphics library can render.
         """
         try:
-            image = self._draw(
+            image = self._render(
                 _HEIGHT, _WIDTH, _CAMERA, render_flag_overrides=self._flags
             )
         except Exception as error:  # each graphics backend raises its own
             raise RenderingError(
-                "AlohaEnv: expected an OpenGL context to draw its camera, got "
+                "AlohaEnv: expected an OpenGL context to render its camera, got "
                 f"{type(error).__name__}: {error}. Install libegl1, or install "
                 "libosmesa6 and set MUJOCO_GL=osmesa before Python starts (MUJOCO_GL "
                 f"is {os.environ.get('MUJOCO_GL')!r}), or go without images: "
@@ -199,7 +202,7 @@ class AlohaSimulator(gymnasium.Env):
         self._simulation.close()
 
 
-def _draw_nothing(height: int, width: int, camera_id: str) -> np.ndarray:
+def _render_nothing(height: int, width: int, camera_id: str) -> np.ndarray:
     """Stand in for the ``render`` of a simulation's physics."""
     return np.empty((0, 0, 3), np.uint8)
 
@@ -227,7 +230,7 @@ def _make_metadata(task: str, images: bool) -> RobotDatasetMetadata:
         embodiment_id="aloha",
         action_names=_NAMES,
         action_units=units,
-        action_reference="absolute",
+        action_reference=("absolute",) * len(_NAMES),
         action_space=tuple("gripper" if unit == "1" else "joint" for unit in units),
         action_low=low,
         action_high=high,

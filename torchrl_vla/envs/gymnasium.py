@@ -1,9 +1,9 @@
-"""Any gymnasium environment in the canonical schema."""
+"""Adapter of gymnasium environments to the canonical schema."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import gymnasium
 import numpy as np
@@ -13,11 +13,11 @@ from torch import Tensor
 from torchrl.data import Binary, Bounded, Composite, Unbounded
 from torchrl.envs import EnvBase
 
-from torchrl_vla.envs.lazy_rendering import Key, RenderSpec, observation_is_needed
+from torchrl_vla.envs.lazy_rendering import Key, observation_is_needed
+from torchrl_vla.envs.simulator_interface import SimulatorInterface, SimulatorOptions
 from torchrl_vla.envs.simulators import (
-    DRAWN,
+    RENDERED,
     Arrays,
-    Observe,
     SimulatorGroup,
     SimulatorLayout,
     SimulatorProcesses,
@@ -37,20 +37,22 @@ from torchrl_vla.schema import (
     SchemaError,
 )
 
+_T = TypeVar("_T")
 _FLAGS = ("terminated", "truncated", SUCCESS_KEY)
 
 
 class GymnasiumEnv(EnvBase):
     """Run a batch of gymnasium environments in the canonical schema.
 
-    A simulator becomes usable by every policy, executor and evaluation here by
-    declaring what its numbers cannot say: what in its observation is state and image,
-    what it is told to do, and where it reports success. Nothing is
-    reset behind the caller's back: ``reset`` begins the episodes that ``_reset``
-    marks, each a pure function of its seed; ``step`` moves the rows that ``_step``
-    marks, the others keep their state and outputs and earn nothing. The surprise:
-    actions outside the simulator's bounds are clipped to them before they are
-    executed, while the tensordict keeps what the policy said.
+    A :class:`SimulatorInterface` declares what the simulator's numbers are: state,
+    images, instruction, success. Every episode is a pure function of its seed.
+    ``reset`` starts the episodes that ``_reset`` marks, and nothing resets by itself;
+    ``step`` steps the environments that ``_step`` marks, and the others keep their
+    state and outputs and get no reward.
+
+    Note:
+        Actions outside the simulator's bounds are clipped before they are executed; the
+        tensordict keeps the policy's action.
 
     **Reads** ``action`` float32 ``[N, A]``, in the simulator's units.
 
@@ -59,43 +61,33 @@ class GymnasiumEnv(EnvBase):
     ``("observation", "image")`` uint8 ``[N, C, h, w]``, or one entry per camera below
     it; ``language_instruction`` int64 ids ``[N]`` of ``env.instructions``;
     ``episode_seed`` int64 ``[N]``; ``success`` bool ``[N, 1]``; ``reward`` float32
-    ``[N, 1]``; ``done``, ``terminated``, ``truncated`` bool ``[N, 1]``; drawing on
+    ``[N, 1]``; ``done``, ``terminated``, ``truncated`` bool ``[N, 1]``; rendering on
     demand also ``image_is_stale`` bool ``[N, 1]``.
 
     Args:
-        make_envs: one constructor per row, or one for all with ``num_envs``.
+        make_envs: one constructor per environment, or one for all with ``num_envs``.
+        interface: what the simulator's outputs are.
 
     Keyword Args:
-        observe: maps a raw observation to ``{"state": [S], "environment_state": [E],
-            "image": [h, w, C] uint8 or {camera: image}, "instruction": text}`` or a
-            part of it: a function, or :class:`ObservationKeys`. The instruction is
-            read at resets only.
-        instructions: what every row is told, or one text per row; where ``observe``
-            returns the instruction, every text that it can return.
-        success_key: the entry of ``info`` that says whether the task is done.
-        num_envs: rows, when ``make_envs`` is a single constructor (then 1 if left
-            out).
+        instructions: the instruction of every environment, or one text each; where
+            ``observe`` returns the instruction, every text that it can return.
+        metadata: what state and actions mean; None = only their sizes and the action
+            bounds are declared.
+        num_envs: number of environments, when ``make_envs`` is a single constructor;
+            None = 1.
         max_steps: time limit; an episode is ``truncated`` there. None leaves it to
             the simulator.
-        num_workers: processes that share the rows; 0 steps them in this one.
-        metadata: what state and actions mean; left out, only their sizes and the
-            action bounds are declared.
-        drawing: how the simulator is drawn apart from its steps, where ``observe``
-            returns no images.
-        render_on_demand: True = draw only where a policy looks: at resets, in rows that
-            are done, and unless ``observation_needed`` is False (bool ``[N, 1]``, which
-            the executors write). A row that is not drawn keeps its last image, and
-            ``image_is_stale`` says so. TorchRL's own worker processes do not pass
-            ``observation_needed`` on; ``num_workers`` does.
+        options: worker processes and rendering on demand.
         seed: seed of the episode seeds; see ``set_seed``.
 
     Raises:
-        ValueError: the numbers of constructors, rows, workers and texts disagree; or
-            nothing says how to draw on demand.
+        ValueError: the numbers of constructors, environments, workers and texts
+            disagree; or there is no ``rendering`` to render on demand.
         SchemaError: a simulator has another action or observation than the rest, than
-            its own space or than ``metadata`` says; or returns non-finite numbers.
-        MissingKeyError: a declared entry is absent; names what there is.
-        UnknownInstructionError: a simulator says what ``instructions`` does not have.
+            its own space or than ``metadata``; or returns non-finite numbers.
+        MissingKeyError: a declared entry is missing; names the available ones.
+        UnknownInstructionError: a simulator has an instruction outside
+            ``instructions``.
 
     Examples:
         >>> import gymnasium
@@ -105,10 +97,9 @@ class GymnasiumEnv(EnvBase):
         ...         return observation, *rest, {"upright": observation[0] > 0.95}
         >>> env = GymnasiumEnv(
         ...     lambda: Pendulum(gymnasium.make("Pendulum-v1")),
-        ...     num_envs=2,
-        ...     observe=lambda observation: {"state": observation},
+        ...     SimulatorInterface(lambda obs: {"state": obs}, success_key="upright"),
         ...     instructions="swing the pendulum up",
-        ...     success_key="upright",
+        ...     num_envs=2,
         ... )
         >>> env.rollout(5)["next", "observation", "state"].shape
         torch.Size([2, 5, 3])
@@ -117,53 +108,58 @@ class GymnasiumEnv(EnvBase):
     def __init__(
         self,
         make_envs: Callable[[], gymnasium.Env] | Sequence[Callable[[], gymnasium.Env]],
+        interface: SimulatorInterface,
         *,
-        observe: Observe,
         instructions: str | Sequence[str],
-        success_key: str,
+        metadata: RobotDatasetMetadata | None = None,
         num_envs: int | None = None,
         max_steps: int | None = None,
-        num_workers: int = 0,
-        metadata: RobotDatasetMetadata | None = None,
-        drawing: RenderSpec | None = None,
-        render_on_demand: bool = False,
+        options: SimulatorOptions = SimulatorOptions(),  # noqa: B008 (frozen)
         seed: int | None = None,
     ) -> None:
-        makers = _one_per_row("make_envs", make_envs, num_envs, callable(make_envs))
-        rows = len(makers)
-        if not 0 <= num_workers <= rows:
+        makers = _one_per_env(
+            "make_envs",
+            [make_envs] if callable(make_envs) else make_envs,
+            num_envs,
+            callable(make_envs),
+        )
+        count, num_workers = len(makers), options.num_workers
+        if not 0 <= num_workers <= count:
             raise ValueError(
-                f"GymnasiumEnv: expected num_workers in 0 .. {rows} (one environment "
+                f"GymnasiumEnv: expected num_workers in 0 .. {count} (one environment "
                 f"each at least), got {num_workers}."
             )
         if max_steps is not None and max_steps < 1:
             raise ValueError(f"GymnasiumEnv: expected max_steps >= 1, got {max_steps}.")
-        if render_on_demand and drawing is None:
+        if options.render_on_demand and interface.rendering is None:
             raise ValueError(
-                f"{type(self).__name__}: expected images that are drawn apart from the "
-                "steps with render_on_demand=True, got none. Ask for images, of a "
-                "gymnasium environment with drawing=RenderSpec(...)."
+                f"{type(self).__name__}: expected images that are rendered apart from "
+                "the steps with render_on_demand=True, got none. Enable images, of a "
+                "gymnasium environment with rendering=RenderSpec(...)."
             )
-        super().__init__(batch_size=torch.Size([rows]))
+        super().__init__(batch_size=torch.Size([count]))
         self.max_steps = max_steps
-        self.render_on_demand = render_on_demand
+        self.render_on_demand = options.render_on_demand
         self._simulators: SimulatorGroup | SimulatorProcesses = (
-            SimulatorProcesses(makers, observe, success_key, drawing, num_workers)
+            SimulatorProcesses(makers, interface, num_workers)
             if num_workers
-            else SimulatorGroup(makers, observe, success_key, drawing)
+            else SimulatorGroup(makers, interface)
         )
         layout = self._shared_layout()
-        single = isinstance(instructions, str)
-        texts = [instructions] if single else list(instructions)
-        if not layout.says_instruction:
-            texts = list(_one_per_row("instructions", instructions, rows, single))
+        texts = [instructions] if isinstance(instructions, str) else list(instructions)
+        if not layout.has_instruction:
+            texts = list(
+                _one_per_env(
+                    "instructions", texts, count, isinstance(instructions, str)
+                )
+            )
         self.instructions = InstructionTable(texts)
         self.metadata = _checked_metadata(metadata, layout)
         self._make_specs(layout)
-        self._elapsed = torch.zeros(rows, 1, dtype=torch.int64)
+        self._elapsed = torch.zeros(count, 1, dtype=torch.int64)
         blank = self.full_observation_spec.zero().update(self.full_done_spec.zero())
         self._now: dict[Any, Tensor] = dict(blank.items(True, True))
-        if not layout.says_instruction:
+        if not layout.has_instruction:
             self._now[INSTRUCTION_KEY] = self.instructions.encode(texts)
         self._generator = torch.Generator()
         self._set_seed(seed)
@@ -183,23 +179,23 @@ class GymnasiumEnv(EnvBase):
             if _is_image(key):
                 if self.render_on_demand:
                     return torch.from_numpy(
-                        self._simulators.draw(self._rows(None))[key]
+                        self._simulators.render(self._indices(None))[key]
                     )
                 return value.clone()
         raise MissingKeyError(
             f"{type(self).__name__}.render: expected an image among the observations, "
-            f"got only {sorted(map(str, self._now))}. Build it with cameras, or let "
-            "observe return an image."
+            f"got only {sorted(map(str, self._now))}. Enable images, or return one "
+            "from observe."
         )
 
     def _shared_layout(self) -> SimulatorLayout:
         layouts = self._simulators.layouts()
-        for row, layout in enumerate(layouts):
+        for index, layout in enumerate(layouts):
             if layout != layouts[0]:
                 self._simulators.close()
                 raise SchemaError(
                     "GymnasiumEnv: expected the same actions and observations in every "
-                    f"row, got {layouts[0]} in row 0 and {layout} in row {row}. Make "
+                    f"environment, got {layouts[0]} in 0 and {layout} in {index}. Make "
                     "them agree in observe and with action wrappers."
                 )
         return layouts[0]
@@ -234,75 +230,81 @@ class GymnasiumEnv(EnvBase):
         **kwargs: Any,
     ) -> TensorDictBase:
         mask = None if tensordict is None else tensordict.get("_reset", None)
-        rows = self._rows(mask)
+        indices = self._indices(mask)
         if episode_seeds is None:
-            seeds = torch.randint(0, 2**31, (len(rows),), generator=self._generator)
+            seeds = torch.randint(0, 2**31, (len(indices),), generator=self._generator)
         else:
-            seeds = torch.as_tensor(episode_seeds).expand(self.batch_size)[rows].cpu()
+            seeds = (
+                torch.as_tensor(episode_seeds).expand(self.batch_size)[indices].cpu()
+            )
             if (seeds < 0).any():
                 raise ValueError(
                     f"{type(self).__name__}: expected episode_seeds >= 0, got "
-                    f"{seeds.tolist()} for rows {rows}."
+                    f"{seeds.tolist()} for environments {indices}."
                 )
-        if rows:
-            arrays = self._simulators.reset(rows, seeds.tolist())
+        if indices:
+            arrays = self._simulators.reset(indices, seeds.tolist())
             for name in _FLAGS:
-                arrays[name] = np.zeros((len(rows), 1), dtype=bool)
+                arrays[name] = np.zeros((len(indices), 1), dtype=bool)
             arrays[EPISODE_SEED_KEY] = seeds.numpy()
             if INSTRUCTION_KEY in arrays:
                 ids = [self.instructions.id(text) for text in arrays[INSTRUCTION_KEY]]
                 arrays[INSTRUCTION_KEY] = np.array(ids, dtype=np.int64)
-            self._elapsed[rows] = 0
-            self._update(rows, arrays)
+            self._elapsed[indices] = 0
+            self._update(indices, arrays)
         return self._output()
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
-        rows = self._rows(tensordict.get("_step", None))
+        indices = self._indices(tensordict.get("_step", None))
         arrays = self._simulators.step(
-            rows, self._actions(tensordict, rows), self._to_draw(tensordict, rows)
+            indices,
+            self._actions(tensordict, indices),
+            self._to_render(tensordict, indices),
         )
-        self._elapsed[rows] += 1
+        self._elapsed[indices] += 1
         if self.max_steps is not None:
-            arrays["truncated"] |= (self._elapsed[rows] >= self.max_steps).numpy()
+            arrays["truncated"] |= (self._elapsed[indices] >= self.max_steps).numpy()
         arrays["truncated"] &= ~arrays["terminated"]
         reward = torch.zeros(*self.batch_size, 1)
-        reward[rows] = torch.from_numpy(arrays.pop("reward"))
-        self._update(rows, arrays)
+        reward[indices] = torch.from_numpy(arrays.pop("reward"))
+        self._update(indices, arrays)
         return self._output().set("reward", reward)
 
-    def _rows(self, mask: Tensor | None) -> list[int]:
+    def _indices(self, mask: Tensor | None) -> list[int]:
         if mask is None:
             return list(range(self.batch_size[0]))
         return mask.reshape(self.batch_size).nonzero().flatten().tolist()
 
-    def _to_draw(self, tensordict: TensorDictBase, rows: list[int]) -> np.ndarray:
-        """Which rows to draw, done or not; the simulators know who succeeds."""
+    def _to_render(self, tensordict: TensorDictBase, indices: list[int]) -> np.ndarray:
+        """Return the environments to render; the simulators add those that succeed."""
         if not self.render_on_demand:
-            return np.ones(len(rows), dtype=bool)
-        seen = observation_is_needed(tensordict, self.batch_size).cpu()[rows]
+            return np.ones(len(indices), dtype=bool)
+        seen = observation_is_needed(tensordict, self.batch_size).cpu()[indices]
         if self.max_steps is not None:
-            seen = seen | (self._elapsed[rows, 0] + 1 >= self.max_steps)
+            seen = seen | (self._elapsed[indices, 0] + 1 >= self.max_steps)
         return seen.numpy()
 
-    def _actions(self, tensordict: TensorDictBase, rows: list[int]) -> np.ndarray:
-        actions = tensordict.get(ACTION_KEY).detach().cpu().numpy()[rows]
+    def _actions(self, tensordict: TensorDictBase, indices: list[int]) -> np.ndarray:
+        actions = tensordict.get(ACTION_KEY).detach().cpu().numpy()[indices]
         if not np.isfinite(actions).all():
-            bad = [row for row, a in zip(rows, actions) if not np.isfinite(a).all()]
+            bad = [
+                index for index, a in zip(indices, actions) if not np.isfinite(a).all()
+            ]
             raise SchemaError(
                 f"{type(self).__name__}: expected finite numbers at 'action', got NaN "
-                f"or infinity in rows {bad}. No row was moved. Look at the policy's "
-                "output and at the statistics that denormalize it."
+                f"or infinity in environments {bad}. No environment was stepped. Check "
+                "the policy's output and the statistics that denormalize it."
             )
         return actions
 
-    def _update(self, rows: list[int], arrays: Arrays) -> None:
-        """Take in what the simulators of ``rows`` returned; others stay as they are."""
-        drawn = arrays.pop(DRAWN)
+    def _update(self, indices: list[int], arrays: Arrays) -> None:
+        """Store the outputs of the environments ``indices``; keep those of the rest."""
+        rendered = arrays.pop(RENDERED)
         if self.render_on_demand:
-            arrays[IMAGE_IS_STALE_KEY] = ~drawn
-        rows_drawn = [row for row, is_drawn in zip(rows, drawn) if is_drawn]
+            arrays[IMAGE_IS_STALE_KEY] = ~rendered
+        with_image = [i for i, is_rendered in zip(indices, rendered) if is_rendered]
         for key, array in arrays.items():
-            to = rows_drawn if _is_image(key) else rows
+            to = with_image if _is_image(key) else indices
             value = torch.from_numpy(array)
             if len(to) < self.batch_size[0]:
                 if not to:
@@ -314,8 +316,8 @@ class GymnasiumEnv(EnvBase):
         self._now["done"] = self._now["terminated"] | self._now["truncated"]
 
     def _output(self) -> TensorDict:
-        # Copies: what callers do to them must not change the rows that stay behind. A
-        # copy of images that nobody looks at would cost as much as the physics.
+        # Copies, so that callers cannot change the outputs that are kept. Stale images
+        # are shared, because copying them would cost as much as the physics.
         out: dict[str, Any] = {}
         for key, value in self._now.items():
             *path, name = (key,) if isinstance(key, str) else key
@@ -333,14 +335,15 @@ class GymnasiumEnv(EnvBase):
             self._generator.manual_seed(seed)
 
 
-def _one_per_row(
-    name: str, value: Any, rows: int | None, is_single: bool
-) -> Sequence[Any]:
-    values = [value] * (1 if rows is None else rows) if is_single else list(value)
-    if not values or (rows is not None and len(values) != rows):
+def _one_per_env(
+    name: str, given: Sequence[_T], count: int | None, is_single: bool
+) -> list[_T]:
+    values = list(given) * (1 if count is None else count) if is_single else list(given)
+    if not values or (count is not None and len(values) != count):
         raise ValueError(
-            f"GymnasiumEnv: expected {'at least one' if rows is None else rows} at "
-            f"argument {name!r}, got {len(values)}. Give one for all rows or one each."
+            f"GymnasiumEnv: expected {'at least one' if count is None else count} at "
+            f"argument {name!r}, got {len(values)}. Pass one for all environments or "
+            "one each."
         )
     return values
 

@@ -1,4 +1,4 @@
-"""How a simulator is drawn apart from its steps, and when it has to be."""
+"""Rendering of a simulator apart from its steps, and on demand."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ Shape = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class RenderSpec:
-    """Say how a simulator is drawn, apart from its steps.
+    """Render a simulator apart from its steps.
 
-    A simulator that paints inside its step paints steps that nobody looks at. One
-    with a ``RenderSpec`` steps its physics alone, and is drawn where it is asked to.
+    A simulator that renders inside its step renders images that no policy reads. One
+    with a ``RenderSpec`` steps its physics alone and is rendered where it is needed.
 
     Args:
-        draw: returns the image of a gymnasium environment as it is now, uint8
+        render: returns the image of a gymnasium environment as it is now, uint8
             ``[h, w, C]``, or ``{camera: image}``. It must not move the simulation.
         shape: ``(h, w, C)`` of the image, or ``{camera: (h, w, C)}``.
 
     Examples:
-        >>> drawing = RenderSpec(lambda env: env.render(), (500, 500, 3))
-        >>> drawing.layout
+        >>> rendering = RenderSpec(lambda env: env.render(), (500, 500, 3))
+        >>> rendering.layout
         {('observation', 'image'): (3, 500, 500)}
     """
 
-    draw: Callable[[gymnasium.Env], Any]
+    render: Callable[[Any], object]
     shape: Shape | Mapping[str, Shape]
 
     @property
@@ -49,13 +49,13 @@ class RenderSpec:
         return {key: (c, h, w) for key, (h, w, c) in shapes.items()}
 
     def __call__(self, envs: Sequence[gymnasium.Env]) -> dict[Key, np.ndarray]:
-        """Draw ``n`` environments; there is an array ``[n, C, h, w]`` per image.
+        """Render ``n`` environments; return an array ``[n, C, h, w]`` per image.
 
         Raises:
-            SchemaError: an image is not what ``shape`` says.
+            SchemaError: an image has another shape than ``shape``.
         """
         layout = self.layout
-        views = [to_images(self.draw(env)) for env in envs]
+        views = [to_images(self.render(env)) for env in envs]
         for view in views:
             got = {key: image.shape for key, image in view.items()}
             if got != layout:
@@ -71,7 +71,7 @@ class RenderSpec:
         }
 
 
-def to_images(images: Any) -> dict[Key, np.ndarray]:
+def to_images(images: object) -> dict[Key, np.ndarray]:
     """Return an image ``[h, w, C]``, or several by camera, as the schema has them.
 
     Raises:
@@ -82,25 +82,25 @@ def to_images(images: Any) -> dict[Key, np.ndarray]:
     return {IMAGE_KEY: _to_chw(images, "image")}
 
 
-def _to_chw(image: Any, name: str) -> np.ndarray:
-    image = np.asarray(image)
+def _to_chw(value: object, name: str) -> np.ndarray:
+    image = np.asarray(value)
     if image.dtype != np.uint8 or image.ndim != 3:
         raise SchemaError(
             f"GymnasiumEnv: expected a uint8 image [h, w, C] at {name!r}, got "
-            f"{image.dtype} of shape {image.shape}. Convert it in observe or draw."
+            f"{image.dtype} of shape {image.shape}. Convert it in observe or render."
         )
     return np.ascontiguousarray(image.transpose(2, 0, 1))
 
 
 def observation_is_needed(tensordict: TensorDictBase, batch_size: torch.Size) -> Tensor:
-    """Return the rows that a policy may look at after this step, bool ``[*B]``.
+    """Return the environments whose next observation a policy may read, bool ``[*B]``.
 
-    All of them, unless an executor said otherwise.
+    All of them, unless an executor wrote otherwise.
 
     **Reads** ``observation_needed`` bool ``[*B, 1]``, if it is there.
 
     Raises:
-        SchemaError: it is not bool, or not one per row.
+        SchemaError: it is not bool, or not one per environment.
     """
     observation_needed = tensordict.get(OBSERVATION_NEEDED_KEY, None)
     if observation_needed is None:
@@ -112,7 +112,7 @@ def observation_is_needed(tensordict: TensorDictBase, batch_size: torch.Size) ->
         raise SchemaError(
             f"Environment: expected bool {[*batch_size, 1]} at "
             f"{OBSERVATION_NEEDED_KEY!r}, got {observation_needed.dtype} "
-            f"{list(observation_needed.shape)}. No row was moved. True = the policy "
-            "will look at what this step shows."
+            f"{list(observation_needed.shape)}. No environment was stepped. "
+            "True = the policy reads the observation of this step."
         )
     return observation_needed.reshape(batch_size)

@@ -1,11 +1,10 @@
-"""MetaWorld's 50 manipulation tasks in the canonical schema."""
+"""MetaWorld environment: 50 manipulation tasks of one arm."""
 
 from __future__ import annotations
 
 import functools
 import warnings
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ from torchrl_vla.envs.metaworld_simulator import (
     SimulatorPool,
 )
 from torchrl_vla.envs.metaworld_tasks import INSTRUCTIONS, find_task
+from torchrl_vla.envs.simulator_interface import SimulatorInterface, SimulatorOptions
 from torchrl_vla.schema import (
     ACTION_KEY,
     EXPERT_ACTION_KEY,
@@ -38,12 +38,12 @@ _RATE_HZ = 80.0  # five physics steps of 2.5 ms an action
 
 
 class MetaWorldEnv(GymnasiumEnv):
-    """Run a batch of MetaWorld tasks, told apart by their instructions.
+    """Run a batch of MetaWorld tasks, distinguished by their instructions.
 
-    One batch mixes tasks: an episode's task is ``tasks[seed % len(tasks)]``, so that
-    consecutive seeds take turns, and its instruction says which. The package draws
-    goals and object positions from global state and ignores the seed of ``reset``;
-    here task and initial state are a pure function of the episode's seed. The goal is
+    One batch mixes tasks: an episode's task is ``tasks[seed % len(tasks)]``, so
+    consecutive seeds take turns. The package samples goals and object positions from
+    global state and ignores the seed of ``reset``; here task and initial state are a
+    pure function of the episode's seed. The goal is
     visible: the state is the package's 39 numbers with the goal in the last three.
 
     **Reads** ``action`` float32 ``[N, 4]`` in [-1, 1]: hand displacement x, y, z in cm
@@ -59,26 +59,24 @@ class MetaWorldEnv(GymnasiumEnv):
             the ending ``-v3``.
 
     Keyword Args:
-        num_envs: ``N``, the episodes that run side by side.
+        num_envs: ``N``, number of environments.
         cameras: a camera's name for one image, several for an entry each, ``()`` for
             none: ``"topview"``, ``"corner"``, ``"corner2"``, ``"corner3"``,
             ``"corner4"``, ``"behindGripper"`` or ``"gripperPOV"``. Images are
-            upright (the package films upside down from its corners).
+            upright (the package's corner cameras are upside down).
         image_size: side of the images in pixels.
         max_steps: time limit. The scripted experts need 40 to 130 steps; a third of
             the episodes of stick-pull, peg-insert-side and bin-picking take up to 250
             and push-back takes 350.
         stop_on_success: ``terminated`` is True at success; False goes on to the limit.
-        num_workers: processes that share the rows; 0 steps them in this one.
-        render_on_demand: True = draw only where the policy looks, as
-            :class:`GymnasiumEnv` says; an image takes as long as twenty steps.
+        options: worker processes and rendering on demand.
         seed: seed of the episode seeds; see ``set_seed``.
 
     Raises:
         MissingExtraError: the package ``metaworld`` is not installed.
-        ValueError: unknown task or camera; lists the known ones. Or drawing on demand
+        ValueError: unknown task or camera; lists the known ones. Or rendering on demand
             without cameras.
-        RenderingError: images were asked for and cannot be drawn here.
+        RenderingError: images cannot be rendered here.
 
     Examples:
         >>> env = MetaWorldEnv(["reach", "drawer-close"], num_envs=2)
@@ -102,8 +100,7 @@ class MetaWorldEnv(GymnasiumEnv):
         image_size: int = 64,
         max_steps: int = 200,
         stop_on_success: bool = True,
-        num_workers: int = 0,
-        render_on_demand: bool = False,
+        options: SimulatorOptions = SimulatorOptions(),  # noqa: B008 (frozen)
         seed: int | None = None,
     ) -> None:
         names = [tasks] if isinstance(tasks, str) else tasks
@@ -111,22 +108,20 @@ class MetaWorldEnv(GymnasiumEnv):
         if not self.tasks:
             raise ValueError("MetaWorldEnv: expected at least one task, got none.")
         import_extra("metaworld", "metaworld", "MetaWorldEnv")  # before any worker
-        one_image = isinstance(cameras, str)
-        pool = SimulatorPool((cameras,) if one_image else tuple(cameras), image_size)
+        camera_names = (cameras,) if isinstance(cameras, str) else tuple(cameras)
+        one_image = camera_names == (cameras,)
+        pool = SimulatorPool(camera_names, image_size)
         make_env = functools.partial(
             SawyerTasks, self.tasks, pool, one_image, stop_on_success
         )
         super().__init__(
             make_env,
-            observe=_pass_on,
+            SimulatorInterface(_identity, "success", _make_rendering(pool, one_image)),
             instructions=[INSTRUCTIONS[task] for task in self.tasks],
-            success_key="success",
             num_envs=num_envs,
             max_steps=max_steps,
-            num_workers=num_workers,
             metadata=_make_metadata(pool.cameras),
-            drawing=_make_drawing(pool, one_image),
-            render_on_demand=render_on_demand,
+            options=options,
             seed=seed,
         )
 
@@ -136,10 +131,10 @@ class MetaWorldEnv(GymnasiumEnv):
 
 
 class MetaWorldExpert(TensorDictModuleBase):
-    """Do what the instruction says, with MetaWorld's scripted policies.
+    """Follow the instruction with MetaWorld's scripted policies.
 
     With noise, the executed action differs from the intended one, so demonstrations
-    show how to come back from where a policy's errors lead. The intended action is
+    show recovery from errors. The intended action is
     the training target.
 
     **Reads** ``("observation", "state")`` float32 ``[*B, 39]``;
@@ -209,16 +204,17 @@ class MetaWorldExpert(TensorDictModuleBase):
         return tensordict.set(ACTION_KEY, executed.to(state.device))
 
 
-def _pass_on(observation: dict[str, Any]) -> dict[str, Any]:
+def _identity(observation: dict[str, object]) -> dict[str, object]:
     return observation
 
 
-def _make_drawing(pool: SimulatorPool, one_image: bool) -> RenderSpec | None:
+def _make_rendering(pool: SimulatorPool, one_image: bool) -> RenderSpec | None:
     if not pool.cameras:
         return None
     shape = (pool.image_size, pool.image_size, 3)
     return RenderSpec(
-        SawyerTasks.draw, shape if one_image else dict.fromkeys(pool.cameras, shape)
+        SawyerTasks.render_images,
+        shape if one_image else dict.fromkeys(pool.cameras, shape),
     )
 
 

@@ -1,4 +1,4 @@
-"""MetaWorld's tasks as one seeded gymnasium environment."""
+"""Seeded gymnasium environment of MetaWorld's tasks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from gymnasium.spaces import Box, Text
 
 from torchrl_vla.envs.metaworld_tasks import INSTRUCTIONS
-from torchrl_vla.envs.mujoco_renderer import MujocoRenderer
+from torchrl_vla.envs.mujoco_renderer import MujocoRenderer, RenderingError
 from torchrl_vla.schema import import_extra
 
 STATE_DIM = 39
@@ -36,7 +36,7 @@ class SimulatorPool:
     environments, and not one per environment and task.
 
     Args:
-        cameras: names of the cameras to draw.
+        cameras: names of the cameras to render.
         image_size: side of the images in pixels.
     """
 
@@ -50,7 +50,7 @@ class SimulatorPool:
         return free.pop() if free else self._make(task)
 
     def give_back(self, simulator: Simulator) -> None:
-        """Take a simulator back, for the next who asks for its task."""
+        """Take a simulator back, to lend it again."""
         self._free.setdefault(simulator.task, []).append(simulator)
 
     def close(self) -> None:
@@ -67,7 +67,7 @@ class SimulatorPool:
         # with a hidden goal, that is with zeros, and have to be made again.
         env._partially_observable = False
         del env.sawyer_observation_space
-        # Draw the initial state from the simulator's own generator.
+        # Sample the initial state from the simulator's own generator.
         env._freeze_rand_vec = False
         env.seeded_rand_vec = True
         env._set_task_called = True
@@ -83,7 +83,7 @@ class SawyerTasks(gymnasium.Env):
 
     The task of an episode is ``tasks[seed % len(tasks)]``: consecutive seeds take
     turns. Observations are ``{"state": float64 [39], "instruction": text}``; images
-    are drawn by :meth:`draw` alone.
+    are rendered by :meth:`render_images` alone.
 
     Args:
         tasks: names without version.
@@ -128,9 +128,11 @@ class SawyerTasks(gymnasium.Env):
         ended = self._stop_on_success and bool(info["success"])
         return self._observe(state), float(reward), ended, False, info
 
-    def draw(self) -> np.ndarray | dict[str, np.ndarray]:
+    def render_images(self) -> np.ndarray | dict[str, np.ndarray]:
         """Return uint8 ``[h, w, 3]`` of the one camera, or ``{camera: image}``."""
-        images = self._lent.renderer.draw(self._lent.env.data)
+        if self._lent.renderer is None:
+            raise RenderingError("MetaWorldEnv: expected cameras=, got none.")
+        images = self._lent.renderer.render(self._lent.env.data)
         return images.popitem()[1] if self._one_image else images
 
     def close(self) -> None:

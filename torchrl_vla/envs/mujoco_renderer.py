@@ -1,4 +1,4 @@
-"""Draw the cameras of a MuJoCo model, with or without a display."""
+"""Off-screen renderer of a MuJoCo model's cameras, with or without a display."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from torchrl_vla.schema import VLAError, import_extra
 
 
 class RenderingError(VLAError, RuntimeError):
-    """Images were asked for and no OpenGL context could draw them."""
+    """There is no OpenGL context to render images in."""
 
 
 class MujocoRenderer:
-    """Draw the cameras of a MuJoCo model, upright, from the first call on.
+    """Render the cameras of a MuJoCo model, upright.
 
     Shadows, reflections and anti-aliasing are off: in software they make an image of
     64 pixels ten times as slow.
@@ -44,7 +44,7 @@ class MujocoRenderer:
         self._cameras = {camera: known.index(camera) for camera in cameras}
         self._framebuffer: Framebuffer | None = None
 
-    def draw(self, data: Any) -> dict[str, np.ndarray]:
+    def render(self, data: Any) -> dict[str, np.ndarray]:
         """Return a uint8 image ``[h, w, 3]`` for each camera."""
         if self._framebuffer is None:
             self._framebuffer = self._make_framebuffer()
@@ -52,14 +52,14 @@ class MujocoRenderer:
             atexit.register(_close_if_alive, weakref.ref(self))
         images = {}
         for camera, index in self._cameras.items():
-            image = self._framebuffer.draw(data, index)
+            image = self._framebuffer.render(data, index)
             # Column 1 of a camera's rotation is its up axis.
             upside_down = data.cam_xmat[index].reshape(3, 3)[2, 1] < -1e-6
             images[camera] = image[::-1, ::-1] if upside_down else image
         return images
 
     def close(self) -> None:
-        """Free the graphics context; drawing again makes a new one."""
+        """Free the graphics context; rendering again makes a new one."""
         if self._framebuffer is not None:
             self._framebuffer.close()
             self._framebuffer = None
@@ -69,7 +69,7 @@ class MujocoRenderer:
             return Framebuffer(self._model, self._size)
         except Exception as error:  # each graphics backend raises its own
             raise RenderingError(
-                "MetaWorldEnv: expected an OpenGL context to draw cameras "
+                "MetaWorldEnv: expected an OpenGL context to render cameras "
                 f"{list(self._cameras)}, got {type(error).__name__}: {error}. Install "
                 "libegl1, or install libosmesa6 and set MUJOCO_GL=osmesa before Python "
                 f"starts (MUJOCO_GL is {os.environ.get('MUJOCO_GL')!r}), or go without "
@@ -78,11 +78,11 @@ class MujocoRenderer:
 
 
 class Framebuffer:
-    """Hold the graphics context of one model, and draw on it.
+    """Hold the graphics context of one model and render into it.
 
-    ``mujoco.Renderer`` would do, but it takes the graphics that were chosen when
-    ``mujoco`` was imported, which TorchRL does: without a display and without
-    ``MUJOCO_GL`` in the environment they are ones that cannot draw.
+    Replaces ``mujoco.Renderer``, which uses the graphics library that was chosen when
+    TorchRL imported ``mujoco``: without a display and without ``MUJOCO_GL`` in the
+    environment that library cannot render.
 
     Args:
         model: the ``mujoco.MjModel``.
@@ -107,8 +107,8 @@ class Framebuffer:
         self._option, self._camera = mujoco.MjvOption(), mujoco.MjvCamera()
         self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
 
-    def draw(self, data: Any, camera_index: int) -> np.ndarray:
-        """Return the image of one camera as it films, uint8 ``[h, w, 3]``."""
+    def render(self, data: Any, camera_index: int) -> np.ndarray:
+        """Return the image of one camera, not turned upright, uint8 ``[h, w, 3]``."""
         mujoco = self._mujoco
         self._graphics.make_current()
         self._camera.fixedcamid = camera_index

@@ -1,4 +1,4 @@
-"""PushT, the T-shaped block to push onto its target, in the canonical schema."""
+"""PushT environment: a T-shaped block to push onto its target."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import functools
 import io
 import warnings
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -13,10 +14,11 @@ from gymnasium.spaces import Box
 
 from torchrl_vla.envs.gymnasium import GymnasiumEnv
 from torchrl_vla.envs.lazy_rendering import RenderSpec
-from torchrl_vla.envs.observation_keys import ObservationKeys
+from torchrl_vla.envs.simulator_interface import SimulatorInterface, SimulatorOptions
+from torchrl_vla.envs.simulator_keys import SimulatorKeys
 from torchrl_vla.schema import RobotDatasetMetadata, import_extra
 
-#: What the episodes of LeRobot's PushT datasets are told.
+#: Instruction of LeRobot's PushT datasets.
 PUSHT_INSTRUCTION = "Push the T-shaped block onto the T-shaped target."
 
 _BOARD = 512.0  # side of the board in pixels, the unit of positions and actions
@@ -30,12 +32,14 @@ class PushTEnv(GymnasiumEnv):
     Observations are, number for number, those of LeRobot's own environment: with
     images what it calls ``obs_type="pixels_agent_pos"``, without them and with the
     environment's state ``"environment_state_agent_pos"``. Success is 95 % of the target
-    covered; the reward is the share that is covered, 1 at success. Two surprises: an
-    action beyond the board is executed as it is, as LeRobot does (the finger stops at
-    the wall); and LeRobot's evaluation loop tells policies nothing here, not the
-    sentence that its datasets have.
+    covered; the reward is the covered share, 1 at success.
 
-    **Reads** ``action`` float32 ``[N, 2]``: where the finger is to go, x and y in
+    Note:
+        An action beyond the board is not clipped, as in LeRobot (the finger stops at
+        the wall). LeRobot's evaluation loop passes no instruction here, although its
+        datasets have a sentence.
+
+    **Reads** ``action`` float32 ``[N, 2]``: target of the finger, x and y in
     pixels of the board, 0..512.
 
     **Writes** ``("observation", "state")`` float32 ``[N, 2]``, the finger's x and y;
@@ -45,21 +49,19 @@ class PushTEnv(GymnasiumEnv):
     :class:`GymnasiumEnv` writes.
 
     Keyword Args:
-        num_envs: ``N``, the episodes that run side by side.
+        num_envs: ``N``, number of environments.
         images: True = write the image from above.
-        environment_state: True = write where the block is.
+        environment_state: True = write the block's corners.
         image_size: side of the images in pixels.
         max_steps: time limit.
-        instruction: what every episode is told.
-        num_workers: processes that share the rows; 0 steps them in this one.
-        render_on_demand: True = draw only where the policy looks, as
-            :class:`GymnasiumEnv` says.
+        instruction: of every episode.
+        options: worker processes and rendering on demand.
         seed: seed of the episode seeds; see ``set_seed``.
 
     Raises:
         MissingExtraError: the package ``gym-pusht`` is not installed.
-        ValueError: neither images nor the environment's state were asked for; or
-            drawing on demand without images.
+        ValueError: neither images nor the environment's state; or
+            rendering on demand without images.
 
     Examples:
         >>> import torch
@@ -83,8 +85,7 @@ class PushTEnv(GymnasiumEnv):
         image_size: int = 96,
         max_steps: int = 300,
         instruction: str = PUSHT_INSTRUCTION,
-        num_workers: int = 0,
-        render_on_demand: bool = False,
+        options: SimulatorOptions = SimulatorOptions(),  # noqa: B008 (frozen)
         seed: int | None = None,
     ) -> None:
         if not (images or environment_state):
@@ -95,28 +96,31 @@ class PushTEnv(GymnasiumEnv):
         import_extra("gym_pusht", "pusht", "PushTEnv")  # before any worker
         super().__init__(
             functools.partial(PushTSimulator, image_size),
-            observe=ObservationKeys(
-                state=("agent_pos",),
-                environment_state=("environment_state",) if environment_state else (),
+            SimulatorInterface(
+                SimulatorKeys(
+                    state=("agent_pos",),
+                    environment_state=("environment_state",)
+                    if environment_state
+                    else (),
+                ),
+                "is_success",
+                RenderSpec(PushTSimulator.render_images, (image_size, image_size, 3))
+                if images
+                else None,
             ),
             instructions=instruction,
-            success_key="is_success",
             num_envs=num_envs,
             max_steps=max_steps,
-            num_workers=num_workers,
             metadata=_make_metadata(images),
-            drawing=RenderSpec(PushTSimulator.draw, (image_size, image_size, 3))
-            if images
-            else None,
-            render_on_demand=render_on_demand,
+            options=options,
             seed=seed,
         )
 
 
 class PushTSimulator(gymnasium.Wrapper):
-    """Run the package's simulation, drawn apart from its steps.
+    """Run the package's simulation, rendered apart from its steps.
 
-    The package would draw every observation with pixels. The action space is
+    The package would render every observation with pixels. The action space is
     unbounded: ``GymnasiumEnv`` clips to it, LeRobot does not clip.
 
     Args:
@@ -136,10 +140,10 @@ class PushTSimulator(gymnasium.Wrapper):
         )
         self.action_space = Box(-np.inf, np.inf, (2,), np.float32)
 
-    def draw(self) -> np.ndarray:
-        """Return what the package shows under ``pixels``, uint8 ``[h, w, 3]``."""
-        # The package draws in get_obs and looks there at what it is to observe.
-        simulation = self.env.unwrapped
+    def render_images(self) -> np.ndarray:
+        """Return the package's ``pixels``, uint8 ``[h, w, 3]``."""
+        # The package renders in get_obs, according to obs_type.
+        simulation: Any = self.env.unwrapped
         simulation.obs_type = "pixels"
         try:
             return simulation.get_obs()
@@ -152,13 +156,13 @@ def _make_metadata(images: bool) -> RobotDatasetMetadata:
         "pusht",
         embodiment_id="pusht",
         action_names=("x", "y"),
-        action_units="px",
-        action_reference="absolute",
-        action_space="end_effector",
+        action_units=("px", "px"),
+        action_reference=("absolute", "absolute"),
+        action_space=("end_effector", "end_effector"),
         action_low=(0.0, 0.0),
         action_high=(_BOARD, _BOARD),
         state_names=("x", "y"),
-        state_units="px",
+        state_units=("px", "px"),
         control_frequency_hz=_RATE_HZ,
         cameras=("image",) if images else (),
     )

@@ -1,8 +1,6 @@
-"""A toy environment whose state echoes the executed action."""
+"""Toy environment whose state echoes the executed action."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from tensordict import NonTensorStack, TensorDict, TensorDictBase
@@ -10,6 +8,7 @@ from torch import Tensor
 from torchrl.data import Binary, Bounded, Composite, NonTensor, Unbounded
 from torchrl.envs import EnvBase
 
+from torchrl_vla._internal.env_masks import env_mask, where_env
 from torchrl_vla.schema import (
     ACTION_KEY,
     EPISODE_SEED_KEY,
@@ -21,14 +20,12 @@ from torchrl_vla.schema import (
     RobotDatasetMetadata,
 )
 
-_RED, _GREEN, _BACKGROUND = (220, 60, 60), (60, 200, 60), 30
-
 
 class ToyVLAEnv(EnvBase):
-    """Echo the executed action in the state, to make an executor's work visible.
+    """Echo the executed action in the state, to test executors.
 
-    There is nothing to learn from the image (a noise texture) or the instruction (a
-    constant); this environment tests plumbing, ``TabletopEnv`` tests policies. The
+    The image (a noise texture) and the instruction (a constant) hold no information;
+    this environment tests plumbing, ``TabletopEnv`` tests policies. The
     first ``A`` entries of the state are the action that was just executed. Two modes:
 
     - *echo* (``success_steps=None``): the reward is minus the norm of the action;
@@ -38,32 +35,27 @@ class ToyVLAEnv(EnvBase):
       has been within ``success_tol`` of it (in every dimension) for ``k`` consecutive
       steps. The reward is minus the distance to the target.
 
-    The instruction is text unless a table is given: then it is the table's id, as on
-    every hot path. An episode is a pure function of its seed and its actions.
+    The instruction is text unless a table is given: then it is the table's id. An
+    episode is a pure function of its seed and its actions.
 
     **Reads** ``action`` float32 ``[*B, A]`` in [-1, 1].
 
     **Writes** ``("observation", "image")`` uint8 ``[*B, C, h, w]``;
     ``("observation", "state")`` float32 ``[*B, S]``; ``language_instruction`` text or
     int64 ``[*B]``; ``episode_seed`` int64 ``[*B]``; in tracking mode ``success`` bool
-    ``[*B, 1]``; with ``from_pixels`` also ``pixels`` uint8 ``[*B, size, size, 3]``, a
-    image of the action (red) and the target (green).
+    ``[*B, 1]``.
 
     Args:
         action_dim: ``A``.
         state_dim: ``S``, at least ``A``; in tracking mode at least ``2 * A``.
-        image_shape: ``(C, h, w)``.
-        instruction: what every episode is told.
 
     Keyword Args:
-        from_pixels: also write ``pixels``, for video recorders.
-        render_size: side of ``pixels``.
+        instructions: table whose first text is the instruction, written as its id; an
+            empty table gets the class's ``instruction``. None = that text is written.
         success_steps: consecutive steps near the target; None is the echo mode.
         success_tol: distance, per dimension, that counts as near; in (0, 0.5].
         max_steps: time limit; an episode is ``truncated`` there. None is no limit.
-        instructions: table that turns the instruction into an id.
         batch_size: number of environments stepped at once.
-        device: device of everything.
         seed: seed of the episode seeds; see ``set_seed``.
 
     Raises:
@@ -80,34 +72,31 @@ class ToyVLAEnv(EnvBase):
         tensor([0.5000])
     """
 
+    image_shape: tuple[int, int, int] = (3, 16, 16)
+    instruction: str = "push the T-shaped block onto the target"
+
     def __init__(
         self,
         action_dim: int = 4,
         state_dim: int = 6,
-        image_shape: tuple[int, int, int] = (3, 16, 16),
-        instruction: str = "push the T-shaped block onto the target",
         *,
-        from_pixels: bool = False,
-        render_size: int = 64,
+        instructions: InstructionTable | None = None,
         success_steps: int | None = None,
         success_tol: float = 0.25,
         max_steps: int | None = None,
-        instructions: InstructionTable | None = None,
         batch_size: torch.Size | tuple[int, ...] | list[int] = (),
-        device: torch.device | str | None = None,
         seed: int | None = None,
     ) -> None:
-        super().__init__(batch_size=torch.Size(batch_size), device=device)
+        super().__init__(batch_size=torch.Size(batch_size))
         self.action_dim, self.state_dim = action_dim, state_dim
-        self.image_shape = tuple(image_shape)
-        self.instruction = instruction
-        self.from_pixels, self.render_size = from_pixels, render_size
         self.success_steps, self.success_tol = success_steps, success_tol
         self.max_steps = max_steps
         self._check_arguments()
         self.emits_ids = instructions is not None
         self.instructions = InstructionTable() if instructions is None else instructions
-        self._instruction_id = self.instructions.add(instruction)
+        if self.instructions.texts:
+            self.instruction = self.instructions.texts[0]
+        self._instruction_id = self.instructions.add(self.instruction)
         self.metadata = RobotDatasetMetadata(
             "toy",
             action_dim=action_dim,
@@ -119,7 +108,9 @@ class ToyVLAEnv(EnvBase):
         self._texture = torch.randint(
             0, 256, self.image_shape, dtype=torch.uint8, generator=texture
         ).to(self.device)
-        self._text = NonTensorStack(*[instruction] * max(1, self.batch_size.numel()))
+        self._text = NonTensorStack(
+            *[self.instruction] * max(1, self.batch_size.numel())
+        )
         self._make_specs()
         self._episode = {
             "seed": self._zeros(dtype=torch.int64),
@@ -132,7 +123,7 @@ class ToyVLAEnv(EnvBase):
         self._set_seed(seed)
 
     def to(self, device: torch.device | str) -> ToyVLAEnv:
-        """Move the specs, the texture and the episodes that are going on."""
+        """Move the specs, the texture and the current episodes."""
         super().to(device)
         self._texture = self._texture.to(device)
         self._episode = {key: value.to(device) for key, value in self._episode.items()}
@@ -144,10 +135,13 @@ class ToyVLAEnv(EnvBase):
         if self.state_dim < needed:
             raise ValueError(
                 f"ToyVLAEnv: expected state_dim >= {needed}, got {self.state_dim}. The "
-                f"state echoes the action{' and shows the target' if tracking else ''}."
+                f"state echoes the action{' and holds the target' if tracking else ''}."
             )
-        for name in ("success_steps", "max_steps", "render_size", "action_dim"):
-            value = getattr(self, name)
+        for name, value in (
+            ("success_steps", self.success_steps),
+            ("max_steps", self.max_steps),
+            ("action_dim", self.action_dim),
+        ):
             if value is not None and value < 1:
                 raise ValueError(
                     f"ToyVLAEnv: expected a positive int at argument {name!r}, got "
@@ -165,9 +159,14 @@ class ToyVLAEnv(EnvBase):
 
     def _make_specs(self) -> None:
         batch, device = self.batch_size, self.device
-        pixel = {"low": 0, "high": 255, "dtype": torch.uint8, "device": device}
         spec = Composite(shape=batch, device=device)
-        spec[IMAGE_KEY] = Bounded(shape=(*batch, *self.image_shape), **pixel)
+        spec[IMAGE_KEY] = Bounded(
+            0,
+            255,
+            shape=(*batch, *self.image_shape),
+            dtype=torch.uint8,
+            device=device,
+        )
         spec[STATE_KEY] = self.metadata.make_state_spec(batch, device)
         if self.emits_ids:
             spec[INSTRUCTION_KEY] = Unbounded(batch, dtype=torch.int64, device=device)
@@ -178,9 +177,6 @@ class ToyVLAEnv(EnvBase):
         spec[EPISODE_SEED_KEY] = Unbounded(batch, dtype=torch.int64, device=device)
         if self.success_steps is not None:
             spec[SUCCESS_KEY] = _flag(batch, device)
-        if self.from_pixels:
-            size = self.render_size
-            spec["pixels"] = Bounded(shape=(*batch, size, size, 3), **pixel)
         self.observation_spec = spec
         self.action_spec = self.metadata.make_action_spec(batch, device)
         self.reward_spec = Unbounded((*batch, 1), device=device)
@@ -196,12 +192,10 @@ class ToyVLAEnv(EnvBase):
         self,
         tensordict: TensorDictBase | None = None,
         episode_seeds: Tensor | None = None,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> TensorDict:
-        reset = None if tensordict is None else tensordict.get("_reset", None)
-        if reset is None:
-            reset = torch.ones(self.batch_size, dtype=torch.bool, device=self.device)
-        reset = reset.reshape(self.batch_size)
+        mask = None if tensordict is None else tensordict.get("_reset", None)
+        reset = env_mask(mask, self.batch_size, self.device)
         if episode_seeds is None:
             episode_seeds = torch.randint(
                 0, 2**31, self.batch_size, generator=self._generator
@@ -213,7 +207,7 @@ class ToyVLAEnv(EnvBase):
             fresh["target"][reset] = _targets(seeds[reset.cpu()], self.action_dim).to(
                 self.device
             )
-        self._episode = _choose(reset, fresh, self._episode)
+        self._episode = _where_env(reset, fresh, self._episode)
         out = self._observe()
         ended = self._ended()
         return out.update(
@@ -233,9 +227,9 @@ class ToyVLAEnv(EnvBase):
         # In echo mode the target is zero: the reward is minus the action's norm.
         reward = -(action - before["target"]).norm(dim=-1, keepdim=True)
         mask = tensordict.get("_step", None)
-        if mask is not None:  # a masked-out row keeps its episode and earns nothing
+        if mask is not None:  # a masked environment keeps its episode, without reward
             mask = mask.reshape(self.batch_size)
-            after = _choose(mask, after, before)
+            after = _where_env(mask, after, before)
             reward = torch.where(mask[..., None], reward, 0)
         self._episode = after
         out = self._observe()
@@ -255,7 +249,8 @@ class ToyVLAEnv(EnvBase):
         }
 
     def _success(self) -> Tensor:
-        return (self._episode["streak"] >= self.success_steps).unsqueeze(-1)
+        needed = 0 if self.success_steps is None else self.success_steps
+        return (self._episode["streak"] >= needed).unsqueeze(-1)
 
     def _observe(self) -> TensorDict:
         episode = self._episode
@@ -274,39 +269,16 @@ class ToyVLAEnv(EnvBase):
         out.set(EPISODE_SEED_KEY, episode["seed"].clone())
         if self.success_steps is not None:
             out.set(SUCCESS_KEY, self._success())
-        if self.from_pixels:
-            out.set("pixels", self._render())
         return out
 
     def _instruct(self, out: TensorDict) -> None:
         if self.emits_ids:
-            text = torch.full(self.batch_size, self._instruction_id, device=self.device)
+            ids = torch.full(self.batch_size, self._instruction_id, device=self.device)
+            out.set(INSTRUCTION_KEY, ids)
         elif self.batch_size:
-            text = self._text.reshape(self.batch_size)
+            out.set(INSTRUCTION_KEY, self._text.reshape(self.batch_size))
         else:
-            text = self.instruction
-        out.set(INSTRUCTION_KEY, text)
-
-    def _render(self) -> Tensor:
-        size = self.render_size
-        canvas = torch.full(
-            (*self.batch_size, size, size, 3),
-            _BACKGROUND,
-            dtype=torch.uint8,
-            device=self.device,
-        )
-        points = [(self._episode["action"], _RED)]
-        if self.success_steps is not None:
-            points.append((self._episode["target"], _GREEN))
-        pixel = torch.arange(size, device=self.device)
-        for point, color in points:
-            at = ((point.clamp(-1, 1) + 1) / 2 * (size - 1)).round()
-            across = (pixel - at[..., :1]).abs() <= 2
-            down = (pixel - at[..., -1:]).abs() <= 2
-            marker = down[..., :, None, None] & across[..., None, :, None]
-            paint = torch.tensor(color, dtype=torch.uint8, device=self.device)
-            canvas = torch.where(marker, paint, canvas)
-        return canvas
+            out.set(INSTRUCTION_KEY, self.instruction)
 
     def _set_seed(self, seed: int | None) -> None:
         if seed is None:
@@ -319,19 +291,14 @@ def _flag(batch: torch.Size, device: torch.device | None) -> Binary:
     return Binary(shape=(*batch, 1), dtype=torch.bool, device=device)
 
 
-def _choose(
-    rows: Tensor, new: dict[str, Tensor], old: dict[str, Tensor]
+def _where_env(
+    mask: Tensor, new: dict[str, Tensor], old: dict[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Take ``new`` where ``rows`` (bool ``[*B]``) is True, and ``old`` elsewhere."""
-    entries = rows.unsqueeze(-1)
-    return {
-        key: torch.where(entries if value.ndim > rows.ndim else rows, value, old[key])
-        for key, value in new.items()
-    }
+    return {key: where_env(mask, value, old[key]) for key, value in new.items()}
 
 
 def _targets(seeds: Tensor, action_dim: int) -> Tensor:
-    """Draw one target in [-0.5, 0.5] per seed, whatever the others are."""
+    """Sample one target in [-0.5, 0.5] per seed, independent of the other seeds."""
     rows = torch.empty(seeds.numel(), action_dim)
     for row, seed in zip(rows, seeds.flatten().tolist()):
         generator = torch.Generator().manual_seed(seed)

@@ -30,7 +30,7 @@ from torchrl_vla.schema import (
     MissingKeyError,
     check_positive_int,
 )
-from torchrl_vla.transforms.environment import acts_in_environment
+from torchrl_vla.transforms.placement import acts_in_environment
 
 # Carries the chunk from the way in to the way out of one step, in the copy of the
 # tensordict that a step works on: chunk_key itself may be overwritten by the action.

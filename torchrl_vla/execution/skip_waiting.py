@@ -12,7 +12,7 @@ from torchrl.envs import Transform
 from torchrl.envs.batched_envs import BatchedEnvBase
 
 from torchrl_vla.schema import IS_WAITING_KEY, ExecutionError
-from torchrl_vla.transforms.environment import acts_in_environment
+from torchrl_vla.transforms.placement import acts_in_environment
 
 
 class SkipWaiting(Transform):

@@ -1,4 +1,4 @@
-"""What training minimizes, and the advantages that it weighs with."""
+"""Losses of training, and the advantages that some of them weigh with."""
 
 from torchrl_vla.objectives.advantage_weights import AdvantageWeights
 from torchrl_vla.objectives.bc import BCLoss
@@ -12,7 +12,7 @@ from torchrl_vla.objectives.group_advantage import (
     RLOOAdvantage,
 )
 from torchrl_vla.objectives.lerobot_loss import LeRobotLoss
-from torchrl_vla.objectives.recompute import (
+from torchrl_vla.objectives.log_prob_recomputation import (
     add_reference_log_probs,
     recompute_log_probs,
 )

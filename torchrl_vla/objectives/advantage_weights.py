@@ -1,4 +1,4 @@
-"""Clone what went better than expected more than the rest."""
+"""Sample weights from advantages (AWR, AWAC)."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ class AdvantageWeights:
 
     ``w = min(exp(a / temperature), max_weight)``: a policy cloned with these weights is
     the best one that stays near the data's, the nearer the higher the temperature. The
-    clip keeps one lucky row from being the batch. Cloning losses take the weighted
-    *mean*, so a factor common to all rows (AWAC divides by their sum) changes nothing,
-    and there is no option for it. ``standardize`` does change something: with
-    ``a = (advantage - mean) / std`` over the rows given (the population's ``std``; rows
-    that are all equal get ``a = 0``), the temperature and the clip have no unit.
+    clip bounds the influence of one sample. Cloning losses take the weighted *mean*, so
+    a factor common to all samples (AWAC divides by their sum) changes nothing. With
+    ``standardize``, ``a = (advantage - mean) / std`` over the batch (the population's
+    ``std``; 0 if all are equal), so that temperature and clip have no unit.
 
     **Reads** ``advantage`` float ``[*B, 1]``. **Writes** ``sample_weight`` float
     ``[*B]`` in place, without gradient; name it to a loss with
@@ -27,9 +26,9 @@ class AdvantageWeights:
 
     Keyword Args:
         temperature: the advantage, in its own unit or in standard deviations, at which
-            a row counts ``e`` times as much.
+            a sample counts ``e`` times as much.
         max_weight: the largest weight.
-        standardize: True = subtract the rows' mean and divide by their deviation.
+        standardize: True = subtract the mean, divide by the standard deviation.
         advantage_key: where the advantages are.
         weight_key: where the weights are written.
 
@@ -70,7 +69,7 @@ class AdvantageWeights:
         self.weight_key = weight_key
 
     def __call__(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Write the weights of the rows."""
+        """Write the weights of the samples."""
         advantage = tensordict.get(self.advantage_key, None)
         if advantage is None:
             raise MissingKeyError(
@@ -87,13 +86,13 @@ class AdvantageWeights:
             raise SchemaError(
                 "AdvantageWeights: expected finite advantages at "
                 f"{self.advantage_key!r}, got others in "
-                f"{int((~advantage.isfinite()).sum())} of {advantage.numel()} rows."
+                f"{int((~advantage.isfinite()).sum())} of {advantage.numel()} samples."
             )
         value = advantage.detach().squeeze(-1)
         if self.standardize:
             std = value.std(correction=0)
             value = (value - value.mean()) / torch.where(std > 0, std, 1.0)
-        # Clipped before the exponential, which has no number for 1000.
+        # Clipped before the exponential, which overflows at 1000.
         exponent = (value / self.temperature).clamp_max(math.log(self.max_weight))
         weight = exponent.exp().clamp_max(self.max_weight)
         if weight.numel() and not (weight > 0).any():

@@ -1,52 +1,45 @@
-"""Behavior cloning of action chunks, with a padding mask that cannot be missed."""
+"""Behavior cloning loss of action chunks."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from tensordict import NestedKey, TensorDictBase
+from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase, TensorDictParams, dispatch
 from torch import Tensor
 from torchrl.objectives import BCLoss as _TorchRLBCLoss
 
-from torchrl_vla.objectives.padding import (
+from torchrl_vla.objectives.pad_masks import (
     OptionalPadMask,
     read_dim_pad_mask,
     read_pad_mask,
     read_target,
 )
-from torchrl_vla.objectives.row_weight import (
-    read_row_weight,
-    rows_that_count,
+from torchrl_vla.objectives.sample_weights import (
+    counts_in_loss,
+    read_sample_weights,
     weigh,
 )
-from torchrl_vla.schema import (
-    ACTION_CHUNK_KEY,
-    ACTION_IS_PAD_KEY,
-    MissingKeyError,
-    SchemaError,
-)
+from torchrl_vla.schema import MissingKeyError, SchemaError
 
 
 class BCLoss(OptionalPadMask, _TorchRLBCLoss):
-    """Compare a policy's chunk with the expert's wherever the episode goes on.
+    """Compare a policy's chunk with the expert's over valid elements.
 
-    TorchRL's loss, made strict: a padding mask that is missing (a misspelt key),
-    inverted into another dtype, of another shape, or True everywhere raises instead of
-    training on something else. The mean is over valid elements, so an episode's short
-    end weighs as much as its frames, not as its padding; what lies under the padding
-    (NaN, too) has no influence on the loss or on any gradient.
+    TorchRL's loss with strict checks: a padding mask that is missing (a misspelt key),
+    of another dtype or shape, or True everywhere raises. The mean is over valid
+    elements, so an episode's short end weighs as much as its frames, not as its
+    padding. Padded values (NaN, too) have no influence on the loss or on any gradient.
 
     **Reads** the policy's ``in_keys``; ``action_chunk`` float ``[*B, H, A]``, the
     expert's; ``action_is_pad`` bool ``[*B, H]``, True = padded; with
     ``set_keys(dim_pad_mask="action_dim_is_pad")``, that mask bool ``[*B, A]`` of the
-    dimensions that a row's robot lacks, which then count as padding, too; with
-    ``set_keys(weight="sample_weight")``, weights float ``[*B]`` of the rows. **Writes**
+    dimensions that a sample's robot lacks, which also count as padding; with
+    ``set_keys(weight="sample_weight")``, weights float ``[*B]``. **Writes**
     ``loss_bc``, a scalar (one number per valid element with ``reduction="none"``):
-    ``sum_i w_i sum_valid(loss_i) / sum_i w_i n_valid_i``, where a row of weight 0 is as
-    good as padding; the other reductions give ``w_i`` times each element.
+    ``sum_i w_i sum_valid(loss_i) / sum_i w_i n_valid_i``, where a sample of weight
+    0 counts as padding; the other reductions give ``w_i`` times each element.
 
     Args:
         actor_network: policy that writes its chunk at the ``action`` key.
@@ -57,11 +50,11 @@ class BCLoss(OptionalPadMask, _TorchRLBCLoss):
         reduction: ``"mean"``, ``"sum"`` or ``"none"``. None is ``"mean"``.
 
     Raises:
-        MissingKeyError: the chunk or the mask is not there, or the policy does not
+        MissingKeyError: the chunk or the mask is missing, or the policy does not
             write the ``action`` key.
         SchemaError: the mask is not a bool ``[*B, H]`` with a False in it, the chunk
             holds tokens, the batch has an ``action_dim_is_pad`` or a ``sample_weight``
-            that was not named, the weights are not finite and >= 0 with one above 0,
+            that no key names, the weights are not finite and >= 0 with one above 0,
             or prediction and target have different shapes. (Inside ``torch.compile``
             an all-padded batch gives 0, and the weights' values are not checked.)
 
@@ -80,18 +73,6 @@ class BCLoss(OptionalPadMask, _TorchRLBCLoss):
         >>> BCLoss(zeros, loss_function="l1")(batch)["loss_bc"]
         tensor(3.)
     """
-
-    @dataclass
-    class _AcceptedKeys:
-        """The keys of chunk, padding masks and weights (None: there are none)."""
-
-        action: NestedKey = ACTION_CHUNK_KEY
-        pad_mask: NestedKey | None = ACTION_IS_PAD_KEY
-        dim_pad_mask: NestedKey | None = None
-        weight: NestedKey | None = None
-
-    tensor_keys: _AcceptedKeys
-    default_keys = _AcceptedKeys
 
     actor_network: TensorDictModuleBase
     actor_network_params: TensorDictParams
@@ -122,9 +103,11 @@ class BCLoss(OptionalPadMask, _TorchRLBCLoss):
         )
         if dims is not None:
             target = torch.where(dims.unsqueeze(-2), 0.0, target)
-        weight = read_row_weight(tensordict, self.tensor_keys.weight, target, "BCLoss")
+        weight = read_sample_weights(
+            tensordict, self.tensor_keys.weight, target, "BCLoss"
+        )
         if weight is not None:
-            counts = rows_that_count(torch.ones_like(target, dtype=torch.bool), weight)
+            counts = counts_in_loss(torch.ones_like(target, dtype=torch.bool), weight)
             target = torch.where(counts, target, 0.0)
         return super().forward(tensordict.copy().set(key, target))
 
@@ -144,10 +127,10 @@ class BCLoss(OptionalPadMask, _TorchRLBCLoss):
         valid = torch.ones_like(loss, dtype=torch.bool)
         if mask is not None:
             valid = valid & (mask if mask.ndim == loss.ndim else mask.unsqueeze(-1))
-        loss, spread = weigh(loss, valid, tensordict.get(key), "BCLoss")
+        loss, expanded = weigh(loss, valid, tensordict.get(key), "BCLoss")
         if self.reduction != "mean":
             return super()._reduce_loss(loss, tensordict, mask=valid, **options)
-        total = spread.sum()
+        total = expanded.sum()
         return loss.sum() / torch.where(total > 0, total, 1.0)
 
     def _get_prediction(

@@ -1,4 +1,4 @@
-"""PPO over chunks of actions, of which only the executed part counts."""
+"""PPO loss over action chunks that counts executed positions only."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from torchrl.objectives import ClipPPOLoss
 
 from torchrl_vla._internal.option_names import Granularity as Granularity
-from torchrl_vla.objectives.padding import read_dim_pad_mask
+from torchrl_vla.objectives.pad_masks import read_dim_pad_mask
 from torchrl_vla.schema import (
     ELEMENT_LOG_PROBS_KEY,
     IS_EXECUTED_KEY,
@@ -24,30 +24,33 @@ from torchrl_vla.schema import (
 
 
 class ChunkPPOLoss(ClipPPOLoss):
-    """Improve a chunk policy by PPO, counting only what was really executed.
+    """Improve a chunk policy by PPO over the executed part of its chunks.
 
     TorchRL's ``ClipPPOLoss`` gives a chunk one ratio, over all its ``H`` actions. An
-    episode that ends inside a chunk, or a receding horizon, executes fewer: the
-    others earned nothing, yet they would be reinforced, and add their noise to the
-    ratio. Here their log-probabilities are left out, exactly. The ratio is taken per
-    chunk, per action or per token; the finer, the less one action's change clips the
-    others, and the further from the true ratio of the decision. The surprise: terms
-    are averaged over what was executed, so with finer granularity long chunks weigh
-    more.
+    episode that ends inside a chunk, or a receding horizon, executes fewer; the rest
+    would be reinforced and add noise to the ratio. Here their log-probabilities are
+    left out. The ratio is taken per chunk, per action or per token: with a finer ratio
+    one action's change clips the others less, but the ratio is further from the true
+    one of the decision.
 
-    **Reads** decisions ``[N]``: the actor's ``in_keys``; what it chose, at its
-    ``sample_key``; ``element_log_probs`` float ``[N, H, A]``, written when it acted;
+    Note:
+        Terms are averaged over executed positions, so with finer granularity long
+        chunks weigh more.
+
+    **Reads** decisions ``[N]`` (one per policy query): the policy's ``in_keys``; its
+    sample, at its ``sample_key``; ``element_log_probs`` float ``[N, H, A]``, the
+    per-dimension (per-token) log-probabilities that it wrote when it acted;
     ``advantage`` float ``[N, 1]``; ``("next", "is_executed")`` bool ``[N, H]``, True =
     executed; with ``set_keys(dim_pad_mask="action_dim_is_pad")``, that mask; with a
     critic, ``value_target`` float ``[N, 1]``; with a reference,
     ``reference_log_probs`` float ``[N, H, A]``.
 
     **Writes** ``loss_objective``; where their coefficients are not 0,
-    ``loss_entropy``, ``loss_critic`` and ``loss_reference_kl``; for people
+    ``loss_entropy``, ``loss_critic`` and ``loss_reference_kl``; for logging
     ``clip_fraction``, ``kl_approx``, ``max_ratio``, ``entropy``, ``reference_kl`` and
     ``explained_variance``. Every term is over executed positions alone. ``kl_approx``
-    is how far the policy is from the one that acted, by Schulman's k3 estimate;
-    TorchRL's is the mean log-ratio, which can be negative for a policy that is far.
+    is Schulman's k3 estimate of the divergence from the policy that acted; TorchRL's
+    mean log-ratio can be negative for a distant policy.
 
     Args:
         actor_network: a policy with ``get_dist`` and ``sample_key``, such as
@@ -55,8 +58,8 @@ class ChunkPPOLoss(ClipPPOLoss):
         critic_network: writes ``state_value`` ``[N, 1]``; None = no critic, as in GRPO.
 
     Keyword Args:
-        granularity: what one ratio is about.
-        clip_epsilon: how far a ratio may go from 1; ``(low, high)`` is DAPO's
+        granularity: what one ratio covers.
+        clip_epsilon: largest distance of a ratio from 1; ``(low, high)`` is DAPO's
             clip-higher.
         entropy_coeff: of the entropy bonus; needs a head with a closed form.
         critic_coeff: of the critic's loss.
@@ -67,8 +70,8 @@ class ChunkPPOLoss(ClipPPOLoss):
     Raises:
         TypeError: the actor has no ``get_dist`` or no ``sample_key``.
         ValueError: a coefficient or the granularity is out of its range.
-        MissingKeyError: a key is not there.
-        SchemaError: a shape or dtype is another one, or nothing was executed.
+        MissingKeyError: a key is missing.
+        SchemaError: a shape or dtype is wrong, or nothing was executed.
 
     Examples:
         >>> from torchrl_vla.policies import TinyTokenVLA
@@ -93,8 +96,6 @@ class ChunkPPOLoss(ClipPPOLoss):
 
     @dataclass
     class _AcceptedKeys(ClipPPOLoss._AcceptedKeys):
-        """The keys of PPO, and those of the executed part of a chunk."""
-
         sample_log_prob: NestedKey = ELEMENT_LOG_PROBS_KEY
         executed: NestedKey = ("next", IS_EXECUTED_KEY)
         dim_pad_mask: NestedKey | None = None
@@ -121,7 +122,7 @@ class ChunkPPOLoss(ClipPPOLoss):
                     "ChunkPPOLoss: expected a policy with get_dist(tensordict) and "
                     f"sample_key at argument 'actor_network', got "
                     f"{type(actor_network).__name__} without {name}. A deterministic "
-                    "policy gives its actions no probability: use TinyTokenVLA, "
+                    "policy has no log-probabilities: use TinyTokenVLA, "
                     "TinyGaussianVLA or TinyFlowVLA, or a subclass of "
                     "StochasticVLAWrapper."
                 )
@@ -152,7 +153,7 @@ class ChunkPPOLoss(ClipPPOLoss):
 
     @property
     def in_keys(self) -> list[NestedKey]:
-        """What the loss reads."""
+        """Keys that the loss reads."""
         keys = self.tensor_keys
         read = [
             *self.actor_network.in_keys,
@@ -171,7 +172,7 @@ class ChunkPPOLoss(ClipPPOLoss):
 
     @property
     def out_keys(self) -> list[str]:
-        """What the loss writes."""
+        """Keys that the loss writes."""
         keys = ["loss_objective", "clip_fraction", "kl_approx", "max_ratio"]
         if self.entropy_bonus:
             keys += ["loss_entropy", "entropy"]
@@ -186,7 +187,7 @@ class ChunkPPOLoss(ClipPPOLoss):
         """Return the losses of a batch of decisions."""
         tensordict = tensordict.clone(False)
         keys = self.tensor_keys
-        choice = self._read(tensordict, keys.action, "what the policy chose")
+        sample = self._read(tensordict, keys.action, "the policy's sample")
         parameters = self.actor_network_params
         with (
             parameters.to_module(self.actor_network, preserve_module_state=False)
@@ -194,7 +195,7 @@ class ChunkPPOLoss(ClipPPOLoss):
             else nullcontext()
         ):
             dist = self.actor_network.get_dist(tensordict)
-            new = dist.element_log_probs(choice)
+            new = dist.element_log_probs(sample)
             entropy = dist.element_entropy() if self.entropy_bonus else None
         old = self._read_like(tensordict, keys.sample_log_prob, new)
         valid = self._valid(tensordict, new)
@@ -221,7 +222,7 @@ class ChunkPPOLoss(ClipPPOLoss):
             out["reference_kl"] = kl.detach()
         if self._has_critic:
             self._read(tensordict, keys.value_target, "the critic's target")
-            # loss_critic also returns what value clipping did: it is never on here
+            # the second value is that of value clipping, which is off
             loss_critic, _, explained = self.loss_critic(tensordict)
             decided = valid.flatten(1).any(-1)
             out["loss_critic"] = _mean(loss_critic.reshape(-1), decided)
@@ -239,7 +240,7 @@ class ChunkPPOLoss(ClipPPOLoss):
     def _valid(self, tensordict: TensorDictBase, new: Tensor) -> Tensor:
         """Return the elements that were executed, bool ``[N, H, A]``."""
         key = self.tensor_keys.executed
-        executed = self._read(tensordict, key, "which positions were executed")
+        executed = self._read(tensordict, key, "a mask of executed positions")
         if executed.dtype != torch.bool or executed.shape != new.shape[:-1]:
             raise SchemaError(
                 f"ChunkPPOLoss: expected bool {list(new.shape[:-1])} at {key!r} (True "
@@ -277,7 +278,7 @@ class ChunkPPOLoss(ClipPPOLoss):
             raise SchemaError(
                 f"ChunkPPOLoss: expected log-probabilities {list(new.shape)} without a "
                 f"gradient at {key!r}, got {list(value.shape)} with requires_grad="
-                f"{value.requires_grad}. Store what the policy wrote when it acted, "
+                f"{value.requires_grad}. Store what the policy wrote when it acted "
                 "under torch.no_grad()."
             )
         return value
@@ -303,7 +304,7 @@ def _mean(values: Tensor, weight: Tensor) -> Tensor:
 
 
 def _k3(log_ratio: Tensor, weight: Tensor) -> Tensor:
-    """Estimate KL(drawn from || other) from log(other / drawn from) of samples.
+    """Estimate KL(p || q) from ``log(q / p)`` of samples from ``p``.
 
     Unbiased, and never negative.
 

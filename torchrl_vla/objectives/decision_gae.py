@@ -1,4 +1,4 @@
-"""Generalized advantages over decisions that last for different times."""
+"""Generalized advantage estimation over decisions of different durations."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ class DecisionGAE:
     """Write advantages and value targets of decisions ``[*B, T]``.
 
     A decision that executed ``k`` steps discounts what follows by ``gamma ** k``.
-    Discounting by ``gamma`` would make time inside a chunk free. TorchRL's ``GAE``
-    module takes one ``gamma`` for all decisions.
+    With ``gamma`` per decision, time inside a chunk would cost nothing; TorchRL's
+    ``GAE`` module does that. A decision is one policy query: an option step of ``k``
+    base steps in a semi-Markov decision process.
 
     **Reads** what the critic reads, at the root and under ``next``;
     ``("next", "reward")`` float, ``("next", "done")`` and ``("next", "terminated")``
     bool, each ``[*B, T, 1]``; ``("next", "executed_steps")`` int64 ``[*B, T, 1]``.
     **Writes** ``state_value``, ``advantage`` and ``value_target`` float
     ``[*B, T, 1]``. The end of the batch and, unless ``truncated_is_failure``, a
-    truncated episode go on with the critic's value of the last observation; a
-    terminated one with 0.
+    truncated episode are bootstrapped with the critic's value of the last observation;
+    a terminated one with 0.
 
     Args:
         critic: writes ``value_key`` from an observation.
@@ -31,14 +32,14 @@ class DecisionGAE:
     Keyword Args:
         gamma: discount of one control step, not of a decision.
         lmbda: of one decision: 1 = Monte Carlo, 0 = one decision ahead.
-        truncated_is_failure: True = an episode that ran out of time is worth what it
-            earned, for tasks whose success counts only within the limit. False = it
-            goes on with the critic's value, for limits that are there for convenience.
+        truncated_is_failure: True = the value after the time limit is 0, for tasks
+            whose success counts only within the limit. False = it is the critic's, for
+            limits that are not part of the task.
         value_key: where the critic writes.
 
     Raises:
         ValueError: ``gamma`` or ``lmbda`` is not in [0, 1].
-        MissingKeyError: ``executed_steps`` or another key is not there.
+        MissingKeyError: ``executed_steps`` or another key is missing.
         SchemaError: the batch has no time dimension.
 
     Examples:
@@ -111,8 +112,8 @@ class DecisionGAE:
         return tensordict.set("value_target", advantage + value)
 
     def _value(self, tensordict: TensorDictBase) -> Tensor:
-        asked = tensordict.select(*self.critic.in_keys, strict=False)
-        return self.critic(asked).get(self.value_key)
+        inputs = tensordict.select(*self.critic.in_keys, strict=False)
+        return self.critic(inputs).get(self.value_key)
 
     def _read(self, tensordict: TensorDictBase, key: NestedKey) -> Tensor:
         value = tensordict.get(key, None)

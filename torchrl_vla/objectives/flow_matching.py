@@ -1,49 +1,35 @@
-"""Behavior cloning of a policy whose chunks flow from noise."""
+"""Behavior cloning loss of flow policies."""
 
 from __future__ import annotations
 
 from tensordict.nn import TensorDictModuleBase
 
-from torchrl_vla.objectives.denoising_samples import DenoisingLoss
+from torchrl_vla.objectives.denoising_loss import DenoisingLoss
 from torchrl_vla.schema import check_positive_int
 
 
 class FlowMatchingLoss(DenoisingLoss):
-    """Teach a flow the straight way from noise to the expert's chunk.
+    """Train a flow's velocity along straight lines from noise to the expert's chunk.
 
     The mean of ``(velocity(x_t, t) - (data - noise))^2`` over valid elements, with
-    ``x_t = (1 - t) noise + t data`` for one time and one noise per row and draw. Both
-    come from PyTorch's global generator: seed it to repeat a value. A padded position
-    enters the network as 0 with noise, so the target there has no influence, not even
-    as NaN.
+    ``x_t = (1 - t) noise + t data`` for one time and one noise per sample. Padding and
+    randomness: see :class:`DenoisingLoss`; keys and errors: see
+    :class:`ElementwiseCloningLoss`.
 
-    **Reads** the policy's ``in_keys``; ``action_chunk`` float ``[*B, H, A]``, the
-    expert's; ``action_is_pad`` bool ``[*B, H]``, True = padded; with
-    ``set_keys(dim_pad_mask="action_dim_is_pad")``, that mask bool ``[*B, A]`` of the
-    dimensions that a row's robot lacks; with ``set_keys(weight="sample_weight")``,
-    weights float ``[*B]`` of the rows, for a weighted mean. **Writes** ``loss_bc``, a
-    scalar.
+    **Reads** the policy's ``in_keys``, ``action_chunk`` and ``action_is_pad``;
+    **writes** ``loss_bc``.
 
     Args:
-        actor_network: policy whose ``denoising_errors(tensordict, ...)``
-            returns the squared errors ``[*B, H, A]`` for the target at its
-            ``chunk_key`` (``FlowVLAWrapper``).
+        actor_network: policy with ``denoising_errors`` (``FlowVLAWrapper``).
 
     Keyword Args:
         noise_emphasis: ``1 - t`` follows Beta(noise_emphasis, 1): 1 is uniform, 1.5
-            dwells on noisy times as pi0 does.
-        draws: times and noises per row. The observation is encoded once for all of
-            them, so where encoding is what costs, more draws are a steadier gradient
-            at the same price.
+            samples noisy times more often, as pi0 does.
+        num_samples: times and noises per frame. The observation is encoded once for
+            all of them, so more samples reduce the gradient's variance at little cost.
 
     Raises:
-        MissingKeyError: the chunk or the mask is not there.
-        SchemaError: the mask is not a bool ``[*B, H]`` with a False in it, the batch
-            has an ``action_dim_is_pad`` or a ``sample_weight`` that was not named, the
-            weights are not finite and >= 0 with one above 0, or the target holds
-            tokens.
-        TypeError: the policy has no ``denoising_errors``.
-        ValueError: ``noise_emphasis`` or ``draws`` is not positive.
+        ValueError: ``noise_emphasis`` or ``num_samples`` is not positive.
 
     Source: Lipman et al., "Flow Matching for Generative Modeling" (2023); Black et
     al., "pi0" (2024), for the times.
@@ -71,13 +57,16 @@ class FlowMatchingLoss(DenoisingLoss):
         actor_network: TensorDictModuleBase,
         *,
         noise_emphasis: float = 1.0,
-        draws: int = 1,
+        num_samples: int = 1,
     ) -> None:
         if not noise_emphasis > 0:
             raise ValueError(
                 "FlowMatchingLoss: expected a positive noise_emphasis, got "
-                f"{noise_emphasis}. 1 draws times uniformly."
+                f"{noise_emphasis}. 1 samples times uniformly."
             )
-        check_positive_int("FlowMatchingLoss", "draws", draws)
-        options = {"noise_emphasis": float(noise_emphasis), "draws": draws}
-        super().__init__(actor_network, **options)
+        check_positive_int("FlowMatchingLoss", "num_samples", num_samples)
+        super().__init__(
+            actor_network,
+            noise_emphasis=float(noise_emphasis),
+            num_samples=num_samples,
+        )

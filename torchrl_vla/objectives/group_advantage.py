@@ -1,4 +1,4 @@
-"""Advantages from comparing episodes that began alike, without a critic."""
+"""Group-relative advantages without a critic (GRPO, RLOO)."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from torchrl_vla.schema import EPISODE_SEED_KEY, MissingKeyError, SchemaError
 class GroupAdvantage(ABC):
     """Give each decision its episode's return, relative to its group's.
 
-    Abstract: :class:`GRPOAdvantage` and :class:`RLOOAdvantage` say what relative means.
+    Abstract: :class:`GRPOAdvantage` and :class:`RLOOAdvantage` implement
+    :meth:`relative`.
     A group is the episodes with one seed, that is, one initial state and instruction.
     Episodes that the batch cuts off have no return yet and are dropped, as are groups
-    that are too small to compare, and groups whose mean return is not strictly inside
-    ``keep`` (dynamic sampling: where all succeed or all fail there is nothing to
-    learn). TorchRL's ``MCAdvantage`` does the same one trajectory at a time on its way
-    into a buffer, in Python; here a batch is a handful of tensor operations, and needs
-    no buffer.
+    of one episode, and groups whose mean return is not strictly inside ``keep``
+    (dynamic sampling: where all succeed or all fail, every advantage is 0). TorchRL's
+    ``MCAdvantage`` does the same in Python, one trajectory at a time, on its way into a
+    buffer.
 
     **Reads** decisions ``[*B, T]``: ``episode_seed`` int64 ``[*B, T]``,
     ``("next", "reward")`` float and ``("next", "done")`` bool ``[*B, T, 1]``.
-    **Writes** a new tensordict ``[N]`` with the decisions that are kept, in row order,
+    **Writes** a new tensordict ``[N]`` with the decisions that are kept, in order,
     and their ``advantage`` float ``[N, 1]``; ``group_return`` float ``[N, 1]``, their
     group's mean.
 
     Keyword Args:
         keep: bounds of a kept group's mean return, exclusive. None keeps every group.
-        group_key: what episodes of a group share.
+        group_key: integer that the episodes of a group share.
 
     Raises:
         ValueError: the bounds are not increasing.
-        MissingKeyError: a key is not there.
+        MissingKeyError: a key is missing.
         SchemaError: the batch has no time dimension, or the key is not an integer.
 
     Source: Z. Shao et al., arXiv:2402.03300 (GRPO); Q. Yu et al., arXiv:2503.14476
@@ -67,7 +67,7 @@ class GroupAdvantage(ABC):
         """
 
     def __call__(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Return the decisions that say something, with their advantage."""
+        """Return the decisions of comparable episodes, with their advantage."""
         if len(tensordict.batch_size) < 2:
             raise SchemaError(
                 f"{type(self).__name__}: expected decisions [*B, T] with time last, "
@@ -82,11 +82,11 @@ class GroupAdvantage(ABC):
                 f"{type(self).__name__}: expected integers at {self.group_key!r}, got "
                 f"{seeds.dtype}."
             )
-        # An episode's number: those of the rows before, and its place in its row.
+        # An episode's number: those of the environments before, and its place there.
         ended_before = done.long().cumsum(-1) - done.long()
-        per_row = ended_before[:, -1] + 1
-        episode = ended_before + (per_row.cumsum(0) - per_row).unsqueeze(-1)
-        n_episodes = int(per_row.sum())
+        per_env = ended_before[:, -1] + 1
+        episode = ended_before + (per_env.cumsum(0) - per_env).unsqueeze(-1)
+        n_episodes = int(per_env.sum())
         flat = episode.flatten()
         returns = reward.new_zeros(n_episodes).index_add_(0, flat, reward.flatten())
         complete = torch.zeros_like(returns).index_add_(
@@ -99,20 +99,20 @@ class GroupAdvantage(ABC):
         kept, group, n_groups = self._comparable(kept, group, returns)
         advantage = torch.zeros_like(returns)
         mean = torch.zeros_like(returns)
-        says_something = torch.zeros_like(complete, dtype=torch.bool)
+        is_comparable = torch.zeros_like(complete, dtype=torch.bool)
         if len(kept):
             advantage[kept] = self.relative(returns[kept], group, n_groups)
             mean[kept] = _group_mean(returns[kept], group, n_groups)[group]
-            says_something[kept] = True
-        rows = says_something[flat].nonzero().squeeze(-1)
-        out = tensordict.reshape(-1)[rows]
-        out.set("advantage", advantage[flat[rows]].unsqueeze(-1))
-        return out.set("group_return", mean[flat[rows]].unsqueeze(-1))
+            is_comparable[kept] = True
+        index = is_comparable[flat].nonzero().squeeze(-1)
+        out = tensordict.reshape(-1)[index]
+        out.set("advantage", advantage[flat[index]].unsqueeze(-1))
+        return out.set("group_return", mean[flat[index]].unsqueeze(-1))
 
     def _comparable(
         self, kept: Tensor, group: Tensor, returns: Tensor
     ) -> tuple[Tensor, Tensor, int]:
-        """Drop the episodes whose groups have one member, or are not inside keep."""
+        """Drop episodes whose group has one member or a mean return outside keep."""
         n_groups = int(group.max()) + 1 if len(group) else 0
         good = torch.bincount(group, minlength=n_groups) >= 2
         if self.keep is not None and n_groups:
@@ -137,10 +137,10 @@ class GRPOAdvantage(GroupAdvantage):
     """Subtract the group's mean return, and divide by its standard deviation.
 
     Keyword Args:
-        keep: see :class:`GroupAdvantage`.
-        group_key: see there.
-        divide_by_std: False = only subtract the mean, which does not favour groups
-            that are nearly all alike (Z. Liu et al., arXiv:2503.20783).
+        keep: as of :class:`GroupAdvantage`; so is ``group_key``.
+        group_key: integer that the episodes of a group share.
+        divide_by_std: False = only subtract the mean, which does not amplify groups of
+            nearly equal returns (Z. Liu et al., arXiv:2503.20783).
 
     Examples:
         >>> from tensordict import TensorDict
@@ -177,14 +177,14 @@ class GRPOAdvantage(GroupAdvantage):
         squares = torch.zeros_like(count, dtype=returns.dtype)
         squares.index_add_(0, group, centred**2)
         std = (squares / (count - 1)).sqrt()
-        # A group without spread has no advantage either: 0 / 1.
+        # Equal returns have standard deviation 0 and advantage 0 / 1.
         return centred / torch.where(std > 0, std, 1.0)[group]
 
 
 class RLOOAdvantage(GroupAdvantage):
     """Subtract the mean return of the group's *other* episodes.
 
-    An unbiased baseline, as an episode's own return is not in it.
+    An unbiased baseline, because it excludes the episode's own return.
 
     Examples:
         >>> returns, group = torch.tensor([0.0, 1.0, 1.0]), torch.zeros(3).long()

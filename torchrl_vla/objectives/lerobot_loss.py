@@ -10,7 +10,7 @@ from tensordict import NestedKey, TensorDict, TensorDictBase
 from torch import Tensor, nn
 from torchrl.objectives import LossModule
 
-from torchrl_vla.objectives.padding import read_pad_mask, read_target
+from torchrl_vla.objectives.pad_masks import read_pad_mask, read_target
 from torchrl_vla.schema import ACTION_IS_PAD_KEY, SAMPLE_WEIGHT_KEY, SchemaError
 
 

@@ -1,4 +1,4 @@
-"""Behavior cloning of action tokens."""
+"""Behavior cloning loss of token policies."""
 
 from __future__ import annotations
 
@@ -9,35 +9,27 @@ from tensordict import NestedKey, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
-from torchrl_vla.objectives.cloning import ElementwiseCloningLoss
+from torchrl_vla.objectives.elementwise_cloning import ElementwiseCloningLoss
+from torchrl_vla.objectives.pad_masks import CloningKeys
 from torchrl_vla.schema import ACTION_TOKENS_KEY, SchemaError
 
 
 class TokenBCLoss(ElementwiseCloningLoss):
-    """Make the expert's action tokens more likely wherever the episode goes on.
+    """Maximize the likelihood of the expert's action tokens where they are valid.
 
-    The mean negative log-likelihood per valid token, what ``BCLoss`` is for a
-    continuous head. The surprise: it asks the policy for ``token_log_probs`` and never
-    runs its sampling, so the expert's tokens are the only ones in the batch.
+    The mean negative log-likelihood per valid token. Keys and errors: see
+    :class:`ElementwiseCloningLoss`.
 
-    **Reads** the policy's ``in_keys``; ``action_tokens`` int64 ``[*B, H, A]``, the
-    expert's; ``action_is_pad`` bool ``[*B, H]``, True = padded; with
-    ``set_keys(dim_pad_mask="action_dim_is_pad")``, that mask bool ``[*B, A]`` of the
-    dimensions that a row's robot lacks; with ``set_keys(weight="sample_weight")``,
-    weights float ``[*B]`` of the rows, for a weighted mean. **Writes** ``loss_bc``, a
-    scalar.
+    Note:
+        The loss calls the policy's ``token_log_probs`` and never its sampling, so the
+        expert's tokens are the only ones in the batch.
+
+    **Reads** the policy's ``in_keys``, ``action_tokens`` int64 ``[*B, H, A]`` (the
+    expert's) and ``action_is_pad``; **writes** ``loss_bc``.
 
     Args:
         actor_network: policy whose ``token_log_probs(tensordict)`` returns the
             log-probability ``[*B, H, A]`` of each of its ``action_tokens``.
-
-    Raises:
-        MissingKeyError: the tokens or the mask are not there.
-        SchemaError: the mask is not a bool ``[*B, H]`` with a False in it, the batch
-            has an ``action_dim_is_pad`` or a ``sample_weight`` that was not named, the
-            weights are not finite and >= 0 with one above 0, or the target holds no
-            int64 tokens.
-        TypeError: the policy has no ``token_log_probs``.
 
     Examples:
         >>> import torch
@@ -58,12 +50,9 @@ class TokenBCLoss(ElementwiseCloningLoss):
     """
 
     @dataclass
-    class _AcceptedKeys(ElementwiseCloningLoss._AcceptedKeys):
-        """The keys of tokens, padding masks and weights (None: there are none)."""
-
+    class _AcceptedKeys(CloningKeys):
         action: NestedKey = ACTION_TOKENS_KEY
 
-    tensor_keys: _AcceptedKeys
     default_keys = _AcceptedKeys
 
     def __init__(self, actor_network: TensorDictModuleBase) -> None:

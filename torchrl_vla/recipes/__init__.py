@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from torchrl_vla.recipes.demo.demo import run_demo
     from torchrl_vla.recipes.demo.demo_settings import DEMO_SETTINGS, DemoSettings
     from torchrl_vla.recipes.demo.report import write_report
-    from torchrl_vla.recipes.demonstrations import open_dataset
     from torchrl_vla.recipes.environment_options import (
         ENVIRONMENTS,
         EnvironmentName,
@@ -56,6 +55,7 @@ if TYPE_CHECKING:
     )
     from torchrl_vla.recipes.lerobot_training import fit_lerobot_policy, train_lerobot
     from torchrl_vla.recipes.model_space import ModelSpace, RobotSpacePolicy
+    from torchrl_vla.recipes.open_dataset import open_dataset
     from torchrl_vla.recipes.training_loop import TrainingLog, run_training
     from torchrl_vla.recipes.training_settings import TrainingSettings
     from torchrl_vla.recipes.training_state import TrainingState

@@ -17,6 +17,7 @@ from torchrl_vla.envs import (
     AlohaTask,
     MetaWorldEnv,
     PushTEnv,
+    SimulatorOptions,
     TabletopEnv,
 )
 from torchrl_vla.errors import NamedObjectError
@@ -89,35 +90,26 @@ def make_environment(
             f"{did_you_mean(name, get_args(EnvironmentName))}"
         )
     tasks = tuple(tasks) or ENVIRONMENTS[name].tasks
-    common = {
-        "num_envs": num_envs,
-        "image_size": image_size,
-        "render_on_demand": render_on_demand,
-        "seed": seed,
-    }
+    common: dict[str, Any] = {"num_envs": num_envs, "seed": seed}
+    if image_size is not None:  # each environment has its own
+        common["image_size"] = image_size
     if name == "tabletop":
         tasks, colors = _split_colors(tasks)
-        return TabletopEnv(tasks=tasks, colors=colors, **_given(common))
-    return _make_simulated(name, tasks, {**common, "num_workers": num_workers})
-
-
-def _given(options: dict[str, Any]) -> dict[str, Any]:
-    """Leave an image size out that is None: the environment has its own."""
-    return {
-        name: value
-        for name, value in options.items()
-        if name != "image_size" or value is not None
-    }
+        return TabletopEnv(
+            tasks=tasks, colors=colors, render_on_demand=render_on_demand, **common
+        )
+    options = SimulatorOptions(num_workers, render_on_demand)
+    return _make_simulated(name, tasks, {**common, "options": options})
 
 
 def _make_simulated(
     name: str, tasks: tuple[str, ...], options: dict[str, Any]
 ) -> EnvBase:
     """Make an environment around simulators."""
-    image_size = options["image_size"]
+    image_size = options.get("image_size")
     if name == "pusht":
         _check_one_task(name, tasks, ENVIRONMENTS[name].tasks)
-        return PushTEnv(environment_state=True, **_given(options))
+        return PushTEnv(environment_state=True, **options)
     if name == "aloha":
         _check_one_task(name, tasks, get_args(AlohaTask))
         if image_size is not None:
@@ -125,9 +117,9 @@ def _make_simulated(
                 "make_environment: expected no image_size for 'aloha', whose images "
                 f"have 480 x 640 pixels, got {image_size}."
             )
-        return AlohaEnv(tasks[0], **_given(options))
+        return AlohaEnv(tasks[0], **options)
     cameras = () if image_size is None else _METAWORLD_CAMERA
-    return MetaWorldEnv(tasks, cameras=cameras, **_given(options))
+    return MetaWorldEnv(tasks, cameras=cameras, **options)
 
 
 def _make_own(name: str, **available: object) -> EnvBase:

@@ -27,8 +27,8 @@ from torchrl_vla.policies import (
     TokenVLAWrapper,
     VLAWrapperBase,
 )
-from torchrl_vla.recipes.demonstrations import Demonstrations, image_sizes_of
 from torchrl_vla.recipes.model_space import ModelSpace
+from torchrl_vla.recipes.open_dataset import Demonstrations, image_sizes_of
 from torchrl_vla.schema import RobotDatasetMetadata
 from torchrl_vla.tokenizers import UniformActionTokenizer
 
@@ -115,9 +115,9 @@ def make_cloning_loss(
     if isinstance(policy, TokenVLAWrapper):
         return TokenBCLoss(policy)
     if isinstance(policy, FlowVLAWrapper):
-        return FlowMatchingLoss(policy, draws=_DRAWS)
+        return FlowMatchingLoss(policy, num_samples=_DRAWS)
     if isinstance(policy, DiffusionVLAWrapper):
-        return DiffusionBCLoss(policy, draws=_DRAWS)
+        return DiffusionBCLoss(policy, num_samples=_DRAWS)
     if isinstance(policy, ContinuousVLAWrapper | GaussianVLAWrapper):
         return BCLoss(policy, loss_function=loss_function)
     raise TypeError(

@@ -15,7 +15,7 @@ from torchrl_vla._internal.suggestions import did_you_mean
 from torchrl_vla.objectives import LeRobotLoss
 from torchrl_vla.policies import LeRobotPolicyWrapper, make_lerobot_policy
 from torchrl_vla.policies.lerobot import KINDS, kind_of, lerobot_statistics
-from torchrl_vla.recipes.demonstrations import Demonstrations, image_sizes_of
+from torchrl_vla.recipes.open_dataset import Demonstrations, image_sizes_of
 from torchrl_vla.recipes.training_loop import (
     TrainingLog,
     constant_rate,
@@ -184,7 +184,7 @@ def train_lerobot(
 
 def _warn_of_deafness(policy: LeRobotPolicyWrapper, dataset: Demonstrations) -> None:
     ids = dataset.frames.get(INSTRUCTION_KEY, None)
-    if ids is None or policy.instruction_key in policy.in_keys:
+    if ids is None or policy.keys.instruction is not None:
         return
     texts = dataset.instructions.decode(torch.as_tensor(ids).unique())
     if len(texts) > 1:

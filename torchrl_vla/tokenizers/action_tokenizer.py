@@ -1,22 +1,30 @@
-"""What every action tokenizer is."""
+"""Base class of action tokenizers."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from torchrl_vla.schema import TokenError
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 
 class ActionTokenizerBase(nn.Module, ABC):
     """Map continuous actions to discrete tokens and back, element by element.
 
     ``decode`` undoes ``encode`` to within half a bin; ``encode`` undoes ``decode``
-    exactly. NaN is no action and a foreign number no token: both raise, since the
-    alternative is to move the robot by them. (Inside ``torch.compile`` and on CUDA the
-    check is a device-side assertion.)
+    exactly. NaN is not an action, and a number outside the vocabulary is not a token:
+    both raise, because the robot would move by them. (Inside ``torch.compile`` and on
+    CUDA the check is a device-side assertion.)
+
+    A subclass implements :attr:`vocab_size`, :meth:`encode` and :meth:`decode`, and
+    :meth:`to_config` to be saved with a policy.
     """
 
     @property
@@ -26,7 +34,7 @@ class ActionTokenizerBase(nn.Module, ABC):
 
     @property
     def is_action_token(self) -> Tensor | None:
-        """Which tokens ``decode`` takes, bool ``[V]``; None = all of them."""
+        """Tokens that ``decode`` accepts, bool ``[V]``; None = all of them."""
         return None
 
     @abstractmethod
@@ -36,6 +44,32 @@ class ActionTokenizerBase(nn.Module, ABC):
     @abstractmethod
     def decode(self, tokens: Tensor) -> Tensor:
         """Turn int64 tokens ``[..., A]`` into float32 actions of the same shape."""
+
+    def to_config(self) -> dict[str, Any]:
+        """Return what :func:`tokenizer_from_config` rebuilds this tokenizer from.
+
+        Values of JSON, and ``"class"``: see :meth:`config_of`.
+
+        Raises:
+            TokenError: the class does not implement this method.
+        """
+        raise TokenError(
+            f"{type(self).__name__}.to_config: expected an implementation, got none. "
+            "Return self.config_of(argument=...) with the constructor's arguments, "
+            "from which the tokenizer can be rebuilt."
+        )
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        """Build from a config without its ``"class"``: the constructor's arguments."""
+        return cls(**config)
+
+    @classmethod
+    def config_of(cls, **arguments: object) -> dict[str, Any]:
+        """Return a config: the class, importable by name, and these arguments."""
+        module, name = cls.__module__, cls.__qualname__
+        own = module.startswith("torchrl_vla.tokenizers.")
+        return {"class": name if own else f"{module}:{name}", **arguments}
 
     def _check_actions(self, actions: Tensor) -> None:
         # A sum is finite only if every term is: one cheap pass for good data.
@@ -48,8 +82,8 @@ class ActionTokenizerBase(nn.Module, ABC):
             where = (~actions.isfinite()).nonzero()[0].tolist()
             raise TokenError(
                 f"{type(self).__name__}.encode: expected finite actions, got "
-                f"{actions[tuple(where)].item()} at index {where}. Find out what "
-                "produced it; it has no token."
+                f"{actions[tuple(where)].item()} at index {where}. It has no token; "
+                "find out what produced it."
             )
 
     def _check_dtype(self, tokens: Tensor) -> None:
@@ -68,14 +102,14 @@ class ActionTokenizerBase(nn.Module, ABC):
         if torch.compiler.is_compiling() or tokens.is_cuda:
             ours = (smallest >= low) & (largest < high)
             torch._assert_async(
-                ours, "action tokenizer: expected action tokens, got a foreign token."
+                ours, "action tokenizer: expected action tokens, got another token."
             )
         elif smallest < low or largest >= high:
             where = ((tokens < low) | (tokens >= high)).nonzero()[0].tolist()
             raise TokenError(
                 f"{type(self).__name__}.decode: expected tokens in [{low}, {high}), "
                 f"got {tokens[tuple(where)].item()} at index {where}. It is no action "
-                "token: the policy emitted text, or has another vocabulary."
+                "token: the policy wrote text, or has another vocabulary."
             )
 
     def _check_width(self, values: Tensor, width: int | None) -> None:

@@ -1,6 +1,8 @@
-"""Uniform bins per action dimension."""
+"""Action tokenizer with uniform bins per dimension."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,7 +12,7 @@ from torchrl_vla.tokenizers.action_tokenizer import ActionTokenizerBase
 
 
 class UniformActionTokenizer(ActionTokenizerBase):
-    """Cut ``[low, high]`` into equal bins; the token is the bin, the action its middle.
+    """Divide ``[low, high]`` into equal bins; a token decodes to the middle of its bin.
 
     Actions beyond the bounds take the outermost bin.
 
@@ -45,8 +47,8 @@ class UniformActionTokenizer(ActionTokenizerBase):
         self,
         num_bins: int,
         *,
-        low: float | Tensor,
-        high: float | Tensor,
+        low: float | list[float] | Tensor,
+        high: float | list[float] | Tensor,
         action_dim: int | None = None,
     ) -> None:
         super().__init__()
@@ -108,6 +110,11 @@ class UniformActionTokenizer(ActionTokenizerBase):
         )
         return cls(num_bins, low=low, high=high)
 
+    def to_config(self) -> dict[str, Any]:
+        """Return the bounds and the number of bins, from which it is rebuilt."""
+        low, high = self.low.tolist(), self.high.tolist()
+        return self.config_of(num_bins=self.num_bins, low=low, high=high)
+
     @property
     def vocab_size(self) -> int:
         """The number of bins."""
@@ -123,7 +130,7 @@ class UniformActionTokenizer(ActionTokenizerBase):
         self._check_width(actions, self.action_dim)
         self._check_actions(actions)
         scaled = (actions - self.low).div_(self.high - self.low).mul_(self.num_bins)
-        # Truncation is floor from here on: nothing is negative after the clamp.
+        # Truncation is floor after the clamp: nothing is negative.
         return scaled.clamp_(0, self.num_bins - 1).long()
 
     def decode(self, tokens: Tensor) -> Tensor:
@@ -140,5 +147,5 @@ class UniformActionTokenizer(ActionTokenizerBase):
         try:
             return table.index_select(0, tokens.reshape(-1)).view(tokens.shape)
         except IndexError:
-            self._check_tokens(tokens, 0, self.num_bins)  # names the foreign one
+            self._check_tokens(tokens, 0, self.num_bins)  # names the wrong one
             raise

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from tensordict import NestedKey, TensorDictBase
+from tensordict import NestedKey, TensorDictBase, unravel_key
 from torch import Tensor
 from torchrl.data import Composite
+from torchrl.envs import EnvBase, Transform
 
 from torchrl_vla.schema import (
     ACTION_CHUNK_KEY,
@@ -15,9 +16,10 @@ from torchrl_vla.schema import (
     FeatureStatistics,
     MissingKeyError,
     RobotDatasetMetadata,
+    SpaceError,
 )
 from torchrl_vla.transforms.affine_scaling import AffineScaling
-from torchrl_vla.transforms.environment import acts_in_environment
+from torchrl_vla.transforms.placement import acts_in_environment, environment_key
 
 
 class ActionScaling(AffineScaling):
@@ -50,6 +52,8 @@ class ActionScaling(AffineScaling):
         MissingKeyError: the data have none of ``in_keys``, or an environment's step
             lacks one of ``in_keys_inv``.
         SchemaError: the last dimension is not ``A``, or the dtype is not floating.
+        SpaceError: another scaling beside it scales the same key, or the environment's
+            policy writes its action at another key than ``in_keys_inv``.
 
     Examples:
         >>> import torch
@@ -83,6 +87,20 @@ class ActionScaling(AffineScaling):
             out_keys_inv=list(in_keys_inv),
         )
 
+    def empty_cache(self) -> None:
+        """Forget what is known of the environment, which has another transform now."""
+        self._spec_is_checked = False
+        super().empty_cache()
+
+    def set_container(self, container: Transform | EnvBase) -> None:
+        """Attach to a ``Compose`` or an environment; see :class:`AffineScaling`."""
+        self._spec_is_checked = False
+        super().set_container(container)
+
+    def _environment_keys(self, chain: list[Transform]) -> set[NestedKey]:
+        inner = chain[: chain.index(self)]
+        return {environment_key(key, inner) for key in self.in_keys_inv}
+
     @staticmethod
     def _from(
         metadata: RobotDatasetMetadata,
@@ -96,6 +114,7 @@ class ActionScaling(AffineScaling):
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Normalize the actions of sampled data."""
+        self._check_scaled_once(in_data=True, in_environment=False)
         tensordict = tensordict.copy()  # buffer[:] hands out the storage itself
         found = False
         for key in self.in_keys:
@@ -113,6 +132,9 @@ class ActionScaling(AffineScaling):
     def _inv_call(self, tensordict: TensorDictBase) -> TensorDictBase:
         if not acts_in_environment(self):
             return tensordict  # written to a buffer: robot space stays
+        if not self._spec_is_checked:
+            self.container.input_spec  # noqa: B018 (transform_action_spec checks it)
+            self._spec_is_checked = True
         for key in self.in_keys_inv:
             value = tensordict.get(key, None)
             if value is None:
@@ -128,5 +150,19 @@ class ActionScaling(AffineScaling):
         return next_tensordict  # an environment's output has no action
 
     def transform_action_spec(self, action_spec: Composite) -> Composite:
-        """Describe the action in model space."""
+        """Describe the action in model space.
+
+        Raises:
+            SpaceError: the policy of this environment writes no such action.
+        """
+        actions = list(action_spec.keys(True, True))
+        for key in map(unravel_key, self.in_keys_inv):
+            if key not in actions:
+                # No KeyError: EnvBase.action_spec would replace it by its own.
+                raise SpaceError(
+                    f"ActionScaling: expected {key!r} in the environment's action spec,"
+                    f" got {actions}. Pass in_keys_inv={actions} to scale what the "
+                    "policy writes, or put the scaling before the transform that "
+                    "renames the action."
+                )
         return self._normalized_spec(action_spec, self.in_keys_inv)

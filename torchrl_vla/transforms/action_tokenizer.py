@@ -9,7 +9,7 @@ from torchrl.envs import Transform
 
 from torchrl_vla.schema import ACTION_KEY, ACTION_TOKENS_KEY, MissingKeyError
 from torchrl_vla.tokenizers import ActionTokenizerBase
-from torchrl_vla.transforms.environment import acts_in_environment
+from torchrl_vla.transforms.placement import acts_in_environment
 
 
 class ActionTokenizerTransform(Transform):

@@ -11,14 +11,16 @@ from tensordict import NestedKey, unravel_key
 from torch import Tensor
 from torchrl.data import Bounded, Composite, TensorSpec, Unbounded
 from torchrl.data.tensor_specs import ContinuousBox
-from torchrl.envs import Transform
+from torchrl.envs import EnvBase, Transform
 
 from torchrl_vla.schema import (
     FeatureStatistics,
     MetadataError,
     RobotDatasetMetadata,
     SchemaError,
+    SpaceError,
 )
+from torchrl_vla.transforms.placement import acts_in_environment, chain_of
 
 #: Below this share of its own size (or of 1) a spread is rounding, not motion.
 CONSTANT = 1e-6
@@ -71,6 +73,7 @@ class AffineScaling(Transform, ABC):
         dtype = torch.get_default_dtype()
         self.register_buffer("loc", torch.where(used, loc, 0.0).to(dtype))
         self.register_buffer("scale", torch.where(used, scale, 1.0).to(dtype))
+        self.register_buffer("mask", used, persistent=False)
         if not (self.scale > 0).all() or not (self.loc + self.scale).isfinite().all():
             raise ValueError(
                 f"{type(self).__name__}: expected loc and scale that {dtype} can hold, "
@@ -198,6 +201,53 @@ class AffineScaling(Transform, ABC):
         metadata: RobotDatasetMetadata,
     ) -> tuple[FeatureStatistics | None, Tensor | None]:
         """Return the feature's statistics and its default mask."""
+
+    def set_container(self, container: Transform | EnvBase) -> None:
+        """Attach to a ``Compose`` or an environment; refuse a second scaling there.
+
+        Raises:
+            SpaceError: another scaling there scales the same dimension of a key.
+        """
+        super().set_container(container)
+        self._check_scaled_once(
+            # A Compose may go to a buffer or to an environment; refuse what is wrong
+            # in both. What is wrong in a buffer only is refused by the first sample.
+            in_data=not acts_in_environment(self),
+            in_environment=True,
+        )
+
+    def _check_scaled_once(self, *, in_data: bool, in_environment: bool) -> None:
+        chain = chain_of(self)
+        for other in chain:
+            if other is self or not isinstance(other, AffineScaling):
+                continue
+            if (
+                self.mask.shape == other.mask.shape
+                and not (self.mask & other.mask).any()
+            ):
+                continue  # two parts of one vector
+            shared = []
+            if in_data:
+                shared.append(self._data_keys() & other._data_keys())
+            if in_environment:
+                ours, theirs = (s._environment_keys(chain) for s in (self, other))
+                shared.append(ours & theirs)
+            if all(shared):
+                key = min(shared[-1], key=str)
+                raise SpaceError(
+                    f"{type(self).__name__}: expected {key!r} to be scaled once, got "
+                    f"two scalings of it: {other} and {self}. Remove one, or give "
+                    "each its own keys (in_keys in data, in_keys_inv for an "
+                    "environment's action) or a mask of its own dimensions."
+                )
+
+    def _data_keys(self) -> set[NestedKey]:
+        """Return the keys that are normalized in data."""
+        return set(map(unravel_key, self.in_keys))
+
+    def _environment_keys(self, chain: list[Transform]) -> set[NestedKey]:
+        """Return the base environment's keys of what is scaled in an environment."""
+        return self._data_keys()
 
     def normalize(self, value: Tensor) -> Tensor:
         """Map ``[..., D]`` from robot space to model space."""

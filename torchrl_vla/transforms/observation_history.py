@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase, unravel_key
 from torch import Tensor
@@ -9,6 +11,7 @@ from torchrl.data import Binary, Composite
 from torchrl.data.replay_buffers import Storage
 from torchrl.envs import Transform
 
+from torchrl_vla._internal.env_masks import env_mask, where_env
 from torchrl_vla.schema import (
     EPISODE_KEY,
     FRAME_KEY,
@@ -181,12 +184,7 @@ class ObservationHistory(Transform):
         moved = tensordict.get("_step", None)
         if moved is None or moved.all():
             return next_tensordict
-        rows = moved.reshape(tensordict.batch_size)
-
-        def choose(new: Tensor, old: Tensor) -> Tensor:
-            mask = rows.reshape(*rows.shape, *[1] * (new.ndim - rows.ndim))
-            return torch.where(mask, new, old)
-
+        choose = partial(where_env, env_mask(moved, tensordict.batch_size))
         for key in (self.history_key, self.pad_key):
             new, old = next_tensordict.get(key), tensordict.get(key)
             is_mask = isinstance(new, Tensor)

@@ -39,6 +39,7 @@ class StateScaling(AffineScaling):
         ValueError: see :meth:`from_stats`.
         MissingKeyError: a key is missing.
         SchemaError: the last dimension is not ``S``, or the dtype is not floating.
+        SpaceError: another scaling beside it scales the same key.
 
     Examples:
         >>> import torch
@@ -72,6 +73,7 @@ class StateScaling(AffineScaling):
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Normalize the states of sampled data, now and next."""
+        self._check_scaled_once(in_data=True, in_environment=False)
         tensordict = tensordict.copy()  # buffer[:] hands out the storage itself
         self._call(tensordict)
         for key in self.in_keys:

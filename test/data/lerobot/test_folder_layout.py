@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 from lerobot_folders import CAMERAS, TASKS, edit_info, record, write_folder
 
-from torchrl_vla.data.lerobot.folder_layout import Feature, LeRobotLayout
+from torchrl_vla.data.lerobot.folder_layout import LeRobotLayout
+from torchrl_vla.data.lerobot.lerobot_feature import Feature
 from torchrl_vla.schema import SchemaError
 
 VERSIONS = ("v2.1", "v3.0")
@@ -30,13 +31,13 @@ def edit_features(folder, **changes):
     )
 
 
-def test_a_folder_says_what_is_in_it(folder):
+def test_the_layout_of_a_folder_is_read(folder):
     layout = LeRobotLayout.from_folder(folder)
     assert [episode.length for episode in layout.episodes] == [2, 3, 2]
     assert (layout.num_frames, layout.rate_hz, layout.robot_type) == (7, 10.0, "fake")
     assert list(layout.tasks.values()) == list(TASKS)
     assert layout.features["action"] == Feature(
-        "float32", (2,), ("action_0", "action_1")
+        "action", "float32", (2,), ("action_0", "action_1")
     )
     clip = layout.episodes[1].clips[f"observation.images.{CAMERAS[0]}"]
     # v2.1 has a file for each episode, v3.0 here one for the first two.
@@ -53,7 +54,7 @@ def test_a_folder_says_what_is_in_it(folder):
     ],
 )
 def test_the_names_tell_where_the_channels_are(shape, names):
-    assert Feature("image", shape, names).image_shape == (3, 4, 6)
+    assert Feature("camera", "image", shape, names).image_shape == (3, 4, 6)
 
 
 @pytest.mark.parametrize(
@@ -156,9 +157,9 @@ def test_missing_indices_are_refused(folder):
 
 
 @pytest.mark.parametrize("name", ["observation.image", "observation"])
-def test_features_that_would_lie_on_one_another_are_refused(folder, name):
+def test_features_with_overlapping_keys_are_refused(folder, name):
     edit_features(folder, **{name: {"dtype": "float32", "shape": [1]}})
-    with pytest.raises(SchemaError, match=f"got '{name}' and .* lie on one another"):
+    with pytest.raises(SchemaError, match=f"got '{name}' and .* keys overlap"):
         LeRobotLayout.from_folder(folder)
 
 

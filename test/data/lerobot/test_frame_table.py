@@ -54,7 +54,7 @@ def test_every_column_keeps_its_numbers(tmp_path, recording, version, files):
     assert texts == ["push the block"] * 4 + ["open the drawer"] * 3
 
 
-def test_numbers_have_the_types_that_lerobot_gives_them(tmp_path, recording):
+def test_numbers_have_lerobots_dtypes(tmp_path, recording):
     wide = np.linspace(0, 1, 7)
     recording.columns["observation.wide"] = np.stack([wide, -wide], 1)
     recording.columns["observation.small"] = np.arange(7, dtype=np.uint8)[:, None]
@@ -89,7 +89,7 @@ def test_a_matrix_for_each_frame_keeps_its_shape(tmp_path, recording):
     assert torch.equal(frames["observation", "matrix"], torch.from_numpy(matrix))
 
 
-def test_an_empty_task_gives_no_instruction(tmp_path, folder):
+def test_an_empty_task_is_no_instruction(tmp_path, folder):
     table = pa.table({"task_index": [0, 1], "task": ["", ""]})
     pq.write_table(table, folder / "meta/tasks.parquet")
     frames, instructions = read(folder, tmp_path)
@@ -126,8 +126,8 @@ def test_a_missing_column_is_refused(tmp_path, folder):
         ("action", [None, *[[1.0, 2.0]] * 6], "1 of them empty"),
         ("next.reward", [None, *[1.0] * 6], "1 of them empty"),
         ("frame_index", [0.5] * 7, "expected int64 at feature 'frame_index'"),
-        ("frame_index", [0, 1, 2, 4, 0, 1, 2], "got frame 4 of episode 0 in the place"),
-        ("frame_index", [1, 2, 3, 4, 0, 1, 2], "got frame 1 of episode 0 in the place"),
+        ("frame_index", [0, 1, 2, 4, 0, 1, 2], "got frame 4 of episode 0 in place"),
+        ("frame_index", [1, 2, 3, 4, 0, 1, 2], "got frame 1 of episode 0 in place"),
         ("episode_index", [0] * 6 + [1], "expected 4 frames of episode 0 .* got 6"),
         ("episode_index", [0] * 4 + [5] * 3, "expected 3 frames of episode 1 .* got 0"),
     ],

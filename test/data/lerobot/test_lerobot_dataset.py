@@ -76,7 +76,7 @@ def test_the_stored_statistics_are_kept_by_name(open_dataset):
     )
 
 
-def test_one_image_without_a_name_lies_at_image_itself(tmp_path):
+def test_one_image_without_a_name_is_at_image_itself(tmp_path):
     recording = record((2,), cameras=("image",))
     dataset = LeRobotDemonstrations.from_folder(
         write_folder(tmp_path / "push", recording), cache_folder=tmp_path
@@ -162,7 +162,7 @@ def test_a_split_that_leaves_a_part_empty_is_refused(open_dataset, fraction):
         open_dataset().split(fraction)
 
 
-def test_a_folder_that_is_not_there_is_refused(tmp_path):
+def test_a_missing_folder_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="expected a LeRobot dataset at"):
         LeRobotDemonstrations.from_folder(tmp_path / "absent")
 

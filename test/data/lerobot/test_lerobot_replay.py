@@ -69,11 +69,11 @@ def test_history_repeats_the_first_frame_of_the_episode_and_masks_it(replay):
             assert torch.equal(sample["observation", "image", camera][i], expected[row])
 
 
-def test_history_is_absent_unless_it_is_asked_for(replay):
+def test_history_is_absent_by_default(replay):
     assert "observation_history" not in replay().sample()
 
 
-def test_equal_seeds_draw_equal_samples(replay):
+def test_equal_seeds_sample_equal_frames(replay):
     first, second, other = replay(), replay(), replay(seed=4)
     for _ in range(2):
         a, b, c = first.sample(), second.sample(), other.sample()
@@ -81,7 +81,7 @@ def test_equal_seeds_draw_equal_samples(replay):
         assert not torch.equal(a["index"], c["index"])
 
 
-def test_an_epoch_gives_each_frame_once_in_the_order_of_its_seed(replay):
+def test_an_epoch_contains_each_frame_once_in_the_order_of_its_seed(replay):
     buffer = replay(chunk_size=2)
     batches = list(buffer.iter_epoch(4, seed=1))
     rows = torch.cat([batch["index"] for batch in batches])
@@ -150,7 +150,7 @@ def test_an_open_dataset_is_a_source(folder, tmp_path):
     assert len(LeRobotExperienceReplay(dataset, 4)) == FRAMES
 
 
-def test_a_pickled_dataset_gives_the_same_images(folder, tmp_path):
+def test_a_pickled_dataset_decodes_the_same_images(folder, tmp_path):
     dataset = LeRobotDemonstrations.from_folder(folder, cache_folder=tmp_path)
     other = pickle.loads(pickle.dumps(dataset))
     samples = [d.replay_buffer(8, seed=0).sample() for d in (dataset, other)]
@@ -167,7 +167,7 @@ def test_how_to_open_is_refused_beside_an_open_dataset(folder, tmp_path, options
 
 
 @pytest.mark.parametrize("source", ["./absent", "a/b/c", "absent", Path("some/where")])
-def test_a_path_that_is_not_there_is_not_asked_of_the_hub(source):
+def test_a_missing_path_is_not_looked_up_on_the_hub(source):
     with pytest.raises(FileNotFoundError, match="expected a folder or a repository"):
         LeRobotExperienceReplay(source, 4)
 
@@ -199,9 +199,7 @@ def hub(monkeypatch):
     return install
 
 
-def test_a_repository_is_fetched_at_its_revision_and_gives_its_name(
-    folder, tmp_path, hub
-):
+def test_a_repository_is_fetched_at_its_revision(folder, tmp_path, hub):
     fake = hub(folder)
     buffer = LeRobotExperienceReplay(
         "user/push", 4, revision="v3.0", cache_folder=tmp_path

@@ -75,7 +75,7 @@ def test_quantiles_that_rounding_puts_outside_are_moved_to_the_edge():
 def test_statistics_that_cannot_be_true_are_refused(change):
     samples = torch.arange(11.0).unsqueeze(-1)
     values = tensors(statistics(samples.numpy(), True) | change)
-    with pytest.raises(MetadataError, match=r"that can be true.*statistics='exact'"):
+    with pytest.raises(MetadataError, match=r"that are possible.*statistics='exact'"):
         feature_statistics({"action": values}, "action", samples, "stored")
 
 

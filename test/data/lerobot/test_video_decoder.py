@@ -51,7 +51,7 @@ def test_frames_come_in_the_order_of_the_times(video, decoder):
 
 
 @pytest.mark.parametrize("decoder", LOADED)
-def test_an_open_video_gives_any_frames_after_any_others(video, decoder):
+def test_an_open_video_decodes_frames_in_any_order(video, decoder):
     reads = st.lists(st.sets(st.integers(0, N - 1), min_size=1), min_size=1, max_size=4)
     opened = DECODERS[decoder](video, VideoIndex.from_file(video))
 

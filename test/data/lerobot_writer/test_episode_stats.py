@@ -43,7 +43,7 @@ def test_truth_values_are_numbers_and_matrices_are_of_their_last_dimension():
         np.uint8, st.tuples(st.integers(1, 4), *[st.integers(1, 5)] * 2, st.just(3))
     )
 )
-def test_a_histogram_gives_the_statistics_of_all_pixels(images):
+def test_statistics_of_a_histogram_are_those_of_all_pixels(images):
     histogram = ImageHistogram()
     for image in images:
         histogram.add(image)

@@ -5,7 +5,7 @@ import torch
 
 from torchrl_vla.envs import TabletopEnv
 from torchrl_vla.envs.tabletop.scene import CONTACT
-from torchrl_vla.envs.tabletop.tabletop_rendering import draw_camera
+from torchrl_vla.envs.tabletop.tabletop_rendering import render_camera
 from torchrl_vla.testing import check_env
 
 
@@ -15,9 +15,9 @@ def rows_drawn(monkeypatch):
 
     def count(scene, size):
         counts.append(len(scene.gripper))
-        return draw_camera(scene, size)
+        return render_camera(scene, size)
 
-    monkeypatch.setattr("torchrl_vla.envs.tabletop.tabletop_env.draw_camera", count)
+    monkeypatch.setattr("torchrl_vla.envs.tabletop.tabletop_env.render_camera", count)
     return counts
 
 

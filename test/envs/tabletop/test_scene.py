@@ -120,7 +120,7 @@ def test_replacing_rows_takes_whole_tables():
     ours = Scene.from_seeds(torch.arange(4), 3, 0.5)
     theirs = Scene.from_seeds(torch.arange(10, 14), 3, 0.5)
     mixed = Scene(**vars(ours))
-    mixed.replace_rows(torch.tensor([False, True, False, True]), theirs)
+    mixed.replace(torch.tensor([False, True, False, True]), theirs)
     expected = Scene.from_seeds(torch.tensor([0, 11, 2, 13]), 3, 0.5)
     for name, value in vars(expected).items():
         assert torch.equal(getattr(mixed, name), value)

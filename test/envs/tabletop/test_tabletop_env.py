@@ -7,7 +7,7 @@ from torchrl.envs.utils import check_env_specs
 
 from torchrl_vla.envs import TabletopEnv
 from torchrl_vla.envs.tabletop.scene import PALETTE
-from torchrl_vla.envs.tabletop.tabletop_rendering import draw_camera, draw_scene
+from torchrl_vla.envs.tabletop.tabletop_rendering import render_camera, render_scene
 from torchrl_vla.evaluation import evaluate
 from torchrl_vla.schema import validate_vla_tensordict
 
@@ -131,13 +131,15 @@ def test_the_image_is_always_that_of_the_blocks_where_they_are_now():
         before = data["observation", "image"]
         data = env.step(expert(data))
         shown = data["next", "observation", "image"]
-        assert torch.equal(shown, draw_camera(env.scene, 12))
+        assert torch.equal(shown, render_camera(env.scene, 12))
         moved += int((shown != before).any())
         done = data["next", "done"]
         data = env.step_mdp(data)
         if done.any():
             data = env.reset(data.set("_reset", done))
-            assert torch.equal(data["observation", "image"], draw_camera(env.scene, 12))
+            assert torch.equal(
+                data["observation", "image"], render_camera(env.scene, 12)
+            )
             resets += int(not done.all())
     assert moved > 5
     assert resets > 5
@@ -148,7 +150,7 @@ def test_people_get_a_image_of_every_table():
     env.reset(episode_seeds=torch.arange(2))
     image = env.render(24)
     assert (image.dtype, image.shape) == (torch.uint8, (2, 3, 24, 24))
-    assert torch.equal(image, draw_scene(env.scene, 24))
+    assert torch.equal(image, render_scene(env.scene, 24))
 
 
 @pytest.mark.parametrize(

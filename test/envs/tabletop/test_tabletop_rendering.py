@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from torchrl_vla.envs.tabletop.scene import BLOCK_RADIUS, PALETTE, Scene
-from torchrl_vla.envs.tabletop.tabletop_rendering import draw_camera, draw_scene
+from torchrl_vla.envs.tabletop.tabletop_rendering import render_camera, render_scene
 
 TABLE = (206, 200, 190)
 
@@ -32,7 +32,7 @@ def paint(scene, row, size):
 @given(st.integers(0, 2**31 - 1), st.integers(8, 24), st.integers(2, 6))
 def test_the_camera_shows_what_a_painter_of_single_pixels_paints(seed, size, blocks):
     scene = Scene.from_seeds(torch.tensor([seed, seed + 1]), blocks, 0.0)
-    image = draw_camera(scene, size)
+    image = render_camera(scene, size)
     assert image.dtype == torch.uint8
     for row in range(2):
         difference = image[row].float() - paint(scene, row, size)
@@ -43,7 +43,7 @@ def test_up_is_up_and_right_is_right():
     scene = Scene.from_seeds(torch.tensor([0]), 2, 0.0)
     scene.blocks = torch.tensor([[[-0.5, 0.5], [0.5, -0.5]]])
     scene.colors = torch.tensor([[0, 2]])  # red, blue
-    image = draw_camera(scene, 32)[0].int()
+    image = render_camera(scene, 32)[0].int()
     assert tuple(image[:, 8, 8].tolist()) == PALETTE["red"]
     assert tuple(image[:, 24, 24].tolist()) == PALETTE["blue"]
     assert tuple(image[:, 8, 24].tolist()) == TABLE
@@ -56,7 +56,7 @@ def test_the_camera_does_not_see_the_gripper_or_what_was_asked_for():
     other.target = (scene.target + 1) % 3
     other.place = (scene.place + 1) % 4
     other.is_push = ~scene.is_push
-    assert torch.equal(draw_camera(scene, 32), draw_camera(other, 32))
+    assert torch.equal(render_camera(scene, 32), render_camera(other, 32))
 
 
 def test_people_see_the_gripper_and_the_named_block():
@@ -64,7 +64,7 @@ def test_people_see_the_gripper_and_the_named_block():
     scene.gripper = torch.tensor([[0.0, 0.0]])
     scene.blocks = torch.tensor([[[-0.5, 0.5], [0.5, -0.5]]])
     scene.target = torch.tensor([1])
-    image = draw_scene(scene, 160)[0].int()
+    image = render_scene(scene, 160)[0].int()
     assert tuple(image[:, 80, 80].tolist()) == (40, 44, 52)
     ring = 80 - round(80 * (-0.5 + 0.145))  # between block and the end of its ring
     assert tuple(image[:, ring, 120].tolist()) == (255, 255, 255)

@@ -2,7 +2,7 @@
 
 from torchrl_vla.data.lerobot.lerobot_dataset import LeRobotDemonstrations
 from torchrl_vla.data.lerobot.lerobot_replay import LeRobotExperienceReplay
-from torchrl_vla.data.lerobot.observations import RecordedObservations
+from torchrl_vla.data.lerobot.recorded_observations import RecordedObservations
 from torchrl_vla.data.lerobot.video_decoder import decode_video
 
 __all__ = [

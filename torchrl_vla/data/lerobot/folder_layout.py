@@ -1,61 +1,58 @@
-"""What a LeRobot folder says about itself, in formats v2.1 and v3.0."""
+"""Layout of a LeRobot dataset folder, formats v2.1 and v3.0."""
 
 from __future__ import annotations
 
-import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
+from tensordict import unravel_key
+
+from torchrl_vla._internal.json_source import read_json
+from torchrl_vla.data.lerobot.lerobot_feature import (
+    IMAGE_DTYPES,
+    INDEX_FEATURES,
+    NUMBER_DTYPES,
+    TEXT_DTYPES,
+    Feature,
+    FeatureInfo,
+)
 from torchrl_vla.schema import SchemaError, import_extra, to_canonical
 
+if TYPE_CHECKING:
+    import pyarrow.parquet as pq
+
 OWNER = "LeRobotDemonstrations"
-INDEX_COLUMNS = ("timestamp", "frame_index", "episode_index", "index", "task_index")
 
 _VERSIONS = ("v2.1", "v3.0")
-_PICTURES = ("image", "video")
-_TEXT = ("string", "language")
-_NUMBERS = (
-    "bool",
-    *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)),
-    *(f"float{bits}" for bits in (16, 32, 64)),
-)
+
+#: A row of a table in ``meta/``.
+_Row = dict[str, Any]
 
 
-class Feature(NamedTuple):
-    """One column as ``info.json`` declares it."""
+class LeRobotInfo(TypedDict, total=False):
+    """Contents of ``meta/info.json`` that this reader uses."""
 
-    dtype: str
-    shape: tuple[int, ...]
-    names: tuple[str, ...] | None
-
-    @property
-    def is_image(self) -> bool:
-        """True = images in parquet or a video."""
-        return self.dtype in _PICTURES
-
-    @property
-    def is_number(self) -> bool:
-        """True = a column of numbers."""
-        return self.dtype in _NUMBERS
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """``(C, h, w)``; the names tell where the channels are."""
-        last_is_channels = self.names is None or not self.names[0].startswith("channel")
-        h, w, c = self.shape if last_is_channels else (*self.shape[1:], self.shape[0])
-        return c, h, w
+    codebase_version: str
+    fps: float
+    robot_type: str | None
+    features: dict[str, FeatureInfo]
+    total_episodes: int
+    total_frames: int
+    chunks_size: int
+    data_path: str
+    video_path: str
 
 
 class Clip(NamedTuple):
-    """Where the images of one camera in one episode are."""
+    """Location of the images of one camera in one episode."""
 
     path: Path
     start_s: float
 
 
-class Episode(NamedTuple):
+@dataclass(frozen=True)
+class Episode:
     """One episode; ``clips`` has one entry per video camera."""
 
     index: int
@@ -63,15 +60,19 @@ class Episode(NamedTuple):
     clips: dict[str, Clip]
 
 
+#: Tasks by index, episodes and data files.
+_Contents = tuple[dict[int, str], tuple[Episode, ...], tuple[Path, ...]]
+
+
 @dataclass(frozen=True)
 class LeRobotLayout:
-    """The metadata of a LeRobot dataset, of either format.
+    """Checked contents of ``meta/`` in a LeRobot dataset of either format.
 
     Args:
         root: the dataset's folder.
         version: ``"v2.1"`` or ``"v3.0"``.
         rate_hz: frames per second.
-        robot_type: the robot's name, if it is declared.
+        robot_type: the declared name of the robot.
         features: the columns by LeRobot's names.
         tasks: the texts by ``task_index``.
         episodes: in order of their index.
@@ -92,9 +93,9 @@ class LeRobotLayout:
         """Read and check ``meta/``.
 
         Raises:
-            FileNotFoundError: a file that the metadata promise is not there.
-            SchemaError: another format, or metadata that contradict themselves: the
-                recording was not finished.
+            FileNotFoundError: a file that the metadata list is missing.
+            SchemaError: the format is unknown, or the metadata are inconsistent, as
+                after an unfinished recording.
         """
         info = read_info(root)
         read = _episodes_v21 if info["codebase_version"] == "v2.1" else _episodes_v30
@@ -130,8 +131,8 @@ class LeRobotLayout:
         return sum(episode.length for episode in self.episodes)
 
 
-def read_info(root: Path) -> dict[str, Any]:
-    """Read ``meta/info.json`` and refuse a format that is not one of ours."""
+def read_info(root: Path) -> LeRobotInfo:
+    """Read ``meta/info.json`` and refuse an unknown format."""
     path = root / "meta" / "info.json"
     if not path.is_file() and (root / "UNFINISHED.txt").is_file():
         raise SchemaError(
@@ -144,78 +145,80 @@ def read_info(root: Path) -> dict[str, Any]:
             f"{OWNER}: expected a LeRobot dataset with 'meta/info.json' at "
             f"{str(root)!r}, got {there}. Pass the dataset's own folder."
         )
-    info = json.loads(path.read_text())
+    info: LeRobotInfo = read_json(OWNER, path)
     version = info.get("codebase_version")
     if version not in _VERSIONS:
         raise SchemaError(
             f"{OWNER}: expected codebase_version of {_VERSIONS} in {str(path)!r}, got "
-            f"{version!r}. Convert older datasets with the scripts of LeRobot."
+            f"{version!r}. Convert older datasets with LeRobot's scripts."
         )
     return info
 
 
-def _read_feature(name: str, value: dict[str, Any]) -> Feature:
+def _read_feature(name: str, value: FeatureInfo) -> Feature:
     dtype, names = value["dtype"], _flat_names(value.get("names"))
-    if dtype not in (*_NUMBERS, *_PICTURES, *_TEXT):
+    known = (*NUMBER_DTYPES, *IMAGE_DTYPES, *TEXT_DTYPES)
+    if dtype not in known:
         raise SchemaError(
-            f"{OWNER}: expected a dtype of {(*_NUMBERS, *_PICTURES, *_TEXT)} at "
-            f"feature {name!r}, got {dtype!r}."
+            f"{OWNER}: expected a dtype of {known} at feature {name!r}, got {dtype!r}."
         )
     shape = tuple(int(size) for size in value.get("shape") or (1,))
     details = {**(value.get("info") or {}), **(value.get("video_info") or {})}
-    if dtype in _PICTURES and (
-        details.get("is_depth_map") or details.get("video.is_depth_map")
-    ):
+    feature = Feature(name, dtype, shape, names)
+    is_depth = details.get("is_depth_map") or details.get("video.is_depth_map")
+    if feature.is_image and is_depth:
         raise SchemaError(
             f"{OWNER}: expected RGB cameras, got a depth map at feature {name!r}. "
             "Remove the feature from the dataset with `lerobot-edit-dataset`."
         )
-    if dtype in _PICTURES and len(shape) != 3:
+    if feature.is_image and len(shape) != 3:
         raise SchemaError(
             f"{OWNER}: expected a shape of three at camera {name!r}, got {shape}."
         )
-    return Feature(dtype, shape, names)
+    return feature
 
 
-def _flat_names(names: Any) -> tuple[str, ...] | None:
-    """Names stand in a list, or in lists within a dictionary of groups."""
-    if names is None:
-        return None
-    if isinstance(names, dict):
-        flat = [
-            item
-            for group, value in names.items()
-            for item in (value if isinstance(value, list) else [group])
-        ]
-        return tuple(str(name) for name in flat)
-    return tuple(str(name) for name in names) or None
+def _flat_names(
+    names: list[str] | dict[str, object] | None,
+) -> tuple[str, ...] | None:
+    """Return names that are stored in a list, or in lists by group."""
+    if not isinstance(names, dict):
+        return None if not names else tuple(map(str, names))
+    flat: list[str] = []
+    for group, value in names.items():
+        flat += map(str, value) if isinstance(value, list) else [group]
+    return tuple(flat)
 
 
 def _check_features(root: Path, features: dict[str, Feature]) -> None:
-    missing = [name for name in INDEX_COLUMNS if name not in features]
+    missing = [name for name in INDEX_FEATURES if name not in features]
     if missing:
         raise SchemaError(
-            f"{OWNER}: expected the features {INDEX_COLUMNS} in {str(root)!r}, got no "
-            f"{missing}."
+            f"{OWNER}: expected the features {tuple(INDEX_FEATURES)} in "
+            f"{str(root)!r}, got no {missing}."
         )
     leaves: dict[tuple[str, ...], str] = {}
     groups: dict[tuple[str, ...], str] = {}
     for name in features:
-        key = to_canonical(name)
-        path = (key,) if isinstance(key, str) else key
+        path = _path(name)
         above = [path[:depth] for depth in range(1, len(path))]
         for other in (*(leaves.get(part) for part in (*above, path)), groups.get(path)):
             if other is not None:
                 raise SchemaError(
-                    f"{OWNER}: expected features with keys of their own, got {name!r} "
-                    f"and {other!r}, which would lie on one another. Rename one."
+                    f"{OWNER}: expected features with different keys, got {name!r} "
+                    f"and {other!r}, whose keys overlap. Rename one of them."
                 )
         leaves[path] = name
         groups.update(dict.fromkeys(above, name))
 
 
+def _path(name: str) -> tuple[str, ...]:
+    """Return our key of a LeRobot feature as a tuple."""
+    return unravel_key(("", to_canonical(name)))[1:]
+
+
 def _check_episodes(
-    root: Path, info: dict[str, Any], episodes: tuple[Episode, ...]
+    root: Path, info: LeRobotInfo, episodes: tuple[Episode, ...]
 ) -> None:
     found = {
         "total_episodes": len(episodes),
@@ -231,11 +234,11 @@ def _check_episodes(
         )
 
 
-def _episodes_v21(root: Path, info: dict[str, Any], videos: list[str]) -> Any:
-    rows = _read_lines(root / "meta" / "episodes.jsonl")
+def _episodes_v21(root: Path, info: LeRobotInfo, videos: list[str]) -> _Contents:
+    rows = read_json_lines(root / "meta" / "episodes.jsonl")
     tasks = {
         int(row["task_index"]): row["task"]
-        for row in _read_lines(root / "meta" / "tasks.jsonl")
+        for row in read_json_lines(root / "meta" / "tasks.jsonl")
     }
     episodes, data_files = [], []
     for row in sorted(rows, key=lambda row: row["episode_index"]):
@@ -253,12 +256,18 @@ def _episodes_v21(root: Path, info: dict[str, Any], videos: list[str]) -> Any:
     return tasks, tuple(episodes), tuple(data_files)
 
 
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    _check_is_there(path)
-    return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+def read_json_lines(path: Path) -> list[_Row]:
+    """Return the objects of a JSON Lines file.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+    """
+    _check_is_file(path)
+    lines = path.read_text().splitlines()
+    return [read_json(OWNER, line) for line in lines if line.strip()]
 
 
-def _episodes_v30(root: Path, info: dict[str, Any], videos: list[str]) -> Any:
+def _episodes_v30(root: Path, info: LeRobotInfo, videos: list[str]) -> _Contents:
     tasks = {}
     for row in _read_rows(root / "meta" / "tasks.parquet"):
         (text,) = (value for name, value in row.items() if name != "task_index")
@@ -266,7 +275,7 @@ def _episodes_v30(root: Path, info: dict[str, Any], videos: list[str]) -> Any:
     folder = root / "meta" / "episodes"
     files = sorted(folder.glob("chunk-*/file-*.parquet"))
     if not files:
-        _check_is_there(folder / "chunk-000" / "file-000.parquet")
+        _check_is_file(folder / "chunk-000" / "file-000.parquet")
     names = ["episode_index", "length", "data/chunk_index", "data/file_index"]
     names += [
         f"videos/{video}/{name}"
@@ -289,13 +298,13 @@ def _episodes_v30(root: Path, info: dict[str, Any], videos: list[str]) -> Any:
     return tasks, tuple(episodes), ordered
 
 
-def _place(row: dict[str, Any], prefix: str) -> dict[str, int]:
+def _place(row: _Row, prefix: str) -> dict[str, int]:
     return {
         name: int(row[f"{prefix}/{name}"]) for name in ("chunk_index", "file_index")
     }
 
 
-def _read_rows(path: Path, columns: list[str] | None = None) -> list[dict[str, Any]]:
+def _read_rows(path: Path, columns: list[str] | None = None) -> list[_Row]:
     table = open_parquet(path).read(columns)
     missing = sorted(set(columns or ()) - set(table.column_names))
     if missing:
@@ -303,16 +312,16 @@ def _read_rows(path: Path, columns: list[str] | None = None) -> list[dict[str, A
     return table.to_pylist()
 
 
-def open_parquet(path: Path) -> Any:
-    """Open a parquet file; one whose writer was not closed has no end.
+def open_parquet(path: Path) -> pq.ParquetFile:
+    """Open a parquet file and check that its writer was closed.
 
     Raises:
-        FileNotFoundError: there is none.
-        SchemaError: it was not finished.
+        FileNotFoundError: the file does not exist.
+        SchemaError: the file is unfinished.
     """
     parquet = import_extra("pyarrow.parquet", "datasets", OWNER)
     arrow = import_extra("pyarrow", "datasets", OWNER)
-    _check_is_there(path)
+    _check_is_file(path)
     try:
         return parquet.ParquetFile(path)
     except arrow.ArrowInvalid as error:
@@ -323,15 +332,10 @@ def open_parquet(path: Path) -> Any:
         ) from error
 
 
-def _check_is_there(path: Path) -> None:
+def _check_is_file(path: Path) -> None:
     if not path.is_file():
         raise FileNotFoundError(
             f"{OWNER}: expected {str(path)!r}, got nothing. The recording was not "
             "finished (LeRobot writes this file in `dataset.finalize()`), or the "
             "download was not."
         )
-
-
-def values_per_frame(shape: tuple[int, ...]) -> int:
-    """Return how many numbers a column holds for each frame."""
-    return math.prod(shape)

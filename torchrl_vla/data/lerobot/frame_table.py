@@ -1,26 +1,20 @@
-"""The numbers of a LeRobot dataset as one memory-mapped TensorDict."""
+"""Memory-mapped TensorDict of the numbers of a LeRobot dataset."""
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from torchrl_vla.data.lerobot.folder_layout import (
-    INDEX_COLUMNS,
-    OWNER,
-    Feature,
-    LeRobotLayout,
-    open_parquet,
-    values_per_frame,
-)
+from torchrl_vla.data.lerobot.folder_layout import OWNER, LeRobotLayout, open_parquet
+from torchrl_vla.data.lerobot.lerobot_feature import Feature
 from torchrl_vla.schema import (
     EPISODE_KEY,
     FRAME_KEY,
@@ -31,22 +25,26 @@ from torchrl_vla.schema import (
     to_canonical,
 )
 
-#: How far a timestamp may be from its frame's place in time, as in LeRobot.
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+#: Tolerance of a timestamp against ``frame_index / fps``, as in LeRobot.
 TOLERANCE_S = 1e-4
 _ROWS_AT_ONCE = 1024
 
 
 def write_frames(layout: LeRobotLayout, folder: Path) -> InstructionTable:
-    """Copy all columns of numbers, and the images in parquet, below ``folder``.
+    """Copy all columns of numbers and all images in parquet to ``folder``.
 
-    Floats become float32 and integers int64, as ``LeRobotDataset`` gives them. One
-    batch of rows is in memory at a time.
+    Floats become float32 and integers int64, as in ``LeRobotDataset``. One batch of
+    rows is in memory at a time.
 
     Returns:
-        The texts of ``language_instruction``; empty where the dataset has no task.
+        The texts of ``language_instruction``; empty if the dataset has no task.
 
     Raises:
-        SchemaError: the columns are not what the metadata say, or frames are missing.
+        SchemaError: the columns contradict the metadata, or frames are missing.
     """
     numbers = {k: v for k, v in layout.features.items() if v.is_number}
     images = [k for k, v in layout.features.items() if v.dtype == "image"]
@@ -60,7 +58,7 @@ def write_frames(layout: LeRobotLayout, folder: Path) -> InstructionTable:
         for path, batch in _batches(layout, files, [*numbers, *images]):
             rows = slice(row, row + batch.num_rows)
             for name, feature in numbers.items():
-                values = _numbers(path, name, feature, batch.column(name))
+                values = _numbers(path, feature, batch.column(name))
                 frames.get(to_canonical(name))[rows] = values
             for writer in writers:
                 writer.extend(layout.root, batch.column(writer.name))
@@ -72,15 +70,15 @@ def write_frames(layout: LeRobotLayout, folder: Path) -> InstructionTable:
 
 
 def _batches(
-    layout: LeRobotLayout, files: list[Any], columns: list[str]
-) -> Iterator[tuple[Path, Any]]:
+    layout: LeRobotLayout, files: list[pq.ParquetFile], columns: list[str]
+) -> Iterator[tuple[Path, pa.RecordBatch]]:
     for path, file in zip(layout.data_files, files):
         for batch in file.iter_batches(_ROWS_AT_ONCE, columns=columns):
             yield path, batch
 
 
 class ImageWriter:
-    """Append the encoded images of one camera to one file, and note where they are.
+    """Writer of the encoded images of one camera to one file, with their offsets.
 
     Args:
         folder: of the cache.
@@ -94,7 +92,7 @@ class ImageWriter:
         self._blob = (self._folder / "bytes.bin").open("wb")
         self._ends = [0]
 
-    def extend(self, root: Path, column: Any) -> None:
+    def extend(self, root: Path, column: pa.Array) -> None:
         """Append the images of one batch of rows."""
         for image in column.to_pylist():
             data = image["bytes"] if image else None
@@ -125,7 +123,9 @@ class ImageWriter:
         np.save(self._folder / "ends.npy", np.asarray(self._ends, dtype=np.int64))
 
 
-def _check_columns(layout: LeRobotLayout, files: list[Any], names: list[str]) -> None:
+def _check_columns(
+    layout: LeRobotLayout, files: list[pq.ParquetFile], names: list[str]
+) -> None:
     for path, file in zip(layout.data_files, files):
         missing = sorted(set(names) - set(file.schema_arrow.names))
         if missing:
@@ -142,11 +142,6 @@ def _check_columns(layout: LeRobotLayout, files: list[Any], names: list[str]) ->
         )
 
 
-def frame_shape(name: str, feature: Feature) -> tuple[int, ...]:
-    """Return the shape of one frame: the indices are single numbers."""
-    return () if name in INDEX_COLUMNS else feature.shape
-
-
 def _dtype(feature: Feature) -> torch.dtype:
     if feature.dtype == "bool":
         return torch.bool
@@ -160,16 +155,16 @@ def _allocate(
     frames = TensorDict({}, [n_frames])
     for name, feature in numbers.items():
         empty = torch.zeros((), dtype=_dtype(feature))
-        shape = (n_frames, *frame_shape(name, feature))
+        shape = (n_frames, *feature.frame_shape)
         frames.set(to_canonical(name), empty.expand(shape))
     if with_task:
         frames.set(INSTRUCTION_KEY, torch.zeros((), dtype=torch.int64).expand(n_frames))
     return frames.memmap_like(str(folder))
 
 
-def _numbers(path: Path, name: str, feature: Feature, column: Any) -> Tensor:
-    n_rows, per_frame = len(column), values_per_frame(feature.shape)
-    # A matrix is an extension type in a process that has imported LeRobot's `datasets`.
+def _numbers(path: Path, feature: Feature, column: pa.Array) -> Tensor:
+    n_rows, per_frame = len(column), math.prod(feature.shape)
+    # LeRobot's `datasets`, once imported, makes a matrix an extension type.
     if isinstance(column, import_extra("pyarrow", "datasets", OWNER).ExtensionArray):
         column = column.storage
     nulls = column.null_count
@@ -179,17 +174,18 @@ def _numbers(path: Path, name: str, feature: Feature, column: Any) -> Tensor:
     if nulls or len(column) != n_rows * per_frame:
         raise SchemaError(
             f"{OWNER}: expected {per_frame} numbers a frame (shape {feature.shape}) at "
-            f"feature {name!r} in {str(path)!r}, got {len(column)} in {n_rows} rows, "
-            f"{nulls} of them empty."
+            f"feature {feature.name!r} in {str(path)!r}, got {len(column)} in "
+            f"{n_rows} rows, {nulls} of them empty."
         )
     values = column.to_numpy(zero_copy_only=False)
     if values.dtype.kind == "f" and _dtype(feature) != torch.float32:
         raise SchemaError(
-            f"{OWNER}: expected {feature.dtype} at feature {name!r} in {str(path)!r}, "
-            f"as 'meta/info.json' says, got {values.dtype}."
+            f"{OWNER}: expected {feature.dtype} at feature {feature.name!r} in "
+            f"{str(path)!r}, as 'meta/info.json' says, got {values.dtype}."
         )
-    shape = (n_rows, *frame_shape(name, feature))
-    return torch.tensor(values, dtype=_dtype(feature)).view(shape)
+    return torch.tensor(values, dtype=_dtype(feature)).view(
+        n_rows, *feature.frame_shape
+    )
 
 
 def _tasks(layout: LeRobotLayout) -> tuple[InstructionTable, dict[int, int]]:
@@ -215,7 +211,7 @@ def _instructions(
 
 
 def _check_frames(layout: LeRobotLayout, frames: TensorDict) -> None:
-    """Refuse rows that are not the episodes that the metadata describe."""
+    """Refuse rows that contradict the episodes in the metadata."""
     episode, frame = frames.get(EPISODE_KEY), frames.get(FRAME_KEY)
     found = dict(zip(*(part.tolist() for part in episode.unique(return_counts=True))))
     lengths = {entry.index: entry.length for entry in layout.episodes}
@@ -223,15 +219,16 @@ def _check_frames(layout: LeRobotLayout, frames: TensorDict) -> None:
         if lengths.get(number) != found.get(number):
             raise SchemaError(
                 f"{OWNER}: expected {lengths.get(number, 0)} frames of episode "
-                f"{number} (says 'meta/'), got {found.get(number, 0)}."
+                f"{number} (declared in 'meta/'), got {found.get(number, 0)}."
             )
-    counted = torch.cat([torch.arange(n) for n in _runs(episode)])
-    holes = (frame != counted).nonzero()
-    if len(holes):
-        row = int(holes[0])
+    runs = torch.unique_consecutive(episode, return_counts=True)[1].tolist()
+    counted = torch.cat([torch.arange(length) for length in runs])
+    gaps = (frame != counted).nonzero()
+    if len(gaps):
+        row = int(gaps[0])
         raise SchemaError(
-            f"{OWNER}: expected the frames of an episode from 0 on without holes, got "
-            f"frame {int(frame[row])} of episode {int(episode[row])} in the place of "
+            f"{OWNER}: expected the frames of an episode from 0 on without gaps, got "
+            f"frame {int(frame[row])} of episode {int(episode[row])} in place of "
             f"{int(counted[row])} (row {row})."
         )
     time_s = frames.get("timestamp").double()
@@ -247,12 +244,7 @@ def _check_frames(layout: LeRobotLayout, frames: TensorDict) -> None:
         )
 
 
-def _runs(episode: Tensor) -> list[int]:
-    """Return the lengths of the runs of equal numbers."""
-    return torch.unique_consecutive(episode, return_counts=True)[1].tolist()
-
-
 def read_frames(folder: Path) -> tuple[TensorDict, InstructionTable]:
-    """Open what :func:`write_frames` wrote."""
-    table = InstructionTable(json.loads((folder / "instructions.json").read_text()))
+    """Open a folder that :func:`write_frames` wrote."""
+    table = InstructionTable.from_json((folder / "instructions.json").read_text())
     return TensorDict.load_memmap(str(folder / "frames")), table

@@ -1,4 +1,4 @@
-"""The images of a dataset's cameras, decoded by row and in batches."""
+"""Batched decoding of camera images by row of the dataset."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from torchrl_vla.data.lerobot.folder_layout import OWNER
-from torchrl_vla.data.lerobot.video_decoder import DECODERS, VideoIndex
+from torchrl_vla.data.lerobot.video_decoder import DECODERS, Video, VideoIndex
 from torchrl_vla.schema import SchemaError, import_extra
 
 _OPEN_VIDEOS = 64
-# Smaller images are decoded so fast that threads only wait for Python's lock.
+# Smaller images decode so fast that threads only wait for Python's lock.
 _PIXELS_WORTH_A_THREAD = 180 * 180
-_left_by_parent: list[Any] = []
+_left_by_parent: list[object] = []
 
 
 class Camera(Protocol):
-    """The images of one camera."""
+    """Encoded images of one camera."""
 
     name: str
     shape: tuple[int, int, int]
 
     def order(self, rows: np.ndarray) -> np.ndarray:
-        """Return the order in which to decode."""
+        """Return the order in which to decode rows."""
 
     def decode(
         self, rows: np.ndarray, places: np.ndarray, out: np.ndarray, videos: OpenVideos
@@ -41,19 +41,19 @@ class Camera(Protocol):
 
 
 class OpenVideos:
-    """Keep the videos that one thread decodes open, the last used ones.
+    """Least-recently-used cache of the open videos of one thread.
 
     Args:
         decoder: ``"pyav"`` or ``"torchcodec"``.
-        limit: how many.
+        limit: maximum number of open videos.
     """
 
     def __init__(self, decoder: str, limit: int) -> None:
         self._decoder, self._limit = decoder, limit
-        self._open: OrderedDict[Path, Any] = OrderedDict()
+        self._open: OrderedDict[Path, Video] = OrderedDict()
 
-    def get(self, path: Path, index: VideoIndex) -> Any:
-        """Open a file, or find it open."""
+    def get(self, path: Path, index: VideoIndex) -> Video:
+        """Return the open video of a file; open it if necessary."""
         if path not in self._open:
             while len(self._open) >= self._limit:
                 self._open.popitem(last=False)[1].close()
@@ -63,12 +63,12 @@ class OpenVideos:
 
 
 class EncodedCamera:
-    """Images that lie one after the other in one file, as PNG or JPEG.
+    """PNG or JPEG images of one camera, concatenated in one file.
 
     Args:
-        name: the camera.
+        name: of the camera.
         shape: ``(C, h, w)``.
-        folder: what :class:`ImageWriter` wrote.
+        folder: written by :class:`ImageWriter`.
     """
 
     def __init__(self, name: str, shape: tuple[int, int, int], folder: Path) -> None:
@@ -76,11 +76,11 @@ class EncodedCamera:
         self._blob = np.memmap(folder / "bytes.bin", np.uint8, "r")
         self._ends = np.load(folder / "ends.npy", mmap_mode="r")
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         return type(self), (self.name, self.shape, self._folder)
 
     def order(self, rows: np.ndarray) -> np.ndarray:
-        """Return the order in which they lie."""
+        """Return the order of the images in the file."""
         return np.argsort(rows, kind="stable")
 
     def decode(
@@ -103,12 +103,12 @@ class EncodedCamera:
 
 
 class VideoCamera:
-    """Images in mp4 files.
+    """Images of one camera in mp4 files.
 
     Args:
-        name: the camera.
+        name: of the camera.
         shape: ``(C, h, w)``.
-        folder: what :func:`write_videos` wrote.
+        folder: written by :func:`write_videos`.
     """
 
     def __init__(self, name: str, shape: tuple[int, int, int], folder: Path) -> None:
@@ -124,7 +124,7 @@ class VideoCamera:
         self._file = np.load(folder / "file.npy", mmap_mode="r")
         self._frame = np.load(folder / "frame.npy", mmap_mode="r")
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         return type(self), (self.name, self.shape, self._folder)
 
     def order(self, rows: np.ndarray) -> np.ndarray:
@@ -153,7 +153,7 @@ class VideoCamera:
 def check_image(
     name: str, shape: tuple[int, int, int], pixels: np.ndarray, where: str
 ) -> None:
-    """Refuse an image that is not what ``info.json`` declares."""
+    """Refuse an image that contradicts ``info.json``."""
     c, h, w = shape
     if pixels.shape != (h, w, c) or pixels.dtype != np.uint8:
         raise SchemaError(
@@ -164,11 +164,12 @@ def check_image(
 
 
 class ImageReader:
-    """Decode the images of some rows, of all cameras, with a few threads.
+    """Multi-threaded reader of the images of all cameras by row.
 
-    Rows are sorted by file and frame and shared out to the threads in runs, so that a
-    decoder goes forward. Threads are a matter of speed only: each has decoders of its
-    own, and an image does not depend on what was decoded before it.
+    Rows are sorted by file and frame and split into contiguous parts, one per thread,
+    so that each decoder reads forward. The images do not depend on the number of
+    threads: each thread has its own decoders, and an image does not depend on what was
+    decoded before it.
 
     Args:
         cameras: by name.
@@ -190,7 +191,7 @@ class ImageReader:
     def read(self, rows: Tensor) -> dict[str, Tensor]:
         """Return uint8 ``[N, C, h, w]`` of each camera, in channels-last memory."""
         if self._process != os.getpid():
-            # A decoder does not survive a fork. To close it would wait for threads
+            # A decoder does not survive a fork, and closing it would wait for threads
             # that only the parent has.
             _left_by_parent.append((self._videos, self._pool))
             self._reset()
@@ -217,15 +218,12 @@ class ImageReader:
             self._pool.submit(camera.decode, rows[part], part, out, videos)
             for part, videos in zip(parts, self._videos)
         ]
-        wait(jobs)  # also where one fails: the others still write
+        wait(jobs)  # even if one fails: the others still write to out
         for job in jobs:
             job.result()
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"cameras": self.cameras, "decoder": self.decoder}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)
+    def __reduce__(self) -> tuple[type[ImageReader], tuple[dict[str, Camera], str]]:
+        return type(self), (self.cameras, self.decoder)
 
 
 def _cpus() -> int:

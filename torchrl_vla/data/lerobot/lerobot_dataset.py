@@ -1,33 +1,33 @@
-"""A LeRobot dataset as demonstrations."""
+"""Demonstrations of a LeRobot dataset."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, TypedDict
 
 import torch
 from tensordict import NestedKey, TensorDict
 from torch import Tensor
-from torchrl.data import TensorDictReplayBuffer, TensorStorage
-from torchrl.data.replay_buffers.samplers import Sampler
-from torchrl.envs import Transform
+from torchrl.data import TensorStorage
 
-from torchrl_vla.data.demonstration_dataset import make_frame_buffer, split_episodes
-from torchrl_vla.data.lerobot.cache import cached_copy, default_cache_folder
-from torchrl_vla.data.lerobot.folder_layout import OWNER, Feature, LeRobotLayout
+from torchrl_vla.data.demonstrations import Demonstrations, describe
+from torchrl_vla.data.lerobot.dataset_cache import cached_copy, default_cache_folder
+from torchrl_vla.data.lerobot.folder_layout import OWNER, LeRobotLayout
 from torchrl_vla.data.lerobot.frame_table import read_frames
 from torchrl_vla.data.lerobot.image_reader import (
+    Camera,
     EncodedCamera,
     ImageReader,
     VideoCamera,
 )
+from torchrl_vla.data.lerobot.lerobot_feature import Feature
 from torchrl_vla.data.lerobot.lerobot_metadata import read_metadata
-from torchrl_vla.data.lerobot.observations import RecordedObservations
+from torchrl_vla.data.lerobot.recorded_observations import RecordedObservations
 from torchrl_vla.data.lerobot.stored_statistics import STATISTICS, Stored, read_stored
 from torchrl_vla.data.lerobot.video_decoder import decoder_name
 from torchrl_vla.schema import (
     EPISODE_KEY,
-    INSTRUCTION_KEY,
     InstructionTable,
     RobotDatasetMetadata,
     SchemaError,
@@ -35,37 +35,57 @@ from torchrl_vla.schema import (
     to_canonical,
 )
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
-class LeRobotDemonstrations:
+
+class OpenOptions(TypedDict, total=False):
+    """Options of :meth:`LeRobotDemonstrations.from_folder`."""
+
+    episodes: Sequence[int] | None
+    cameras: Sequence[str] | None
+    decoder: str | None
+    cache_folder: Path | str | None
+    statistics: str
+
+
+class HubOptions(OpenOptions, total=False):
+    """Options of :meth:`LeRobotDemonstrations.from_hub`."""
+
+    revision: str | None
+
+
+class LeRobotDemonstrations(Demonstrations):
     """Demonstrations of a LeRobot dataset, formats v2.1 and v3.0, without LeRobot.
 
-    The numbers (actions, states, indices, rewards) are copied once into a
-    memory-mapped TensorDict, in a cache of the user's and never in the dataset;
-    images stay encoded until they are sampled. Floats are float32 and integers
-    int64, as ``LeRobotDataset`` gives them, the images uint8. Text columns other
-    than the task are left out. LeRobot's names become ours, see
-    :func:`~torchrl_vla.schema.to_canonical`; the task is the id
-    ``language_instruction``, which is absent where the only task is an empty text.
+    The numbers (actions, states, indices, rewards) are copied once into a memory-mapped
+    TensorDict in the user's cache; the dataset itself is not modified. Images remain
+    encoded until they are sampled. Floats are float32 and integers int64, as in
+    ``LeRobotDataset``, images uint8. Text columns except the task are left out.
+    :func:`~torchrl_vla.schema.to_canonical` maps LeRobot's names to ours; the task
+    becomes the id ``language_instruction``, which is absent if the only task is an
+    empty text.
 
-    The surprise is in LeRobot's statistics. Mean, standard deviation, min and max are
-    the data's, but the stored quantiles ``q01`` and ``q99`` are averages of each
-    episode's quantiles, which lie too far inside: a box made of them cuts off more
-    than 1 % on either side. ``statistics="stored"`` gives LeRobot's numbers, which a
-    checkpoint that was trained with them needs (quantiles that an older file does not
-    have are computed); ``"exact"`` computes all from the selected frames.
+    Create one with :meth:`from_folder` or :meth:`from_hub`.
 
-    Made by :meth:`from_folder` and :meth:`from_hub`.
+    Warning:
+        LeRobot's stored mean, standard deviation, min and max are those of the data,
+        but its quantiles ``q01`` and ``q99`` are averages of the quantiles of each
+        episode. Their range is too narrow: clipping to it cuts off more than 1 % of the
+        data on either side. ``statistics="stored"`` keeps LeRobot's numbers, which
+        checkpoints trained with them need (missing quantiles are computed);
+        ``"exact"`` computes all statistics from the selected frames.
 
     Args:
         frames: ``[F]`` selected steps, without images.
-        metadata: what the numbers mean, and their statistics.
+        metadata: names, units and statistics of the numbers in ``frames``.
         instructions: the texts of the ids in ``frames``.
 
     Keyword Args:
         recorded: all frames of the dataset, in the order of its images.
         reader: decodes the images of rows of ``recorded``; None = no cameras.
-        camera_keys: where each of the reader's cameras goes.
-        stored_statistics: what the dataset stores, by LeRobot's names.
+        camera_keys: the key of each camera of the reader.
+        stored_statistics: the dataset's stored statistics, by LeRobot's names.
 
     Examples:
         >>> import tempfile
@@ -103,7 +123,6 @@ class LeRobotDemonstrations:
         self.instructions = instructions
         #: LeRobot's own statistics of every feature, float64, by LeRobot's names.
         self.stored_statistics = stored_statistics
-        #: The frames as a TorchRL storage, for ``ActionChunkTransform(storage=...)``.
         self.storage = TensorStorage(frames)
         self._recorded, self._reader = recorded, reader
         self._camera_keys = camera_keys
@@ -120,34 +139,34 @@ class LeRobotDemonstrations:
         statistics: str = "stored",
         dataset_id: str | None = None,
     ) -> LeRobotDemonstrations:
-        """Open a folder, and copy its numbers into the cache if they are not there.
+        """Open a folder, and copy its numbers into the cache on the first call.
 
         Args:
-            folder: holds ``meta/info.json``.
+            folder: contains ``meta/info.json``.
 
         Keyword Args:
-            episodes: which to keep; None = all.
-            cameras: which to decode, by the last part of their name (``"front"`` for
+            episodes: indices of the episodes to keep; None = all.
+            cameras: cameras to decode, by the last part of their name (``"front"`` for
                 ``observation.images.front``); None = all, ``()`` = none.
-            decoder: of videos, ``"torchcodec"`` or ``"pyav"``; None = torchcodec
-                where it loads.
+            decoder: of videos, ``"torchcodec"`` or ``"pyav"``; None = torchcodec if it
+                loads.
             cache_folder: for the copy; None = ``torchrl_vla/lerobot`` in the user's
-                cache. It may be deleted at any time when no process uses it.
+                cache. It may be deleted whenever no process uses it.
             statistics: ``"stored"`` or ``"exact"``.
             dataset_id: for the metadata; None = the folder's name.
 
         Raises:
-            FileNotFoundError: there is no such folder, or files are missing.
-            SchemaError: another format, an unfinished recording, or data that the
-                metadata contradict.
-            MetadataError: the stored statistics are missing or cannot be true.
-            ValueError: an unknown episode, camera, decoder or kind of statistics.
+            FileNotFoundError: the folder or one of its files is missing.
+            SchemaError: the format is unknown, the recording is unfinished, or data
+                and metadata disagree.
+            MetadataError: the stored statistics are missing or impossible.
+            ValueError: an episode, camera, decoder or kind of statistics is unknown.
         """
         folder = Path(folder).expanduser()
         if not folder.is_dir():
             raise FileNotFoundError(
                 f"{OWNER}: expected a LeRobot dataset at {str(folder)!r}, got nothing. "
-                "For one of the Hub pass its repository id, 'user/name'."
+                "For a dataset of the Hub pass its repository id, 'user/name'."
             )
         if statistics not in STATISTICS:
             raise ValueError(
@@ -183,28 +202,21 @@ class LeRobotDemonstrations:
         repo_id: str,
         *,
         revision: str | None = None,
-        episodes: Sequence[int] | None = None,
-        cameras: Sequence[str] | None = None,
-        decoder: str | None = None,
-        cache_folder: Path | str | None = None,
-        statistics: str = "stored",
+        **options: Unpack[OpenOptions],
     ) -> LeRobotDemonstrations:
-        """Download a dataset of the Hugging Face Hub, or find it in its cache.
+        """Download a dataset from the Hugging Face Hub, or open its cached download.
 
         Args:
             repo_id: ``"user/name"``.
 
         Keyword Args:
             revision: branch, tag or commit; None = the main branch.
-            episodes: like the rest, see :meth:`from_folder`.
-            cameras: which to decode.
-            decoder: of videos.
-            cache_folder: for the copy of the numbers.
-            statistics: ``"stored"`` or ``"exact"``.
+            **options: ``episodes``, ``cameras``, ``decoder``, ``cache_folder`` and
+                ``statistics`` of :meth:`from_folder`.
 
         Raises:
-            FileNotFoundError: it is not in the cache and the Hub is out of reach, or
-                not to be asked (``HF_HUB_OFFLINE=1``).
+            FileNotFoundError: the dataset is not in the Hub's local cache, and the Hub
+                is unreachable or disabled (``HF_HUB_OFFLINE=1``).
         """
         hub = import_extra("huggingface_hub", "datasets", OWNER)
         errors = import_extra("huggingface_hub.errors", "datasets", OWNER)
@@ -217,38 +229,18 @@ class LeRobotDemonstrations:
                 f"{OWNER}: expected the dataset {repo_id!r} on the Hub or in its local "
                 f"cache, got neither: {error}"
             ) from error
-        return cls.from_folder(
-            folder,
-            episodes=episodes,
-            cameras=cameras,
-            decoder=decoder,
-            cache_folder=cache_folder,
-            statistics=statistics,
-            dataset_id=repo_id,
-        )
-
-    def __len__(self) -> int:
-        return len(self.frames)
-
-    @property
-    def episodes(self) -> Tensor:
-        """The indices of the episodes, int64, ascending."""
-        return self.frames.get(EPISODE_KEY).as_subclass(Tensor).unique()
-
-    @property
-    def num_episodes(self) -> int:
-        """How many episodes there are."""
-        return len(self.episodes)
+        return cls.from_folder(folder, dataset_id=repo_id, **options)
 
     @property
     def cameras(self) -> tuple[str, ...]:
-        """The cameras that are decoded, by LeRobot's names."""
+        """The decoded cameras, by LeRobot's names."""
         return tuple(self._camera_keys)
 
     def observations(self, history_size: int = 1) -> RecordedObservations | None:
         """Make the transform that decodes images and gathers history.
 
-        None where there is nothing to add: no camera and no history.
+        Returns:
+            None without cameras and with ``history_size=1``.
         """
         if history_size == 1 and self._reader is None:
             return None
@@ -259,33 +251,13 @@ class LeRobotDemonstrations:
             history_size=history_size,
         )
 
-    def replay_buffer(
-        self,
-        batch_size: int,
-        *,
-        history_size: int = 1,
-        transform: Transform | None = None,
-        sampler: Sampler | None = None,
-        seed: int | None = None,
-    ) -> TensorDictReplayBuffer:
-        """Make a buffer over the frames; i.i.d. frames unless a sampler is given.
-
-        Images are decoded, and with ``history_size`` above 1 as many observations
-        gathered in ``observation_history``, before ``transform`` sees the sample.
-        """
-        steps = [self.observations(history_size), transform]
-        return make_frame_buffer(self.storage, batch_size, steps, sampler, seed)
-
     def select_episodes(
         self, episodes: Tensor | Sequence[int]
     ) -> LeRobotDemonstrations:
-        """Return the dataset of some episodes, with the same metadata.
-
-        The numbers of a part are in memory. Statistics stay those of the whole: a
-        policy trained on a part must act with the statistics it was trained with.
+        """Return the dataset of some episodes, in memory, with the same metadata.
 
         Raises:
-            ValueError: the dataset has no such episode, or none is left.
+            ValueError: an episode is unknown, or no episode is selected.
         """
         return LeRobotDemonstrations(
             _choose_episodes(self.frames, episodes),
@@ -297,32 +269,8 @@ class LeRobotDemonstrations:
             stored_statistics=self.stored_statistics,
         )
 
-    def split(
-        self, fraction: float, seed: int = 0
-    ) -> tuple[LeRobotDemonstrations, LeRobotDemonstrations]:
-        """Split by episode into a part of ``fraction`` and the rest.
-
-        Raises:
-            ValueError: one part would be empty.
-        """
-        first, second = split_episodes(OWNER, self.episodes, fraction, seed)
-        return self.select_episodes(first), self.select_episodes(second)
-
     def __repr__(self) -> str:
-        cameras = ", ".join(self.cameras) or "none"
-        lines = [
-            f"{OWNER} {self.metadata.dataset_id!r}: {self.num_episodes} episodes, "
-            f"{len(self)} frames, cameras: {cameras}",
-        ]
-        if INSTRUCTION_KEY in self.frames:
-            lines.append(f"{'episodes':>9} {'frames':>9}  instruction")
-            rows = self.instructions.rows(self.frames.get(INSTRUCTION_KEY))
-            episodes = self.frames.get(EPISODE_KEY)
-            for row, text in enumerate(self.instructions.texts):
-                mine = episodes[rows == row]
-                if len(mine):
-                    lines.append(f"{len(mine.unique()):>9} {len(mine):>9}  {text}")
-        return "\n".join(lines)
+        return describe(self, f", cameras: {', '.join(self.cameras) or 'none'}")
 
 
 def _choose_cameras(
@@ -371,9 +319,8 @@ def _reader(
 ) -> ImageReader | None:
     if not features:
         return None
-    kinds = {"image": EncodedCamera, "video": VideoCamera}
-    cameras = {
-        name: kinds[feature.dtype](name, feature.image_shape, copy / "images" / name)
-        for name, feature in features.items()
-    }
+    cameras: dict[str, Camera] = {}
+    for name, feature in features.items():
+        kind = EncodedCamera if feature.dtype == "image" else VideoCamera
+        cameras[name] = kind(name, feature.image_shape, copy / "images" / name)
     return ImageReader(cameras, decoder)

@@ -7,15 +7,17 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from tensordict import TensorDict
+from tensordict import NestedKey, TensorDict
 from torch import Tensor
 
-from torchrl_vla.data.lerobot.folder_layout import OWNER, Feature, LeRobotLayout
+from torchrl_vla.data.lerobot.folder_layout import OWNER, LeRobotLayout
+from torchrl_vla.data.lerobot.lerobot_feature import Feature
 from torchrl_vla.data.lerobot.stored_statistics import Stored, feature_statistics
 from torchrl_vla.schema import (
     ACTION_KEY,
     IMAGE_KEY,
     STATE_KEY,
+    FeatureStatistics,
     RobotDatasetMetadata,
     SchemaError,
     to_canonical,
@@ -24,7 +26,7 @@ from torchrl_vla.schema import (
 from torchrl_vla.schema.compatibility import differences
 from torchrl_vla.schema.lerobot_names import DECLARED_FILE
 
-#: The names that LeRobot gives to joints that nobody named.
+#: LeRobot's names of joints without declared names.
 _PLACEHOLDER = re.compile(r"motor_\d+")
 
 
@@ -37,34 +39,40 @@ def read_metadata(
     cameras: Iterable[str],
     dataset_id: str,
 ) -> RobotDatasetMetadata:
-    """Fill in what LeRobot declares: names, rate, robot, cameras and statistics.
+    """Return the names, rate, robot, cameras and statistics that LeRobot declares.
 
-    What it has no field for is read from ``meta/torchrl_vla.json``, where our writer
-    puts it; that file has to agree with LeRobot's own.
+    Fields that LeRobot does not have are read from ``meta/torchrl_vla.json``, which our
+    writer adds; that file must agree with LeRobot's own.
     """
     keys = [to_canonical(name) for name in cameras]
-    values = {}
-    for prefix, key in (("action", ACTION_KEY), ("state", STATE_KEY)):
+
+    def vector(
+        key: NestedKey,
+    ) -> tuple[tuple[str, ...] | None, FeatureStatistics | None]:
         feature = layout.features.get(to_lerobot(key))
         if feature is None:
-            continue
+            return None, None
         if len(feature.shape) != 1:
             raise SchemaError(
-                f"{OWNER}: expected one dimension at feature {to_lerobot(key)!r}, got "
+                f"{OWNER}: expected one dimension at feature {feature.name!r}, got "
                 f"shape {feature.shape}."
             )
         samples = frames.get(key).as_subclass(Tensor)
-        values[f"{prefix}_dim"] = feature.shape[0]
-        values[f"{prefix}_names"] = _usable_names(feature)
-        values[f"{prefix}_statistics"] = feature_statistics(
-            stored, to_lerobot(key), samples, statistics
+        return _usable_names(feature), feature_statistics(
+            stored, feature.name, samples, statistics
         )
+
+    action_names, action_statistics = vector(ACTION_KEY)
+    state_names, state_statistics = vector(STATE_KEY)
     metadata = RobotDatasetMetadata(
         dataset_id,
         embodiment_id=None if layout.robot_type == "unknown" else layout.robot_type,
         control_frequency_hz=layout.rate_hz,
         cameras=tuple(key[-1] for key in keys if key[:-1] == IMAGE_KEY),
-        **values,
+        action_names=action_names,
+        action_statistics=action_statistics,
+        state_names=state_names,
+        state_statistics=state_statistics,
     )
     return _with_declared(metadata, layout.root / DECLARED_FILE)
 
@@ -89,7 +97,7 @@ def _with_declared(metadata: RobotDatasetMetadata, path: Path) -> RobotDatasetMe
 
 
 def _usable_names(feature: Feature) -> tuple[str, ...] | None:
-    """Return the names if there is one for each dimension, and they say something."""
-    names = feature.names
-    fits = names is not None and len(set(names)) == len(names) == feature.shape[0]
+    """Return the names if there is one per dimension and they are no placeholders."""
+    names = feature.names or ()
+    fits = len(set(names)) == len(names) == feature.shape[0]
     return names if fits and not all(map(_PLACEHOLDER.fullmatch, names)) else None

@@ -1,30 +1,39 @@
-"""A replay buffer over a LeRobot dataset."""
+"""Replay buffer of a LeRobot dataset."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from tensordict import TensorDictBase
-from torchrl.data import RandomSampler, TensorDictReplayBuffer
+from torchrl.data import TensorDictReplayBuffer
 from torchrl.data.replay_buffers.samplers import Sampler
 from torchrl.envs import Compose, Transform
 
-from torchrl_vla.data.lerobot.lerobot_dataset import LeRobotDemonstrations
+from torchrl_vla.data.demonstrations import frame_sampler
+from torchrl_vla.data.lerobot.lerobot_dataset import (
+    HubOptions,
+    LeRobotDemonstrations,
+    OpenOptions,
+)
 from torchrl_vla.schema import InstructionTable, RobotDatasetMetadata
 from torchrl_vla.schema.lerobot_names import is_repo_id
 from torchrl_vla.transforms import ActionChunkTransform
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 
 class LeRobotExperienceReplay(TensorDictReplayBuffer):
-    """Sample frames of a LeRobot dataset, v2.1 or v3.0, without LeRobot.
+    """Replay buffer of a LeRobot dataset, format v2.1 or v3.0, without LeRobot.
 
-    A sample is a batch of i.i.d. frames of all selected episodes, up to their last:
-    chunks and history are clamped at the episode's ends and masked there. Images
-    are decoded in batches, each frame once. What the numbers are, and what is wrong
-    with LeRobot's stored quantiles, is told by :class:`LeRobotDemonstrations`.
+    A sample is a batch of i.i.d. frames of the selected episodes. Chunks and histories
+    are padded and masked at the ends of an episode. Images are decoded in batches, each
+    frame once. :class:`LeRobotDemonstrations` documents the columns and the stored
+    statistics.
 
     **Reads** a folder, or a repository of the Hugging Face Hub.
 
@@ -36,32 +45,26 @@ class LeRobotExperienceReplay(TensorDictReplayBuffer):
     TorchRL adds ``index``, the row in the buffer.
 
     Args:
-        source: a folder, ``"user/name"`` on the Hub (a folder of that name wins), or
-            an open dataset, which has its cameras, decoder and statistics already.
+        source: a folder, ``"user/name"`` on the Hub (a folder of that name takes
+            precedence), or an open dataset.
         batch_size: frames per sample.
 
     Keyword Args:
         chunk_size: ``H``; None = no chunks.
         first_step: the chunk's first action, in steps from the frame; see
             :class:`~torchrl_vla.transforms.ActionChunkTransform`.
-        history_size: ``T``, how many observations, with the current one.
-        episodes: which to keep; None = all.
-        cameras: which to decode; None = all, ``()`` = none.
-        decoder: of videos, ``"torchcodec"`` or ``"pyav"``; None = torchcodec where it
-            loads.
-        revision: branch, tag or commit on the Hub.
-        cache_folder: for the memory-mapped copy; None = the user's cache.
-        statistics: ``"stored"`` or ``"exact"``.
-        sampler: None = i.i.d. frames.
+        history_size: ``T``, the number of observations including the current one.
+        sampler: None = i.i.d. frames, without those whose ``is_labeled`` is False.
         transform: applied last, e.g. :class:`~torchrl_vla.transforms.ActionScaling`.
         seed: of the sampler.
+        **options: ``episodes``, ``cameras``, ``decoder``, ``cache_folder`` and
+            ``statistics`` of :meth:`LeRobotDemonstrations.from_folder`, and
+            ``revision`` of :meth:`LeRobotDemonstrations.from_hub`; these methods list
+            the errors. An open dataset accepts ``episodes`` only.
 
     Raises:
-        FileNotFoundError: there is no such folder or repository.
-        SchemaError: another format, an unfinished recording, or data that the
-            metadata contradict.
-        MetadataError: the stored statistics are missing or cannot be true.
-        ValueError: an argument is none of the choices.
+        FileNotFoundError: the folder or repository does not exist.
+        ValueError: an option does not apply to this kind of source.
 
     Examples:
         >>> import tempfile
@@ -94,39 +97,19 @@ class LeRobotExperienceReplay(TensorDictReplayBuffer):
         chunk_size: int | None = None,
         first_step: int = 0,
         history_size: int = 1,
-        episodes: Sequence[int] | None = None,
-        cameras: Sequence[str] | None = None,
-        decoder: str | None = None,
-        revision: str | None = None,
-        cache_folder: Path | str | None = None,
-        statistics: str = "stored",
         sampler: Sampler | None = None,
         transform: Transform | None = None,
         seed: int | None = None,
+        **options: Unpack[HubOptions],
     ) -> None:
-        if isinstance(source, LeRobotDemonstrations):
-            options = {"cameras": cameras, "decoder": decoder, "revision": revision}
-            options |= {"cache_folder": cache_folder, "statistics": statistics}
-            _check_is_open(options)
-            dataset = source if episodes is None else source.select_episodes(episodes)
-        else:
-            open_dataset, options = _find(source, revision)
-            dataset = open_dataset(
-                source,
-                **options,
-                episodes=episodes,
-                cameras=cameras,
-                decoder=decoder,
-                cache_folder=cache_folder,
-                statistics=statistics,
-            )
+        dataset = _open(source, options)
         self.dataset = dataset
-        self._settings = {"chunk_size": chunk_size, "first_step": first_step}
-        self._settings |= {"history_size": history_size}
-        self._settings |= {"sampler": sampler, "transform": transform, "seed": seed}
-        steps = [dataset.observations(history_size)]
+        self._chunk_size, self._first_step = chunk_size, first_step
+        self._history_size, self._seed = history_size, seed
+        self._given_sampler, self._given_transform = sampler, transform
+        steps: list[Transform | None] = [dataset.observations(history_size)]
         if chunk_size is not None:
-            # LeRobot's chunks know no end but the episode's, whatever next.done says.
+            # LeRobot ends a chunk at the end of the episode, whatever next.done is.
             chunks = ActionChunkTransform(
                 chunk_size,
                 storage=dataset.storage,
@@ -134,19 +117,19 @@ class LeRobotExperienceReplay(TensorDictReplayBuffer):
                 done_key=None,
             )
             steps.append(chunks)
-        steps = [step for step in (*steps, transform) if step is not None]
+        found = [step for step in (*steps, transform) if step is not None]
         super().__init__(
             storage=dataset.storage,
-            sampler=RandomSampler() if sampler is None else sampler,
+            sampler=frame_sampler(dataset.frames) if sampler is None else sampler,
             batch_size=batch_size,
-            transform=Compose(*steps) if steps else None,
+            transform=Compose(*found) if found else None,
         )
         if seed is not None:
             self.set_rng(torch.Generator().manual_seed(seed))
 
     @property
     def metadata(self) -> RobotDatasetMetadata:
-        """What the numbers mean, and their statistics."""
+        """Names, units and statistics of the numbers."""
         return self.dataset.metadata
 
     @property
@@ -157,7 +140,7 @@ class LeRobotExperienceReplay(TensorDictReplayBuffer):
     def split(
         self, fraction: float, seed: int = 0
     ) -> tuple[LeRobotExperienceReplay, LeRobotExperienceReplay]:
-        """Split by episode, e.g. to train and to validate, with the same metadata.
+        """Split by episode, e.g. into training and validation, with the same metadata.
 
         Raises:
             ValueError: one part would be empty.
@@ -166,23 +149,29 @@ class LeRobotExperienceReplay(TensorDictReplayBuffer):
         return self._over(first), self._over(second)
 
     def _over(self, dataset: LeRobotDemonstrations) -> LeRobotExperienceReplay:
-        settings = dict(self._settings)
-        settings["sampler"] = copy.deepcopy(settings["sampler"])  # each has its own
-        if settings["transform"] is not None:
-            settings["transform"] = settings["transform"].clone()
-        return LeRobotExperienceReplay(dataset, self._batch_size, **settings)
+        transform = self._given_transform
+        return LeRobotExperienceReplay(
+            dataset,
+            self._batch_size,
+            chunk_size=self._chunk_size,
+            first_step=self._first_step,
+            history_size=self._history_size,
+            sampler=copy.deepcopy(self._given_sampler),
+            transform=None if transform is None else transform.clone(),
+            seed=self._seed,
+        )
 
     def iter_epoch(
         self, batch_size: int | None = None, *, seed: int = 0, drop_last: bool = False
     ) -> Iterator[TensorDictBase]:
-        """Give each frame once, in an order that the seed decides.
+        """Yield batches of all frames once, in a random order.
 
         Args:
             batch_size: None = the buffer's.
 
         Keyword Args:
-            seed: give each epoch another one.
-            drop_last: leave out what does not fill a batch.
+            seed: of the order; pass another one in each epoch.
+            drop_last: True = skip a last batch that is smaller.
         """
         size = self._batch_size if batch_size is None else batch_size
         generator = torch.Generator().manual_seed(seed)
@@ -191,28 +180,32 @@ class LeRobotExperienceReplay(TensorDictReplayBuffer):
                 yield self[rows].set("index", rows)
 
 
-def _check_is_open(options: dict[str, object]) -> None:
-    """Refuse what only says how to open a dataset, beside one that is open."""
-    unused = [k for k, v in options.items() if v not in (None, "stored")]
-    if unused:
-        raise ValueError(
-            f"LeRobotExperienceReplay: expected no {unused} beside an open dataset. "
-            "Pass them to LeRobotDemonstrations.from_folder."
-        )
-
-
-def _find(source: str | Path, revision: str | None) -> tuple:
-    """Tell a folder, which wins, from a repository's name."""
+def _open(
+    source: str | Path | LeRobotDemonstrations, options: HubOptions
+) -> LeRobotDemonstrations:
+    """Open a folder, which takes precedence, or a repository of the Hub."""
+    if isinstance(source, LeRobotDemonstrations):
+        given = {**options, "episodes": None}
+        unused = [name for name, x in given.items() if x not in (None, "stored")]
+        if unused:
+            raise ValueError(
+                f"LeRobotExperienceReplay: expected no {unused} beside an open "
+                "dataset. Pass them to LeRobotDemonstrations.from_folder."
+            )
+        episodes = options.get("episodes")
+        return source if episodes is None else source.select_episodes(episodes)
+    revision = options.pop("revision", None)
+    opening: OpenOptions = options
     if Path(source).expanduser().is_dir():
         if revision is not None:
             raise ValueError(
                 "LeRobotExperienceReplay: expected a repository of the Hub beside "
                 f"revision={revision!r}, got the folder {str(source)!r}."
             )
-        return LeRobotDemonstrations.from_folder, {}
+        return LeRobotDemonstrations.from_folder(source, **opening)
     if not is_repo_id(source):
         raise FileNotFoundError(
             "LeRobotExperienceReplay: expected a folder or a repository 'user/name', "
-            f"got {str(source)!r}, which is not there."
+            f"got {str(source)!r}, which does not exist."
         )
-    return LeRobotDemonstrations.from_hub, {"revision": revision}
+    return LeRobotDemonstrations.from_hub(str(source), revision=revision, **opening)

@@ -1,41 +1,41 @@
-"""The statistics that a LeRobot dataset stores, and exact ones."""
+"""Statistics of a LeRobot dataset, as stored or recomputed exactly."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from torchrl_vla.data.lerobot.folder_layout import OWNER
+from torchrl_vla._internal.json_source import read_json
+from torchrl_vla.data.lerobot.folder_layout import OWNER, read_json_lines
 from torchrl_vla.schema import FeatureStatistics, MetadataError
 
+#: Float64 statistics by LeRobot's feature and statistic.
 Stored = dict[str, dict[str, Tensor]]
 
 STATISTICS = ("stored", "exact")
 
 
 def read_stored(root: Path) -> Stored:
-    """Read ``meta/stats.json``, or put ``meta/episodes_stats.jsonl`` together.
+    """Read ``meta/stats.json``, or merge ``meta/episodes_stats.jsonl``.
 
     Returns:
         Float64 statistics by LeRobot's feature and statistic (``mean``, ``std``,
         ``min``, ``max``, ``count`` and, in newer datasets, ``q01`` to ``q99``);
-        empty where the dataset stores none.
+        empty if the dataset stores none.
     """
     whole = root / "meta" / "stats.json"
     if whole.is_file():
-        return _tensors(json.loads(whole.read_text()))
+        return _tensors(read_json(OWNER, whole))
     by_episode = root / "meta" / "episodes_stats.jsonl"
     if not by_episode.is_file():
         return {}
-    lines = [line for line in by_episode.read_text().splitlines() if line.strip()]
-    return merge([_tensors(json.loads(line)["stats"]) for line in lines])
+    return merge([_tensors(row["stats"]) for row in read_json_lines(by_episode)])
 
 
-def _tensors(stats: dict[str, dict[str, Any]]) -> Stored:
+def _tensors(stats: Mapping[str, Mapping[str, object]]) -> Stored:
     return {
         feature: {
             name: torch.tensor(value, dtype=torch.float64)
@@ -46,12 +46,12 @@ def _tensors(stats: dict[str, dict[str, Any]]) -> Stored:
 
 
 def merge(parts: list[Stored]) -> Stored:
-    r"""Put the statistics of parts of the data together.
+    r"""Merge the statistics of parts of the data.
 
     With :math:`n_i` frames of mean :math:`\mu_i` and standard deviation
     :math:`\sigma_i`, :math:`\mu = \sum n_i \mu_i / n` and
     :math:`\sigma^2 = \sum n_i (\sigma_i^2 + (\mu_i - \mu)^2) / n`, which is exact.
-    Quantiles of parts do not give those of the whole: there are none in the result.
+    Quantiles of the whole do not follow from those of parts and are left out.
     """
     return {feature: _merge([part[feature] for part in parts]) for feature in parts[0]}
 
@@ -79,12 +79,12 @@ def feature_statistics(
 ) -> FeatureStatistics:
     """Return the statistics of one feature, as stored or computed from ``samples``.
 
-    Stored quantiles, which LeRobot averages over the episodes, are not the data's;
-    see :class:`LeRobotDemonstrations`. Where rounding puts them outside of min and
-    max, they are moved there. Quantiles that an old file lacks are computed.
+    Stored quantiles are averages over the episodes; see
+    :class:`LeRobotDemonstrations`. Quantiles that rounding puts outside of min and max
+    are clamped. Quantiles that an old file lacks are computed.
 
     Raises:
-        MetadataError: the stored statistics are missing or cannot be true.
+        MetadataError: the stored statistics are missing or impossible.
     """
     if statistics == "exact":
         return FeatureStatistics.from_samples(samples.reshape(len(samples), -1))
@@ -114,7 +114,7 @@ def feature_statistics(
     except MetadataError as error:
         raise MetadataError(
             f"{OWNER}: expected statistics of {feature!r} in the dataset's 'meta/' "
-            f"that can be true, got: {error} {advice}"
+            f"that are possible, got: {error} {advice}"
         ) from error
 
 

@@ -1,11 +1,11 @@
-"""Frames of mp4 videos: where they are in time, and their pixels."""
+"""Decoders and time index of the frames of mp4 videos."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -13,12 +13,16 @@ from torch import Tensor
 
 from torchrl_vla.schema import SchemaError, import_extra
 
+if TYPE_CHECKING:
+    from av import VideoFrame
+    from torchcodec.decoders import VideoDecoder
+
 _CALLER = "LeRobotDemonstrations"
 
 
 @cache
 def torchcodec_loads() -> bool:
-    """Tell whether torchcodec is installed and finds FFmpeg's libraries."""
+    """Return True if torchcodec is installed and finds FFmpeg's libraries."""
     try:
         from torchcodec.decoders import VideoDecoder  # noqa: F401
     except (ImportError, OSError, RuntimeError):
@@ -27,11 +31,11 @@ def torchcodec_loads() -> bool:
 
 
 class VideoIndex(NamedTuple):
-    """The frames of one file in the order of showing.
+    """Presentation times and key frames of one file, in presentation order.
 
     Args:
-        pts: int64 ``[N]``, when each is shown, in units of ``time_base_s``.
-        is_key: bool ``[N]``, True = decoding can start here.
+        pts: int64 ``[N]``, presentation times in units of ``time_base_s``.
+        is_key: bool ``[N]``, True = decoding can start at this frame.
         time_base_s: seconds per unit of ``pts``.
     """
 
@@ -41,10 +45,10 @@ class VideoIndex(NamedTuple):
 
     @classmethod
     def from_file(cls, path: Path) -> VideoIndex:
-        """Read the times of all frames, without decoding any.
+        """Read the times of all frames without decoding them.
 
         Raises:
-            SchemaError: it is no video, or is cut off.
+            SchemaError: the file is not a video, or is truncated.
         """
         av = import_extra("av", "datasets", _CALLER)
         try:
@@ -55,7 +59,7 @@ class VideoIndex(NamedTuple):
                     for packet in container.demux(stream)
                     if packet.pts is not None and not packet.is_discard
                 ]
-                time_base_s = float(stream.time_base)
+                time_base_s = float(stream.time_base or 0)
         except (av.FFmpegError, IndexError) as error:
             raise SchemaError(
                 f"{_CALLER}: expected a finished video at {str(path)!r}, got {error}. "
@@ -70,11 +74,11 @@ class VideoIndex(NamedTuple):
 
     @property
     def times_s(self) -> np.ndarray:
-        """When each frame is shown, float64 ``[N]``."""
+        """Presentation time of each frame in seconds, float64 ``[N]``."""
         return self.pts * self.time_base_s
 
     def find(self, times_s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the number of the nearest frame and how far it is, in seconds."""
+        """Return the number of the nearest frame and its distance in seconds."""
         there = self.times_s
         after = np.searchsorted(there, times_s).clip(1, len(there) - 1)
         before_is_nearer = times_s - there[after - 1] <= there[after] - times_s
@@ -82,15 +86,25 @@ class VideoIndex(NamedTuple):
         return number, np.abs(there[number] - times_s)
 
 
-class PyAVVideo:
-    """Decode frames of one open file with PyAV.
+class Video(Protocol):
+    """Open video file that decodes frames by number."""
 
-    It goes on from where it is when that is nearer than the last key frame before the
-    one that is wanted, and jumps there otherwise.
+    def read(self, numbers: Sequence[int]) -> Iterator[np.ndarray]:
+        """Yield RGB uint8 ``[h, w, 3]`` of each frame; ``numbers`` ascend."""
+
+    def close(self) -> None:
+        """Close the file."""
+
+
+class PyAVVideo:
+    """Decoder of one open file with PyAV.
+
+    It decodes forward from its position if that lies after the last key frame before
+    the requested frame, and seeks to that key frame otherwise.
 
     Args:
         path: the file.
-        index: its frames.
+        index: of its frames.
     """
 
     def __init__(self, path: Path, index: VideoIndex) -> None:
@@ -99,29 +113,30 @@ class PyAVVideo:
         self._keys = index.is_key.nonzero()[0]
         self._container = av.open(str(path))
         self._stream = self._container.streams.video[0]
-        self._stream.thread_type = "NONE"  # each jump decodes a frame or two
+        self._stream.thread_type = "NONE"  # each seek decodes a frame or two
         self._stream.thread_count = 1
-        # One for all frames: a new one for each costs half the time of small frames.
+        # One for all frames: creating one takes half the time of a small frame.
         self._to_rgb = import_extra(
             "av.video.reformatter", "datasets", _CALLER
         ).VideoReformatter()
-        self._frames: Iterator[Any] = iter(())
+        self._frames: Iterator[VideoFrame] = iter(())
         self._next: int | None = None
 
     def read(self, numbers: Sequence[int]) -> Iterator[np.ndarray]:
-        """Yield RGB uint8 ``[h, w, 3]`` of each frame; the numbers ascend."""
+        """Yield RGB uint8 ``[h, w, 3]`` of each frame; ``numbers`` ascend."""
         for number in numbers:
             frame = self._to_rgb.reformat(self._decode(number), format="rgb24")
             (plane,) = frame.planes
             rows = np.frombuffer(plane, np.uint8).reshape(frame.height, plane.line_size)
             yield rows[:, : 3 * frame.width].reshape(frame.height, frame.width, 3)
 
-    def _decode(self, number: int) -> Any:
+    def _decode(self, number: int) -> VideoFrame:
         problem: Exception | str = "no image for it"
+        frame = None
         try:
             frame = self._search(number)
         except self._error as error:
-            frame, problem = None, error
+            problem = error
         if frame is None:
             self._next = None
             raise SchemaError(
@@ -130,17 +145,19 @@ class PyAVVideo:
             )
         return frame
 
-    def _search(self, number: int) -> Any | None:
+    def _search(self, number: int) -> VideoFrame | None:
         wanted = self._index.pts[number]
         place = int(np.searchsorted(self._keys, number, "right")) - 1
         if self._next is None or not self._keys[max(place, 0)] <= self._next <= number:
             self._jump(place)
         while place >= 0:
             for frame in self._frames:
+                if frame.pts is None:
+                    continue
                 self._next = int(np.searchsorted(self._index.pts, frame.pts, "right"))
                 if frame.pts == wanted:
                     return frame
-                if frame.pts > wanted:  # the file's own index led past it
+                if frame.pts > wanted:  # the file's own index seeked past it
                     break
             place -= 1
             self._jump(place)
@@ -162,11 +179,11 @@ class PyAVVideo:
 
 
 class TorchcodecVideo:
-    """Decode frames of one open file with torchcodec.
+    """Decoder of one open file with torchcodec.
 
     Args:
         path: the file.
-        index: its frames.
+        index: of its frames.
     """
 
     def __init__(self, path: Path, index: VideoIndex) -> None:
@@ -174,12 +191,12 @@ class TorchcodecVideo:
         self._exact = False
         self._decoder = self._open("approximate")
 
-    def _open(self, seek_mode: str) -> Any:
+    def _open(self, seek_mode: str) -> VideoDecoder:
         decoders = import_extra("torchcodec.decoders", "lerobot", _CALLER)
         return decoders.VideoDecoder(str(self._path), seek_mode=seek_mode)
 
     def read(self, numbers: Sequence[int]) -> Iterator[np.ndarray]:
-        """Yield RGB uint8 ``[h, w, 3]`` of each frame; the numbers ascend."""
+        """Yield RGB uint8 ``[h, w, 3]`` of each frame; ``numbers`` ascend."""
         frames = self._decode(numbers)
         yield from frames.permute(0, 2, 3, 1).numpy()
 
@@ -194,25 +211,27 @@ class TorchcodecVideo:
                 f"{_CALLER}: expected frames {list(numbers)} of {str(self._path)!r}, "
                 f"got images {late:.6f} s away from torchcodec. Pass decoder='pyav'."
             )
-        # Its rate is not constant: numbers have to be looked up, not computed.
+        # The frame rate varies: look frame numbers up instead of computing them.
         self._exact = True
         self._decoder = self._open("exact")
         return self._decode(numbers)
 
     def close(self) -> None:
-        """Let the file go."""
+        """Release the decoder and its file."""
         del self._decoder
 
 
-DECODERS = {"pyav": PyAVVideo, "torchcodec": TorchcodecVideo}
+DECODERS: dict[str, Callable[[Path, VideoIndex], Video]] = {
+    "pyav": PyAVVideo,
+    "torchcodec": TorchcodecVideo,
+}
 
 
 def decoder_name(decoder: str | None) -> str:
-    """Return the decoder to use: torchcodec where it loads, else PyAV.
+    """Return the name of the decoder: torchcodec if it loads, else PyAV.
 
     Raises:
-        ValueError: the name is unknown.
-        MissingExtraError: the one that is asked for does not load.
+        ValueError: the name is unknown, or torchcodec does not load.
     """
     if decoder is None:
         return "torchcodec" if torchcodec_loads() else "pyav"
@@ -223,7 +242,7 @@ def decoder_name(decoder: str | None) -> str:
         )
     if decoder == "torchcodec" and not torchcodec_loads():
         raise ValueError(
-            f"{_CALLER}: expected torchcodec to load, got no success. Install it with "
+            f"{_CALLER}: expected torchcodec to load, got an error. Install it with "
             "FFmpeg's shared libraries (`apt-get install ffmpeg`), or pass "
             "decoder='pyav'."
         )
@@ -233,14 +252,14 @@ def decoder_name(decoder: str | None) -> str:
 def decode_video(
     path: Path | str, times_s: Sequence[float], *, decoder: str | None = None
 ) -> Tensor:
-    """Decode the frames that are shown at some times.
+    """Decode the video frames nearest to some times.
 
     Args:
         path: a video file.
         times_s: seconds from its start, in any order.
 
     Keyword Args:
-        decoder: ``"torchcodec"``, ``"pyav"`` or None = torchcodec where it loads.
+        decoder: ``"torchcodec"`` or ``"pyav"``; None = torchcodec if it loads.
 
     Returns:
         RGB uint8 ``[N, 3, h, w]``, in channels-last memory.

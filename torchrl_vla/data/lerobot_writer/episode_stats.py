@@ -1,4 +1,4 @@
-"""Statistics of a dataset's features, exact, in the form of LeRobot's files."""
+"""Exact statistics of features, in the format of LeRobot's files."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ Statistics = dict[str, np.ndarray]
 def number_statistics(values: np.ndarray) -> Statistics:
     """Compute the statistics of numbers ``[N, *shape]``.
 
-    Like LeRobot's, those of a matrix are of its last dimension, and ``count`` is
-    ``N``.
+    As in LeRobot, the statistics of a matrix are those of its last dimension, and
+    ``count`` is ``N``.
 
     Examples:
         >>> stats = number_statistics(np.array([[0.0], [1.0], [5.0]]))
@@ -39,14 +39,14 @@ def number_statistics(values: np.ndarray) -> Statistics:
 
 
 class ImageHistogram:
-    """Count the values of the pixels of a camera, of which there are 256.
+    """Histogram of a camera's pixel values, per channel.
 
-    The counts give every statistic exactly, in memory that does not grow, and the
-    counts of parts add up to those of the whole.
+    The counts determine every statistic exactly, in constant memory, and the counts of
+    parts add up to those of the whole.
 
     Args:
-        n_frames: images so far.
-        counts: int64 ``[3, 256]``, pixels of each value; None = none yet.
+        n_frames: number of counted images.
+        counts: int64 ``[3, 256]``, pixels of each value; None = zeros.
 
     Examples:
         >>> black_and_white = np.zeros((1, 2, 3), np.uint8)
@@ -74,7 +74,7 @@ class ImageHistogram:
         return cls(sum(part.n_frames for part in parts), counts)
 
     def statistics(self) -> Statistics:
-        """Return statistics in 0..1, ``[3, 1, 1]``; ``count`` is of images."""
+        """Return statistics in 0..1, ``[3, 1, 1]``; ``count`` counts images."""
         per_channel = [_counted_statistics(counts) for counts in self.counts]
         out = {
             name: np.array([stats[name] for stats in per_channel])[:, None, None] / 255
@@ -85,7 +85,7 @@ class ImageHistogram:
 
 
 def _counted_statistics(counts: np.ndarray) -> dict[str, float]:
-    """Return the statistics of the values 0..255, each as often as counted."""
+    """Return the statistics of the values 0..255 with these counts."""
     values, total = np.arange(256.0), int(counts.sum())
     mean = float(counts @ values) / total
     ends = counts.cumsum()
@@ -97,7 +97,7 @@ def _counted_statistics(counts: np.ndarray) -> dict[str, float]:
         "std": float(np.sqrt(counts @ (values - mean) ** 2 / total)),
     }
     for name, fraction in QUANTILES.items():
-        place = fraction * (total - 1)  # between two of the sorted values
+        place = fraction * (total - 1)  # a position between two sorted values
         low, high = (
             float(np.searchsorted(ends, rank, side="right"))
             for rank in (np.floor(place), np.ceil(place))

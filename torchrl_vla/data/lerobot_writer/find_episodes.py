@@ -1,17 +1,15 @@
-"""Where the episodes are in data of any kind."""
+"""Search for the episodes in datasets, replay buffers and rollouts."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from tensordict import NestedKey, TensorDictBase
 from torch import Tensor
 from torchrl.data import ReplayBuffer
 
-from torchrl_vla.data.demonstration_dataset import DemonstrationDataset
-from torchrl_vla.data.lerobot import LeRobotDemonstrations
+from torchrl_vla.data.demonstrations import Demonstrations
 from torchrl_vla.schema import (
     EPISODE_KEY,
     FRAME_KEY,
@@ -20,30 +18,26 @@ from torchrl_vla.schema import (
     SchemaError,
 )
 
-#: Data that knows its metadata and its instructions.
-DATASETS = (DemonstrationDataset, LeRobotDemonstrations)
-
 _CALLER = "write_lerobot"
 _DONE_KEY: NestedKey = ("next", "done")
-#: True = a step, False = filled up by TorchRL's ``split_trajectories``.
+#: True = a step, False = padding by TorchRL's ``split_trajectories``.
 _MASK_KEY: NestedKey = ("collector", "mask")
 
 Read = Callable[[Tensor], TensorDictBase]
 
 
-def find_episodes(data: Any) -> tuple[list[Tensor], Read]:
-    """Return the rows of each episode, and what reads rows ``[T]``.
-
-    Args:
-        data: a dataset, a replay buffer or a TensorDict.
+def find_episodes(
+    data: Demonstrations | ReplayBuffer | TensorDictBase,
+) -> tuple[list[Tensor], Read]:
+    """Return the rows of each episode, and a function that reads rows ``[T]``.
 
     Raises:
-        TypeError: it is something else.
-        MissingKeyError: nothing says where episodes begin.
-        SchemaError: frames are missing or there twice.
+        TypeError: ``data`` is none of the supported types.
+        MissingKeyError: no entry marks the start of episodes.
+        SchemaError: frames are missing or duplicated.
     """
-    if isinstance(data, DATASETS):
-        buffer = data.replay_buffer(1)  # whose transforms decode the images
+    if isinstance(data, Demonstrations):
+        buffer = data.replay_buffer(1)  # its transforms decode the images
         return _numbered(data.frames), buffer.__getitem__
     steps = data.storage[:] if isinstance(data, ReplayBuffer) else data
     if not isinstance(steps, TensorDictBase):
@@ -65,7 +59,7 @@ def find_episodes(data: Any) -> tuple[list[Tensor], Read]:
 
 
 def _numbered(frames: TensorDictBase) -> list[Tensor]:
-    """Sort frames ``[F]`` by their numbers."""
+    """Return the rows of each episode, sorted by frame index."""
     episode, frame = (
         frames.get(key).as_subclass(Tensor).reshape(-1).cpu()
         for key in (EPISODE_KEY, FRAME_KEY)
@@ -80,21 +74,21 @@ def _numbered(frames: TensorDictBase) -> list[Tensor]:
             place = int((found != torch.arange(len(rows))).nonzero()[0])
             raise SchemaError(
                 f"{_CALLER}: expected the frames 0 to {len(rows) - 1} of episode "
-                f"{number} once each, got frame_index {int(found[place])} in the place "
-                f"of {place}. Leave the episode out, or number its frames again."
+                f"{number} once each, got frame_index {int(found[place])} in place "
+                f"of {place}. Leave the episode out, or renumber its frames."
             )
     return episodes
 
 
 def _cut(steps: TensorDictBase) -> list[Tensor]:
-    """Cut a rollout ``[*B, T]`` where episodes end; rows are of the flat rollout."""
+    """Return the rows of each episode in a flattened rollout ``[*B, T]``."""
     keys = (_DONE_KEY, IS_INIT_KEY)
     done, is_init = (_flag(steps, key) for key in keys)
     if done is None and is_init is None:
         raise MissingKeyError(
             f"{_CALLER}: expected {EPISODE_KEY!r} and {FRAME_KEY!r}, or a rollout "
             f"[*B, T] with one of {list(keys)}, got "
-            f"{sorted(map(str, steps.keys(True, True)))}. Say where episodes begin."
+            f"{sorted(map(str, steps.keys(True, True)))}. Add one of these entries."
         )
     length = steps.batch_size[-1]
     begins = torch.zeros(steps.numel() // length, length, dtype=torch.bool)
@@ -113,6 +107,6 @@ def _cut(steps: TensorDictBase) -> list[Tensor]:
 
 
 def _flag(steps: TensorDictBase, key: NestedKey) -> Tensor | None:
-    """Return a bool entry as ``[N, T]``, if it is there."""
+    """Return a bool entry as ``[N, T]``, or None if it is missing."""
     value = steps.get(key, None)
     return None if value is None else value.reshape(-1, steps.batch_size[-1]).cpu()

@@ -1,26 +1,26 @@
-"""One writer per folder."""
+"""Lock of a folder against a second writer."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-from torchrl_vla._internal.durable_files import OWNER
+from torchrl_vla.data.lerobot_writer.frame_schema import OWNER
 from torchrl_vla.schema import ExecutionError
 
 
 class FolderLock:
-    """Hold a folder until it is released, or until the process ends in any way.
+    """Lock of a folder until :meth:`release` or the end of the process.
 
     Args:
-        folder: which must be there.
+        folder: an existing folder.
 
     Raises:
-        ExecutionError: another writer holds it.
+        ExecutionError: another writer holds the lock.
     """
 
     def __init__(self, folder: Path) -> None:
-        import fcntl  # POSIX only, and nobody but a writer needs it
+        import fcntl  # POSIX only; imported here so that readers work elsewhere
 
         self._handle = os.open(folder, os.O_RDONLY)
         try:
@@ -28,13 +28,13 @@ class FolderLock:
         except BlockingIOError as error:
             os.close(self._handle)
             raise ExecutionError(
-                f"{OWNER}: expected a recording that nobody is writing at "
+                f"{OWNER}: expected a recording without a writer at "
                 f"{str(folder.parent)!r}, got one that another writer holds. Close "
                 "that writer first."
             ) from error
 
     def release(self) -> None:
-        """Let others have the folder."""
+        """Release the lock."""
         if self._handle >= 0:
             os.close(self._handle)
             self._handle = -1

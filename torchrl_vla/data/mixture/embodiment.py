@@ -1,4 +1,4 @@
-"""One robot among several: its border between robot space and a common model space."""
+"""Conversion between the space of one robot and the common space of a mixture."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from torchrl_vla.schema import (
 from torchrl_vla.transforms import ActionScaling, StateScaling
 from torchrl_vla.transforms.affine_scaling import ScalingMode
 
-_AS_THEY_ARE = (
+_UNCHANGED = (
     INSTRUCTION_KEY,
     EPISODE_KEY,
     FRAME_KEY,
@@ -40,16 +40,16 @@ _AS_THEY_ARE = (
 
 
 class Embodiment:
-    """Bring one robot's frames into the space of a mixture, and its actions back.
+    """Conversion of one robot's frames to the space of a mixture, and actions back.
 
     Actions, chunks and the state are normalized by this robot's own statistics and
-    padded with zeros to the common sizes; cameras get their common names. The same
-    object serves training (the mixture reads through it) and acting, so the two cannot
-    disagree: a policy trained on the mixture sees ``to_model_space(observation)``, and
-    the robot gets ``to_robot_space(chunk)``, without the padded dimensions.
+    padded with zeros to the common sizes; cameras get their common names. Training and
+    acting use the same object: the mixture reads frames through it, a policy trained on
+    the mixture reads ``to_model_space(observation)``, and the robot executes
+    ``to_robot_space(chunk)``, without the padded dimensions.
 
-    **Reads** robot space: ``observation``, ``language_instruction`` and, where they are
-    there, ``action``, ``action_chunk``, ``action_is_pad``, ``sample_weight``,
+    **Reads** robot space: ``observation``, ``language_instruction`` and, where present,
+    ``action``, ``action_chunk``, ``action_is_pad``, ``sample_weight``,
     ``episode_index`` and ``frame_index``. **Writes** those, ``action`` ``[*B, A]``,
     ``action_chunk`` ``[*B, H, A]`` and ``("observation", "state")`` ``[*B, S]`` in
     model space, with ``action_dim_is_pad`` bool ``[*B, A]``, ``state_dim_is_pad`` bool
@@ -59,19 +59,19 @@ class Embodiment:
 
     Args:
         index: its number in the mixture.
-        metadata: what its numbers mean, with statistics.
+        metadata: of the robot, with statistics.
 
     Keyword Args:
         action_dim: the common ``A``.
         state_dim: the common ``S``; 0 = no robot of the mixture has a state.
-        cameras: the key of this robot's image for each common camera name; None = it
-            lacks that camera, which is then a black image. None instead of a mapping:
-            images keep their keys.
-        image_shapes: ``(C, h, w)`` of each common camera; others are resized to it.
+        cameras: the key of this robot's image for each common camera name; a key None
+            means that it lacks the camera, whose image is black. None instead of a
+            mapping: images keep their keys.
+        image_shapes: ``(C, h, w)`` of each common camera; images are resized to it.
         mode: how actions and states are normalized.
 
     Raises:
-        MetadataError: the metadata has no statistics.
+        MetadataError: the metadata have no statistics.
         MissingKeyError: an image or a state is not in the data.
         SchemaError: an image is not uint8.
 
@@ -118,7 +118,7 @@ class Embodiment:
     @property
     def action_dim_is_pad(self) -> Tensor:
         """Bool ``[A]``, True = this robot has no such dimension."""
-        return torch.arange(self.action_dim) >= self.metadata.action_dim
+        return torch.arange(self.action_dim) >= (self.metadata.action_dim or 0)
 
     @property
     def state_dim_is_pad(self) -> Tensor:
@@ -126,14 +126,14 @@ class Embodiment:
         return torch.arange(self.state_dim) >= (self.metadata.state_dim or 0)
 
     def to_model_space(self, frames: TensorDictBase) -> TensorDict:
-        """Return the frames, or a live observation, as the policy sees them."""
+        """Return frames, or an observation, in the policy's model space."""
         shape = frames.batch_size
         out = TensorDict({}, shape, device=frames.device)
         for key in (ACTION_KEY, ACTION_CHUNK_KEY):
             if (value := frames.get(key, None)) is not None:
                 value = self.action_scaling.normalize(value)
                 out.set(key, pad_last(value, self.action_dim))
-        for key in _AS_THEY_ARE:
+        for key in _UNCHANGED:
             if (value := frames.get(key, None)) is not None:
                 out.set(key, value)
         self._write(out, ACTION_DIM_IS_PAD_KEY, self.action_dim_is_pad)
@@ -142,7 +142,8 @@ class Embodiment:
             out.set(STATE_KEY, self._state(frames))
             self._write(out, STATE_DIM_IS_PAD_KEY, self.state_dim_is_pad)
         for key, shape_of_camera in self.image_shapes.items():
-            out.set(key, self._image(frames, key, shape_of_camera))
+            source = key if self.cameras is None else self.cameras[key[-1]]
+            out.set(key, self._image(frames, source, shape_of_camera))
         for name, source in (self.cameras or {}).items():
             self._write(out, (CAMERA_IS_PAD_KEY, name), torch.tensor(source is None))
         return out
@@ -172,11 +173,8 @@ class Embodiment:
         return pad_last(self.state_scaling.normalize(state), self.state_dim)
 
     def _image(
-        self, frames: TensorDictBase, key: NestedKey, shape: torch.Size
+        self, frames: TensorDictBase, source: NestedKey | None, shape: torch.Size
     ) -> Tensor:
-        source = key
-        if self.cameras is not None:
-            source = self.cameras[key[-1]]
         if source is None:
             black = torch.zeros(1, dtype=torch.uint8, device=frames.device)
             return black.expand(*frames.batch_size, *shape).clone()
@@ -225,7 +223,7 @@ def resize(images: Tensor, size: torch.Size) -> Tensor:
 
 
 def image_leaves(frames: TensorDictBase) -> dict[NestedKey, Tensor]:
-    """Return the images of frames: one tensor, or one of each camera.
+    """Return the images of frames by key: one tensor, or one per camera.
 
     Examples:
         >>> images = {"front": torch.zeros(2, 3, 4, 4, dtype=torch.uint8)}
@@ -236,6 +234,6 @@ def image_leaves(frames: TensorDictBase) -> dict[NestedKey, Tensor]:
     found = frames.get(IMAGE_KEY, None)
     if found is None:
         return {}
-    if isinstance(found, Tensor):
+    if torch.is_tensor(found):
         return {IMAGE_KEY: found}
     return {(*IMAGE_KEY, name): image for name, image in found.items()}

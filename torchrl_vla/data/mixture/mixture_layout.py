@@ -1,4 +1,4 @@
-"""What the rows of a mixture have in common, or why they have nothing."""
+"""Common sizes of the rows of a mixture."""
 
 from __future__ import annotations
 
@@ -22,8 +22,24 @@ from torchrl_vla.schema import (
 
 
 @dataclass(frozen=True)
+class MixtureSizes:
+    """Requested sizes of a mixture's rows; None = computed from the datasets.
+
+    Args:
+        action_dim: ``A``; None = the largest of the datasets.
+        state_dim: ``S``; None = the largest of the datasets.
+        image_size: ``(h, w)`` to resize all images to, at each read. None = the images
+            of a camera must have one size.
+    """
+
+    action_dim: int | None = None
+    state_dim: int | None = None
+    image_size: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
 class MixtureLayout:
-    """The sizes of a mixture's rows.
+    """Sizes of a mixture's rows and of each dataset in it.
 
     Args:
         action_dim: ``A``.
@@ -42,35 +58,31 @@ class MixtureLayout:
     def declare(
         self, index: int, metadata: RobotDatasetMetadata
     ) -> RobotDatasetMetadata:
-        """Return a dataset's metadata with the sizes that its frames have.
+        """Return a dataset's metadata with the sizes of its frames.
 
         Raises:
-            MetadataError: it declares other sizes.
+            MetadataError: the metadata declare other sizes.
         """
-        sizes = {
-            "action_dim": self.action_dims[index],
-            "state_dim": self.state_dims[index] or None,
-        }
-        for name, size in sizes.items():
-            declared = getattr(metadata, name)
+        action_dim, state_dim = self.action_dims[index], self.state_dims[index] or None
+        for name, declared, size in (
+            ("action_dim", metadata.action_dim, action_dim),
+            ("state_dim", metadata.state_dim, state_dim),
+        ):
             if declared not in (None, size):
                 raise MetadataError(
                     f"MixtureReplay: expected {name}={declared} in the frames of "
                     f"{metadata.dataset_id!r}, as its metadata declare, got {size}."
                 )
-        return replace(metadata, **sizes)
+        return replace(metadata, action_dim=action_dim, state_dim=state_dim)
 
 
 def common_layout(
     names: Sequence[str],
     firsts: Sequence[TensorDictBase],
-    *,
-    action_dim: int | None,
-    state_dim: int | None,
     cameras: Sequence[Mapping[str, NestedKey | None]] | None,
-    image_size: tuple[int, int] | None,
+    sizes: MixtureSizes,
 ) -> MixtureLayout:
-    """Find the common sizes from one frame of each dataset."""
+    """Return the common sizes, read from one frame of each dataset."""
     for name, first in zip(names, firsts):
         if first.get(ACTION_KEY, None) is None:
             raise MissingKeyError(
@@ -86,9 +98,9 @@ def common_layout(
     else:
         renamed = _named_images(names, images, cameras)
     return MixtureLayout(
-        action_dim=_common_size("action_dim", action_dim, names, action_dims),
-        state_dim=_common_size("state_dim", state_dim, names, state_dims),
-        image_shapes=_image_shapes(names, renamed, image_size),
+        action_dim=_common_size("action_dim", sizes.action_dim, names, action_dims),
+        state_dim=_common_size("state_dim", sizes.state_dim, names, state_dims),
+        image_shapes=_image_shapes(names, renamed, sizes.image_size),
         action_dims=action_dims,
         state_dims=state_dims,
     )
@@ -112,8 +124,8 @@ def _same_images(
     if any(set(leaves) != set(images[0]) for leaves in images):
         raise SchemaError(
             f"MixtureReplay: expected the same images in all datasets, got {found}. "
-            "Say which image is which camera with cameras=[{name: key or None}, ...], "
-            "one mapping for each dataset."
+            "Map camera names to images with cameras=[{name: key or None}, ...], one "
+            "mapping for each dataset."
         )
     return [dict(leaves) for leaves in images]
 
@@ -157,9 +169,9 @@ def _image_shapes(
     shapes = {}
     for key in images[0]:
         found = {
-            name: leaves[key].shape[-3:]
+            name: image.shape[-3:]
             for name, leaves in zip(names, images)
-            if leaves[key] is not None
+            if (image := leaves[key]) is not None
         }
         if not found:
             raise SchemaError(
@@ -172,8 +184,8 @@ def _image_shapes(
             listed = {name: list(shape) for name, shape in found.items()}
             raise SchemaError(
                 f"MixtureReplay: expected images of one shape [C, h, w] at {key!r}, "
-                f"got {listed}. Pass image_size=(h, w) to stretch them; the numbers of "
-                "channels must agree."
+                f"got {listed}. Pass MixtureSizes(image_size=(h, w)) to resize them; "
+                "the numbers of channels must agree."
             )
         shapes[key] = next(iter(found.values()))
     return shapes

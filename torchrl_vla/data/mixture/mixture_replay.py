@@ -1,21 +1,20 @@
-"""Weighted mixtures of datasets, each normalized by its own statistics."""
+"""Replay buffer of a weighted mixture of datasets of different robots."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from tensordict import NestedKey, TensorDictBase
 from torch import Tensor
 from torchrl.data import ImmutableDatasetWriter, TensorDictReplayBuffer
 
+from torchrl_vla.data.demonstrations import Demonstrations, merge_instructions
 from torchrl_vla.data.mixture.embodiment import Embodiment
-from torchrl_vla.data.mixture.mixture_layout import common_layout
+from torchrl_vla.data.mixture.mixture_layout import MixtureSizes, common_layout
 from torchrl_vla.data.mixture.mixture_sampling import MixtureSampler, MixtureStorage
 from torchrl_vla.schema import (
     INSTRUCTION_KEY,
-    InstructionTable,
     MissingKeyError,
     SchemaError,
     check_positive_int,
@@ -25,20 +24,20 @@ from torchrl_vla.transforms.affine_scaling import ScalingMode
 
 
 class MixtureReplay(TensorDictReplayBuffer):
-    """Sample several datasets, of different robots, as one.
+    """Replay buffer of several datasets, of different robots, with weights.
 
-    For each row a dataset is drawn by its weight and then one of its frames evenly.
-    The row is what that dataset alone would give: the next ``H`` actions of its own
-    episode at its own control rate, normalized by its own statistics. (One dataset's
-    statistics for all is the classic silent error.) Smaller robots are padded with
-    zeros, and masks say where; ``BCLoss`` ignores those dimensions once it is told by
-    ``set_keys(dim_pad_mask="action_dim_is_pad")``, and refuses the batch before.
+    Each row is sampled from a dataset chosen by its weight, uniformly over its frames.
+    It equals a row of that dataset alone: the next ``H`` actions of its own episode at
+    its own control rate, normalized by its own statistics. Smaller robots are padded
+    with zeros and masked; ``BCLoss`` needs
+    ``set_keys(dim_pad_mask="action_dim_is_pad")`` to ignore those dimensions, and
+    refuses the batch without it.
 
-    Where frames say ``is_labeled``, a row without a label comes as padding and adds
-    nothing to a loss; where all datasets have a ``sample_weight``, it is passed on.
+    Where frames have ``is_labeled``, a row without a label is padding and adds nothing
+    to a loss; where all datasets have a ``sample_weight``, rows keep it.
 
-    Batches follow from the seed. ``state_dict()`` and ``load_state_dict()`` continue
-    the very same stream in another process; there are no epochs to keep track of.
+    The seed determines the batches. ``state_dict()`` and ``load_state_dict()`` continue
+    the same stream in another process; there are no epochs.
 
     **Writes** model space, ``A`` and ``S`` the largest of all robots: ``action`` float
     ``[*B, A]``, ``action_chunk`` ``[*B, H, A]``, ``action_is_pad`` bool ``[*B, H]``,
@@ -49,31 +48,28 @@ class MixtureReplay(TensorDictReplayBuffer):
     mixture) and, with ``cameras``, ``camera_is_pad`` bool ``{camera: [*B]}``.
 
     Args:
-        datasets: with metadata (and its statistics), instructions, a storage and
-            ``replay_buffer``, like ``DemonstrationDataset``.
-        weights: share of each dataset in the rows, in any unit. None = its frames.
+        datasets: at least one, with statistics.
+        weights: share of each dataset in the rows, in any unit. None = its number of
+            frames.
 
     Keyword Args:
         batch_size: rows of a batch.
-        chunk_size: ``H``. It is the same number of steps for all, which is another
-            time where control rates differ.
-        action_dim: ``A``; None = the largest of the datasets.
-        state_dim: ``S``; None = the largest of the datasets.
+        chunk_size: ``H``, the same number of steps for all datasets, and so a different
+            duration where control rates differ.
         cameras: for each dataset, the key of its image for each common camera name,
-            e.g. ``{"front": ("observation", "image", "top"), "wrist": None}``; None
-            says that it lacks the camera, which is then black and masked. Cameras that
-            are not named are left out. Without this argument all datasets must have
-            the same images.
-        image_size: ``(h, w)`` to stretch all images to, at each read. None = images of
-            a camera must be of one size.
+            e.g. ``{"front": ("observation", "image", "top"), "wrist": None}``. None
+            means that it lacks the camera, whose image is black and masked. Cameras
+            without a name are left out. If this argument is None, all datasets must
+            have the same images.
+        sizes: requested sizes; None = computed from the datasets.
         mode: how actions and states are normalized.
         seed: of the batches.
 
     Raises:
-        ValueError: no datasets, weights that are not positive numbers, or sizes below
-            what a dataset has.
+        ValueError: there are no datasets, a weight is not a positive number, or a
+            dataset is larger than the requested sizes.
         MetadataError: a dataset has no statistics.
-        MissingKeyError: a dataset lacks what the batch would hold.
+        MissingKeyError: a dataset lacks an action, instruction or image.
         SchemaError: the cameras or images of the datasets do not agree.
 
     Examples:
@@ -102,15 +98,13 @@ class MixtureReplay(TensorDictReplayBuffer):
 
     def __init__(
         self,
-        datasets: Sequence[Any],
+        datasets: Sequence[Demonstrations],
         weights: Sequence[float] | None = None,
         *,
         batch_size: int,
         chunk_size: int,
-        action_dim: int | None = None,
-        state_dim: int | None = None,
         cameras: Sequence[Mapping[str, NestedKey | None]] | None = None,
-        image_size: tuple[int, int] | None = None,
+        sizes: MixtureSizes | None = None,
         mode: ScalingMode = "mean_std",
         seed: int = 0,
     ) -> None:
@@ -124,16 +118,13 @@ class MixtureReplay(TensorDictReplayBuffer):
             )
             for dataset in datasets
         ]
-        firsts = [buffer[torch.tensor([0])] for buffer in buffers]
         layout = common_layout(
             [f"{i}:{d.metadata.dataset_id}" for i, d in enumerate(datasets)],
-            firsts,
-            action_dim=action_dim,
-            state_dim=state_dim,
-            cameras=cameras,
-            image_size=image_size,
+            [buffer[torch.tensor([0])] for buffer in buffers],
+            cameras,
+            sizes or MixtureSizes(),
         )
-        #: How frames of each dataset become rows, and a policy's chunk its actions.
+        #: Conversion of each dataset's frames to rows, and of chunks to its actions.
         self.embodiments = [
             Embodiment(
                 index,
@@ -146,8 +137,9 @@ class MixtureReplay(TensorDictReplayBuffer):
             )
             for index, dataset in enumerate(datasets)
         ]
+        _check_instructions(datasets)
         #: The instructions of all datasets.
-        self.instructions = _merge_instructions(datasets)
+        self.instructions = merge_instructions(datasets)
         #: Share of each dataset in the rows, float64 ``[N]``.
         self.weights = _normalize_weights(weights, [len(d) for d in datasets])
         self.chunk_size = chunk_size
@@ -155,15 +147,16 @@ class MixtureReplay(TensorDictReplayBuffer):
             storage=MixtureStorage(buffers, self.embodiments),
             sampler=MixtureSampler(self.weights),
             writer=ImmutableDatasetWriter(),
-            collate_fn=_as_it_is,
+            collate_fn=_identity,
             batch_size=batch_size,
             generator=torch.Generator().manual_seed(seed),
         )
 
     def denormalize(self, chunk: Tensor, embodiment_index: Tensor) -> Tensor:
-        """Return actions of model space in the robot space of each row's own dataset.
+        """Return model-space actions in the robot space of each row's dataset.
 
-        Padded dimensions are 0; :attr:`embodiments` give one robot's actions without.
+        Padded dimensions are 0. ``Embodiment.to_robot_space`` returns the actions of
+        one robot without them.
 
         Args:
             chunk: float ``[*B, H, A]`` or ``[*B, A]``.
@@ -171,7 +164,7 @@ class MixtureReplay(TensorDictReplayBuffer):
 
         Raises:
             SchemaError: the last dimension is not ``A``, the batches differ, or an
-                index is none of the mixture's.
+                embodiment index is out of range.
         """
         batch, dim = embodiment_index.shape, self.embodiments[0].action_dim
         middle = chunk.ndim - len(batch) - 1
@@ -220,9 +213,7 @@ class MixtureReplay(TensorDictReplayBuffer):
         return "\n".join(lines)
 
 
-def _merge_instructions(datasets: Sequence[Any]) -> InstructionTable:
-    """Unite the tables; ids are hashes of the texts, so no frame changes."""
-    table = InstructionTable()
+def _check_instructions(datasets: Sequence[Demonstrations]) -> None:
     for dataset in datasets:
         ids = dataset.frames.get(INSTRUCTION_KEY, None)
         if ids is None:
@@ -232,9 +223,6 @@ def _merge_instructions(datasets: Sequence[Any]) -> InstructionTable:
                 f"{sorted(map(str, dataset.frames.keys(True, True)))}."
             )
         dataset.instructions.rows(ids)  # raises for ids without a text
-        for text in dataset.instructions:
-            table.add(text)
-    return table
 
 
 def _normalize_weights(weights: Sequence[float] | None, frames: list[int]) -> Tensor:
@@ -247,10 +235,10 @@ def _normalize_weights(weights: Sequence[float] | None, frames: list[int]) -> Te
     if not (values.isfinite() & (values > 0)).all():
         raise ValueError(
             "MixtureReplay: expected positive finite weights, got "
-            f"{values.tolist()}. Leave out a dataset that is not to be sampled."
+            f"{values.tolist()}. Drop datasets that must not be sampled."
         )
     return values / values.sum()
 
 
-def _as_it_is(batch: TensorDictBase) -> TensorDictBase:
+def _identity(batch: TensorDictBase) -> TensorDictBase:
     return batch

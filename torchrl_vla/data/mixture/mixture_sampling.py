@@ -1,9 +1,9 @@
-"""TorchRL's storage and sampler, for the frames of several datasets."""
+"""Storage and sampler of the frames of several datasets."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
 
 import torch
 from tensordict import TensorDict
@@ -14,21 +14,19 @@ from torchrl.data.replay_buffers import Sampler, Storage
 from torchrl_vla.data.mixture.embodiment import Embodiment
 from torchrl_vla.schema import SchemaError
 
-# TorchRL's ReplayBufferEnsemble was looked at first. Its SamplerEnsemble draws a
-# dataset per block of rows. With blocks of one row (num_buffer_sampled = batch size)
-# the draw is i.i.d., but its StorageEnsemble then calls each dataset's storage and
-# transforms once per row (64 calls for 64 rows, each of which may open a video), its
-# collate function stacks rows and so cannot take robots of different sizes, and its
-# state_dict holds the datasets themselves. What follows gathers once per dataset and
-# pads.
+# Why not TorchRL's ReplayBufferEnsemble: its SamplerEnsemble samples a dataset per
+# block of rows. With blocks of one row the samples are i.i.d., but its StorageEnsemble
+# then calls each dataset's storage and transforms once per row (which may open a
+# video), its collate function stacks rows and so excludes robots of different sizes,
+# and its state_dict contains the datasets. This storage gathers once per dataset.
 
 
 class MixtureStorage(Storage):
-    """Read frames of several datasets by one index, each as its embodiment gives it.
+    """Read-only storage of the frames of several datasets in model space.
 
     Row ``i`` of dataset ``k`` has the index ``len(dataset 0) + ... + i``. A batch is
-    gathered with one read per dataset that occurs in it. The data are the datasets':
-    nothing can be written, and ``state_dict`` holds what identifies them, not them.
+    gathered with one read per dataset that occurs in it. ``state_dict`` identifies the
+    datasets and does not contain them.
 
     Args:
         buffers: of each dataset, with the transforms that act in robot space.
@@ -47,13 +45,9 @@ class MixtureStorage(Storage):
     def __len__(self) -> int:
         return self.max_size
 
-    def get(self, index: Tensor | slice | int | Any) -> TensorDict:
+    def get(self, index: Tensor | Sequence[int] | slice | int) -> TensorDict:
         """Return the rows of an index, in its order."""
-        if isinstance(index, (int, slice)):
-            index = torch.arange(len(self))[index]
-        index = torch.as_tensor(index)
-        if index.dtype == torch.bool:
-            index = index.nonzero().squeeze(-1)
+        index = torch.arange(len(self))[index]
         flat = index.reshape(-1)
         member = torch.searchsorted(self._ends, flat, right=True)
         parts, places = [], []
@@ -66,30 +60,30 @@ class MixtureStorage(Storage):
         rows = torch.cat(parts)[torch.cat(places).argsort()]
         return rows if index.ndim else rows[0]
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return what identifies the datasets."""
+    def state_dict(self) -> dict[str, object]:
+        """Return the ids and lengths of the datasets."""
         return {
             "datasets": [e.metadata.dataset_id for e in self._embodiments],
             "frames": self.lengths.tolist(),
         }
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: dict[str, object]) -> None:
         """Check that the state is of these datasets.
 
         Raises:
-            SchemaError: it is of others.
+            SchemaError: the state is of other datasets.
         """
         _check_same("datasets", self.state_dict(), state_dict)
 
-    def set(self, *args: Any, **kwargs: Any) -> None:
-        """Refuse: a mixture is read only.
+    def set(self, *args: object, **kwargs: object) -> None:
+        """Refuse to write: a mixture is read-only.
 
         Raises:
             RuntimeError: always.
         """
         raise RuntimeError(
             "MixtureReplay: expected to be read, got data to write. Write to a "
-            "dataset, then make the mixture."
+            "dataset, then create the mixture."
         )
 
     def __repr__(self) -> str:
@@ -97,56 +91,58 @@ class MixtureStorage(Storage):
 
 
 class MixtureSampler(Sampler):
-    """Draw, for each row, a dataset by its weight and one of its frames evenly.
+    """Sampler of a dataset by its weight, then uniformly of one of its frames.
 
-    All the state is the generator's, so the stream of batches continues from it.
+    The only state is that of the generator, which continues the stream of batches.
 
     Args:
-        weights: float64 ``[N]``, summing to one.
+        weights: float64 ``[N]`` that sum to one.
     """
 
     def __init__(self, weights: Tensor) -> None:
         super().__init__()
         self.weights = weights
 
-    def sample(self, storage: MixtureStorage, batch_size: int) -> tuple[Tensor, dict]:
+    def sample(
+        self, storage: MixtureStorage, batch_size: int
+    ) -> tuple[Tensor, dict[str, object]]:
         """Return indices int64 ``[batch_size]``."""
         member = torch.multinomial(
             self.weights, batch_size, replacement=True, generator=self._rng
         )
-        # float64 holds more digits than any dataset has frames; rand is below 1.
+        # float64 is precise enough for any number of frames, and rand is below 1.
         share = torch.rand(batch_size, dtype=torch.float64, generator=self._rng)
         length = storage.lengths[member]
         frame = (share * length).long()
         start = storage.lengths.cumsum(0)[member] - length
         return start + frame, {}
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         """Return the weights."""
         return {"weights": self.weights.tolist()}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: dict[str, object]) -> None:
         """Check that the state is of these weights.
 
         Raises:
-            SchemaError: it is of others.
+            SchemaError: the state is of other weights.
         """
         _check_same("weights", self.state_dict(), state_dict)
 
     def _empty(self) -> None:
-        """Nothing to forget."""
+        """Do nothing: only the generator has state."""
 
-    def dumps(self, path: Any) -> None:
-        """Nothing to write: the buffer writes the generator."""
+    def dumps(self, path: Path) -> None:
+        """Write nothing: the buffer writes the generator."""
 
-    def loads(self, path: Any) -> None:
-        """Nothing to read."""
+    def loads(self, path: Path) -> None:
+        """Read nothing."""
 
 
-def _check_same(what: str, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+def _check_same(what: str, ours: dict[str, object], theirs: dict[str, object]) -> None:
     if ours != theirs:
         raise SchemaError(
             f"MixtureReplay.load_state_dict: expected the state of a mixture with the "
-            f"{what} {ours}, got {theirs}. Its batches would not go on as they did: "
-            "make the mixture as it was, or start a new stream."
+            f"{what} {ours}, got {theirs}. Its batches would not continue the "
+            "stream: create the same mixture, or start a new stream."
         )

@@ -1,4 +1,4 @@
-"""Coloured blocks on a table: the embedded default environment."""
+"""Tabletop environment with coloured blocks, and its expert."""
 
 from torchrl_vla.envs.tabletop.expert import TabletopExpert
 from torchrl_vla.envs.tabletop.tabletop_env import TabletopEnv

@@ -1,11 +1,11 @@
-"""A scripted expert that sees the scene itself."""
+"""Scripted expert of the tabletop, with access to the scene."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 import torch
-from tensordict import TensorDictBase
+from tensordict import NestedKey, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
@@ -15,9 +15,9 @@ from torchrl_vla.schema import ACTION_KEY, EXPERT_ACTION_KEY
 if TYPE_CHECKING:
     from torchrl_vla.envs.tabletop.tabletop_env import TabletopEnv
 
-#: Distance that the expert keeps from a block that it goes around.
+#: Distance of the expert's detour from a block's centre.
 _CLEARANCE = CONTACT + 0.1
-#: A block further ahead than this is not gone around yet.
+#: The expert makes no detour around a block further ahead than this.
 _LOOK_AHEAD = 0.5
 
 
@@ -25,14 +25,14 @@ class TabletopExpert(TensorDictModuleBase):
     """Reach the named block, or go around the others and push it.
 
     With noise, the executed action differs from the intended one, so demonstrations
-    show how to come back from where a policy's errors lead (DART, Laskey et al.,
+    show recovery from errors (DART, Laskey et al.,
     CoRL 2017). The intended action is the training target.
 
     **Reads** the scene of its environment, not the tensordict; **writes** ``action``
     and ``expert_action``, float32 ``[N, 2]`` in ``[-1, 1]``.
 
     Args:
-        env: the environment that it acts in.
+        env: the environment whose scene it reads.
         noise: standard deviation of the noise on ``action``.
         seed: of the noise.
 
@@ -48,9 +48,9 @@ class TabletopExpert(TensorDictModuleBase):
         super().__init__()
         if not noise >= 0.0:
             raise ValueError(f"TabletopExpert: expected noise >= 0, got {noise}.")
-        self.in_keys = []
+        self.in_keys: list[NestedKey] = []
         self.out_keys = [ACTION_KEY, EXPERT_ACTION_KEY]
-        self._env = [env]  # in a list: not a submodule, it does not belong to us
+        self._env = [env]  # in a list, so that it is no submodule
         self._noise = noise
         self._generator = torch.Generator(device=env.device).manual_seed(seed)
 
@@ -79,7 +79,7 @@ def plan(scene: Scene) -> Tensor:
 
 
 def _goal(scene: Scene) -> tuple[Tensor, Tensor]:
-    """Where to go, and whether the gripper is behind the block and may push it."""
+    """Return the goal, and a mask of the grippers that may push (behind the block)."""
     block, direction = scene.target_block, scene.place_direction
     offset = scene.gripper - block
     along = (offset * direction).sum(-1)

@@ -1,4 +1,4 @@
-"""Where things are on the table, and how they move."""
+"""State and motion of the tables."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from torchrl_vla._internal.env_masks import where_env
 from torchrl_vla.rollout import uniforms
 
 #: Colour names and their RGB values.
@@ -49,7 +50,7 @@ class Scene:
         gripper: ``[N, 2]``.
         speed: length of the last action, ``[N]``.
         blocks: centres, ``[N, M, 2]``.
-        colors: index in ``PALETTE``, int64 ``[N, M]``, all different in a row.
+        colors: index in ``PALETTE``, int64 ``[N, M]``, all different on a table.
         target: index of the named block, int64 ``[N]``.
         place: index in ``PLACES``, int64 ``[N]``; meaningful where ``is_push``.
         is_push: bool ``[N]``, True = push the block to the place, False = reach it.
@@ -78,12 +79,12 @@ class Scene:
         the colours ``named``, int64 ``[C]``; None = any.
         """
         n_colors = len(PALETTE)
-        draws = uniforms(seeds, 9 + 18 + n_colors + 3)
-        order, jitter, hues, rest = draws.split([9, 18, n_colors, 3], -1)
+        numbers = uniforms(seeds, 9 + 18 + n_colors + 3)
+        order, jitter, hues, rest = numbers.split([9, 18, n_colors, 3], -1)
         cells = order.argsort(-1)[:, : num_blocks + 1]
         middle = torch.stack([cells % 3 - 1, cells // 3 - 1], -1) * _GRID
-        spread = (jitter.unflatten(-1, (9, 2))[:, : num_blocks + 1] * 2 - 1) * _JITTER
-        positions = middle + spread
+        offset = (jitter.unflatten(-1, (9, 2))[:, : num_blocks + 1] * 2 - 1) * _JITTER
+        positions = middle + offset
         colors, which = hues.argsort(-1), rest[:, 0] * num_blocks
         target = which.long()
         if named is not None:  # by exchange with whatever has that colour
@@ -101,12 +102,11 @@ class Scene:
             is_push=rest[:, 2] < push_share,
         )
 
-    def replace_rows(self, rows: Tensor, other: Scene) -> None:
-        """Take ``other``'s tables where ``rows`` (bool ``[N]``) is True."""
-        for name in vars(self):
-            ours, theirs = getattr(self, name), getattr(other, name)
-            mask = rows.view(-1, *(1,) * (ours.ndim - 1))
-            setattr(self, name, torch.where(mask, theirs, ours))
+    def replace(self, mask: Tensor, other: Scene) -> None:
+        """Take ``other``'s tables where ``mask`` (bool ``[N]``) is True."""
+        theirs = vars(other)
+        for name, ours in vars(self).items():
+            setattr(self, name, where_env(mask, theirs[name], ours))
 
     @property
     def target_block(self) -> Tensor:
@@ -131,9 +131,9 @@ class Scene:
     def move(self, action: Tensor) -> None:
         """Move the gripper by ``action * MAX_SPEED``; in push tasks, push with it.
 
-        Pushing is quasi-static: a block gives way along the line from the gripper (or
-        from the block that pushes it) and stops when that does. Only the named block
-        of a push task gives way to the gripper; touching another ends the episode.
+        Pushing is quasi-static: a block moves along the line from the gripper (or from
+        the block that pushes it) and stops with it. Only the named block of a push task
+        moves; touching another ends the episode.
         """
         action = action.clamp(-1, 1)
         self.speed = action.norm(dim=-1)

@@ -1,4 +1,4 @@
-"""Draw tables as images with tensor operations, on the device they live on."""
+"""Rendering of tables with tensor operations, on their device."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ _GRIPPER_COLOR = (40, 44, 52)
 _HIGHLIGHT_COLOR = (255, 255, 255)
 
 
-def draw_camera(scene: Scene, size: int) -> Tensor:
-    """Draw what the camera sees: the blocks, and not the gripper.
+def render_camera(scene: Scene, size: int) -> Tensor:
+    """Render the camera image: the blocks, without the gripper.
 
-    The camera looks up through a glass table, so the arm above it is out of sight.
-    That is what makes the task need all three inputs: where the blocks are is only in
-    the image, where the gripper is only in the state.
+    The camera is below a glass table and does not see the arm above it. So the image
+    alone has the blocks' positions, and the state alone the gripper's.
 
     Args:
         scene: ``N`` tables.
@@ -28,31 +27,31 @@ def draw_camera(scene: Scene, size: int) -> Tensor:
     Returns:
         uint8 RGB ``[N, 3, size, size]``; up is ``+y``.
     """
-    canvas = _framebuffer(len(scene.gripper), size, scene.gripper.device)
-    return _to_uint8(_draw_blocks(canvas, scene, size))
+    image = _framebuffer(len(scene.gripper), size, scene.gripper.device)
+    return _to_uint8(_render_blocks(image, scene, size))
 
 
-def draw_scene(scene: Scene, size: int) -> Tensor:
-    """Draw a view for people: blocks, gripper, and a ring around the named block."""
-    canvas = _framebuffer(len(scene.gripper), size, scene.gripper.device)
+def render_scene(scene: Scene, size: int) -> Tensor:
+    """Render a view for people: blocks, gripper, and a ring around the named block."""
+    image = _framebuffer(len(scene.gripper), size, scene.gripper.device)
     ring = _disc(scene.target_block, CONTACT + 0.03, size)
-    canvas = _blend(canvas, ring, _HIGHLIGHT_COLOR)
-    canvas = _draw_blocks(canvas, scene, size)
-    canvas = _blend(canvas, _disc(scene.gripper, 0.05, size), _GRIPPER_COLOR)
-    return _to_uint8(canvas)
+    image = _blend(image, ring, _HIGHLIGHT_COLOR)
+    image = _render_blocks(image, scene, size)
+    image = _blend(image, _disc(scene.gripper, 0.05, size), _GRIPPER_COLOR)
+    return _to_uint8(image)
 
 
-def _draw_blocks(canvas: Tensor, scene: Scene, size: int) -> Tensor:
+def _render_blocks(image: Tensor, scene: Scene, size: int) -> Tensor:
     palette = torch.tensor(list(PALETTE.values()), dtype=torch.float32)
-    colors = palette.to(canvas.device)[scene.colors]  # [N, M, 3]
+    colors = palette.to(image.device)[scene.colors]  # [N, M, 3]
     for block in range(scene.blocks.shape[1]):
         cover = _disc(scene.blocks[:, block], BLOCK_RADIUS, size)
-        canvas = torch.lerp(canvas, colors[:, block, :, None, None], cover)
-    return canvas
+        image = torch.lerp(image, colors[:, block, :, None, None], cover)
+    return image
 
 
 def _disc(center: Tensor, radius: float, size: int) -> Tensor:
-    """How much of each pixel a disc covers, ``[N, 1, size, size]`` in ``[0, 1]``."""
+    """Return the covered share of each pixel, ``[N, 1, size, size]``, of a disc."""
     x, y = _pixel_grid(size, center.device)
     dx = x - center[:, 0, None, None, None]
     dy = y - center[:, 1, None, None, None]
@@ -73,10 +72,10 @@ def _framebuffer(n: int, size: int, device: torch.device) -> Tensor:
     return color.view(1, 3, 1, 1).expand(n, 3, size, size)
 
 
-def _blend(canvas: Tensor, cover: Tensor, color: tuple[int, int, int]) -> Tensor:
-    paint = torch.tensor(color, dtype=torch.float32, device=canvas.device)
-    return torch.lerp(canvas, paint.view(1, 3, 1, 1), cover)
+def _blend(image: Tensor, cover: Tensor, color: tuple[int, int, int]) -> Tensor:
+    fill = torch.tensor(color, dtype=torch.float32, device=image.device)
+    return torch.lerp(image, fill.view(1, 3, 1, 1), cover)
 
 
-def _to_uint8(canvas: Tensor) -> Tensor:
-    return canvas.round().to(torch.uint8)
+def _to_uint8(image: Tensor) -> Tensor:
+    return image.round().to(torch.uint8)

@@ -119,7 +119,7 @@ class DenoisingVLAWrapper(StochasticVLAWrapper):
         tensordict: TensorDictBase,
         *,
         generator: torch.Generator | None = None,
-        draws: int = 1,
+        num_samples: int = 1,
     ) -> Tensor:
         """Return the squared errors ``[*B, H, A]`` of the head's regression.
 
@@ -132,8 +132,8 @@ class DenoisingVLAWrapper(StochasticVLAWrapper):
 
         Keyword Args:
             generator: draws time and noise; None = PyTorch's global one.
-            draws: times and noises per row, over which the errors are averaged. The
-                observation is encoded once for all of them.
+            num_samples: times and noises per row, over which the errors are averaged.
+                The observation is encoded once for all of them.
         """
 
     def get_dist(self, tensordict: TensorDictBase) -> DenoisingDistribution:
@@ -176,12 +176,12 @@ class DenoisingVLAWrapper(StochasticVLAWrapper):
         return condition
 
     def _encode_and_target(
-        self, tensordict: TensorDictBase, draws: int
+        self, tensordict: TensorDictBase, num_samples: int
     ) -> tuple[Tensor, Tensor]:
-        """Conditions and targets as rows, ``draws`` times one after the other."""
-        check_positive_int(type(self).__name__, "draws", draws)
+        """Conditions and targets as rows, ``num_samples`` times one after the other."""
+        check_positive_int(type(self).__name__, "num_samples", num_samples)
         condition, target = self._encode(tensordict), self._target(tensordict)
-        return condition.repeat(draws, 1), target.repeat(draws, 1, 1)
+        return condition.repeat(num_samples, 1), target.repeat(num_samples, 1, 1)
 
     def _target(self, tensordict: TensorDictBase) -> Tensor:
         """The expert's chunks as rows ``[N, H, A]``."""

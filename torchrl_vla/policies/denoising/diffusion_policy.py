@@ -138,7 +138,7 @@ class DiffusionVLAWrapper(DenoisingVLAWrapper):
         tensordict: TensorDictBase,
         *,
         generator: torch.Generator | None = None,
-        draws: int = 1,
+        num_samples: int = 1,
     ) -> Tensor:
         """Return ``level_weight(l) (predict_noise(x_l, l) - noise)^2``, ``[*B, H, A]``.
 
@@ -149,9 +149,9 @@ class DiffusionVLAWrapper(DenoisingVLAWrapper):
 
         Keyword Args:
             generator: draws level and noise; None = PyTorch's global one.
-            draws: see :class:`DenoisingVLAWrapper`.
+            num_samples: see :class:`DenoisingVLAWrapper`.
         """
-        condition, data = self._encode_and_target(tensordict, draws)
+        condition, data = self._encode_and_target(tensordict, num_samples)
         dtype, device = torch.promote_types(data.dtype, torch.float32), data.device
         noise = torch.randn(data.shape, generator=generator, dtype=dtype, device=device)
         level = torch.randint(
@@ -161,7 +161,7 @@ class DiffusionVLAWrapper(DenoisingVLAWrapper):
         x = kept.sqrt() * data + (1 - kept).sqrt() * noise
         errors = (self.predict_noise(condition, x, level) - noise) ** 2
         errors = self.level_weight(level)[:, None, None] * errors
-        errors = errors.unflatten(0, (draws, -1)).mean(0)
+        errors = errors.unflatten(0, (num_samples, -1)).mean(0)
         return errors.reshape(*tensordict.batch_size, *data.shape[1:])
 
     def _level(self, step: Tensor) -> Tensor:

@@ -131,7 +131,7 @@ class FlowVLAWrapper(DenoisingVLAWrapper):
         tensordict: TensorDictBase,
         *,
         generator: torch.Generator | None = None,
-        draws: int = 1,
+        num_samples: int = 1,
         noise_emphasis: float = 1.0,
     ) -> Tensor:
         """Return ``(velocity(x_t, t) - (data - noise))^2``, ``[*B, H, A]``.
@@ -143,11 +143,11 @@ class FlowVLAWrapper(DenoisingVLAWrapper):
 
         Keyword Args:
             generator: draws time and noise; None = PyTorch's global one.
-            draws: see :class:`DenoisingVLAWrapper`.
+            num_samples: see :class:`DenoisingVLAWrapper`.
             noise_emphasis: ``1 - t`` follows Beta(noise_emphasis, 1): 1 is uniform,
                 1.5 dwells on noisy times as pi0 does.
         """
-        condition, data = self._encode_and_target(tensordict, draws)
+        condition, data = self._encode_and_target(tensordict, num_samples)
         dtype, device = torch.promote_types(data.dtype, torch.float32), data.device
         noise = torch.randn(data.shape, generator=generator, dtype=dtype, device=device)
         u = torch.rand(len(data), generator=generator, dtype=dtype, device=device)
@@ -155,7 +155,7 @@ class FlowVLAWrapper(DenoisingVLAWrapper):
         time = t[:, None, None]
         velocity = self.velocity(condition, (1 - time) * noise + time * data, t)
         errors = (velocity - (data - noise)) ** 2
-        errors = errors.unflatten(0, (draws, -1)).mean(0)
+        errors = errors.unflatten(0, (num_samples, -1)).mean(0)
         return errors.reshape(*tensordict.batch_size, *data.shape[1:])
 
     def _time(self, like: Tensor, step: Tensor) -> Tensor:

@@ -69,9 +69,10 @@ class TinyFlowVLA(_TinyDenoisingPolicy, FlowVLAWrapper):
     """Flow from noise to a chunk, given images, state and an instruction.
 
     :class:`TinyVLA`'s backbone encodes the observation; a residual network is the
-    velocity. Clone demonstrations with ``FlowMatchingLoss(policy, draws=8)``, which
-    costs little more than one draw, as looking is what takes time; for reinforcement
-    learning give the same weights noise: ``policy.noise = FlowSDENoise(0.5)``.
+    velocity. Clone demonstrations with ``FlowMatchingLoss(policy, num_samples=8)``,
+    which costs little more than one sample, because encoding takes most of the time;
+    for reinforcement learning give the same weights noise: ``policy.noise =
+    FlowSDENoise(0.5)``.
     **Reads** what TinyVLA reads, and the guide of real-time chunking if there is one;
     **writes** ``action_chunk``, ``denoising_path`` and, with noise, ``log_probs`` and
     ``element_log_probs``.
@@ -171,9 +172,9 @@ class TinyDiffusionVLA(_TinyDenoisingPolicy, DiffusionVLAWrapper):
     """Denoise a chunk by diffusion, given images, state and an instruction.
 
     :class:`TinyFlowVLA` with a noise predictor in place of a velocity. Clone
-    demonstrations with ``DiffusionBCLoss(policy, draws=8)``. **Reads** what TinyVLA
-    reads; **writes** ``action_chunk``, ``denoising_path`` and, unless ``min_std=0``,
-    ``log_probs`` and ``element_log_probs``.
+    demonstrations with ``DiffusionBCLoss(policy, num_samples=8)``. **Reads** what
+    TinyVLA reads; **writes** ``action_chunk``, ``denoising_path`` and, unless
+    ``min_std=0``, ``log_probs`` and ``element_log_probs``.
 
     Keyword Args:
         action_dim: ``A``.

@@ -205,7 +205,7 @@ def test_types_are_those_of_the_installed_version(
     assert check(checkpoint).ok
 
 
-def test_another_type_than_was_asked_for_is_named(installed, checkpoint):
+def test_another_type_than_the_expected_one_is_named(installed, checkpoint):
     problem = the_problem(check(checkpoint, "diffusion"))
     assert "of type 'diffusion', got 'act' in its 'config.json'" in problem
     assert check(checkpoint, policy_type="act").ok

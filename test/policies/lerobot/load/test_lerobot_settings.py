@@ -32,7 +32,7 @@ def test_empty_variables_count_as_unset(value):
     assert LeRobotSettings.from_environment(variables) == LeRobotSettings()
 
 
-def test_the_process_is_asked_where_no_variables_are_given(monkeypatch):
+def test_the_variables_of_the_process_are_read_where_none_are_given(monkeypatch):
     monkeypatch.setenv("LEROBOT_POLICY", "me/act-cube")
     monkeypatch.delenv("LEROBOT_POLICY_PATH", raising=False)
     assert LeRobotSettings.from_environment().path == "me/act-cube"

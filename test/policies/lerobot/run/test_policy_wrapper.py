@@ -21,7 +21,7 @@ H, A, S = 4, 7, 5
 
 
 class Dummy:
-    """Remembers what it saw; answers with the state's first number and the step."""
+    """Records its batches; returns the state's first number and the step."""
 
     def __init__(self) -> None:
         self.seen: list[dict] = []
@@ -257,7 +257,7 @@ def test_images_outside_their_range_are_refused():
         wrap()(td)
 
 
-def test_an_executor_asks_it_per_environment_and_not_through_its_queue():
+def test_an_executor_calls_it_per_environment_and_not_through_its_queue():
     wrapper, td = wrap(), batch(3)
     executor = MultiStepActorWrapper(wrapper)
     first = td["observation", "state"][:, 0].clone()

@@ -16,6 +16,7 @@ from torchrl_vla.policies.lerobot.load.lora_adapters import (
     WEIGHTS,
     base_of,
     put_adapter_on,
+    save_policy,
 )
 from torchrl_vla.policies.lerobot.load.pipeline import LeRobotPipeline
 from torchrl_vla.policies.lerobot.load.weights import check_weights
@@ -71,6 +72,38 @@ def read_checkpoint(
     if statistics is not None:
         return policy, LeRobotPipeline.with_statistics(before, after, statistics)
     return policy, LeRobotPipeline(before, after)
+
+
+def write_checkpoint(
+    folder: Path | str,
+    policy: Policy,
+    config: Config,
+    pipeline: LeRobotPipeline,
+    ensemble_coefficient: float | None,
+) -> None:
+    """Write policy and processors to a folder that LeRobot itself loads.
+
+    Args:
+        folder: is created if need be.
+        policy: LeRobot's, or one inside an adapter.
+        config: the policy's configuration.
+        pipeline: its processors.
+        ensemble_coefficient: written to the configuration, which is not changed.
+
+    Raises:
+        SchemaError: the checkpoint under an adapter is not on disk, or is another.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if ensemble_coefficient is not None:
+        config.temporal_ensemble_coeff = ensemble_coefficient
+    try:
+        save_policy(policy, config, folder)
+    finally:
+        if ensemble_coefficient is not None:
+            config.temporal_ensemble_coeff = None
+    pipeline.preprocessor.save_pretrained(folder)
+    pipeline.postprocessor.save_pretrained(folder)
 
 
 def read_ensemble_coefficient(

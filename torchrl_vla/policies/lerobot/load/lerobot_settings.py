@@ -65,6 +65,20 @@ class LeRobotSettings:
             embodiment_tag=read("EMBODIMENT_TAG"),
         )
 
+    @property
+    def checked_path(self) -> str:
+        """The path of the checkpoint.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if self.path is None:
+            raise ValueError(
+                "LeRobotSettings: expected a folder or repo id in LEROBOT_POLICY_PATH, "
+                "got none. Set it."
+            )
+        return self.path
+
     def check(self, *, policy_type: str, embodiment_tag: str | None) -> None:
         """Refuse a checkpoint or a robot that the variables contradict.
 

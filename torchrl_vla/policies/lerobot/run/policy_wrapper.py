@@ -14,9 +14,11 @@ from torchrl.envs import Compose
 
 from torchrl_vla.policies.denoising.flow_noise import FlowSDENoise
 from torchrl_vla.policies.lerobot.lerobot_types import Batch, Config
-from torchrl_vla.policies.lerobot.load.lerobot_checkpoint import read_checkpoint
+from torchrl_vla.policies.lerobot.load.lerobot_checkpoint import (
+    read_checkpoint,
+    write_checkpoint,
+)
 from torchrl_vla.policies.lerobot.load.lerobot_settings import LeRobotSettings
-from torchrl_vla.policies.lerobot.load.lora_adapters import save_policy
 from torchrl_vla.policies.lerobot.load.pipeline import LeRobotPipeline
 from torchrl_vla.policies.lerobot.registry import kind_of
 from torchrl_vla.policies.lerobot.run.callable_policy import (
@@ -53,10 +55,8 @@ class LeRobotPolicyWrapper(ContinuousVLAWrapper):
     A policy of LeRobot's comes with the pipelines that normalize, tokenize and
     denormalize for it; sizes, cameras and history are read from its configuration.
     Under ``MultiStepActorWrapper(policy, replan_interval=policy.n_action_steps)`` the
-    actions are those of LeRobot's own loop, bit for bit.
-
-    Any other object that maps LeRobot's batch to a chunk is called as it is; its sizes
-    are arguments.
+    actions are those of LeRobot's own loop, bit for bit. Any other object that maps
+    LeRobot's batch to a chunk is called as it is; its sizes are arguments.
 
     **Reads** image(s) uint8, or float in 0..1, ``[*B, C, h, w]``; state float
     ``[*B, S]``; ``("observation", "environment_state")`` where the policy reads it;
@@ -80,15 +80,13 @@ class LeRobotPolicyWrapper(ContinuousVLAWrapper):
     Attributes:
         config: LeRobot's configuration; None = the policy is none of LeRobot's.
         n_action_steps: actions of a chunk that LeRobot executes per call.
-        target_steps: steps of the training targets, from the current frame;
-            ``ActionChunkTransform(len(steps), storage=..., first_step=steps[0])`` makes
-            them. Diffusion's begin in the past, with its first observation.
+        target_steps: steps of the training targets, from the current frame, made by
+            ``ActionChunkTransform(len(steps), storage=..., first_step=steps[0])``.
         masks_padding: True = LeRobot's loss leaves padded actions out.
         history_size: observations that it reads, the current one included.
         metadata: sizes and cameras of the robot that the checkpoint declares.
-        ensemble_coefficient: ``temporal_ensemble_coeff`` of an ACT whose chunks an
-            executor averages, set by :func:`load_lerobot_policy`; None = chunks are
-            executed as they are.
+        ensemble_coefficient: ``temporal_ensemble_coeff`` of an ACT of
+            :func:`load_lerobot_policy`, whose chunks an executor averages.
 
     Keyword Args:
         action_dim: ``A``; read from a LeRobot policy.
@@ -96,8 +94,7 @@ class LeRobotPolicyWrapper(ContinuousVLAWrapper):
         predict_fn: ``(policy, batch) -> chunk [B, H, A]``, for another interface. The
             batch has ``observation.state``, images in 0..1 and ``task``, a list of
             texts, and passes no processors.
-        camera_name: for other objects, the camera's name of one image at
-            ``image_key``.
+        camera_name: for other objects, name of one image at ``image_key``.
         use_state: for other objects, False = the policy reads no state.
         image_key: image, or sub-tensordict of cameras; None = not read.
         state_key: proprioception.
@@ -171,12 +168,16 @@ class LeRobotPolicyWrapper(ContinuousVLAWrapper):
             chunk_size=adapter.chunk_size,
             image_key=keys.image,
             state_key=keys.state,
+            instruction_key=instruction_key,
         )
         self.keys = keys
-        self.in_keys = adapter.in_keys
-        self.optional_in_keys = adapter.optional_in_keys
         self.policy = policy
         self.adapter = adapter
+        self._describe(adapter)
+
+    def _describe(self, adapter: PolicyAdapter) -> None:
+        self.in_keys = adapter.in_keys
+        self.optional_in_keys = adapter.optional_in_keys
         self.config: Config | None = adapter.config
         self.pipeline = adapter.pipeline
         self.n_action_steps = adapter.n_action_steps
@@ -184,6 +185,7 @@ class LeRobotPolicyWrapper(ContinuousVLAWrapper):
         self.masks_padding = adapter.masks_padding
         self.history_size = adapter.history_size
         self.metadata = adapter.metadata
+        self.cloning_loss = "chunk"
         if adapter.config is not None:
             self.policy_space = ROBOT_SPACE
             self.cloning_loss = "lerobot"
@@ -224,8 +226,7 @@ class LeRobotPolicyWrapper(ContinuousVLAWrapper):
             MissingExtraError: ``lerobot`` is not installed.
             FileNotFoundError: there is no such folder or repo.
             ValueError: an option has no effect on a checkpoint.
-            SchemaError: the checkpoint lacks files, statistics or weights, or names
-                files that are gone.
+            SchemaError: files, statistics or weights are missing.
         """
         check_loading_arguments(options)
         policy, pipeline = read_checkpoint(
@@ -267,13 +268,8 @@ class LeRobotPolicyWrapper(ContinuousVLAWrapper):
                 or the checkpoint's type.
         """
         settings = LeRobotSettings.from_environment(environment)
-        if settings.path is None:
-            raise ValueError(
-                "LeRobotPolicyWrapper.from_environment: expected a folder or repo id "
-                "in LEROBOT_POLICY_PATH, got none. Set it."
-            )
         policy = cls.from_pretrained(
-            settings.path,
+            settings.checked_path,
             device=settings.device,
             cache_folder=settings.cache_folder,
             **options,
@@ -294,18 +290,13 @@ class LeRobotPolicyWrapper(ContinuousVLAWrapper):
             SchemaError: it wraps no policy of LeRobot's, or a baseless adapter.
         """
         pretrained = self.adapter.as_pretrained("LeRobotPolicyWrapper.to_folder")
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        config = pretrained.config
-        if self.ensemble_coefficient is not None:
-            config.temporal_ensemble_coeff = self.ensemble_coefficient
-        try:
-            save_policy(self.policy, config, folder)
-        finally:
-            if self.ensemble_coefficient is not None:
-                config.temporal_ensemble_coeff = None
-        pretrained.pipeline.preprocessor.save_pretrained(folder)
-        pretrained.pipeline.postprocessor.save_pretrained(folder)
+        write_checkpoint(
+            folder,
+            self.policy,
+            pretrained.config,
+            pretrained.pipeline,
+            self.ensemble_coefficient,
+        )
 
     @property
     def wrapper(self) -> LeRobotPolicyWrapper:
