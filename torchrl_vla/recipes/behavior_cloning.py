@@ -13,9 +13,9 @@ from torchrl.envs import Compose
 from torchrl.objectives import LossModule
 
 from torchrl_vla.policies import TokenVLAWrapper
+from torchrl_vla.recipes.dataset_opening import Demonstrations
 from torchrl_vla.recipes.heads import make_cloning_loss
 from torchrl_vla.recipes.model_space import ModelSpace, chunk_targets
-from torchrl_vla.recipes.open_dataset import Demonstrations
 from torchrl_vla.recipes.training_loop import TrainingLog, run_training, warmup_cosine
 from torchrl_vla.recipes.training_settings import TrainingSettings
 from torchrl_vla.schema import ACTION_CHUNK_KEY, mark_space
