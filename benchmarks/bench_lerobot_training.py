@@ -29,7 +29,6 @@ from torchrl_vla.envs import MetaWorldEnv, TabletopEnv
 from torchrl_vla.evaluation import EvaluationResult, evaluate
 from torchrl_vla.execution import MultiStepActorWrapper
 from torchrl_vla.recipes import (
-    ModelSpace,
     TrainingLog,
     TrainingSettings,
     fit_lerobot_policy,
@@ -38,6 +37,7 @@ from torchrl_vla.recipes import (
     train_lerobot,
 )
 from torchrl_vla.schema import ENVIRONMENT_STATE_KEY, STATE_KEY, MissingExtraError
+from torchrl_vla.spaces import ModelSpace
 
 CHUNK = 8
 ACT: dict[str, Any] = {

@@ -50,9 +50,9 @@ from torchrl_vla.recipes.finetuning.algorithms import GRPO
 from torchrl_vla.recipes.finetuning.finetune_settings import FinetuneSettings
 from torchrl_vla.recipes.finetuning.learner import Learner
 from torchrl_vla.recipes.finetuning.rollouts import Rollouts, make_decision_env
-from torchrl_vla.recipes.model_space import ModelSpace
 from torchrl_vla.rollout import ScheduledEpisodes
 from torchrl_vla.schema import FeatureStatistics, InstructionTable
+from torchrl_vla.spaces import ModelSpace
 from torchrl_vla.tokenizers import UniformActionTokenizer
 from torchrl_vla.transforms import SuccessReward
 

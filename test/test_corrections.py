@@ -11,8 +11,9 @@ from torchrl_vla.envs import ToyVLAEnv
 from torchrl_vla.execution import InterventionPolicy, MultiStepActorWrapper
 from torchrl_vla.objectives import BCLoss
 from torchrl_vla.policies import TinyVLA
-from torchrl_vla.recipes import ModelSpace, TrainingSettings, train_behavior_cloning
+from torchrl_vla.recipes import TrainingSettings, train_behavior_cloning
 from torchrl_vla.schema import InstructionTable
+from torchrl_vla.spaces import ModelSpace
 
 H, MAX_STEPS, EPISODES = 2, 6, 12
 STATE = ("observation", "state")  # the action that was executed, and the target

@@ -35,7 +35,7 @@ class ExecutionError(VLAError, RuntimeError):
     """A chunk executor cannot go on without risking a wrong action."""
 
 
-class ActionBoundaryError(VLAError, ValueError):
+class ActionGuardError(VLAError, ValueError):
     """A chunk of actions is not what the embodiment takes; none of it was sent."""
 
 

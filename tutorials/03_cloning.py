@@ -31,7 +31,7 @@ from torchrl_vla.evaluation import (
 )
 from torchrl_vla.objectives import BCLoss
 from torchrl_vla.policies import TinyVLA
-from torchrl_vla.recipes import ModelSpace
+from torchrl_vla.spaces import ModelSpace
 
 torch.set_num_threads(1)
 H = 8

@@ -30,7 +30,6 @@ from torchrl_vla.policies import TinyVLA
 from torchrl_vla.recipes import (
     PPO,
     FinetuneSettings,
-    ModelSpace,
     Rollouts,
     finetune,
     make_decision_env,
@@ -38,6 +37,7 @@ from torchrl_vla.recipes import (
     TrainingSettings,
     train_behavior_cloning,
 )
+from torchrl_vla.spaces import ModelSpace
 from torchrl_vla.schema import InstructionTable
 
 torch.set_num_threads(1)  # small networks: more threads cost more than they give

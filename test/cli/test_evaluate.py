@@ -10,7 +10,8 @@ from torchrl_vla.cli.main import main
 from torchrl_vla.data import collect
 from torchrl_vla.envs import TabletopEnv
 from torchrl_vla.evaluation import EvaluationResult, compare, evaluate, hash_folder
-from torchrl_vla.recipes import ModelSpace, make_policy, save_checkpoint
+from torchrl_vla.recipes import make_policy, save_checkpoint
+from torchrl_vla.spaces import ModelSpace
 
 SMALL = ["--image-size", "16", "--num-envs", "4", "--episodes", "6"]
 

@@ -13,12 +13,12 @@ from torchrl_vla.data import (
 )
 from torchrl_vla.envs import TabletopEnv
 from torchrl_vla.recipes import (
-    ModelSpace,
     TrainingSettings,
     make_policy,
     train_behavior_cloning,
 )
 from torchrl_vla.schema import MissingKeyError, SchemaError
+from torchrl_vla.spaces import ModelSpace
 
 
 def make_frames(episodes):

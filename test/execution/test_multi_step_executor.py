@@ -17,7 +17,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.objectives import ClipPPOLoss
 
 from torchrl_vla.envs.toy import ToyVLAEnv
-from torchrl_vla.execution import MultiStepActorWrapper, select_decisions
+from torchrl_vla.execution import ExecutorKeys, MultiStepActorWrapper, select_decisions
 from torchrl_vla.schema import ExecutionError, InstructionTable, MissingKeyError
 
 with warnings.catch_warnings():  # torchrl 0.14 deprecates classes as it defines them
@@ -414,11 +414,10 @@ def test_ambiguous_chunk_key_must_be_named():
     message = "exactly one of 'action_chunk' and 'action' among the out_keys"
     with pytest.raises(ValueError, match=message):
         MultiStepActorWrapper(actor)
-    assert MultiStepActorWrapper(actor, chunk_key="action_chunk").chunk_key == (
-        "action_chunk"
-    )
-    with pytest.raises(ValueError, match="expected chunk_key='plan' among the out_key"):
-        MultiStepActorWrapper(actor, chunk_key="plan")
+    named = MultiStepActorWrapper(actor, keys=ExecutorKeys(chunk="action_chunk"))
+    assert named.chunk_key == "action_chunk"
+    with pytest.raises(ValueError, match=r"expected 'plan', of keys\.chunk, among the"):
+        MultiStepActorWrapper(actor, keys=ExecutorKeys(chunk="plan"))
 
 
 @pytest.mark.parametrize("name", ["n_steps", "replan_interval"])

@@ -26,12 +26,12 @@ from torchrl_vla.recipes import (
     GRPO,
     PPO,
     FinetuneSettings,
-    ModelSpace,
     RunLog,
     SettingsError,
     finetune,
     load_executor,
 )
+from torchrl_vla.spaces import ModelSpace
 
 pytestmark = pytest.mark.lerobot
 

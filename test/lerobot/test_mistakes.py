@@ -10,10 +10,15 @@ import torch
 from lerobot_checkpoints import TWO, make_policy, make_processors, observe
 from tensordict import TensorDict
 
-from torchrl_vla.execution import MultiStepActorWrapper
+from torchrl_vla.execution import (
+    ActionGuard,
+    EmbodimentContract,
+    MultiStepActorWrapper,
+)
 from torchrl_vla.policies import LeRobotPipeline, LeRobotPolicyWrapper
 from torchrl_vla.policies.lerobot import KINDS, PolicyKind
 from torchrl_vla.schema import (
+    ActionGuardError,
     InstructionTable,
     MissingKeyError,
     SchemaError,
@@ -432,6 +437,23 @@ def test_a_batch_that_changes_its_size_in_mid_episode_is_refused(checkpoint):
         actor(second[:2])
 
 
+def test_a_chunk_beyond_the_contract_is_refused_and_writes_nothing(checkpoint):
+    made = checkpoint("act")
+    (td,) = observe(made, 1, 2)
+    wide = EmbodimentContract(
+        "arm", 7, action_horizon=10, action_low=(-99,) * 7, action_high=(99,) * 7
+    )
+    expected = load(made)(td.clone())["action_chunk"]
+    guarded = ActionGuard(load(made), wide)
+    assert torch.equal(guarded(td.clone())["action_chunk"], expected)
+    narrow = EmbodimentContract("arm", 7, action_low=(-9,) * 7, action_high=(-8,) * 7)
+    with pytest.raises(ActionGuardError, match="No action was sent"):
+        ActionGuard(load(made), narrow)(td)
+    assert "action_chunk" not in td
+    with pytest.raises(ActionGuardError, match="expected action dimension A = 6"):
+        ActionGuard(load(made), EmbodimentContract("arm", 6))(td)
+
+
 def test_environment_variables_choose_the_checkpoint(checkpoint):
     made = checkpoint("act")
     variables = {"LEROBOT_POLICY_PATH": str(made.folder), "LEROBOT_DEVICE": "cpu"}
@@ -441,7 +463,7 @@ def test_environment_variables_choose_the_checkpoint(checkpoint):
         LeRobotPolicyWrapper.from_environment(
             {**variables, "LEROBOT_POLICY_TYPE": "diffusion"}
         )
-    with pytest.raises(ValueError, match=r"LEROBOT_EMBODIMENT_TAG='aloha'.*for 'arm'"):
+    with pytest.raises(ValueError, match=r"LEROBOT_EMBODIMENT_TAG='aloha'.*got 'arm'"):
         LeRobotPolicyWrapper.from_environment(
             {**variables, "LEROBOT_EMBODIMENT_TAG": "aloha"},
             embodiment_tag="arm",

@@ -9,7 +9,6 @@ from tensordict import TensorDict
 
 from torchrl_vla.policies import ContinuousVLAWrapper
 from torchrl_vla.recipes import (
-    ModelSpace,
     TrainingLog,
     TrainingSettings,
     make_cloning_loss,
@@ -18,6 +17,7 @@ from torchrl_vla.recipes import (
 )
 from torchrl_vla.recipes.training_loop import warmup_cosine
 from torchrl_vla.schema import SchemaError
+from torchrl_vla.spaces import ModelSpace
 
 
 class Constant(ContinuousVLAWrapper):

@@ -10,7 +10,6 @@ from torchrl_vla.data import collect
 from torchrl_vla.envs import TabletopEnv
 from torchrl_vla.execution import ActionInterpolation, MultiStepActorWrapper
 from torchrl_vla.recipes import (
-    ModelSpace,
     load_executor,
     make_policy,
     prepare_environment,
@@ -22,6 +21,7 @@ from torchrl_vla.schema import (
     RobotDatasetMetadata,
     SchemaError,
 )
+from torchrl_vla.spaces import ModelSpace
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,14 @@
 from torchrl_vla.execution.chunk_executor import ChunkExecutor
 from torchrl_vla.execution.decisions import select_decisions
 from torchrl_vla.execution.executor import Executor
+from torchrl_vla.execution.executor_keys import ExecutorKeys
+from torchrl_vla.execution.guard.action_guard import (
+    ActionGuard,
+    GuardKeys,
+    OnViolation,
+)
+from torchrl_vla.execution.guard.action_translator import EmbodimentActionTranslator
+from torchrl_vla.execution.guard.embodiment_contract import EmbodimentContract
 from torchrl_vla.execution.interpolation import ActionInterpolation
 from torchrl_vla.execution.interventions.intervention_policy import InterventionPolicy
 from torchrl_vla.execution.interventions.takeover import EpisodeMixing
@@ -24,20 +32,28 @@ from torchrl_vla.execution.realtime.rtc_weights import (
 )
 from torchrl_vla.execution.skip_waiting import SkipWaiting
 from torchrl_vla.execution.temporal_ensemble import TemporalEnsemble
+from torchrl_vla.execution.transparent_wrapper import PolicyWrapper
 
 __all__ = [
+    "ActionGuard",
     "ActionInterpolation",
     "AsyncExecutor",
     "ChunkExecutor",
+    "EmbodimentActionTranslator",
+    "EmbodimentContract",
     "EpisodeMixing",
     "Executor",
+    "ExecutorKeys",
     "ExponentialPrefix",
+    "GuardKeys",
     "InferenceWorker",
     "InterventionPolicy",
     "LinearPrefix",
     "MultiAction",
     "MultiStepActorWrapper",
+    "OnViolation",
     "OnesPrefix",
+    "PolicyWrapper",
     "PrefixSchedule",
     "RealTimeChunking",
     "SkipWaiting",

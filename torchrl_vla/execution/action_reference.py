@@ -1,4 +1,4 @@
-"""Which chunks may be joined."""
+"""Check that chunks of actions may be joined."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from torchrl_vla.schema.conventions import REFERENCES
 def check_reference(caller: str, action_reference: str) -> None:
     """Refuse to join chunks that are measured from different states.
 
-    A chunk that is relative to the state in which it was made means nothing beside one
-    that was made in another state: half of it would move the robot to the wrong place,
-    smoothly. Absolute targets and deltas carry no such anchor.
+    A chunk that is relative to the state in which it was made cannot be combined with
+    one that was made in another state: the robot would move to the wrong place,
+    smoothly. Absolute targets and deltas have no such anchor.
 
     Args:
-        caller: the executor that asks; opens the error message.
+        caller: the executor; opens the error message.
         action_reference: what the policy's actions are measured from.
 
     Raises:

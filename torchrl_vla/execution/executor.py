@@ -1,20 +1,21 @@
-"""What everything that serves one action a step has in common."""
+"""Base class of everything that writes one action per control step."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from tensordict import NestedKey, TensorDictBase, unravel_key
+from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
+from torchrl.envs import Compose, Transform
 
+from torchrl_vla.execution.chunk_cache import Outputs
+from torchrl_vla.execution.executor_keys import ExecutorKeys
+from torchrl_vla.execution.skip_waiting import SkipWaiting
 from torchrl_vla.schema import (
-    ACTION_KEY,
-    DECISION_INDEX_KEY,
-    IS_DECISION_KEY,
-    IS_INIT_KEY,
     IS_WAITING_KEY,
     OBSERVATION_NEEDED_KEY,
     ExecutionError,
@@ -23,84 +24,88 @@ from torchrl_vla.schema import (
 
 
 class Executor(TensorDictModuleBase, ABC):
-    """Write one action a step, and know which rows begin and whose rows they are.
+    """Write one action per control step, from a plan that it keeps (abstract).
 
     One executor serves one environment, every step of an episode through it. When a
     tensordict shows that another environment used it in between, it raises rather
-    than act on what it remembers of something else; when it carries an action that
-    this executor did not choose (a collector's random frames), every row begins
-    afresh. Everything that a member remembers is in ``_state``, which has
+    than act on a plan for something else; when the tensordict carries an action that
+    this executor did not write (a collector's random frames), every environment is
+    planned for again. Everything that a subclass remembers is in ``_state``, which has
     ``batch_size`` and ``serials`` (int64 ``[*B, 1]``, what it wrote at
-    ``decision_index``): a move, a copy and :meth:`reset` drop it, and planning afresh
-    is always right.
+    ``decision_index``). A move, a copy and :meth:`reset` drop it; to plan again is
+    always right.
 
     **Reads** ``is_init`` bool ``[*B, 1]``, True = first step of an episode (TorchRL's
     ``InitTracker`` writes it); ``decision_index`` as it was written on the step before,
     and ``action``, if they are there.
 
     **Writes** ``action`` ``[*B, A]``; ``is_decision`` bool ``[*B, 1]``, True on the
-    first step of a chunk's execution; ``decision_index`` int64 ``[*B, 1]``, which
-    decision is in execution, unique in the process; ``observation_needed`` bool ``[*B,
-    1]``, False = the policy will not look at the observation that this step produces.
+    first step of a chunk's execution; ``decision_index`` int64 ``[*B, 1]``, number of
+    the decision in execution, unique in the process; ``observation_needed`` bool ``[*B,
+    1]``, False = the policy does not read the observation that this step produces.
 
-    Keyword Args:
-        action_key: where the single action is written.
-        init_key: where the first step of an episode is marked.
-        decision_key: where the decision mask is written.
-        decision_index_key: where the decision's number is written.
+    Args:
+        keys: of what is read and written; None = ``ExecutorKeys()``.
 
     Raises:
-        MissingKeyError: the tensordict has no ``is_init``, or rows have to wait in an
-            environment without :class:`SkipWaiting`.
+        MissingKeyError: the tensordict has no ``is_init``, or environments have to wait
+            and there is no :class:`SkipWaiting`.
         ExecutionError: the batch size changed in mid-episode, or the tensordict comes
             from another environment.
     """
 
     _state: Any
 
-    def __init__(
-        self,
-        *,
-        action_key: NestedKey = ACTION_KEY,
-        init_key: NestedKey = IS_INIT_KEY,
-        decision_key: NestedKey = IS_DECISION_KEY,
-        decision_index_key: NestedKey = DECISION_INDEX_KEY,
-    ) -> None:
+    def __init__(self, keys: ExecutorKeys | None = None) -> None:
         super().__init__()
-        self.action_key = unravel_key(action_key)
-        self.init_key = unravel_key(init_key)
-        self.decision_key = unravel_key(decision_key)
-        self.decision_index_key = unravel_key(decision_index_key)
+        self.keys = ExecutorKeys() if keys is None else keys
         self._state = None
 
     @property
     def makes_wait(self) -> bool:
-        """True = rows may wait, which takes :class:`SkipWaiting` in the environment."""
+        """True = environments may wait, which takes :class:`SkipWaiting`."""
         return False
 
     def reset(self) -> None:
-        """Forget everything: the next step begins afresh for all environments."""
+        """Drop every plan: the next step plans for all environments."""
         self._state = None
 
+    def make_environment_transform(self) -> Compose:
+        """Return the transforms that its environment needs, those of the policy first.
+
+        ``TransformedEnv(env, executor.make_environment_transform())`` gives a policy
+        its history, where it reads one, and skips environments that wait.
+        """
+        transforms = self._policy_transforms()
+        if self.makes_wait and not any(isinstance(t, SkipWaiting) for t in transforms):
+            transforms.append(SkipWaiting())
+        return Compose(*transforms)
+
+    def _policy_transforms(self) -> list[Transform]:
+        return []
+
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Write the next action, asking the policy where it is due."""
+        """Write the next action; call the policy where it is due."""
         if self.makes_wait:
             self._check_can_wait(tensordict)
-        return self._serve(tensordict, self._rows_that_begin(tensordict))
+        return self._serve(tensordict, self._envs_that_begin(tensordict))
 
     @abstractmethod
     def _serve(self, tensordict: TensorDictBase, begins: Tensor) -> TensorDictBase:
-        """Write this step's action, knowing the rows that begin (bool ``[*B]``).
+        """Write this step's action.
 
-        Where ``_state`` is None, every row begins.
+        Args:
+            tensordict: ``[*B]``.
+            begins: bool ``[*B]``, the environments that need a new plan; all of them
+                where ``_state`` is None.
         """
 
-    def _rows_that_begin(self, tensordict: TensorDictBase) -> Tensor:
-        """Return the rows of which what is remembered does not count, bool ``[*B]``."""
-        is_init = tensordict.get(self.init_key, None)
+    def _envs_that_begin(self, tensordict: TensorDictBase) -> Tensor:
+        """Return the environments without a valid plan, bool ``[*B]``."""
+        is_init = tensordict.get(self.keys.is_init, None)
         if is_init is None:
             raise MissingKeyError(
-                f"{self._name}: expected a bool [*B, 1] at {self.init_key!r}, "
+                f"{self._name}: expected a bool [*B, 1] at {self.keys.is_init!r}, "
                 f"got only {sorted(map(str, tensordict.keys(True, True)))}. Append "
                 "InitTracker() to the environment: it marks the first step of each "
                 "episode. No action was sent."
@@ -110,8 +115,8 @@ class Executor(TensorDictModuleBase, ABC):
             self._check_new_batch(is_init, batch_size)
             self.reset()
         if self._state is not None:
-            carried = tensordict.get(self.decision_index_key, None)
-            if carried is not None or tensordict.get(self.action_key, None) is None:
+            carried = tensordict.get(self.keys.decision_index, None)
+            if carried is not None or tensordict.get(self.keys.action, None) is None:
                 self._check_same_stream(carried, is_init)
                 return (
                     is_init.squeeze(-1)  # a view in a third of the time of reshape
@@ -131,7 +136,7 @@ class Executor(TensorDictModuleBase, ABC):
                 f"{self._name}: expected a bool [*B, 1] at {IS_WAITING_KEY!r}, got "
                 f"only {sorted(map(str, tensordict.keys(True, True)))}. Append "
                 "SkipWaiting() to the environment, after its other transforms: without "
-                "it rows that wait would be stepped. No action was sent."
+                "it environments that wait would be stepped. No action was sent."
             )
 
     def _check_new_batch(self, is_init: Tensor, batch_size: torch.Size) -> None:
@@ -140,7 +145,7 @@ class Executor(TensorDictModuleBase, ABC):
                 f"{self._name}: expected batch size "
                 f"{list(self._state.batch_size)}, that of the chunks in execution, got "
                 f"{list(batch_size)} in mid-episode. Give each environment its own "
-                f"{self._name}(actor), or call reset() to plan afresh. No "
+                f"{self._name}(policy), or call reset() to plan again. No "
                 "action was sent."
             )
 
@@ -153,31 +158,34 @@ class Executor(TensorDictModuleBase, ABC):
             raise ExecutionError(
                 f"{self._name}: expected the environment whose decisions "
                 f"{ours[foreign].tolist()} are in execution, got one at "
-                f"{carried[foreign].tolist()} (key {self.decision_index_key!r}): "
+                f"{carried[foreign].tolist()} (key {self.keys.decision_index!r}): "
                 "another environment used this executor in between. Give each "
-                f"environment its own {self._name}(actor), or call reset() to "
-                "plan afresh. No action was sent."
+                f"environment its own {self._name}(policy), or call reset() to "
+                "plan again. No action was sent."
             )
 
     def _write(
         self,
         tensordict: TensorDictBase,
         action: Tensor,
-        asked: Tensor | None,
-        outputs: dict[NestedKey, Any],
+        decided: Tensor | None,
+        outputs: Outputs,
         observation_needed: Tensor | None = None,
     ) -> TensorDictBase:
-        """Write a step's action and marks.
+        """Write a step's action and marks; ``_state.serials`` number the decisions.
 
-        ``asked`` None = no row was, ``observation_needed`` None = all rows are. Both
-        are bool ``[*B]``, ``observation_needed`` a tensor of its own;
-        ``_state.serials`` are written as the decision's number.
+        Args:
+            tensordict: ``[*B]``, written to.
+            action: ``[*B, A]``.
+            decided: bool ``[*B]``, where a new chunk begins; None = nowhere.
+            outputs: of the chunk in execution.
+            observation_needed: bool ``[*B]``, a tensor of its own; None = everywhere.
         """
         serials = self._state.serials
-        tensordict.set(self.action_key, action)
-        tensordict.set(self.decision_key, flag(asked, serials, default=False))
-        if tensordict.get(self.decision_index_key, None) is not serials:
-            tensordict.set(self.decision_index_key, serials)
+        tensordict.set(self.keys.action, action)
+        tensordict.set(self.keys.is_decision, flag(decided, serials))
+        if tensordict.get(self.keys.decision_index, None) is not serials:
+            tensordict.set(self.keys.decision_index, serials)
         if observation_needed is None:
             tensordict.set(
                 OBSERVATION_NEEDED_KEY, torch.ones_like(serials, dtype=torch.bool)
@@ -188,19 +196,24 @@ class Executor(TensorDictModuleBase, ABC):
             tensordict.set(key, value)
         return tensordict
 
-    def _apply(self, fn: Any, recurse: bool = True) -> Executor:
-        # What is remembered is no buffer (its shape is the environment's business), so
-        # a move or cast drops it.
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Executor:
+        # Plans are no buffers (the environment decides their shape), so a move or cast
+        # drops them.
         self.reset()
         return super()._apply(fn, recurse)
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_state": None}
 
 
-def flag(rows: Tensor | None, like: Tensor, default: bool) -> Tensor:
-    """Return a fresh bool ``[*B, 1]``: ``rows`` may be a view of ``is_init``."""
-    if rows is None:
-        fresh = torch.ones_like if default else torch.zeros_like
-        return fresh(like, dtype=torch.bool)
-    return rows.unsqueeze(-1).clone()
+def transforms_of(policy: TensorDictModuleBase) -> list[Transform]:
+    """Return the environment transforms that a policy declares, if any."""
+    make_transform = getattr(policy, "make_environment_transform", None)
+    return [] if make_transform is None else list(make_transform())
+
+
+def flag(envs: Tensor | None, like: Tensor) -> Tensor:
+    """Return a new bool ``[*B, 1]``: ``envs`` may be a view of ``is_init``."""
+    if envs is None:
+        return torch.zeros_like(like, dtype=torch.bool)
+    return envs.unsqueeze(-1).clone()

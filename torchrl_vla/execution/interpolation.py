@@ -1,16 +1,17 @@
-"""Drive a robot faster than its policy was trained to act."""
+"""Interpolating executor: several control steps per action of another executor."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from tensordict import NestedKey, TensorDictBase, unravel_key
+from tensordict import TensorDictBase, unravel_key
 from torch import Tensor
+from torchrl.envs import Transform
 
 from torchrl_vla.execution.action_reference import check_reference
-from torchrl_vla.execution.executor import Executor, flag
+from torchrl_vla.execution.chunk_cache import Outputs
+from torchrl_vla.execution.executor import Executor, flag, transforms_of
 from torchrl_vla.schema import (
     IS_WAITING_KEY,
     OBSERVATION_AGE_KEY,
@@ -20,19 +21,21 @@ from torchrl_vla.schema import (
 
 
 class ActionInterpolation(Executor):
-    r"""Reach each action of an executor in ``k`` ticks, along a straight line.
+    r"""Reach each action of an executor in ``k`` control steps, on a straight line.
 
     A policy that was trained at 10 Hz jerks a robot that is controlled at 50 Hz. The
-    executor inside is asked at every ``k``-th step only, and the robot is led there
-    from the action before:
+    executor inside is called at every ``k``-th step (tick) only, and the robot moves
+    there from the action before:
 
     .. math:: a_{t+j} = a^- + \tfrac{j + 1}{k} (a - a^-), \quad j = 0 .. k - 1
 
-    The first action of an episode has none before it and is held. The surprise: rows
-    share their ticks, so a row that begins an episode between two actions of the
-    others waits up to ``k - 1`` steps for them: with more than one row the environment
-    needs :class:`SkipWaiting`. Angles that wrap around, axis-angles and quaternions
-    are interpolated as the numbers they are; keep them from jumping.
+    The first action of an episode has none before it and is held.
+
+    Note:
+        Environments share their ticks, so one that begins an episode between two
+        actions of the others waits up to ``k - 1`` steps for them: with more than one
+        environment :class:`SkipWaiting` is needed. Angles that wrap around, axis-angles
+        and quaternions are interpolated as plain numbers; keep them from jumping.
 
     **Reads** what the executor reads, on every ``k``-th step.
 
@@ -42,7 +45,8 @@ class ActionInterpolation(Executor):
     (where it is written) in ticks; and ``is_waiting`` bool ``[*B, 1]``.
 
     Args:
-        executor: whose actions are reached, asked once in ``ticks`` steps.
+        executor: whose actions are reached; called once in ``ticks`` steps. An
+            :class:`ActionGuard` around an executor is one.
         ticks: ``k``, control steps for each action.
 
     Keyword Args:
@@ -52,21 +56,21 @@ class ActionInterpolation(Executor):
 
     Raises:
         ValueError: ``ticks < 1``, or the reference is not ``"absolute"``.
-        TypeError: ``executor`` is none.
-        MissingKeyError: more than one row, and no :class:`SkipWaiting`.
+        TypeError: ``executor`` is not an executor.
+        MissingKeyError: more than one environment, and no :class:`SkipWaiting`.
         ExecutionError: as :class:`Executor`.
 
     Examples:
         >>> from tensordict import TensorDict
         >>> from tensordict.nn import TensorDictModule
         >>> from torchrl_vla.execution import MultiStepActorWrapper
-        >>> actor = TensorDictModule(
+        >>> policy = TensorDictModule(
         ...     lambda s: s.unsqueeze(-1) + torch.tensor([[0.0], [1.0]]),
         ...     in_keys=["state"],
         ...     out_keys=["action_chunk"],
         ... )
         >>> executor = ActionInterpolation(
-        ...     MultiStepActorWrapper(actor), 2, action_reference="absolute"
+        ...     MultiStepActorWrapper(policy), 2, action_reference="absolute"
         ... )
         >>> step = TensorDict(
         ...     {"state": torch.zeros(1, 1), "is_init": torch.ones(1, 1).bool()}, [1]
@@ -88,22 +92,17 @@ class ActionInterpolation(Executor):
                 f"{action_reference!r}: on the way to it a delta would be executed at "
                 "every tick. Turn the deltas into absolute targets before the executor."
             )
-        if not isinstance(executor, Executor):
+        if OBSERVATION_NEEDED_KEY not in map(unravel_key, executor.out_keys):
             raise TypeError(
                 "ActionInterpolation: expected an Executor, got "
                 f"{type(executor).__name__}. Wrap a policy of chunks in "
                 "MultiStepActorWrapper(policy) first."
             )
-        super().__init__(
-            action_key=executor.action_key,
-            init_key=executor.init_key,
-            decision_key=executor.decision_key,
-            decision_index_key=executor.decision_index_key,
-        )
+        super().__init__(executor.keys)
         self.executor = executor
         self.ticks = ticks
         self.in_keys = list(executor.in_keys)
-        own = [self.action_key, self.decision_key, self.decision_index_key]
+        own = [self.keys.action, self.keys.is_decision, self.keys.decision_index]
         own += [OBSERVATION_NEEDED_KEY, IS_WAITING_KEY]
         self._output_keys = [
             key for key in map(unravel_key, executor.out_keys) if key not in own
@@ -112,11 +111,14 @@ class ActionInterpolation(Executor):
 
     @property
     def makes_wait(self) -> bool:
-        """True = rows may wait, which takes :class:`SkipWaiting` in the environment."""
+        """True = environments may wait, which takes :class:`SkipWaiting`."""
         return self.ticks > 1 or self.executor.makes_wait
 
+    def _policy_transforms(self) -> list[Transform]:
+        return transforms_of(self.executor)
+
     def reset(self) -> None:
-        """Forget the last action, and what the executor remembers."""
+        """Drop the last action, and the executor's plans."""
         super().reset()
         self.executor.reset()
 
@@ -132,11 +134,11 @@ class ActionInterpolation(Executor):
     def _next_action(self, tensordict: TensorDictBase, begins: Tensor) -> _Period:
         before: _Period | None = self._state
         fresh = begins if before is None else begins | before.waiting
-        is_init = tensordict.get(self.init_key)
-        # A row that has waited begins now, whatever the environment calls its step.
-        asked = tensordict.copy().set(self.init_key, fresh.reshape(is_init.shape))
-        answer = self.executor(asked)
-        target = answer.get(self.action_key)
+        is_init = tensordict.get(self.keys.is_init)
+        # An environment that has waited begins now, whatever its own mark says.
+        inputs = tensordict.copy().set(self.keys.is_init, fresh.reshape(is_init.shape))
+        answer = self.executor(inputs)
+        target = answer.get(self.keys.action)
         outputs = {key: answer.get(key) for key in self._output_keys}
         if OBSERVATION_AGE_KEY in outputs:
             outputs[OBSERVATION_AGE_KEY] = outputs[OBSERVATION_AGE_KEY] * self.ticks
@@ -150,8 +152,8 @@ class ActionInterpolation(Executor):
         return _Period(
             origin=origin,
             target=target,
-            serials=answer.get(self.decision_index_key),
-            decided=answer.get(self.decision_key).reshape(fresh.shape),
+            serials=answer.get(self.keys.decision_index),
+            decided=answer.get(self.keys.is_decision).reshape(fresh.shape),
             observation_needed=answer.get(OBSERVATION_NEEDED_KEY).reshape(fresh.shape),
             waiting=waiting,
             outputs=outputs,
@@ -166,7 +168,7 @@ class ActionInterpolation(Executor):
         action = torch.lerp(period.origin, period.target, period.tick / self.ticks)
         action = torch.where(period.waiting.unsqueeze(-1), period.last, action)
         period.last = action
-        tensordict.set(IS_WAITING_KEY, flag(period.waiting, period.serials, False))
+        tensordict.set(IS_WAITING_KEY, flag(period.waiting, period.serials))
         observation_needed = period.observation_needed
         if period.tick < self.ticks:
             observation_needed = torch.zeros_like(observation_needed)
@@ -189,10 +191,10 @@ class _Period:
         serials: number of the decision, int64 ``[*B, 1]``.
         decided: True = a new chunk begins with this action, bool ``[*B]``.
         observation_needed: of the executor, bool ``[*B]``.
-        waiting: True = the row waits for the next action, bool ``[*B]``.
-        outputs: what else the executor wrote.
-        last: the action that was served last, ``[*B, A]``.
-        tick: how many were served.
+        waiting: True = the environment waits for the next action, bool ``[*B]``.
+        outputs: the executor's other outputs.
+        last: the action that was written last, ``[*B, A]``.
+        tick: how many were written.
     """
 
     origin: Tensor
@@ -201,7 +203,7 @@ class _Period:
     decided: Tensor
     observation_needed: Tensor
     waiting: Tensor
-    outputs: dict[NestedKey, Any]
+    outputs: Outputs
     last: Tensor
     tick: int = 0
 

@@ -1,20 +1,17 @@
-"""Execute action chunks one action a step, from inside the policy."""
+"""Multi-step executor: execute a chunk one action per step, then plan again."""
 
 from __future__ import annotations
 
 import torch
-from tensordict import NestedKey, TensorDictBase
+from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
 from torchrl_vla.execution.chunk_cache import ChunkCache
 from torchrl_vla.execution.chunk_executor import ChunkExecutor
 from torchrl_vla.execution.executor import flag
+from torchrl_vla.execution.executor_keys import ExecutorKeys
 from torchrl_vla.schema import (
-    ACTION_KEY,
-    DECISION_INDEX_KEY,
-    IS_DECISION_KEY,
-    IS_INIT_KEY,
     IS_WAITING_KEY,
     ExecutionError,
     check_positive_int,
@@ -22,57 +19,53 @@ from torchrl_vla.schema import (
 
 
 class MultiStepActorWrapper(ChunkExecutor):
-    """Serve a chunk policy's actions one a step and skip the policy meanwhile.
+    """Execute a policy's chunk one action per step; call the policy when it is used up.
 
     A policy that predicts ``H`` actions need not run at each of the next ``H`` steps.
-    The executor asks it only when an environment has begun an episode or has used up
-    its actions, for those environments alone, and keeps the chunk to itself: the
-    rollout holds the executed action and what the policy said about the chunk
-    (tokens, log-probabilities), not ``[H, A]`` at every step. The surprise: what it
-    writes on a step belongs to the chunk *in execution*, so tokens and log-probs
-    repeat until the next decision; train on the rows where ``is_decision`` is True
-    (:func:`select_decisions`).
+    The executor calls it only when an environment has begun an episode or has used up
+    its actions, for those environments alone. The rollout holds the executed action and
+    the policy's other outputs (tokens, log-probabilities), not ``[H, A]`` at every
+    step.
 
-    Episodes that end at different steps soon make every row ask on its own, nearly
-    one policy call a step. With ``align=True`` a row that begins an episode while
-    others are inside their chunks waits for them, and all are planned in one call
-    every ``replan_interval`` steps. :class:`SkipWaiting` in the environment does not
-    step the rows that wait; their ``action`` repeats the one before and is not
-    executed. When every row would wait, none does.
+    Note:
+        What it writes on a step belongs to the chunk *in execution*: tokens and
+        log-probs repeat until the next decision. Train on the steps where
+        ``is_decision`` is True (:func:`select_decisions`).
 
-    One executor serves one environment (:class:`Executor`); copies start empty.
+    Episodes that end at different steps soon make every environment plan on its own,
+    nearly one policy call a step. With ``align=True`` an environment that begins an
+    episode while others are inside their chunks waits for them, and all are planned in
+    one call every ``replan_interval`` steps. :class:`SkipWaiting` in the environment
+    does not step those that wait; their ``action`` repeats the one before and is not
+    executed. When all would wait, none does.
 
-    **Reads** the actor's ``in_keys``; ``is_init`` bool ``[*B, 1]``, True = first step
+    **Reads** the policy's ``in_keys``; ``is_init`` bool ``[*B, 1]``, True = first step
     of an episode (TorchRL's ``InitTracker`` writes it); ``decision_index`` as it was
     written on the step before, and ``action``, if they are there.
 
     **Writes** ``action`` ``[*B, A]``; ``is_decision`` bool ``[*B, 1]``, True = the
-    policy was asked on this step; ``decision_index`` int64 ``[*B, 1]``, which decision
-    is in execution, unique in the process; ``observation_needed`` bool ``[*B, 1]``,
-    True = the row's actions are used up after this step; with ``align``, ``is_waiting``
-    bool ``[*B, 1]``; every other out_key of the actor.
+    policy was called on this step; ``decision_index`` int64 ``[*B, 1]``, number of the
+    decision in execution, unique in the process; ``observation_needed`` bool
+    ``[*B, 1]``, True = no action is left after this step; with ``align``,
+    ``is_waiting`` bool ``[*B, 1]``; every other out_key of the policy.
 
     Args:
-        actor: policy that writes a chunk ``[*B, H, A]``.
+        actor: the policy, which writes a chunk ``[*B, H, A]`` in robot space.
         n_steps: the ``H`` to expect; only a check, ``H`` comes from the chunk.
 
     Keyword Args:
-        replan_interval: actions to execute before asking again, ``1 .. H``. None is
-            open loop (all ``H``), 1 is closed loop.
-        align: True = plan for all rows at the same steps.
-        chunk_key: the actor's key of the chunk; needed when its out_keys contain both
-            or neither of ``"action_chunk"`` and ``action_key``.
-        action_key: where the single action is written.
-        init_key: where the first step of an episode is marked.
-        decision_key: where the decision mask is written.
-        decision_index_key: where the decision's number is written.
+        replan_interval: actions to execute per decision, ``1 .. H``. None is open
+            loop (all ``H``), 1 is closed loop.
+        align: True = plan for all environments at the same steps.
+        keys: of what is read and written; None = ``ExecutorKeys()``.
 
     Raises:
-        ValueError: the interval is not in ``1 .. n_steps``, or the chunk key cannot
-            be told from the actor's out_keys.
+        ValueError: the interval is not in ``1 .. n_steps``, or the chunk key is
+            ambiguous.
+        SpaceError: the policy is of model space.
         MissingKeyError: the tensordict has no ``is_init``, or with ``align`` the
             environment no :class:`SkipWaiting`.
-        ExecutionError: the chunk has another shape than ``[*B, H, A]`` with the
+        ExecutionError: the chunk is not finite, or not ``[*B, H, A]`` with the
             announced ``H``; the batch size changed in mid-episode; the tensordict
             comes from another environment than the cached chunk.
 
@@ -80,12 +73,12 @@ class MultiStepActorWrapper(ChunkExecutor):
         >>> import torch
         >>> from tensordict import TensorDict
         >>> from tensordict.nn import TensorDictModule
-        >>> actor = TensorDictModule(
+        >>> policy = TensorDictModule(
         ...     lambda s: s.unsqueeze(-1) + torch.arange(3.0).view(3, 1),
         ...     in_keys=["state"],
         ...     out_keys=["action_chunk"],
         ... )
-        >>> executor = MultiStepActorWrapper(actor)
+        >>> executor = MultiStepActorWrapper(policy)
         >>> step = TensorDict(state=torch.zeros(1, 1), is_init=torch.ones(1, 1).bool())
         >>> step.batch_size = [1]
         >>> [executor(step.clone())["action"].item()]
@@ -102,25 +95,14 @@ class MultiStepActorWrapper(ChunkExecutor):
         *,
         replan_interval: int | None = None,
         align: bool = False,
-        chunk_key: NestedKey | None = None,
-        action_key: NestedKey = ACTION_KEY,
-        init_key: NestedKey = IS_INIT_KEY,
-        decision_key: NestedKey = IS_DECISION_KEY,
-        decision_index_key: NestedKey = DECISION_INDEX_KEY,
+        keys: ExecutorKeys | None = None,
     ) -> None:
         for name, value in (("n_steps", n_steps), ("replan_interval", replan_interval)):
             if value is not None:
                 check_positive_int("MultiStepActorWrapper", name, value)
         if n_steps is not None and replan_interval is not None:
             _check_interval(replan_interval, n_steps, ValueError)
-        super().__init__(
-            actor,
-            chunk_key=chunk_key,
-            action_key=action_key,
-            init_key=init_key,
-            decision_key=decision_key,
-            decision_index_key=decision_index_key,
-        )
+        super().__init__(actor, keys=keys)
         self.n_steps = n_steps
         self.replan_interval = replan_interval
         self.align = align
@@ -129,22 +111,21 @@ class MultiStepActorWrapper(ChunkExecutor):
 
     @property
     def makes_wait(self) -> bool:
-        """True = rows may wait, which takes :class:`SkipWaiting` in the environment."""
+        """True = environments may wait, which takes :class:`SkipWaiting`."""
         return self.align
 
     def _serve(self, tensordict: TensorDictBase, begins: Tensor) -> TensorDictBase:
-        rows = self._rows_to_plan(begins)
-        if rows is not None:
-            self._plan(tensordict, rows)
+        envs = self._envs_to_plan(begins)
+        if envs is not None:
+            self._plan(tensordict, envs)
         cache: ChunkCache = self._state
         action = cache.pop()
         if self.align:
-            waiting = flag(cache.waiting, cache.serials, default=False)
-            tensordict.set(IS_WAITING_KEY, waiting)
-        return self._write(tensordict, action, rows, cache.outputs, cache.is_last())
+            tensordict.set(IS_WAITING_KEY, flag(cache.waiting, cache.serials))
+        return self._write(tensordict, action, envs, cache.outputs, cache.is_last())
 
-    def _rows_to_plan(self, begins: Tensor) -> Tensor | None:
-        """Return the rows to plan for, bool ``[*B]``; None when there are none."""
+    def _envs_to_plan(self, begins: Tensor) -> Tensor | None:
+        """Return the environments to plan for, bool ``[*B]``; None = none."""
         cache: ChunkCache | None = self._state
         if cache is None:
             return begins
@@ -157,9 +138,10 @@ class MultiStepActorWrapper(ChunkExecutor):
             return begins
         return torch.ones_like(begins) if cache.wait(begins) else None
 
-    def _plan(self, tensordict: TensorDictBase, rows: Tensor) -> None:
-        cache: ChunkCache | None = None if rows.all() else self._state
-        chunk, outputs, serial = self._ask(tensordict, None if cache is None else rows)
+    def _plan(self, tensordict: TensorDictBase, envs: Tensor) -> None:
+        cache: ChunkCache | None = None if envs.all() else self._state
+        some = None if cache is None else envs
+        chunk, outputs, serial = self._call_policy(tensordict, some)
         interval = self.replan_interval or chunk.shape[-2]
         actions = chunk[..., :interval, :]
         if cache is None:
@@ -171,7 +153,7 @@ class MultiStepActorWrapper(ChunkExecutor):
                 f"{interval}. Give a fixed replan_interval. No action was sent."
             )
         else:
-            cache.replace_rows(rows, actions, outputs, serial)
+            cache.replace(envs, actions, outputs, serial)
 
     def _check_chunk(self, chunk: Tensor, batch_size: torch.Size) -> None:
         super()._check_chunk(chunk, batch_size)
@@ -186,11 +168,11 @@ class MultiStepActorWrapper(ChunkExecutor):
             _check_interval(self.replan_interval, length, ExecutionError)
 
     def extra_repr(self) -> str:
-        """Show how often the policy is asked."""
+        """Show how often the policy is called."""
         return (
             f"n_steps={self.n_steps}, replan_interval={self.replan_interval}, "
             f"align={self.align}, "
-            f"chunk_key={self.chunk_key!r}, action_key={self.action_key!r}"
+            f"chunk_key={self.chunk_key!r}, action_key={self.keys.action!r}"
         )
 
 

@@ -1,4 +1,4 @@
-"""Do not step the environments that wait for the others."""
+"""Transform that does not step the environments that wait for the others."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from torchrl_vla.transforms.placement import acts_in_environment
 
 
 class SkipWaiting(Transform):
-    """Let time stand still in the rows that an executor makes wait.
+    """Skip the step of the environments that an executor makes wait.
 
-    An executor with ``align=True`` lets a row that begins an episode wait until the
-    others plan again. Append this as the last transform: it masks these rows with
-    TorchRL's ``_step`` and puts back what the transforms before it counted for them
-    (a ``StepCounter``'s steps, ``InitTracker``'s mark), so that after waiting a row is
-    where it was. Executors do not write ``_step`` themselves: it would stay in the
-    rollout, clash with the mask that ``rollout`` writes, and step the transforms of
-    the rows that are skipped.
+    An executor with ``align=True`` lets an environment that begins an episode wait
+    until the others plan again. Append this as the last transform: it masks these
+    environments with TorchRL's ``_step`` and restores what the transforms before it
+    counted for them (a ``StepCounter``'s steps, ``InitTracker``'s mark), so that
+    waiting changes nothing. Executors do not write ``_step`` themselves: it would stay
+    in the rollout, clash with the mask that ``rollout`` writes, and step the transforms
+    of the environments that are skipped.
 
     **Reads** ``is_waiting`` bool ``[*B, 1]``, as the executor wrote it.
 
-    **Writes** into ``next``, for rows that wait: the values from before the step, and
-    reward 0. ``is_waiting`` False for every row, also at reset, which tells the
-    executor that rows may wait here.
+    **Writes** into ``next``, for environments that wait: the values from before the
+    step, and reward 0. ``is_waiting`` False everywhere, also at reset, which tells the
+    executor that environments may wait.
 
     Raises:
-        ExecutionError: a row waits whose worker of a ``SerialEnv`` or ``ParallelEnv``
-            has rows that do not.
+        ExecutionError: an environment waits whose worker of a ``SerialEnv`` or
+            ``ParallelEnv`` has others that do not.
 
     Examples:
         >>> import torch
@@ -62,9 +62,9 @@ class SkipWaiting(Transform):
         if waiting is None or not waiting.any():
             return tensordict
         steps = ~waiting
-        asked = tensordict.get("_step", None)
-        if asked is not None:
-            steps = steps & asked.reshape(steps.shape)
+        mask = tensordict.get("_step", None)
+        if mask is not None:
+            steps = steps & mask.reshape(steps.shape)
         self._check_workers(steps)
         return tensordict.set("_step", steps)
 
@@ -87,8 +87,8 @@ class SkipWaiting(Transform):
 
     def _mark(self, tensordict: TensorDictBase) -> TensorDictBase:
         shape = (*self.parent.batch_size, 1)
-        nobody = torch.zeros(shape, dtype=torch.bool, device=tensordict.device)
-        return tensordict.set(IS_WAITING_KEY, nobody)
+        none = torch.zeros(shape, dtype=torch.bool, device=tensordict.device)
+        return tensordict.set(IS_WAITING_KEY, none)
 
     def transform_observation_spec(self, observation_spec: TensorSpec) -> TensorSpec:
         """Announce ``is_waiting``."""
@@ -103,13 +103,13 @@ class SkipWaiting(Transform):
         base = self.container.base_env
         if not isinstance(base, BatchedEnvBase) or steps.ndim == 1:
             return
-        rows = steps.flatten(1)
-        if (rows != rows[:, :1]).any():
+        workers = steps.flatten(1)
+        if (workers != workers[:, :1]).any():
             raise ExecutionError(
-                f"SkipWaiting: expected the rows of a worker of {type(base).__name__} "
-                "to wait together, got some that wait and some that do not: workers "
-                "are stepped whole. Batch the rows in one environment, or give each "
-                "row its own worker. No action was sent."
+                "SkipWaiting: expected the environments of a worker of "
+                f"{type(base).__name__} to wait together, got some that wait and some "
+                "that do not: workers are stepped whole. Batch them in one "
+                "environment, or give each its own worker. No action was sent."
             )
 
 

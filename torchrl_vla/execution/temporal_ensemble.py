@@ -1,4 +1,4 @@
-"""Average what a policy predicted for now on every step before."""
+"""Temporal ensembling executor (ACT)."""
 
 from __future__ import annotations
 
@@ -6,54 +6,49 @@ import math
 from dataclasses import dataclass
 
 import torch
-from tensordict import NestedKey, TensorDictBase
+from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
 from torchrl_vla.execution.action_reference import check_reference
 from torchrl_vla.execution.chunk_executor import ChunkExecutor
+from torchrl_vla.execution.executor_keys import ExecutorKeys
 from torchrl_vla.schema import (
-    ACTION_KEY,
-    DECISION_INDEX_KEY,
-    IS_DECISION_KEY,
-    IS_INIT_KEY,
     ExecutionError,
 )
 
 
 class TemporalEnsemble(ChunkExecutor):
-    r"""Ask the policy at every step and execute the mean of its overlapping chunks.
+    r"""Call the policy at every step and execute the mean of its overlapping chunks.
 
     Each action was predicted by up to ``H`` chunks; their weighted mean is smoother
     than any of them and reacts at every step:
 
     .. math:: a_t = \sum_i w_i \hat{a}_t^{(i)} / \sum_i w_i, \quad w_i = e^{-m i}
 
-    where ``i`` counts from 0, the oldest chunk of the episode that reaches ``t``. The
-    surprise: with ``m > 0`` *older* predictions weigh more. What is executed is no
-    chunk's action, so log-probs in the rollout are those of the newest chunk and say
-    nothing exact about the action: train a policy by RL under another executor.
+    where ``i`` counts from 0, the oldest chunk of the episode that reaches ``t``.
 
-    **Reads** the actor's ``in_keys``; ``is_init`` bool ``[*B, 1]``; ``decision_index``
+    Note:
+        With ``m > 0`` *older* predictions weigh more. The executed action is no
+        chunk's own, so log-probs in the rollout are those of the newest chunk and not
+        of the action: train a policy by RL under another executor.
+
+    **Reads** the policy's ``in_keys``; ``is_init`` bool ``[*B, 1]``; ``decision_index``
     as it was written on the step before, and ``action``, if they are there.
 
     **Writes** ``action`` ``[*B, A]``; ``is_decision`` and ``observation_needed`` bool
     ``[*B, 1]``, always True; ``decision_index`` int64 ``[*B, 1]``; every other out_key
-    of the actor, of the newest chunk.
+    of the policy, of the newest chunk.
 
     Args:
-        actor: policy that writes a chunk ``[*B, H, A]`` of floats.
+        policy: writes a chunk ``[*B, H, A]`` of floats, in robot space.
 
     Keyword Args:
         action_reference: what the actions are measured from, of ``REFERENCES``. Chunks
             that are ``"relative"`` to the state in which they were made have no mean.
         coefficient: ``m``; ACT's is 0.01, 0 is the plain mean, below 0 newer
             predictions weigh more.
-        chunk_key: as of :class:`ChunkExecutor`, like the other keys.
-        action_key: where the single action is written.
-        init_key: where the first step of an episode is marked.
-        decision_key: where the decision mask is written.
-        decision_index_key: where the decision's number is written.
+        keys: of what is read and written; None = ``ExecutorKeys()``.
 
     Raises:
         ValueError: the coefficient is not finite, or the reference is
@@ -64,13 +59,13 @@ class TemporalEnsemble(ChunkExecutor):
     Examples:
         >>> from tensordict import TensorDict
         >>> from tensordict.nn import TensorDictModule
-        >>> actor = TensorDictModule(
+        >>> policy = TensorDictModule(
         ...     lambda s: s.unsqueeze(-1).expand(1, 2, 1),
         ...     in_keys=["state"],
         ...     out_keys=["action_chunk"],
         ... )
         >>> executor = TemporalEnsemble(
-        ...     actor, action_reference="absolute", coefficient=0.0
+        ...     policy, action_reference="absolute", coefficient=0.0
         ... )
         >>> step = TensorDict(
         ...     {"state": torch.ones(1, 1), "is_init": torch.ones(1, 1).bool()}, [1]
@@ -78,7 +73,7 @@ class TemporalEnsemble(ChunkExecutor):
         >>> executor(step.clone())["action"].item()
         1.0
         >>> step["is_init"] = torch.zeros(1, 1).bool()
-        >>> step["state"] = torch.full((1, 1), 4.0)  # said 1 before, says 4 now
+        >>> step["state"] = torch.full((1, 1), 4.0)  # predicts 4 now
         >>> executor(step.clone())["action"].item()
         2.5
 
@@ -89,15 +84,11 @@ class TemporalEnsemble(ChunkExecutor):
 
     def __init__(
         self,
-        actor: TensorDictModuleBase,
+        policy: TensorDictModuleBase,
         *,
         action_reference: str,
         coefficient: float = 0.01,
-        chunk_key: NestedKey | None = None,
-        action_key: NestedKey = ACTION_KEY,
-        init_key: NestedKey = IS_INIT_KEY,
-        decision_key: NestedKey = IS_DECISION_KEY,
-        decision_index_key: NestedKey = DECISION_INDEX_KEY,
+        keys: ExecutorKeys | None = None,
     ) -> None:
         check_reference("TemporalEnsemble", action_reference)
         if not math.isfinite(coefficient):
@@ -105,25 +96,18 @@ class TemporalEnsemble(ChunkExecutor):
                 "TemporalEnsemble: expected a finite coefficient, got "
                 f"{coefficient}. ACT's is 0.01."
             )
-        super().__init__(
-            actor,
-            chunk_key=chunk_key,
-            action_key=action_key,
-            init_key=init_key,
-            decision_key=decision_key,
-            decision_index_key=decision_index_key,
-        )
+        super().__init__(policy, keys=keys)
         self.action_reference = action_reference
         self.coefficient = coefficient
 
     def _serve(self, tensordict: TensorDictBase, begins: Tensor) -> TensorDictBase:
-        chunk, outputs, serial = self._ask(tensordict, None)
+        chunk, outputs, serial = self._call_policy(tensordict, None)
         dtype, chunk = chunk.dtype, chunk.detach()
         if dtype not in (torch.float32, torch.float64):
             chunk = chunk.float()
         means, counts = self._average(chunk, begins)
         serials = torch.full((*begins.shape, 1), serial, device=chunk.device)
-        # The first action of each row is now in the past.
+        # The first action of each mean is executed on this step.
         self._state = _Means(
             means[..., 1:, :], counts[..., 1:, :], serials, self._weights(chunk)
         )
@@ -163,7 +147,7 @@ class TemporalEnsemble(ChunkExecutor):
             raise ExecutionError(
                 f"TemporalEnsemble: expected a chunk of {self._state.length} actions "
                 f"at {self.chunk_key!r} as before, got {length}. Call reset() to plan "
-                "afresh. No action was sent."
+                "again. No action was sent."
             )
         # The sum of H weights, the largest of which is the first or the last.
         if self._state is None and -self.coefficient * length > 80:
@@ -183,7 +167,7 @@ class TemporalEnsemble(ChunkExecutor):
 
 @dataclass
 class _Means:
-    """What is predicted for the steps to come.
+    """Mean predictions for the next steps.
 
     Args:
         means: ``[*B, H - 1, A]``.

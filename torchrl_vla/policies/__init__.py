@@ -1,11 +1,5 @@
 """From images, state and an instruction to a chunk of actions."""
 
-from torchrl_vla.policies.boundary.action_boundary import (
-    ActionBoundary,
-    ActionTranslator,
-    EmbodimentActionTranslator,
-)
-from torchrl_vla.policies.boundary.embodiment_contract import EmbodimentContract
 from torchrl_vla.policies.chunk_distribution import ChunkDistribution
 from torchrl_vla.policies.denoising.denoising_distribution import DenoisingDistribution
 from torchrl_vla.policies.denoising.denoising_policy import DenoisingVLAWrapper
@@ -47,7 +41,6 @@ from torchrl_vla.policies.vla_policy import ContinuousVLAWrapper, VLAWrapperBase
 
 __all__ = [
     "LEROBOT_POLICY_TYPES",
-    "ActionBoundary",
     "ActionTranslator",
     "ByteTextEncoder",
     "ChunkDistribution",
@@ -55,8 +48,6 @@ __all__ = [
     "DenoisingDistribution",
     "DenoisingVLAWrapper",
     "DiffusionVLAWrapper",
-    "EmbodimentActionTranslator",
-    "EmbodimentContract",
     "FlowNoise",
     "FlowSDENoise",
     "FlowVLAWrapper",

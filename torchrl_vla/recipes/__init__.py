@@ -55,7 +55,6 @@ if TYPE_CHECKING:
         to_stochastic,
     )
     from torchrl_vla.recipes.lerobot_training import fit_lerobot_policy, train_lerobot
-    from torchrl_vla.recipes.model_space import ModelSpace, RobotSpacePolicy
     from torchrl_vla.recipes.training_loop import TrainingLog, run_training
     from torchrl_vla.recipes.training_settings import TrainingSettings
     from torchrl_vla.recipes.training_state import TrainingState
@@ -106,7 +105,6 @@ _MODULES = {
         "to_stochastic",
     ),
     f"{_HERE}.lerobot_training": ("fit_lerobot_policy", "train_lerobot"),
-    f"{_HERE}.model_space": ("ModelSpace", "RobotSpacePolicy"),
     f"{_HERE}.training_loop": ("TrainingLog", "run_training"),
     f"{_HERE}.training_settings": ("TrainingSettings",),
     f"{_HERE}.training_state": ("TrainingState",),
@@ -127,10 +125,8 @@ __all__ = [
     "FinetuneResult",
     "FinetuneSettings",
     "Head",
-    "ModelSpace",
     "ResumeError",
     "Reward",
-    "RobotSpacePolicy",
     "Rollouts",
     "RunLog",
     "SettingsError",

@@ -12,11 +12,8 @@ from tensordict.nn import TensorDictModuleBase
 from torchrl.envs import Compose, EnvBase, TransformedEnv
 
 from torchrl_vla.execution import (
-    ActionInterpolation,
     ChunkExecutor,
-    Executor,
     MultiStepActorWrapper,
-    SkipWaiting,
     TemporalEnsemble,
 )
 from torchrl_vla.policies import (
@@ -31,7 +28,6 @@ from torchrl_vla.policies import (
 )
 from torchrl_vla.policies.policy_folder import policy_class_of
 from torchrl_vla.recipes.heads import TinyPolicies
-from torchrl_vla.recipes.model_space import ModelSpace
 from torchrl_vla.schema import (
     InstructionTable,
     RobotDatasetMetadata,
@@ -39,6 +35,7 @@ from torchrl_vla.schema import (
     import_extra,
 )
 from torchrl_vla.schema.lerobot_names import is_repo_id
+from torchrl_vla.spaces import ModelSpace
 from torchrl_vla.tokenizers import ActionTokenizerBase, UniformActionTokenizer
 
 _CLASSES = {
@@ -207,14 +204,8 @@ def prepare_environment(env: EnvBase, actor: TensorDictModuleBase) -> EnvBase:
         env: where it will act.
         actor: of :func:`load_executor`, or a policy.
     """
-    policy, carried = actor, []
-    if isinstance(policy, ActionInterpolation):
-        policy = policy.executor
-    policy = getattr(policy, "policy", policy)
-    if isinstance(policy, LeRobotPolicyWrapper):
-        carried = list(policy.make_environment_transform())
-    if isinstance(actor, Executor) and actor.makes_wait:
-        carried.append(SkipWaiting())
+    make_transform = getattr(actor, "make_environment_transform", None)
+    carried = [] if make_transform is None else list(make_transform())
     return TransformedEnv(env, Compose(*carried)) if carried else env
 
 

@@ -28,8 +28,8 @@ from torchrl_vla.policies import (
     VLAWrapperBase,
 )
 from torchrl_vla.recipes.dataset_opening import Demonstrations, image_sizes_of
-from torchrl_vla.recipes.model_space import ModelSpace
 from torchrl_vla.schema import RobotDatasetMetadata
+from torchrl_vla.spaces import ModelSpace
 from torchrl_vla.tokenizers import UniformActionTokenizer
 
 #: Those with log-probabilities.

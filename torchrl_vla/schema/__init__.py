@@ -3,7 +3,7 @@
 from torchrl_vla._internal.arguments import check_positive_int
 from torchrl_vla._internal.extras import import_extra
 from torchrl_vla.errors import (
-    ActionBoundaryError,
+    ActionGuardError,
     ExecutionError,
     IncompatibleMetadataError,
     MetadataError,
@@ -121,7 +121,7 @@ __all__ = [
     "STATE_DIM_IS_PAD_KEY",
     "STATE_KEY",
     "SUCCESS_KEY",
-    "ActionBoundaryError",
+    "ActionGuardError",
     "ExecutionError",
     "FeatureStatistics",
     "GripperConvention",

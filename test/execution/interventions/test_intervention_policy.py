@@ -55,7 +55,7 @@ class Button(TensorDictModuleBase):
 
 def make(executor=MultiStepActorWrapper, *, label_all=False, **options):
     return InterventionPolicy(
-        executor(Planner(), chunk_key="action_chunk", **options),
+        executor(Planner(), **options),
         Button(),
         label_all=label_all,
     )

@@ -260,7 +260,7 @@ def test_a_held_answer_is_entered_where_it_would_be_by_then():
 def test_without_an_action_it_raises_where_it_is_told_to_and_plans_afresh():
     executor = make(3, 1, worker=Takeover(), when_late="raise")
     run(executor, 3)
-    match = r"an action for rows \[0\], got none.*No action was sent"
+    match = r"an action for env indices \[0\], got none.*No action was sent"
     with pytest.raises(ExecutionError, match=match):
         run(executor, 1, start=3)
     assert run(executor, 1, start=4)["action"].item() == 5000
@@ -273,7 +273,7 @@ class Fails(ClockActor):
         return super().forward(td)
 
 
-FAILURE = r"Fails to answer about an observation in its worker, got KeyError"
+FAILURE = r"Fails to return a chunk in its worker, got KeyError"
 
 
 def test_an_error_of_the_policy_surfaces_on_the_step_of_its_answer_with_its_cause():

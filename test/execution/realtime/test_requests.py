@@ -23,8 +23,8 @@ def test_a_flight_stays_until_no_row_wants_its_answer():
     state = make_state()
     request = ask(state, [True, True, False], step=2)
     state.remove(request, torch.tensor([True, False, False]))
-    assert request.rows.tolist() == [False, True, False]
-    assert state.is_asked.tolist() == [False, True, False]
+    assert request.envs.tolist() == [False, True, False]
+    assert state.in_flight.tolist() == [False, True, False]
     assert state.requests == [request]
     assert not request.answer.cancelled()
     state.drop(torch.tensor([False, True, True]))
@@ -39,7 +39,7 @@ def test_a_row_that_drops_its_answer_leaves_those_of_others():
     state.drop(torch.tensor([True, True, False]))
     assert state.requests == [second]
     assert first.answer.cancelled()
-    assert second.rows.tolist() == [False, False, True]
+    assert second.envs.tolist() == [False, False, True]
 
 
 def test_the_newest_chunk_of_a_row_is_the_one_that_it_was_asked_about():

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torchrl_vla.execution.realtime.staggered_chunks import StaggeredChunks, rows_of
+from torchrl_vla.execution.realtime.staggered_chunks import StaggeredChunks, select_envs
 
 
 def answer(*values, size=3, serial=1):
@@ -50,8 +50,8 @@ def test_what_is_taken_can_be_put_elsewhere():
     assert held.outputs["tokens"].tolist() == [4, 2, 6]
 
 
-def test_rows_of_an_answer_keep_their_order_and_their_numbers():
-    chunks, outputs, serials = rows_of(
+def test_environments_of_an_answer_keep_their_order_and_their_numbers():
+    chunks, outputs, serials = select_envs(
         (*answer(1, 2, 3)[:2], torch.tensor([[5], [6], [7]])),
         torch.tensor([True, False, True]),
     )

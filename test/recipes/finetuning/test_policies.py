@@ -15,7 +15,6 @@ from torchrl_vla.recipes import (
     GRPO,
     PPO,
     FinetuneSettings,
-    ModelSpace,
     SettingsError,
     finetune,
     load_executor,
@@ -26,6 +25,7 @@ from torchrl_vla.recipes.finetuning.policies import (
     save_finetuned,
 )
 from torchrl_vla.schema import FeatureStatistics, SchemaError
+from torchrl_vla.spaces import ModelSpace
 
 SMALL = FinetuneSettings(iterations=1, eval_episodes=2)
 

@@ -1,1 +1,1 @@
-"""An expert that takes over."""
+"""Experts that take over from a policy (DAgger)."""

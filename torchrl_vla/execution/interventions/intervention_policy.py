@@ -1,4 +1,4 @@
-"""Let an expert take over from a policy, and remember who did what."""
+"""Policy with an expert that takes over (DAgger), labeling who acted."""
 
 from __future__ import annotations
 
@@ -21,25 +21,28 @@ from torchrl_vla.schema import (
     MissingKeyError,
 )
 
-#: Says which rows the expert takes over, bool ``[*B, 1]``.
+#: Returns where the expert takes over, bool ``[*B, 1]``.
 Takeover = Callable[[TensorDictBase], Tensor]
 
 
 class InterventionPolicy(TensorDictModuleBase):
     """Act with the policy's executor, or with an expert where it takes over.
 
-    What DAgger and its relatives collect with: the states are the policy's, the
-    targets the expert's. With a gate (:class:`EpisodeMixing`, or a callable) the gate
-    decides; without one the expert does, by writing ``is_intervention`` beside its
-    action (HG-DAgger: a person with a button). The surprise is what happens when the
-    expert lets go: the chunk in execution was planned for a state that the expert has
-    left, so that row, and no other, is shown to the executor as one that begins, and
-    is planned afresh. Nothing is remembered here; who acted on the step before is read
-    from the tensordict, and where that is not there the policy plans afresh, too.
+    DAgger and its relatives collect with it: the states are the policy's, the targets
+    the expert's. With a gate (:class:`EpisodeMixing`, or a callable) the gate decides;
+    without one the expert does, by writing ``is_intervention`` beside its action
+    (HG-DAgger: a person with a button).
+
+    Note:
+        When the expert lets go, the chunk in execution was planned for a state that no
+        longer holds. The executor sees ``is_init`` True for that environment, and for
+        no other, and plans again. The policy keeps no state: who acted on the step
+        before is read from the tensordict, and where that is missing the executor plans
+        again too.
 
     Give it to :func:`~torchrl_vla.data.collect`, which stores ``expert_action`` as the
-    target with both flags; a frame without a label is no target there. On rows of the
-    expert the policy's other outputs (log-probabilities) are of an action that was not
+    target with both flags; a frame without a label is no target there. Where the expert
+    acts, the policy's other outputs (log-probabilities) are of an action that was not
     executed; ``select_decisions`` leaves those steps out.
 
     **Reads** what policy and expert read; ``is_init`` bool ``[*B, 1]``;
@@ -54,22 +57,22 @@ class InterventionPolicy(TensorDictModuleBase):
 
     Args:
         policy: an executor, or any actor that writes ``action``.
-        expert: writes ``action``, which is what it executes; ``expert_action``, if
-            that is among its out_keys, is what it meant, and the label. It sees
-            nothing of what the policy writes.
+        expert: writes ``action``, which it executes; ``expert_action``, if that is
+            among its out_keys, is its intended action and the label. It reads nothing
+            that the policy writes.
 
     Keyword Args:
-        gate: takes the tensordict with the expert's answer and returns the rows that
-            the expert takes over. None = the expert writes ``is_intervention``.
+        gate: takes the tensordict with the expert's answer and returns where the
+            expert takes over. None = the expert writes ``is_intervention``.
         label_all: True = the expert labels every frame (DAgger); False = only those on
             which it acts (HG-DAgger).
 
     Raises:
-        ValueError: the policy makes rows wait, or nobody says who acts.
+        ValueError: the policy makes environments wait, or nothing decides who acts.
         MissingKeyError: the tensordict has no ``is_init``, or the expert did not write
             its answer.
         ExecutionError: the expert's action has another shape or is not finite where it
-            counts, or the rows are no bool ``[*B, 1]``.
+            counts, or the gate returns no bool ``[*B, 1]``.
 
     Examples:
         >>> from tensordict import TensorDict
@@ -107,9 +110,9 @@ class InterventionPolicy(TensorDictModuleBase):
         super().__init__()
         if getattr(policy, "makes_wait", False):
             raise ValueError(
-                "InterventionPolicy: expected a policy whose rows do not wait, got a "
-                f"{type(policy).__name__} with align=True: an expert cannot act in a "
-                "row that is not stepped. Make it with align=False."
+                "InterventionPolicy: expected a policy that makes no environment wait, "
+                f"got a {type(policy).__name__} with align=True: an expert cannot act "
+                "in an environment that is not stepped. Make it with align=False."
             )
         if gate is None and IS_INTERVENTION_KEY not in _keys(expert):
             raise ValueError(
@@ -132,7 +135,7 @@ class InterventionPolicy(TensorDictModuleBase):
         self._hidden = [*self.out_keys, *_keys(expert)]
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Write the action of whoever acts, and who that was."""
+        """Write the action of the policy or the expert, and the flags."""
         is_init = tensordict.get(IS_INIT_KEY, None)
         if is_init is None:
             raise MissingKeyError(
@@ -165,7 +168,7 @@ class InterventionPolicy(TensorDictModuleBase):
         return tensordict
 
     def _who_acts(self, answer: TensorDictBase, is_init: Tensor) -> Tensor:
-        """Return the rows that the expert takes over, bool ``[*B, 1]``."""
+        """Return where the expert takes over, bool ``[*B, 1]``."""
         if self.gate is not None:
             acts, source = self.gate(answer), "the gate"
         else:
@@ -179,9 +182,9 @@ class InterventionPolicy(TensorDictModuleBase):
         return acts.clone()
 
     def _read(
-        self, answer: TensorDictBase, key: NestedKey, rows: Tensor, like: Tensor
+        self, answer: TensorDictBase, key: NestedKey, envs: Tensor, like: Tensor
     ) -> Tensor:
-        """Return an action of the expert, checked on the rows on which it counts."""
+        """Return an action of the expert, checked where ``envs`` is True."""
         value = answer.get(key, None)
         if value is None:
             raise MissingKeyError(
@@ -195,7 +198,7 @@ class InterventionPolicy(TensorDictModuleBase):
                 f"expert, the shape of the policy's action, got {list(value.shape)}. "
                 "No action was sent."
             )
-        if not (value.isfinite() | ~rows).all():
+        if not (value.isfinite() | ~envs).all():
             raise ExecutionError(
                 f"InterventionPolicy: expected finite numbers at {key!r} where the "
                 "expert acts or labels, got others. No action was sent."
@@ -203,7 +206,7 @@ class InterventionPolicy(TensorDictModuleBase):
         return value.to(like.dtype)
 
     def extra_repr(self) -> str:
-        """Show who decides and what is labeled."""
+        """Show what decides and what is labeled."""
         gate = "the expert's own" if self.gate is None else self.gate
         return f"gate={gate}, label_all={self.label_all}"
 

@@ -1,4 +1,4 @@
-"""Who acts: the policy or the expert."""
+"""Rule that gives whole episodes to an expert (DAgger's mixture)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torchrl_vla.schema import EPISODE_SEED_KEY, MissingKeyError
 
 
 class EpisodeMixing:
-    """Hand whole episodes to the expert, each with the same probability.
+    """Give whole episodes to the expert, each with the same probability.
 
     DAgger's mixture of expert and policy, drawn once an episode, so that a policy's
     chunks are not torn apart at every step. The draw is a function of ``seed`` and the
@@ -52,7 +52,7 @@ class EpisodeMixing:
         self.seed = seed
 
     def __call__(self, tensordict: TensorDictBase) -> Tensor:
-        """Return the rows whose episode is the expert's."""
+        """Return the environments whose episode is the expert's."""
         episode = tensordict.get(EPISODE_SEED_KEY, None)
         if episode is None:
             raise MissingKeyError(

@@ -1,4 +1,4 @@
-"""Where a policy runs while its last chunk is being executed."""
+"""Workers that run the policy while its last chunk is executed."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import torch
 
 
 class InferenceWorker(ABC):
-    """Run jobs one after the other and say when each is done.
+    """Run jobs one after the other and report when each is done (abstract).
 
-    Abstract: :class:`ThreadWorker` works beside the control loop;
+    :class:`ThreadWorker` works beside the control loop;
     :class:`StepClockWorker` counts steps instead, so that a simulation or a test has
-    the same delays every time. Time is told in steps of the executor only.
+    the same delays every time. Time is counted in steps of the executor only.
     """
 
     @abstractmethod
@@ -34,8 +34,8 @@ class InferenceWorker(ABC):
 class ThreadWorker(InferenceWorker):
     """Run the policy in one thread of its own.
 
-    The thread is begun by the first job. PyTorch lets go of Python's lock in its
-    kernels, so that control goes on meanwhile. Copies share no thread.
+    The first job starts the thread. PyTorch releases Python's lock in its kernels, so
+    that the control loop continues meanwhile. Copies share no thread.
 
     Examples:
         >>> worker = ThreadWorker()
@@ -64,17 +64,17 @@ class ThreadWorker(InferenceWorker):
             self._pool.shutdown(cancel_futures=True)
             self._pool = None
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {"_pool": None}
 
 
 class StepClockWorker(InferenceWorker):
-    """Let every answer arrive a given number of steps after its question.
+    """Make every answer available a given number of steps after its request.
 
     The policy runs at once, in the caller's thread, and its answer is held back.
 
     Args:
-        delay_steps: steps from a question to its answer; 0 = within the same step.
+        delay_steps: steps from a request to its answer; 0 = within the same step.
 
     Raises:
         ValueError: the delay is negative.
@@ -94,7 +94,7 @@ class StepClockWorker(InferenceWorker):
         self.delay_steps = delay_steps
 
     def submit(self, job: Callable[[], Any], step: int) -> Future[Any]:
-        """Do the job now; its answer arrives later."""
+        """Run the job now; its answer is available later."""
         answer = _Timed(step + self.delay_steps)
         try:
             answer.set_result(job())
@@ -115,7 +115,7 @@ class _Timed(Future):
 
 
 class CallersModes:
-    """What is the thread's own in PyTorch, taken from the thread that asks."""
+    """Context with the thread-local modes of PyTorch of the thread that made it."""
 
     def __init__(self) -> None:
         self.grad = torch.is_grad_enabled()
@@ -133,5 +133,5 @@ class CallersModes:
         for autocast in self.autocasts:
             self.stack.enter_context(autocast)
 
-    def __exit__(self, *error: Any) -> None:
+    def __exit__(self, *error: object) -> None:
         self.stack.__exit__(*error)

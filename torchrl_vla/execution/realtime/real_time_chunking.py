@@ -1,27 +1,24 @@
-"""Real-time chunking: plan the next chunk while the last one is being executed."""
+"""Real-time chunking executor: a new chunk continues the one in execution."""
 
 from __future__ import annotations
 
 import torch
-from tensordict import NestedKey, TensorDictBase, unravel_key
+from tensordict import TensorDictBase, unravel_key
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
 from torchrl_vla.execution.action_reference import check_reference
 from torchrl_vla.execution.chunk_executor import ChunkExecutor
+from torchrl_vla.execution.executor_keys import ExecutorKeys
 from torchrl_vla.execution.realtime.rtc_weights import ExponentialPrefix, PrefixSchedule
 from torchrl_vla.execution.realtime.staggered_chunks import (
     Answer,
     StaggeredChunks,
-    rows_of,
+    select_envs,
 )
 from torchrl_vla.schema import (
-    ACTION_KEY,
-    DECISION_INDEX_KEY,
     GUIDE_CHUNK_KEY,
     GUIDE_WEIGHT_KEY,
-    IS_DECISION_KEY,
-    IS_INIT_KEY,
     OBSERVATION_AGE_KEY,
     ExecutionError,
     check_positive_int,
@@ -31,19 +28,22 @@ _GUIDE_KEYS = (GUIDE_CHUNK_KEY, GUIDE_WEIGHT_KEY)
 
 
 class RealTimeChunking(ChunkExecutor):
-    """Ask early, go on with the old chunk meanwhile, and have the new one continue it.
+    """Call the policy early and have its new chunk continue the old one.
 
     A large policy takes several control steps to answer. Every ``replan_interval``
-    steps it is shown the observation of now, and its chunk is entered
+    steps it is called with the present observation, and its chunk is entered
     ``inference_delay`` steps later, at the action that is due then; until then the old
-    chunk is executed. So that nothing jumps, the policy is told what the old chunk
-    goes on with (``guide_chunk``) and how strictly to continue it (``guide_weight``):
-    strictly for the steps that are executed anyway. The surprise: the actor is called
-    at once and its answer is held back, so that a simulator shows what a robot with
-    that delay would do; at an episode's beginning there is nothing to continue, and
-    the first chunk is executed from its first action, without delay.
+    chunk is executed. So that nothing jumps, the policy reads the rest of the old
+    chunk (``guide_chunk``) and how strictly to continue it (``guide_weight``):
+    strictly for the steps that are executed anyway.
 
-    **Reads** the actor's ``in_keys``; ``is_init`` bool ``[*B, 1]``; ``decision_index``
+    Note:
+        The policy is called within the step and its answer is held back, so that a
+        simulator behaves as a robot with that delay would. At the beginning of an
+        episode there is nothing to continue, and the first chunk is executed from its
+        first action, without delay.
+
+    **Reads** the policy's ``in_keys``; ``is_init`` bool ``[*B, 1]``; ``decision_index``
     and ``action`` of the step before, if they are there.
 
     **Writes** what every :class:`ChunkExecutor` does, of the chunk in execution:
@@ -54,26 +54,22 @@ class RealTimeChunking(ChunkExecutor):
     which its log-probability can be computed again.
 
     Args:
-        actor: policy that writes a chunk ``[*B, H, A]`` and has both guide keys in its
-            ``optional_in_keys``.
+        policy: writes a chunk ``[*B, H, A]`` in robot space and has both guide keys in
+            its ``optional_in_keys``.
 
     Keyword Args:
-        replan_interval: ``s``, steps from one request to the next.
+        replan_interval: ``s``, actions executed per decision.
         inference_delay: ``d``, steps that an answer takes, ``0 .. s`` and at most
             ``H - s``.
         action_reference: what the actions are measured from, ``"absolute"`` or
             ``"delta"``; chunks that are relative to a state cannot continue each other.
         schedule: how strictly the new chunk continues the old one.
-        chunk_key: see :class:`ChunkExecutor`, as for the other keys.
-        action_key: see there.
-        init_key: see there.
-        decision_key: see there.
-        decision_index_key: see there.
+        keys: of what is read and written; None = ``ExecutorKeys()``.
 
     Raises:
-        ValueError: the actor takes no guide; the delay is longer than the horizon; the
-            actions are relative.
-        ExecutionError: the chunk is shorter than ``s + d``; see
+        ValueError: the policy takes no guide; the delay is longer than the interval;
+            the actions are relative.
+        ExecutionError: the chunk is shorter than ``s + d``; and as
             :class:`ChunkExecutor`.
 
     Source: Black, Galliker and Levine, "Real-Time Execution of Action Chunking Flow
@@ -83,14 +79,14 @@ class RealTimeChunking(ChunkExecutor):
         >>> import torch
         >>> from tensordict import TensorDict
         >>> from tensordict.nn import TensorDictModule
-        >>> actor = TensorDictModule(
+        >>> policy = TensorDictModule(
         ...     lambda s: s.unsqueeze(-1) + torch.arange(4.0).view(4, 1) / 10,
         ...     in_keys=["state"],
         ...     out_keys=["action_chunk"],
         ... )
-        >>> actor.optional_in_keys = ["guide_chunk", "guide_weight"]
+        >>> policy.optional_in_keys = ["guide_chunk", "guide_weight"]
         >>> executor = RealTimeChunking(
-        ...     actor,
+        ...     policy,
         ...     replan_interval=2,
         ...     inference_delay=1,
         ...     action_reference="absolute",
@@ -110,35 +106,24 @@ class RealTimeChunking(ChunkExecutor):
 
     def __init__(
         self,
-        actor: TensorDictModuleBase,
+        policy: TensorDictModuleBase,
         *,
         replan_interval: int,
         inference_delay: int,
         action_reference: str,
         schedule: PrefixSchedule = ExponentialPrefix(),  # noqa: B008 (has no state)
-        chunk_key: NestedKey | None = None,
-        action_key: NestedKey = ACTION_KEY,
-        init_key: NestedKey = IS_INIT_KEY,
-        decision_key: NestedKey = IS_DECISION_KEY,
-        decision_index_key: NestedKey = DECISION_INDEX_KEY,
+        keys: ExecutorKeys | None = None,
     ) -> None:
         check_positive_int("RealTimeChunking", "replan_interval", replan_interval)
         check_reference("RealTimeChunking", action_reference)
         if not 0 <= inference_delay <= replan_interval:
             raise ValueError(
                 "RealTimeChunking: expected inference_delay in 0..replan_interval="
-                f"{replan_interval}, got {inference_delay}. An answer has to be "
-                "there before the next one is asked for."
+                f"{replan_interval}, got {inference_delay}. An answer has to "
+                "arrive before the next call of the policy."
             )
-        _check_takes_guide(actor)
-        super().__init__(
-            actor,
-            chunk_key=chunk_key,
-            action_key=action_key,
-            init_key=init_key,
-            decision_key=decision_key,
-            decision_index_key=decision_index_key,
-        )
+        _check_takes_guide(policy)
+        super().__init__(policy, keys=keys)
         self.replan_interval = replan_interval
         self.inference_delay = inference_delay
         self.action_reference = action_reference
@@ -152,18 +137,18 @@ class RealTimeChunking(ChunkExecutor):
             answer = self._plan(tensordict, begins, begins, None)
             self._state = plans = _Plans(StaggeredChunks(answer))
             switched = begins
-        elif plans.quiet_steps == 0 or begins.any():
+        elif plans.steps_until_event == 0 or begins.any():
             switched = begins | self._enter_pending(plans, begins)
             switched = switched | self._replan(plans, tensordict, begins)
         if switched is not None:
-            plans.quiet_steps = self._steps_to_next_event(plans.running)
-        plans.quiet_steps -= 1
+            plans.steps_until_event = self._steps_to_next_event(plans.running)
+        plans.steps_until_event -= 1
         action = plans.running.pop()
         due = self._is_due(plans.running.positions)
         return self._write(tensordict, action, switched, plans.running.outputs, due)
 
     def _enter_pending(self, plans: _Plans, begins: Tensor) -> Tensor:
-        """Switch the rows whose answer is due, and return them."""
+        """Enter the chunks that are due, and return their environments."""
         delay = self.inference_delay
         entered = plans.running.positions == self.replan_interval + delay
         entered = entered & ~begins & (delay > 0)
@@ -175,72 +160,72 @@ class RealTimeChunking(ChunkExecutor):
     def _replan(
         self, plans: _Plans, tensordict: TensorDictBase, begins: Tensor
     ) -> Tensor:
-        """Ask about the rows that are due; return those that switch without delay."""
+        """Plan where it is due; return the environments that switch without delay."""
         due = (plans.running.positions == self.replan_interval) & ~begins
-        asked = due | begins
-        if not asked.any():
-            return asked
-        everyone = bool(asked.all())
-        answer = self._plan(tensordict, asked, begins, plans.running)
+        planned = due | begins
+        if not planned.any():
+            return planned
+        everyone = bool(planned.all())
+        answer = self._plan(tensordict, planned, begins, plans.running)
         at_once = self.inference_delay == 0
         later = plans.running if at_once else plans.pending
-        for rows, chunks in ((begins, plans.running), (due, later)):
-            if rows.any():
-                part = rows_of(answer, rows if everyone else rows[asked])
-                chunks.replace(rows, part, position=0)
+        for envs, chunks in ((begins, plans.running), (due, later)):
+            if envs.any():
+                part = select_envs(answer, envs if everyone else envs[planned])
+                chunks.replace(envs, part, position=0)
         return due & at_once
 
     def _plan(
         self,
         tensordict: TensorDictBase,
-        asked: Tensor,
+        planned: Tensor,
         begins: Tensor,
         running: StaggeredChunks | None,
     ) -> Answer:
-        """Ask the actor about some rows; those that do not begin have a guide."""
-        rows = None if asked.all() else asked
-        shown = tensordict.exclude(*_GUIDE_KEYS)  # the last decision's may be there
+        """Call the policy for some environments; those that do not begin are guided."""
+        envs = None if planned.all() else planned
+        inputs = tensordict.exclude(*_GUIDE_KEYS)  # the last decision's may be there
         if running is not None:
             guide, weight = self._guide(running, ~begins)
-            shown.set(GUIDE_CHUNK_KEY, guide).set(GUIDE_WEIGHT_KEY, weight)
-        chunk, outputs, serial = self._ask(shown, rows)
+            inputs.set(GUIDE_CHUNK_KEY, guide).set(GUIDE_WEIGHT_KEY, weight)
+        chunk, outputs, serial = self._call_policy(inputs, envs)
         self._check_length(chunk, running)
         if running is None:
             guide, weight = torch.zeros_like(chunk), torch.zeros_like(chunk[..., 0])
         age = torch.where(begins, 0, self.inference_delay).unsqueeze(-1)
-        told = dict(zip((OBSERVATION_AGE_KEY, *_GUIDE_KEYS), (age, guide, weight)))
-        if rows is not None:
-            told = {key: value[rows] for key, value in told.items()}
-        return chunk, {**outputs, **told}, serial
+        added = dict(zip((OBSERVATION_AGE_KEY, *_GUIDE_KEYS), (age, guide, weight)))
+        if envs is not None:
+            added = {key: value[envs] for key, value in added.items()}
+        return chunk, {**outputs, **added}, serial
 
     def _guide(self, running: StaggeredChunks, guided: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what is left of each row's chunk, from now on, and its weights."""
-        size, horizon = running.chunk_size, self.replan_interval
-        overlap, free = size - horizon, ~guided.unsqueeze(-1)
+        """Return the rest of each chunk, from the present step on, and its weights."""
+        size, interval = running.chunk_size, self.replan_interval
+        overlap, free = size - interval, ~guided.unsqueeze(-1)
         guide = torch.zeros_like(running.actions)
-        rest = running.actions[..., horizon:, :]
+        rest = running.actions[..., interval:, :]
         guide[..., :overlap, :] = rest.masked_fill(free.unsqueeze(-1), 0)
         weight = self.schedule(self.inference_delay, overlap, size).to(guide)
         return guide, weight.expand(guide.shape[:-1]).masked_fill(free, 0)
 
     def _inputs(
-        self, tensordict: TensorDictBase, rows: Tensor | None
+        self, tensordict: TensorDictBase, envs: Tensor | None
     ) -> TensorDictBase:
-        asked = super()._inputs(tensordict, rows)
+        inputs = super()._inputs(tensordict, envs)
         for key, value in tensordict.select(*_GUIDE_KEYS, strict=False).items():
-            asked.set(key, value if rows is None else value[rows])
-        return asked
+            inputs.set(key, value if envs is None else value[envs])
+        return inputs
 
     def _is_due(self, positions: Tensor) -> Tensor:
-        """Return the rows that are asked about at these positions."""
-        horizon, delay = self.replan_interval, self.inference_delay
-        due = positions == horizon
-        return due | (positions == horizon + delay) if delay == horizon else due
+        """Return the environments that are planned for at these positions."""
+        interval, delay = self.replan_interval, self.inference_delay
+        due = positions == interval
+        return due | (positions == interval + delay) if delay == interval else due
 
     def _steps_to_next_event(self, running: StaggeredChunks) -> int:
-        positions, horizon = running.positions, self.replan_interval
-        later = horizon + self.inference_delay - positions
-        return int(torch.where(positions < horizon, horizon - positions, later).min())
+        positions, interval = running.positions, self.replan_interval
+        later = interval + self.inference_delay - positions
+        return int(torch.where(positions < interval, interval - positions, later).min())
 
     def _check_length(self, chunk: Tensor, running: StaggeredChunks | None) -> None:
         size = chunk.shape[-2]
@@ -249,8 +234,8 @@ class RealTimeChunking(ChunkExecutor):
             raise ExecutionError(
                 "RealTimeChunking: expected chunks of at least replan_interval + "
                 f"inference_delay = {needed} actions at {self.chunk_key!r}, got "
-                f"{size}: there would be nothing to execute while the policy thinks. "
-                "Ask more often. No action was sent."
+                f"{size}: there would be nothing to execute while the policy runs. "
+                "Decrease replan_interval. No action was sent."
             )
         if running is not None and size != running.chunk_size:
             raise ExecutionError(
@@ -259,7 +244,7 @@ class RealTimeChunking(ChunkExecutor):
             )
 
     def extra_repr(self) -> str:
-        """Show when the policy is asked and how it is guided."""
+        """Show when the policy is called and how it is guided."""
         return (
             f"replan_interval={self.replan_interval}, "
             f"inference_delay={self.inference_delay}, schedule={self.schedule}"
@@ -271,9 +256,9 @@ class _Plans:
 
     def __init__(self, running: StaggeredChunks) -> None:
         self.running = running
-        rows = (running.actions, dict(running.outputs), running.serials)
-        self.pending = StaggeredChunks(rows)  # of no meaning until a row is replaced
-        self.quiet_steps = 0
+        answer = (running.actions, dict(running.outputs), running.serials)
+        self.pending = StaggeredChunks(answer)  # without meaning until replaced
+        self.steps_until_event = 0
 
     @property
     def batch_size(self) -> torch.Size:
@@ -284,11 +269,11 @@ class _Plans:
         return self.running.serials
 
 
-def _check_takes_guide(actor: TensorDictModuleBase) -> None:
-    declared = [unravel_key(key) for key in getattr(actor, "optional_in_keys", ())]
+def _check_takes_guide(policy: TensorDictModuleBase) -> None:
+    declared = [unravel_key(key) for key in getattr(policy, "optional_in_keys", ())]
     if not set(_GUIDE_KEYS) <= set(declared):
         raise ValueError(
-            f"RealTimeChunking: expected {type(actor).__name__} to have "
+            f"RealTimeChunking: expected {type(policy).__name__} to have "
             f"{GUIDE_CHUNK_KEY!r} and {GUIDE_WEIGHT_KEY!r} in its optional_in_keys, "
             f"got {declared}: it cannot continue a chunk that is being executed. Use a "
             "flow head, a policy of LeRobot's whose rtc_config is enabled, or "

@@ -1,12 +1,12 @@
-"""Questions that are on their way while chunks are being executed."""
+"""In-flight requests of the asynchronous executor."""
 
 from __future__ import annotations
 
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
 
 import torch
+from tensordict import TensorDictBase
 from torch import Tensor
 
 from torchrl_vla.execution.realtime.staggered_chunks import Answer, StaggeredChunks
@@ -14,35 +14,35 @@ from torchrl_vla.execution.realtime.staggered_chunks import Answer, StaggeredChu
 
 @dataclass(eq=False)
 class InFlightRequest:
-    """A question on its way.
+    """A call of the policy that has not been executed yet.
 
     Args:
-        rows: bool ``[*B]``, those that still want the answer.
-        shown: bool ``[*B]``, those that it is about; None = all.
-        batch_size: of what the policy was shown.
+        envs: bool ``[*B]``, the environments that still need the answer.
+        planned: bool ``[*B]``, the environments that it is for; None = all.
+        batch_size: of the policy's inputs.
         step: of the observation.
-        answer: what the policy wrote.
+        answer: what the policy writes.
         read: the same, checked.
     """
 
-    rows: Tensor
-    shown: Tensor | None
+    envs: Tensor
+    planned: Tensor | None
     batch_size: torch.Size
     step: int
-    answer: Future[Any]
+    answer: Future[TensorDictBase]
     read: Answer | None = None
 
 
 class AsyncState:
-    """The chunks in execution, and which rows wait for others."""
+    """The chunks in execution, and the requests in flight."""
 
     def __init__(self, chunks: StaggeredChunks) -> None:
         self.chunks = chunks
         self.requests: list[InFlightRequest] = []
         self.step = 0
-        self.quiet_steps = 0
-        self.is_asked = torch.zeros_like(chunks.positions, dtype=torch.bool)
-        self.asked_at = torch.zeros_like(chunks.positions)
+        self.steps_until_event = 0
+        self.in_flight = torch.zeros_like(chunks.positions, dtype=torch.bool)
+        self.requested_at = torch.zeros_like(chunks.positions)
 
     @property
     def batch_size(self) -> torch.Size:
@@ -55,27 +55,30 @@ class AsyncState:
         return self.chunks.serials
 
     def newest_positions(self) -> Tensor:
-        """Return where in its newest chunk, there or not, each row will be next."""
+        """Return each environment's next position in its newest chunk, int64 ``[*B]``.
+
+        That is the chunk of its request, where one is in flight.
+        """
         if not self.requests:
             return self.chunks.positions
-        asked = self.step + 1 - self.asked_at
-        return torch.where(self.is_asked, asked, self.chunks.positions)
+        requested = self.step + 1 - self.requested_at
+        return torch.where(self.in_flight, requested, self.chunks.positions)
 
     def add(self, request: InFlightRequest) -> None:
-        """Note a question."""
+        """Add a request."""
         self.requests.append(request)
-        self.is_asked = self.is_asked | request.rows
-        self.asked_at = self.asked_at.masked_fill(request.rows, request.step)
+        self.in_flight = self.in_flight | request.envs
+        self.requested_at = self.requested_at.masked_fill(request.envs, request.step)
 
-    def remove(self, request: InFlightRequest, rows: Tensor) -> None:
-        """Let rows want a request's answer no longer."""
-        request.rows = request.rows & ~rows
-        self.is_asked = self.is_asked & ~rows
-        if request in self.requests and not request.rows.any():
+    def remove(self, request: InFlightRequest, envs: Tensor) -> None:
+        """Remove environments from a request; cancel it when none is left."""
+        request.envs = request.envs & ~envs
+        self.in_flight = self.in_flight & ~envs
+        if request in self.requests and not request.envs.any():
             request.answer.cancel()
             self.requests.remove(request)
 
-    def drop(self, rows: Tensor) -> None:
-        """Let rows want no answer that is on its way."""
+    def drop(self, envs: Tensor) -> None:
+        """Remove environments from every request."""
         for request in list(self.requests):
-            self.remove(request, rows)
+            self.remove(request, envs)

@@ -1,4 +1,4 @@
-"""How strictly a new chunk has to continue the old one, position by position."""
+"""Weights with which a new chunk continues the old one (real-time chunking)."""
 
 from __future__ import annotations
 
@@ -11,17 +11,20 @@ from torch import Tensor
 
 
 class PrefixSchedule(ABC):
-    """Weigh the positions that a new chunk shares with the one in execution.
+    """Weigh the positions that a new chunk shares with the one in execution (abstract).
 
-    Abstract: a schedule says what happens between the positions that are frozen,
-    because they are executed while the policy is still thinking, and those of which
-    the old chunk knows nothing. The surprise: a weight is 1 at no free position of a
-    ramp and 0 at none that the old chunk covers; the ramp starts one step earlier and
-    ends one later than the overlap. Source: Black, Galliker and Levine, "Real-Time
-    Execution of Action Chunking Flow Policies" (2025), equation 5.
+    A schedule defines the weights between the frozen positions, which are executed
+    while the policy runs, and those that the old chunk does not cover.
+
+    Note:
+        A weight is 1 at no free position of a ramp and 0 at none that the old chunk
+        covers; the ramp starts one step earlier and ends one later than the overlap.
+
+    Source: Black, Galliker and Levine, "Real-Time Execution of Action Chunking Flow
+    Policies" (2025), equation 5.
     """
 
-    #: What the paper's code and LeRobot call it.
+    #: Name in the paper's code and in LeRobot.
     name: ClassVar[str]
 
     @abstractmethod
@@ -65,7 +68,7 @@ class PrefixSchedule(ABC):
 
 
 class LinearPrefix(PrefixSchedule):
-    """Let go evenly over the overlap.
+    """Decrease the weight linearly over the overlap.
 
     Examples:
         >>> LinearPrefix()(frozen=1, overlap=4, chunk_size=5)
@@ -80,7 +83,7 @@ class LinearPrefix(PrefixSchedule):
 
 
 class ExponentialPrefix(PrefixSchedule):
-    """Let go quickly, as the paper does: what is near is followed, what is far free.
+    """Decrease the weight exponentially over the overlap, as the paper does.
 
     Examples:
         >>> ExponentialPrefix()(frozen=1, overlap=4, chunk_size=5)
@@ -96,7 +99,7 @@ class ExponentialPrefix(PrefixSchedule):
 
 
 class OnesPrefix(PrefixSchedule):
-    """Hold on to everything that the old chunk covers.
+    """Follow the old chunk at every position that it covers.
 
     Examples:
         >>> OnesPrefix()(frozen=1, overlap=4, chunk_size=5)
@@ -112,7 +115,7 @@ class OnesPrefix(PrefixSchedule):
 
 
 class ZerosPrefix(PrefixSchedule):
-    """Hold on to the frozen positions alone: hard masking.
+    """Follow the old chunk at the frozen positions only (hard masking).
 
     Examples:
         >>> ZerosPrefix()(frozen=1, overlap=4, chunk_size=5)
@@ -127,7 +130,7 @@ class ZerosPrefix(PrefixSchedule):
         return (torch.arange(chunk_size) < min(frozen, overlap)).float()
 
 
-#: By what the command line calls them.
+#: Schedules by name.
 PREFIX_SCHEDULES: dict[str, PrefixSchedule] = {
     schedule.name: schedule
     for schedule in (LinearPrefix(), ExponentialPrefix(), OnesPrefix(), ZerosPrefix())

@@ -1,28 +1,29 @@
-"""Chunks in execution, every environment at its own position of its own."""
+"""Buffer of whole chunks, each environment at a position of its own."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TypeAlias
 
 import torch
-from tensordict import NestedKey
 from torch import Tensor
 
-#: What a policy said about some rows: chunks ``[N, H, A]``, the other outputs, and the
-#: number of the decision, for all rows or ``[N, 1]``.
-Answer = tuple[Tensor, dict[NestedKey, Any], "int | Tensor"]
+from torchrl_vla.execution.chunk_cache import Outputs
+
+#: What a policy wrote for some environments: chunks ``[N, H, A]``, the other outputs,
+#: and the number of the decision, for all of them or ``[N, 1]``.
+Answer: TypeAlias = tuple[Tensor, Outputs, "int | Tensor"]
 
 
 class StaggeredChunks:
     """Hold whole chunks and a position in each.
 
     Executors that enter a chunk in its middle need all of it, not only the next
-    actions. While every row is at the same position, as in environments that begin
-    together, serving is a view; else it is one ``gather``. Nothing that was handed out
-    is ever written to.
+    actions. While all environments are at the same position, as when they begin
+    together, serving is a view; else it is one ``gather``. What was handed out is never
+    written to. (:class:`ChunkCache` holds the next actions only, at one cursor.)
 
     Args:
-        answer: chunks ``[*B, H, A]``, outputs and number of a decision about all rows.
+        answer: chunks ``[*B, H, A]``, outputs and number of a decision for all.
         position: of the first action to be executed.
 
     Examples:
@@ -48,18 +49,18 @@ class StaggeredChunks:
             self.serials = serials.reshape(shape)
         else:
             self.serials = torch.full(shape, serials, device=device)
-        self._together: int | None = position  # None: rows differ
+        self._together: int | None = position  # None: they differ
         self._positions = torch.full(self.batch_size, position, device=device)
 
     @property
     def positions(self) -> Tensor:
-        """The position of every row's next action, int64 ``[*B]``."""
+        """The position of every next action, int64 ``[*B]``."""
         if self._together is None:
             return self._positions
         return torch.full_like(self._positions, self._together)
 
     def pop(self) -> Tensor:
-        """Return every row's next action ``[*B, A]``; past the end it is the last."""
+        """Return every next action ``[*B, A]``; past the end it is the last."""
         last = self.chunk_size - 1
         if self._together is not None:
             action = self.actions.select(-2, min(self._together, last))
@@ -70,39 +71,39 @@ class StaggeredChunks:
         self._positions = self._positions + 1
         return self.actions.gather(-2, index).squeeze(-2)
 
-    def take(self, rows: Tensor) -> Answer:
-        """Return what is held for the rows where ``rows`` (bool ``[*B]``) is True."""
-        outputs = {key: value[rows] for key, value in self.outputs.items()}
-        return self.actions[rows], outputs, self.serials[rows]
+    def take(self, envs: Tensor) -> Answer:
+        """Return what is held where ``envs`` (bool ``[*B]``) is True."""
+        outputs = {key: value[envs] for key, value in self.outputs.items()}
+        return self.actions[envs], outputs, self.serials[envs]
 
-    def replace(self, rows: Tensor, answer: Answer, position: int | Tensor) -> None:
-        """Put ``N`` new chunks in the rows where ``rows`` (bool ``[*B]``) is True.
+    def replace(self, envs: Tensor, answer: Answer, position: int | Tensor) -> None:
+        """Put ``N`` new chunks where ``envs`` (bool ``[*B]``) is True.
 
         Args:
-            rows: ``N`` of them are True.
-            answer: about these rows, in their order.
+            envs: ``N`` of them are True.
+            answer: for these environments, in their order.
             position: of their next actions, for all of them or ``[N]``.
         """
         actions, outputs, serials = answer
         self._positions = self.positions.clone()
-        self._positions[rows] = position
+        self._positions[envs] = position
         self._together = None
         first = int(self._positions.reshape(-1)[0])
         if (self._positions == first).all():
             self._together = first
         self.actions = self.actions.clone()
-        self.actions[rows] = actions.to(self.actions.dtype)
+        self.actions[envs] = actions.to(self.actions.dtype)
         self.serials = self.serials.clone()
-        self.serials[rows] = serials
+        self.serials[envs] = serials
         for key, value in outputs.items():
             merged = self.outputs[key].clone()
-            merged[rows] = value
+            merged[envs] = value
             self.outputs[key] = merged
 
 
-def rows_of(answer: Answer, rows: Tensor) -> Answer:
-    """Return the rows of an answer where ``rows`` (bool ``[N]``) is True."""
+def select_envs(answer: Answer, envs: Tensor) -> Answer:
+    """Return the part of an answer where ``envs`` (bool ``[N]``) is True."""
     actions, outputs, serials = answer
     if isinstance(serials, Tensor):
-        serials = serials[rows]
-    return actions[rows], {key: value[rows] for key, value in outputs.items()}, serials
+        serials = serials[envs]
+    return actions[envs], {key: value[envs] for key, value in outputs.items()}, serials

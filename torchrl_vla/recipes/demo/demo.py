@@ -35,10 +35,10 @@ from torchrl_vla.recipes.heads import (
     make_space,
     to_stochastic,
 )
-from torchrl_vla.recipes.model_space import ModelSpace
 from torchrl_vla.recipes.training_loop import TrainingLog
 from torchrl_vla.recipes.training_settings import TrainingSettings
 from torchrl_vla.schema import IMAGE_KEY
+from torchrl_vla.spaces import ModelSpace
 
 _MEANINGS = {
     "before": "the policy with its random initial weights.",

@@ -39,9 +39,9 @@ from torchrl_vla.recipes.finetuning.rollouts import (
     make_decision_env,
 )
 from torchrl_vla.recipes.finetuning.run_log import RunLog
-from torchrl_vla.recipes.model_space import ModelSpace
 from torchrl_vla.recipes.training_state import TrainingState, check_training_folder
 from torchrl_vla.rollout import iteration_seed
+from torchrl_vla.spaces import ModelSpace
 
 #: What a fine-tuning writes to its folder beside its state.
 _OWN_NAMES = ("comparison.json", "evaluations", "log.csv", "policy", "tensorboard")

@@ -28,9 +28,9 @@ from torchrl_vla.recipes.finetuning.finetune_settings import (
 )
 from torchrl_vla.recipes.finetuning.policies import make_critic
 from torchrl_vla.recipes.heads import make_cloning_loss
-from torchrl_vla.recipes.model_space import ModelSpace
 from torchrl_vla.rollout import iteration_seed
 from torchrl_vla.schema import EXECUTED_STEPS_KEY
+from torchrl_vla.spaces import ModelSpace
 
 
 class Learner:

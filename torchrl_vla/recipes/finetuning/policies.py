@@ -20,8 +20,8 @@ from torchrl_vla.recipes.checkpoints import save_checkpoint, save_lerobot_checkp
 from torchrl_vla.recipes.finetuning.algorithms import Algorithm
 from torchrl_vla.recipes.finetuning.finetune_settings import SettingsError
 from torchrl_vla.recipes.heads import TinyPolicies
-from torchrl_vla.recipes.model_space import ModelSpace
 from torchrl_vla.schema import RobotDatasetMetadata
+from torchrl_vla.spaces import ModelSpace
 
 _WEIGHTS = "weights.pt"
 _VALUE = "state_value"

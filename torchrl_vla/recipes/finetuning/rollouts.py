@@ -21,7 +21,6 @@ from torchrl.envs import (
 from torchrl_vla._internal.option_names import Reward as Reward
 from torchrl_vla.execution import MultiAction
 from torchrl_vla.policies import StochasticVLAWrapper
-from torchrl_vla.recipes.model_space import ModelSpace
 from torchrl_vla.rollout import ScheduledEpisodes
 from torchrl_vla.schema import (
     ACTION_CHUNK_KEY,
@@ -32,6 +31,7 @@ from torchrl_vla.schema import (
     ExecutionError,
     MissingKeyError,
 )
+from torchrl_vla.spaces import ModelSpace
 from torchrl_vla.transforms import ActionScaling, SuccessReward
 
 _PROBES = 64  # decisions of a batch that are asked about again

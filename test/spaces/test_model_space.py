@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tensordict import NonTensorStack, TensorDict
@@ -12,10 +14,29 @@ from tensordict.nn import (
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.objectives import ClipPPOLoss
 
-from torchrl_vla.execution import RealTimeChunking, ZerosPrefix
+from torchrl_vla.execution import (
+    ActionGuard,
+    ActionInterpolation,
+    AsyncExecutor,
+    MultiStepActorWrapper,
+    RealTimeChunking,
+    StepClockWorker,
+    TemporalEnsemble,
+    ZerosPrefix,
+)
 from torchrl_vla.policies import TinyFlowVLA, TinyGaussianVLA
-from torchrl_vla.recipes import ModelSpace, RobotSpacePolicy
-from torchrl_vla.schema import FeatureStatistics, MetadataError, RobotDatasetMetadata
+from torchrl_vla.schema import (
+    ROBOT_SPACE,
+    ActionGuardError,
+    ExecutionError,
+    FeatureStatistics,
+    MetadataError,
+    PolicySpace,
+    RobotDatasetMetadata,
+    SpaceError,
+    space_of,
+)
+from torchrl_vla.spaces import ModelSpace, RobotSpacePolicy
 from torchrl_vla.testing import check_log_prob_consistency
 
 
@@ -35,7 +56,7 @@ def make_space(mode="mean_std", with_state=True):
 
 
 def make_policy():
-    """Answers (in model space) the state that it is shown, twice."""
+    """Write the state that it reads twice (in model space)."""
     policy = TensorDictModule(
         lambda state: state.unsqueeze(-2).expand(-1, 2, -1),
         in_keys=[("observation", "state")],
@@ -74,7 +95,7 @@ def test_training_samples_hold_model_space_and_the_storage_robot_space():
     assert storage[:]["action"].flatten().tolist() == [4.0, 6.0]
 
 
-def test_the_actor_shows_model_space_to_the_policy_and_gives_robot_space():
+def test_the_executor_converts_to_model_space_and_back():
     data = make_space().executor(make_policy())(observe(90.0, 120.0))
     # States -1 and 2 in model space; actions 5 - 1 and 5 + 2 in robot space.
     assert data["action"].flatten().tolist() == [4.0, 7.0]
@@ -94,7 +115,7 @@ def test_data_without_state_statistics_leave_the_state_alone():
     assert data["action"].item() == 7.0  # 5 + 1 * 2
 
 
-def test_the_actor_executes_as_many_actions_as_it_is_told():
+def test_the_executor_executes_replan_interval_actions():
     actor = make_space().executor(make_policy(), replan_interval=1)
     data = actor(observe(90.0))
     data["is_init"] = torch.zeros(1, 1, dtype=torch.bool)
@@ -217,3 +238,133 @@ def test_a_loss_takes_a_stochastic_policy_and_observations_of_robot_space():
     learned = [p for p in loss.parameters() if p.requires_grad]
     assert len(learned) == len(list(inner.parameters()))
     assert all(p.grad is not None for p in learned)
+
+
+# Every executor in one line
+
+
+class Guided(TensorDictModuleBase):
+    """Write the state ``H`` times, and take a guide."""
+
+    in_keys, out_keys = [("observation", "state")], ["action_chunk"]
+    optional_in_keys = ["guide_chunk", "guide_weight"]
+
+    def forward(self, td):
+        state = td["observation", "state"]
+        return td.set("action_chunk", state.unsqueeze(-2).expand(-1, 4, -1))
+
+
+ABSOLUTE = {"action_reference": "absolute"}
+
+
+@pytest.mark.parametrize(
+    ("executor_class", "options"),
+    [
+        (MultiStepActorWrapper, {"replan_interval": 2}),
+        (TemporalEnsemble, ABSOLUTE),
+        (RealTimeChunking, {"replan_interval": 2, "inference_delay": 1, **ABSOLUTE}),
+        (AsyncExecutor, {"request_at": 1, "worker": StepClockWorker(0), **ABSOLUTE}),
+    ],
+)
+def test_every_executor_is_built_in_one_line(executor_class, options):
+    executor = make_space().executor(Guided(), executor_class, **options)
+    assert type(executor) is executor_class
+    data = executor(observe(90.0, 120.0))
+    assert data["action"].flatten().tolist() == [4.0, 7.0]
+    fast = ActionInterpolation(executor, 2, action_reference="absolute")
+    fast.reset()
+    data = observe(90.0, 120.0)
+    data["is_waiting"] = torch.zeros(2, 1).bool()
+    assert fast(data)["action"].flatten().tolist() == [4.0, 7.0]
+
+
+# Marks
+
+
+def mark(policy, space):
+    policy.policy_space = space
+    return policy
+
+
+def test_two_spaces_have_one_fingerprint_if_they_convert_alike():
+    space = make_space()
+    renamed = replace(space.metadata, dataset_id="other", control_frequency_hz=5.0)
+    assert ModelSpace(renamed).fingerprint == space.fingerprint
+    loaded = RobotDatasetMetadata.from_json(space.metadata.to_json())
+    assert ModelSpace(loaded).fingerprint == space.fingerprint
+    others = [make_space("min_max"), make_space(with_state=False)]
+    stats = FeatureStatistics.from_samples(torch.tensor([[4.0], [6.5]]))
+    others.append(ModelSpace(replace(space.metadata, action_statistics=stats)))
+    assert len({other.fingerprint for other in [space, *others]}) == 4
+    assert space.policy_space == PolicySpace("model", space.fingerprint, "mean_std")
+
+
+def test_a_policy_of_this_space_or_without_a_mark_is_accepted():
+    space = make_space()
+    for policy in (make_policy(), mark(make_policy(), space.policy_space)):
+        before = space_of(policy)
+        assert space.executor(policy)(observe(120.0))["action"].item() == 7.0
+        assert space_of(policy) == before
+
+
+def test_a_policy_of_another_mode_is_refused():
+    policy = mark(make_policy(), make_space("min_max").policy_space)
+    with pytest.raises(
+        SpaceError, match=r"(?s)\(mean_std\), got .*\(min_max\).*load_checkpoint retur"
+    ):
+        make_space().executor(policy)
+
+
+def test_a_policy_of_robot_space_is_not_scaled_twice():
+    space, message = make_space(), "of robot space.*scaled twice"
+    with pytest.raises(SpaceError, match=message):
+        space.executor(mark(make_policy(), ROBOT_SPACE))
+    robot_policy = space.robot_policy(make_policy())
+    assert space_of(robot_policy) == ROBOT_SPACE
+    with pytest.raises(SpaceError, match=message):
+        space.executor(robot_policy)
+    with pytest.raises(SpaceError, match=message):
+        RobotSpacePolicy(robot_policy, space.action_scaling, space.state_scaling)
+    MultiStepActorWrapper(robot_policy)  # without a space it is right
+
+
+# The guard
+
+
+def limited_space():
+    metadata = replace(make_space().metadata, action_low=(4.0,), action_high=(6.0,))
+    return ModelSpace(metadata)
+
+
+def test_actions_beyond_declared_limits_are_clipped_by_default():
+    executor = limited_space().executor(make_policy())
+    assert isinstance(executor.policy, ActionGuard)
+    # 5 - 1, 5 + 2 and 5 - 3 in robot space.
+    data = executor(observe(90.0, 120.0, 70.0))
+    assert data["action"].flatten().tolist() == [4.0, 6.0, 4.0]
+
+
+def test_the_guard_is_chosen_by_name_or_left_out():
+    space = limited_space()
+    with pytest.raises(ActionGuardError, match=r"4\.0 \.\. 6\.0 at env index 1.*got 7"):
+        space.executor(make_policy(), guard="refuse")(observe(90.0, 120.0))
+    free = space.executor(make_policy(), guard=None)
+    assert free(observe(120.0))["action"].item() == 7.0
+
+
+def test_a_state_that_is_not_finite_moves_no_robot():
+    """Case C06: a NaN in the state is a NaN in the chunk."""
+    for guard, error in (("clip", ActionGuardError), (None, ExecutionError)):
+        executor = make_space().executor(make_policy(), guard=guard)
+        with pytest.raises(error, match="env index 1, step 0, dimension 0"):
+            executor(observe(90.0, torch.nan))
+
+
+def test_members_of_the_policy_are_found_through_the_space_and_the_guard():
+    policy = make_policy()
+    policy.make_environment_transform = list
+    executor = limited_space().executor(policy)
+    assert (executor.policy.chunk_size, executor.policy.action_dim) == (2, 1)
+    assert list(executor.make_environment_transform()) == []
+    with pytest.raises(AttributeError, match="no attribute"):
+        _ = executor.policy.sample_key

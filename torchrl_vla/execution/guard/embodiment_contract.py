@@ -1,4 +1,4 @@
-"""What one robot may be told to do."""
+"""Contract of the actions that one embodiment takes."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from functools import cached_property
 from math import isfinite
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from torchrl_vla.execution.guard.action_limits import ActionLimits
+from torchrl_vla.execution.guard.finite import describe_place
 from torchrl_vla.schema import (
-    ActionBoundaryError,
+    ActionGuardError,
     MetadataError,
     RobotDatasetMetadata,
     check_positive_int,
@@ -26,12 +27,16 @@ _SECRETS = ("password", "secret", "token", "credential", "api_key", "private_key
 
 @dataclass(frozen=True)
 class EmbodimentContract:
-    """Say which actions one embodiment takes, and refuse every other chunk.
+    """Declare the actions that one embodiment takes, and refuse every other chunk.
 
-    A chunk that is too short, too wide or not finite is refused as a whole: nothing is
-    padded, projected, clipped or dropped, because a robot cannot tell a repaired
-    action from a meant one. The surprise: limits are compared in the chunk's own
-    dtype, so that a float32 action at the limit is within it.
+    :meth:`check` refuses a chunk that is too short, too wide or not finite as a whole:
+    nothing is padded, projected, clipped or dropped, because a robot cannot tell a
+    repaired action from an intended one. ``ActionGuard(policy, contract)`` checks every
+    chunk of a policy.
+
+    Note:
+        Limits are compared in the chunk's own dtype, so that a float32 action at the
+        limit is within it.
 
     Args:
         embodiment_tag: name of the robot, e.g. ``"aloha"``.
@@ -42,7 +47,7 @@ class EmbodimentContract:
         action_low: smallest legal action per dimension, in the robot's units.
         action_high: largest legal action per dimension.
         action_names: one per dimension, for the errors.
-        metadata: what a run record should say about the robot; JSON-native.
+        metadata: facts about the robot for a run record; JSON-native.
 
     Raises:
         MetadataError: lists every contradiction.
@@ -57,7 +62,7 @@ class EmbodimentContract:
         >>> contract.check(torch.tensor([[256.0, 600.0]]))
         Traceback (most recent call last):
         ...
-        torchrl_vla.errors.ActionBoundaryError: EmbodimentContract 'pusht': ...
+        torchrl_vla.errors.ActionGuardError: EmbodimentContract 'pusht': ...
           - expected dimension 1 in 0.0 .. 512.0 at step 0, got 600
         No action was sent: ...
     """
@@ -131,17 +136,32 @@ class EmbodimentContract:
             embodiment_tag: the robot that the chunk was made for; None = not said.
 
         Raises:
-            ActionBoundaryError: lists every violation.
+            ActionGuardError: lists every violation.
         """
         found = list(self._outer_violations(chunk, embodiment_tag))
-        if found or not self._legal(chunk).all().item():
-            found += self._bad_values(chunk)
+        if found or not self.limits.legal(chunk).all().item():
+            found += self.describe_illegal(chunk)
             raise self.refusal("a chunk within the contract", found)
         return chunk
 
-    def refusal(self, expected: str, found: Sequence[str]) -> ActionBoundaryError:
-        """Make the error that says what was expected, what came, and what is done."""
-        return ActionBoundaryError(
+    def check_outside(self, chunk: Tensor, *, any_horizon: bool = False) -> None:
+        """Refuse a chunk of another type or shape, whatever its numbers are.
+
+        Args:
+            chunk: float ``[*B, H, A]``.
+            any_horizon: True = ``H`` is not compared.
+
+        Raises:
+            ActionGuardError: lists every violation.
+        """
+        found = list(self._outer_violations(chunk, None, any_horizon))
+        if found:
+            found += self.describe_illegal(chunk)
+            raise self.refusal("a chunk within the contract", found)
+
+    def refusal(self, expected: str, found: Sequence[str]) -> ActionGuardError:
+        """Make the error of a refused chunk, with a list of its violations."""
+        return ActionGuardError(
             f"EmbodimentContract {self.embodiment_tag!r}: expected {expected}, got "
             f"{len(found)} violation(s):\n  - "
             + "\n  - ".join(found)
@@ -153,7 +173,7 @@ class EmbodimentContract:
     def to_dict(self) -> dict[str, Any]:
         """Return the contract for a run record, as JSON-native values.
 
-        Entries of ``metadata`` whose name says that they are secret (a password,
+        Entries of ``metadata`` whose name marks them as secret (a password,
         token, key or credential) are withheld, at any depth.
         """
         return {
@@ -194,24 +214,13 @@ class EmbodimentContract:
             )
 
     @cached_property
-    def _limits(self) -> dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]]:
-        return {}  # filled where chunks come from, so that no call copies to a device
+    def limits(self) -> ActionLimits:
+        """The range of each dimension, as tensors."""
+        return ActionLimits(self.action_low, self.action_high)
 
-    def _legal(self, chunk: Tensor) -> Tensor:
-        """Return bool ``[*B, H, A]``: the values that may be sent."""
-        if self.action_low is None:
-            return chunk.isfinite()
-        place = (chunk.device, chunk.dtype)
-        if place not in self._limits:
-            low, high = (
-                torch.tensor(limit, dtype=chunk.dtype, device=chunk.device)
-                for limit in (self.action_low, self.action_high)
-            )
-            self._limits[place] = (low, high)
-        low, high = self._limits[place]
-        return (chunk >= low) & (chunk <= high)  # False for NaN
-
-    def _outer_violations(self, chunk: Any, tag: str | None) -> Iterator[str]:
+    def _outer_violations(
+        self, chunk: Tensor, tag: str | None, any_horizon: bool = False
+    ) -> Iterator[str]:
         if tag is not None and tag != self.embodiment_tag:
             yield f"expected embodiment_tag {self.embodiment_tag!r}, got {tag!r}"
         if not isinstance(chunk, Tensor):
@@ -223,19 +232,29 @@ class EmbodimentContract:
             yield f"expected a chunk [*B, H, A], got {list(chunk.shape)}"
             return
         length, size = chunk.shape[-2:]
-        if length != self.action_horizon and (self.action_horizon or not length):
-            horizon = self.action_horizon or ">= 1"
+        wanted = None if any_horizon else self.action_horizon
+        if length != wanted and (wanted or not length):
+            horizon = wanted or ">= 1"
             yield f"expected horizon H = {horizon}, got {length}"
         if size != self.action_dim:
             yield f"expected action dimension A = {self.action_dim}, got {size}"
 
-    def _bad_values(self, chunk: Any) -> Iterator[str]:
+    def describe_illegal(
+        self, chunk: Tensor, legal: Tensor | None = None
+    ) -> Iterator[str]:
+        """Describe each illegal number of a chunk with its place, for an error.
+
+        Args:
+            chunk: what was refused.
+            legal: bool ``[*B, H, A]``; None = what the limits say.
+        """
         if not isinstance(chunk, Tensor) or not chunk.is_floating_point():
             return
         chunk = chunk.detach()
         comparable = chunk.ndim >= 2 and chunk.shape[-1] == self.action_dim
-        illegal = ~(self._legal(chunk) if comparable else chunk.isfinite())
-        places = illegal.nonzero().tolist()
+        if legal is None:
+            legal = self.limits.legal(chunk) if comparable else chunk.isfinite()
+        places = (~legal).nonzero().tolist()
         for place in places[:_LISTED]:
             value = chunk[tuple(place)].item()
             if comparable:
@@ -246,16 +265,14 @@ class EmbodimentContract:
             yield f"and {len(places) - _LISTED} more values"
 
     def _describe(self, place: list[int], value: float) -> str:
-        *row, step, dim = place
-        where = (
-            f"row {', '.join(map(str, row))}, step {step}" if row else f"step {step}"
-        )
-        name = "" if self.action_names is None else f" ({self.action_names[dim]})"
-        what = f"dimension {dim}{name}"
-        if not isfinite(value) or self.action_low is None or self.action_high is None:
-            return f"expected a finite value in {what} at {where}, got {value}"
-        low, high = self.action_low[dim], self.action_high[dim]
-        return f"expected {what} in {low} .. {high} at {where}, got {value:.9g}"
+        dim = place[-1]
+        where = describe_place(place)
+        if self.action_names is not None:
+            where += f" ({self.action_names[dim]})"
+        low, high = self.action_low, self.action_high
+        if not isfinite(value) or low is None or high is None:
+            return f"expected a finite value at {where}, got {value}"
+        return f"expected {low[dim]} .. {high[dim]} at {where}, got {value:.9g}"
 
 
 def _to_list(values: tuple[Any, ...] | None) -> list[Any] | None:

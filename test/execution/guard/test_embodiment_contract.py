@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from torchrl_vla.policies import EmbodimentContract
+from torchrl_vla.execution import EmbodimentContract
 from torchrl_vla.schema import (
-    ActionBoundaryError,
+    ActionGuardError,
     MetadataError,
     RobotDatasetMetadata,
     VLAError,
@@ -28,16 +28,16 @@ ARM = EmbodimentContract(
 
 
 def chunk(*, batch=(2,), **changes):
-    """Every value in the middle, except the ``changes`` at ``r<row>s<step>d<dim>``."""
+    """Every value in the middle, except the ``changes`` at ``e<env>s<step>d<dim>``."""
     out = torch.tensor([0.0, 5.0]).expand(*batch, 3, 2).clone()
     for place, value in changes.items():
-        row, step, dim = (int(place[i]) for i in (1, 3, 5))
-        out[row, step, dim] = value
+        env, step, dim = (int(place[i]) for i in (1, 3, 5))
+        out[env, step, dim] = value
     return out
 
 
 def violations(contract, value, **kwargs):
-    with pytest.raises(ActionBoundaryError, match="violation") as caught:
+    with pytest.raises(ActionGuardError, match="violation") as caught:
         contract.check(value, **kwargs)
     lines = str(caught.value).splitlines()
     assert lines[-1].startswith("No action was sent: the robot goes on with its last")
@@ -58,27 +58,27 @@ def test_values_at_the_limits_are_legal_in_the_chunk_s_own_dtype():
 
 
 def test_every_bad_value_is_listed_with_its_place_and_its_limits():
-    value = chunk(r0s1d0=1.5, r1s2d1=-0.25)
+    value = chunk(e0s1d0=1.5, e1s2d1=-0.25)
     assert violations(ARM, value) == [
-        "expected dimension 0 (turn) in -1.0 .. 1.0 at row 0, step 1, got 1.5",
-        "expected dimension 1 (lift) in 0.0 .. 10.0 at row 1, step 2, got -0.25",
+        "expected -1.0 .. 1.0 at env index 0, step 1, dimension 0 (turn), got 1.5",
+        "expected 0.0 .. 10.0 at env index 1, step 2, dimension 1 (lift), got -0.25",
     ]
 
 
-def test_a_chunk_without_rows_names_steps_alone():
+def test_a_chunk_without_environments_names_steps_alone():
     value = chunk(batch=())
     value[1, 0] = 2.0
     assert violations(ARM, value) == [
-        "expected dimension 0 (turn) in -1.0 .. 1.0 at step 1, got 2"
+        "expected -1.0 .. 1.0 at step 1, dimension 0 (turn), got 2"
     ]
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 def test_non_finite_values_are_refused_with_and_without_limits(value):
     expected = (
-        f"expected a finite value in dimension 1{{}} at row 1, step 0, got {value}"
+        f"expected a finite value at env index 1, step 0, dimension 1{{}}, got {value}"
     )
-    bad = chunk(r1s0d1=value)
+    bad = chunk(e1s0d1=value)
     assert violations(ARM, bad) == [expected.format(" (lift)")]
     assert violations(EmbodimentContract("arm", 2), bad) == [expected.format("")]
 
@@ -157,8 +157,8 @@ def test_a_chunk_passes_if_and_only_if_each_of_its_values_is_legal(values):
     value = torch.tensor(values).reshape(2, 3, 2)
     legal = [
         low <= number <= high
-        for row in value.tolist()
-        for step in row
+        for env in value.tolist()
+        for step in env
         for number, low, high in zip(step, ARM.action_low, ARM.action_high)
     ]
     before = value.clone()
@@ -170,8 +170,8 @@ def test_a_chunk_passes_if_and_only_if_each_of_its_values_is_legal(values):
 
 
 def test_the_error_is_a_library_error_and_a_value_error():
-    assert issubclass(ActionBoundaryError, VLAError)
-    assert issubclass(ActionBoundaryError, ValueError)
+    assert issubclass(ActionGuardError, VLAError)
+    assert issubclass(ActionGuardError, ValueError)
 
 
 def test_metadata_of_an_environment_makes_a_contract():

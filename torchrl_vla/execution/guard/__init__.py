@@ -1,0 +1,1 @@
+"""Checks of actions before they reach a robot."""
