@@ -52,7 +52,7 @@ def test_each_slot_learns_the_mean_of_its_targets_without_the_padded_ones():
 def test_frames_count_by_their_weight_and_are_refused_without_a_word_of_it():
     dataset, policy = counting_dataset((0.0, 4.0)), Constant(1)
     dataset.frames["sample_weight"] = torch.tensor([3.0, 1.0])
-    with pytest.raises(SchemaError, match=r"told of weights, .* 'sample_weight'"):
+    with pytest.raises(SchemaError, match=r"a key of weights, .* 'sample_weight'"):
         train(policy, dataset)
     loss = make_cloning_loss(policy, loss_function="l2")
     loss.set_keys(weight="sample_weight")

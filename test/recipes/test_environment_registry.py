@@ -45,9 +45,20 @@ def test_metaworld_has_images_of_the_size_that_was_asked_for():
 
 def test_an_unknown_name_is_refused_with_the_known_ones():
     with pytest.raises(
-        ValueError, match=r"expected one of \('tabletop', .*'aloha'\), got 'kitchen'"
+        ValueError, match=r"one of \('tabletop', .*'aloha'\) or .* got 'kitchen'\.$"
     ):
         make_environment("kitchen")
+    with pytest.raises(ValueError, match=r"got 'tabeltop'\. Did you mean 'tabletop'\?"):
+        make_environment("tabeltop")
+    with pytest.raises(ValueError, match=r"Did you mean 'insertion'\?"):
+        make_environment("aloha", tasks=("insertoin",))
+
+
+def test_a_function_of_the_user_gets_what_it_declares():
+    env = make_environment("own_parts:make_env", num_envs=3, image_size=8, seed=1)
+    assert env.batch_size == (3,)
+    with pytest.raises(ValueError, match=r"from 'fractions:Fraction', got Fraction\."):
+        make_environment("fractions:Fraction")
 
 
 def test_pusht_shows_its_image_and_where_the_block_is():

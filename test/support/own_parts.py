@@ -7,7 +7,7 @@ import numpy as np
 from tensordict.nn import TensorDictModule
 from torch import nn
 
-from torchrl_vla.envs import GymnasiumEnv
+from torchrl_vla.envs import GymnasiumEnv, SimulatorInterface
 
 
 class OwnPolicy(nn.Module):
@@ -58,10 +58,9 @@ class PointEnv(GymnasiumEnv):
 def make_env(num_envs: int, seed: int | None = None) -> PointEnv:
     return PointEnv(
         Point,
+        SimulatorInterface(lambda place: {"state": place}, success_key="success"),
         num_envs=num_envs,
-        observe=lambda place: {"state": place},
         instructions="go to the origin",
-        success_key="success",
         max_steps=16,
         seed=seed,
     )

@@ -48,7 +48,7 @@ class Demo:
     episodes: int | None = None
     """Episodes of the evaluation after training; the ablations get no more."""
     seed: int = 0
-    """Seed of demonstrations and training; evaluations use the next one."""
+    """Seed of demonstrations, training and evaluations, whose episodes differ."""
 
     def run(self) -> None:
         """Run the demo and print each evaluation."""

@@ -75,7 +75,10 @@ class Evaluate:
         )
         env = recipes.prepare_environment(env, executor)
         ablation = None if self.ablate is None else self._ablation(executor, env)
-        provenance = {"policy": self._policy(executor), "command": self._command()}
+        provenance: dict[str, Any] = {
+            "policy": self._policy(executor),
+            "command": self._command(),
+        }
         recorder = None
         if self.video is not None:
             recorder = library.Recorder(min(4, self.episodes))
@@ -89,7 +92,7 @@ class Evaluate:
             print(f"\n{library.compare(result, ablated, names=names)}")
             _write(ablated, self._ablation_json())
         env.close()
-        if recorder is not None:
+        if recorder is not None and self.video is not None:
             clips = library.cat(recorder.videos)
             rate_hz = env.metadata.control_frequency_hz
             library.write_video(self.video, clips, rate_hz=rate_hz)

@@ -107,7 +107,7 @@ def finetune_command(arguments: Sequence[str]) -> type[Finetune]:
     kind: Any = ALGORITHMS[name]
     made = make_dataclass(
         "Finetune",
-        [("algorithm_options", OmitArgPrefixes[kind], field(default=kind()))],
+        [("algorithm_options", _flat(kind), field(default=kind()))],
         bases=(Finetune,),
         frozen=True,
     )
@@ -122,3 +122,9 @@ def _value_of(option: str, arguments: Sequence[str]) -> str | None:
         if name == option:
             return value if equals else following
     return None
+
+
+def _flat(kind: Any) -> Any:
+    """Return the type of options that stand beside those of the command."""
+    flat: Any = OmitArgPrefixes
+    return flat[kind]

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
         write_video,
     )
     from torchrl_vla.policies.lerobot import KINDS
+    from torchrl_vla.recipes.dataset_opening import Demonstrations
     from torchrl_vla.recipes.devices import on_device, parse_device
-    from torchrl_vla.recipes.open_dataset import Demonstrations
     from torchrl_vla.recipes.own_policies import (
         load_any_executor,
         make_own_policy,
@@ -60,7 +60,7 @@ _MODULES = {
         "write_video",
     ),
     "torchrl_vla.policies.lerobot": ("KINDS",),
-    "torchrl_vla.recipes.open_dataset": ("Demonstrations",),
+    "torchrl_vla.recipes.dataset_opening": ("Demonstrations",),
     "torchrl_vla.recipes.devices": (
         "on_device",
         "parse_device",

@@ -52,11 +52,12 @@ def _parse(arguments: list[str]) -> Any:
         "evaluate": Evaluate,
         "compare": Compare,
     }
-    kinds = [
+    kinds: list[Any] = [
         Annotated[command, tyro.conf.subcommand(name)]
         for name, command in commands.items()
     ]
-    return tyro.cli(reduce(or_, kinds), prog="torchrl-vla", args=arguments)
+    command: Any = reduce(or_, kinds)
+    return tyro.cli(command, prog="torchrl-vla", args=arguments)
 
 
 def _is_ours(error: Exception) -> bool:

@@ -38,7 +38,7 @@ def read_json(option: str, text: str) -> dict[str, Any]:
 
 
 def open_environment(
-    options: EnvironmentOptions, seed: int, device: str | None = None, **changes: int
+    options: EnvironmentOptions, seed: int, device: str | None = None, **changes: Any
 ) -> EnvBase:
     """Make an environment; one that is not known is an error of the command line.
 

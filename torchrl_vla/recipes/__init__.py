@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         save_checkpoint,
         save_lerobot_checkpoint,
     )
+    from torchrl_vla.recipes.dataset_opening import open_dataset
     from torchrl_vla.recipes.demo.demo import run_demo
     from torchrl_vla.recipes.demo.demo_settings import DEMO_SETTINGS, DemoSettings
     from torchrl_vla.recipes.demo.report import write_report
@@ -54,7 +55,6 @@ if TYPE_CHECKING:
         to_stochastic,
     )
     from torchrl_vla.recipes.lerobot_training import fit_lerobot_policy, train_lerobot
-    from torchrl_vla.recipes.open_dataset import open_dataset
     from torchrl_vla.recipes.training_loop import TrainingLog, run_training
     from torchrl_vla.recipes.training_settings import TrainingSettings
     from torchrl_vla.recipes.training_state import TrainingState
@@ -73,7 +73,7 @@ _MODULES = {
     f"{_HERE}.demo.demo": ("run_demo",),
     f"{_HERE}.demo.demo_settings": ("DEMO_SETTINGS", "DemoSettings"),
     f"{_HERE}.demo.report": ("write_report",),
-    f"{_HERE}.open_dataset": ("open_dataset",),
+    f"{_HERE}.dataset_opening": ("open_dataset",),
     f"{_HERE}.environment_options": (
         "ENVIRONMENTS",
         "EnvironmentName",

@@ -13,8 +13,8 @@ from torchrl.envs import Compose
 from torchrl.objectives import LossModule
 
 from torchrl_vla.policies import TokenVLAWrapper
+from torchrl_vla.recipes.dataset_opening import Demonstrations
 from torchrl_vla.recipes.heads import make_cloning_loss
-from torchrl_vla.recipes.open_dataset import Demonstrations
 from torchrl_vla.recipes.training_loop import TrainingLog, run_training, warmup_cosine
 from torchrl_vla.recipes.training_settings import TrainingSettings
 from torchrl_vla.schema import ACTION_CHUNK_KEY, mark_space
@@ -82,7 +82,7 @@ def train_behavior_cloning(
     optimizer = AdamW(
         policy.parameters(), lr=settings.lr, weight_decay=settings.weight_decay
     )
-    _mark(policy, space)
+    mark_space(policy, space.policy_space)
     return run_training(
         policy,
         make_cloning_loss(policy) if loss is None else loss,
@@ -93,13 +93,6 @@ def train_behavior_cloning(
         callback=callback,
         progress=progress,
     )
-
-
-def _mark(policy: TensorDictModuleBase, space: ModelSpace) -> None:
-    """Mark a policy with the space that it is trained in."""
-    policy_space = getattr(space, "policy_space", None)
-    if policy_space is not None:
-        mark_space(policy, policy_space)
 
 
 def make_training_transform(

@@ -27,7 +27,7 @@ from torchrl_vla.policies import (
     TokenVLAWrapper,
     VLAWrapperBase,
 )
-from torchrl_vla.recipes.open_dataset import Demonstrations, image_sizes_of
+from torchrl_vla.recipes.dataset_opening import Demonstrations, image_sizes_of
 from torchrl_vla.schema import RobotDatasetMetadata
 from torchrl_vla.spaces import ModelSpace
 from torchrl_vla.tokenizers import UniformActionTokenizer

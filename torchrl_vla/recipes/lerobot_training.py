@@ -15,7 +15,7 @@ from torchrl_vla._internal.suggestions import did_you_mean
 from torchrl_vla.objectives import LeRobotLoss
 from torchrl_vla.policies import LeRobotPolicyWrapper, make_lerobot_policy
 from torchrl_vla.policies.lerobot import KINDS, kind_of, lerobot_statistics
-from torchrl_vla.recipes.open_dataset import Demonstrations, image_sizes_of
+from torchrl_vla.recipes.dataset_opening import Demonstrations, image_sizes_of
 from torchrl_vla.recipes.training_loop import (
     TrainingLog,
     constant_rate,

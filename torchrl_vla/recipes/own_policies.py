@@ -12,7 +12,7 @@ from torchrl_vla import policies
 from torchrl_vla._internal.named_objects import is_named_object
 from torchrl_vla.execution import MultiStepActorWrapper
 from torchrl_vla.recipes.checkpoints import load_executor
-from torchrl_vla.recipes.open_dataset import Demonstrations
+from torchrl_vla.recipes.dataset_opening import Demonstrations
 
 
 def make_own_policy(source: str, dataset: Demonstrations) -> TensorDictModuleBase:

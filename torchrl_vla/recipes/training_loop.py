@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
+from typing import Any
 
 import torch
 from tensordict import TensorDictBase
@@ -21,7 +22,11 @@ from tqdm import tqdm
 from torchrl_vla._internal.durable_files import write_text
 from torchrl_vla.evaluation import hash_weights
 from torchrl_vla.recipes.training_settings import TrainingSettings
-from torchrl_vla.recipes.training_state import TrainingState, check_training_folder
+from torchrl_vla.recipes.training_state import (
+    Restorable,
+    TrainingState,
+    check_training_folder,
+)
 
 
 @dataclass
@@ -223,7 +228,7 @@ class _Loop:
             state["cuda_random"] = torch.cuda.get_rng_state(self.device)
         return state
 
-    def load_state_dict(self, state: dict[str, object], /) -> None:
+    def load_state_dict(self, state: dict[str, Any], /) -> None:
         """Take the step, the learning curve and the random numbers over."""
         self.done = state["done"]
         self.log.losses = [(step, loss) for step, loss in state["losses"]]
@@ -240,7 +245,7 @@ def _open_state(folder: Path, loop: _Loop) -> TrainingState:
     """Read the state of a folder, or write the first one."""
     check_training_folder("train", folder)
     folder.mkdir(parents=True, exist_ok=True)
-    parts = {
+    parts: dict[str, Restorable] = {
         "policy": loop.policy,
         "optimizer": loop.optimizer,
         "schedule": loop.schedule,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from math import isfinite
+from typing import Any
 
 from torchrl_vla.errors import SettingsError
 
@@ -83,7 +84,7 @@ class TrainingSettings:
         ema_decay: float | None = None,
     ) -> TrainingSettings:
         """Return the settings with these values where a value is None."""
-        defaults = {
+        defaults: dict[str, Any] = {
             "batch_size": batch_size,
             "lr": lr,
             "weight_decay": weight_decay,

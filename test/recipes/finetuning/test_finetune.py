@@ -295,7 +295,7 @@ def test_the_reference_keeps_its_weights(dataset, tmp_path):
         (
             {"algorithm": GRPO(group_size=5)},
             {},
-            r"expected rows in whole groups of 5, got 8 of TabletopEnv",
+            r"expected environments in whole groups of 5, got 8 in Table",
         ),
     ],
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
@@ -10,7 +12,7 @@ from torchrl_vla.objectives import DecisionGAE, GRPOAdvantage, RLOOAdvantage
 
 
 def estimate_by_critic(
-    rollout: TensorDictBase, critic: TensorDictModuleBase | None, **options: float
+    rollout: TensorDictBase, critic: TensorDictModuleBase | None, **options: Any
 ) -> TensorDictBase:
     """Return all decisions of a rollout, advantages standardized over the batch.
 

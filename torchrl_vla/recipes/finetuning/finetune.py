@@ -24,6 +24,7 @@ from torchrl_vla.evaluation import (
     hash_weights,
 )
 from torchrl_vla.policies import StochasticVLAWrapper
+from torchrl_vla.recipes.dataset_opening import Demonstrations
 from torchrl_vla.recipes.devices import check_device
 from torchrl_vla.recipes.finetuning.finetune_settings import FinetuneSettings
 from torchrl_vla.recipes.finetuning.learner import Learner
@@ -38,7 +39,6 @@ from torchrl_vla.recipes.finetuning.rollouts import (
     make_decision_env,
 )
 from torchrl_vla.recipes.finetuning.run_log import RunLog
-from torchrl_vla.recipes.open_dataset import Demonstrations
 from torchrl_vla.recipes.training_state import TrainingState, check_training_folder
 from torchrl_vla.rollout import iteration_seed
 from torchrl_vla.spaces import ModelSpace

@@ -20,6 +20,7 @@ from torchrl_vla.objectives import (
 )
 from torchrl_vla.policies import LeRobotFlowPolicy, StochasticVLAWrapper
 from torchrl_vla.recipes.behavior_cloning import make_training_transform
+from torchrl_vla.recipes.dataset_opening import Demonstrations
 from torchrl_vla.recipes.finetuning.advantage_estimation import count_outcomes
 from torchrl_vla.recipes.finetuning.finetune_settings import (
     FinetuneSettings,
@@ -27,7 +28,6 @@ from torchrl_vla.recipes.finetuning.finetune_settings import (
 )
 from torchrl_vla.recipes.finetuning.policies import make_critic
 from torchrl_vla.recipes.heads import make_cloning_loss
-from torchrl_vla.recipes.open_dataset import Demonstrations
 from torchrl_vla.rollout import iteration_seed
 from torchrl_vla.schema import EXECUTED_STEPS_KEY
 from torchrl_vla.spaces import ModelSpace

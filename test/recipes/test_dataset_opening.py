@@ -12,7 +12,7 @@ from torchrl_vla.data import (
 )
 from torchrl_vla.envs import TabletopEnv
 from torchrl_vla.recipes import make_policy, open_dataset
-from torchrl_vla.recipes.open_dataset import image_sizes_of
+from torchrl_vla.recipes.dataset_opening import image_sizes_of
 from torchrl_vla.schema import SchemaError
 from torchrl_vla.schema.lerobot_names import is_repo_id
 
