@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from lerobot_steps import METADATA, TABLE, make_frames
@@ -58,13 +60,12 @@ def test_a_tensordict_is_no_dataset():
     assert isinstance(OwnDataset(own_frames()), Demonstrations)
 
 
-def test_frames_without_a_label_are_sampled_from_no_dataset(tmp_path):
+def test_a_lerobot_dataset_never_samples_frames_without_a_label(tmp_path):
     frames = make_frames((3, 2), cameras=())
     labels = torch.tensor([True, False, True, False, True])
     frames["is_labeled"] = labels.unsqueeze(-1)
-    folder = write_lerobot(
-        DemonstrationDataset(frames, METADATA, TABLE), tmp_path / "a", progress=False
-    )
+    recorded = DemonstrationDataset(frames, replace(METADATA, cameras=()), TABLE)
+    folder = write_lerobot(recorded, tmp_path / "a", progress=False)
     dataset = LeRobotDemonstrations.from_folder(folder, cache_folder=tmp_path / "cache")
     for buffer in (
         dataset.replay_buffer(64, seed=0),

@@ -81,7 +81,7 @@ def open_lerobot(folder: Path):
     [
         ("image", {"images": "png"}),
         ("video", {"images": "png"}),
-        ("video", {"images": "video", "encoding": VideoEncoding.lossless()}),
+        ("video", {"images": VideoEncoding.lossless()}),
     ],
     ids=["images to images", "video to images", "video to lossless video"],
 )

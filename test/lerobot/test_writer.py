@@ -26,7 +26,7 @@ LENGTHS = (5, 3, 7)
 KINDS = {
     "png": {"images": "png"},
     "video": {"images": "video"},
-    "lossless": {"images": "video", "encoding": VideoEncoding.lossless()},
+    "lossless": {"images": VideoEncoding.lossless()},
 }
 CAMERA = "observation.images.front"
 

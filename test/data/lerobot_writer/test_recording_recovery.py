@@ -168,9 +168,7 @@ def test_a_resumed_recording_keeps_its_settings_and_its_schema(tmp_path):
 
 def test_a_second_writer_is_refused_while_the_first_records(tmp_path):
     opened = begin(tmp_path / "a")
-    with pytest.raises(
-        FileExistsError, match=r"got an unfinished recording\. Continue"
-    ):
+    with pytest.raises(FileExistsError, match=r"an unfinished recording\. Continue"):
         LeRobotWriter(tmp_path / "a", metadata=METADATA)
     with pytest.raises(ExecutionError, match="got one that another writer holds"):
         LeRobotWriter.resume(tmp_path / "a")

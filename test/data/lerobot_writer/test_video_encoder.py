@@ -102,7 +102,7 @@ def test_details_of_a_video_in_info_are_read_from_the_file(tmp_path):
         (
             VideoEncoding(),
             (16, 16),
-            "16 x 16 .it encodes 32 x 32 and larger.. Pass imag",
+            "16 x 16 .it encodes 32 x 32 and larger.. Pass",
         ),
         (VideoEncoding.h264(), (33, 35), "'libx264' encodes as 'yuv420p', got 33 x 35"),
     ],

@@ -15,6 +15,7 @@ from torchrl_vla.data.mixture.mixture_layout import MixtureSizes, common_layout
 from torchrl_vla.data.mixture.mixture_sampling import MixtureSampler, MixtureStorage
 from torchrl_vla.schema import (
     INSTRUCTION_KEY,
+    InstructionTable,
     MissingKeyError,
     SchemaError,
     check_positive_int,
@@ -137,11 +138,10 @@ class MixtureReplay(TensorDictReplayBuffer):
             )
             for index, dataset in enumerate(datasets)
         ]
-        _check_instructions(datasets)
         #: The instructions of all datasets.
-        self.instructions = merge_instructions(datasets)
+        self.instructions = _checked_instructions(datasets)
         #: Share of each dataset in the rows, float64 ``[N]``.
-        self.weights = _normalize_weights(weights, [len(d) for d in datasets])
+        self.weights = _normalize_weights(weights, list(map(len, datasets)))
         self.chunk_size = chunk_size
         super().__init__(
             storage=MixtureStorage(buffers, self.embodiments),
@@ -213,7 +213,7 @@ class MixtureReplay(TensorDictReplayBuffer):
         return "\n".join(lines)
 
 
-def _check_instructions(datasets: Sequence[Demonstrations]) -> None:
+def _checked_instructions(datasets: Sequence[Demonstrations]) -> InstructionTable:
     for dataset in datasets:
         ids = dataset.frames.get(INSTRUCTION_KEY, None)
         if ids is None:
@@ -223,6 +223,7 @@ def _check_instructions(datasets: Sequence[Demonstrations]) -> None:
                 f"{sorted(map(str, dataset.frames.keys(True, True)))}."
             )
         dataset.instructions.rows(ids)  # raises for ids without a text
+    return merge_instructions(datasets)
 
 
 def _normalize_weights(weights: Sequence[float] | None, frames: list[int]) -> Tensor:
