@@ -48,7 +48,7 @@ def opengl():
     mujoco.mj_forward(model, data)
     renderer = MujocoRenderer(model, ["eye"], 8)
     try:
-        renderer.draw(data)
+        renderer.render(data)
     except RenderingError as error:
         if os.environ.get("TORCHRL_VLA_REQUIRE_GL"):
             raise
