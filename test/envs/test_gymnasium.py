@@ -318,7 +318,7 @@ def test_non_finite_action_moves_no_row():
     env = make(2)
     td = env.reset(episode_seeds=torch.tensor([1, 2]))
     td["action"] = torch.tensor([[0.0, 0.0], [0.0, torch.nan]])
-    with pytest.raises(SchemaError, match=r"'action'.*rows \[1\]"):
+    with pytest.raises(SchemaError, match=r"'action'.*environments \[1\]"):
         env.step(td)
     assert state(act(env, td)) == [[1, 1, 1], [2, 1, 1]]
 
@@ -384,7 +384,7 @@ def test_observation_unlike_its_space_raises():
 
 def test_rows_that_differ_are_refused():
     other = functools.partial(Counter, action_space=Box(-1.0, 1.0, (4,)))
-    with pytest.raises(SchemaError, match=r"same actions and observations.*row 1"):
+    with pytest.raises(SchemaError, match=r"same actions and observations.*in 1. Make"):
         make(None, [Counter, other])
 
 

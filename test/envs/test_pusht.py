@@ -22,7 +22,7 @@ OBSERVED = {
     "images": {"images": True},
     "corners": {"images": False, "environment_state": True},
     "both": {"images": True, "environment_state": True},
-    "on demand": {"images": True, "render_on_demand": True},
+    "on demand": {"images": True, "options": SimulatorOptions(render_on_demand=True)},
 }
 
 

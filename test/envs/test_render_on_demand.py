@@ -272,8 +272,9 @@ def play(env, seeds, chunks):
 @pytest.mark.parametrize("name", SIMULATORS)
 def test_the_policy_sees_the_pixels_that_it_would_see_if_all_were_drawn(name):
     played, seeds = [], torch.tensor([3, 4])
-    for options in ({}, {"render_on_demand": True}):
-        base = SIMULATORS[name](num_envs=2, max_steps=7, **options)
+    for on_demand_too in (False, True):
+        options = SimulatorOptions(render_on_demand=on_demand_too)
+        base = SIMULATORS[name](num_envs=2, max_steps=7, options=options)
         env = TransformedEnv(base, MultiAction(4))
         high = base.full_action_spec["action"].space.high[0]
         share = torch.rand(2, 2, 1, 1, generator=torch.Generator().manual_seed(0))

@@ -217,8 +217,7 @@ class DoubleState(Broken):
 class WideImage(Broken):
     """Images are HWC."""
 
-    def __init__(self, **options):
-        super().__init__(**options)
+    image_shape = (8, 8, 3)
 
 
 class ForeignId(Broken):
@@ -351,7 +350,7 @@ class NeverStale(OnDemand):
 class LooksAway(OnDemand):
     """Does not draw although somebody looks."""
 
-    def _to_draw(self, tensordict, rows):
+    def _to_render(self, tensordict, rows):
         return np.zeros(len(rows), bool)
 
 
@@ -375,7 +374,7 @@ class SkipsPhysics(OnDemand):
 class MissesTheEnd(OnDemand):
     """Does not know of its time limit."""
 
-    def _to_draw(self, tensordict, rows):
+    def _to_render(self, tensordict, rows):
         return observation_is_needed(tensordict, self.batch_size)[rows].numpy()
 
 

@@ -1,4 +1,4 @@
-"""Checks of constructor arguments that several components make alike."""
+"""Checks of constructor arguments."""
 
 from __future__ import annotations
 

@@ -40,5 +40,5 @@ def where_env(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:
                 [0., 0.]])
     """
     return torch.where(
-        mask.reshape(*mask.shape, *(1,) * (new.ndim - mask.ndim)), new, old
+        mask.reshape((*mask.shape, *(1,) * (new.ndim - mask.ndim))), new, old
     )

@@ -1,4 +1,4 @@
-"""Import optional packages lazily, naming the extra that brings them."""
+"""Lazy imports of optional packages."""
 
 from __future__ import annotations
 

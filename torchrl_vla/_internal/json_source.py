@@ -1,4 +1,4 @@
-"""Read JSON that is either at hand or in a file."""
+"""Reading of JSON from a text or a file."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ class MultiAction(Transform):
     it sees a success that happened at any position). Environments made with
     ``render_on_demand=True`` are told that nobody looks between two decisions.
 
-    **Reads** the chunk ``[*B, H, A]`` at ``chunk_key``; robot space, or what the
+    **Reads** ``action_chunk`` ``[*B, H, A]`` (``chunk_key``); robot space, or what the
     transforms before this one turn into it.
 
     **Writes** for the base environment ``action`` and ``observation_needed`` bool

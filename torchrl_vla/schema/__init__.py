@@ -17,7 +17,6 @@ from torchrl_vla.errors import (
 )
 from torchrl_vla.schema.conventions import GripperConvention, RotationConvention
 from torchrl_vla.schema.feature_statistics import FeatureStatistics
-from torchrl_vla.schema.freshness import check_images_are_fresh
 from torchrl_vla.schema.instructions import (
     InstructionTable,
     instruction_texts,
@@ -76,7 +75,10 @@ from torchrl_vla.schema.policy_space import (
     mark_space,
     space_of,
 )
-from torchrl_vla.schema.validation import validate_vla_tensordict
+from torchrl_vla.schema.validation import (
+    check_images_are_fresh,
+    validate_vla_tensordict,
+)
 
 __all__ = [
     "ACTION_CHUNK_KEY",

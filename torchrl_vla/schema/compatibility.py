@@ -1,4 +1,4 @@
-"""List what makes one robot's data wrong for another."""
+"""Differences between two robots' metadata that forbid mixing their data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the numbers of an action are to be read: gripper and rotation."""
+"""Conventions of an action's numbers: reference, gripper, rotation."""
 
 from __future__ import annotations
 

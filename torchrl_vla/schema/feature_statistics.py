@@ -1,4 +1,4 @@
-"""Per-dimension statistics of a feature, the numbers that normalization uses."""
+"""Per-dimension statistics of a feature, for normalization."""
 
 from __future__ import annotations
 

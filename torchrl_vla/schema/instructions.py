@@ -1,4 +1,4 @@
-"""Instructions as text at the edges and as integer ids on hot paths."""
+"""Instruction texts, and the table of their integer ids."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The canonical tensordict keys: the only place where they are spelled out.
+"""Canonical tensordict keys.
 
 Shape letters: ``*B`` batch (time, where there is one, is its last dimension),
 ``H`` chunk, ``A`` action, ``S`` state, ``C h w`` image.
@@ -45,8 +45,8 @@ key                            dtype     shape            meaning
 ``is_labeled``                 bool      ``[*B, 1]``      False = the action is not the
                                                           expert's, so no target;
                                                           absent: all are
-``sample_weight``              float     ``[*B]``         how much a row counts in a
-                                                          cloning loss; 0 = not at all
+``sample_weight``              float     ``[*B]``         weight of a sample in a
+                                                          cloning loss; 0 = ignored
 ``chunk_sample``               float     ``[*B, H, A]``   the chunk that a Gaussian
                                                           head sampled, model space
 ``denoising_path``             float     ``[*B,K+1,H,A]`` what a flow or diffusion head
@@ -54,8 +54,8 @@ key                            dtype     shape            meaning
                                                           chunk last, model space
 ``log_probs``                  float     ``[*B]``         log-probability of the tokens,
                                                           chunk or path that was chosen
-``element_log_probs``          float     ``[*B, H, A]``   its terms: one per number of
-                                                          the chunk
+``element_log_probs``          float     ``[*B, H, A]``   its per-dimension (per-token)
+                                                          terms
 ``reference_log_probs``        float     ``[*B, H, A]``   the same under a frozen
                                                           reference policy
 ``guide_chunk``                float     ``[*B, H, A]``   real-time chunking: actions
@@ -74,7 +74,7 @@ key                            dtype     shape            meaning
                                                           noise on this step, a hash
                                                           of episode and step; absent:
                                                           PyTorch's global generator
-``is_decision``                bool      ``[*B, 1]``      True = the policy was asked
+``is_decision``                bool      ``[*B, 1]``      True = the policy was called
                                                           on this step
 ``decision_index``             int64     ``[*B, 1]``      number of the decision whose
                                                           chunk is being executed
@@ -86,10 +86,10 @@ key                            dtype     shape            meaning
                                                           it may
 ``image_is_stale``             bool      ``[*B, 1]``      True = the image shows an
                                                           earlier step; only of
-                                                          environments that draw on
-                                                          demand
-``is_waiting``                 bool      ``[*B, 1]``      True = the row is not stepped:
-                                                          it waits for the others
+                                                          environments that render
+                                                          on demand
+``is_waiting``                 bool      ``[*B, 1]``      True = this environment waits
+                                                          for the others
 ``executed_steps``             int64     ``[*B, 1]``      base steps that an outer
                                                           step ran
 ``is_executed``                bool      ``[*B, H]``      True = this position of the
@@ -98,7 +98,9 @@ key                            dtype     shape            meaning
                                                           that a decision is from
 ============================== ========= ================ ========================
 
-Every component takes other keys as arguments; these are the shared defaults.
+These are the shared defaults. Components take other keys for the entries of a policy,
+an environment or a dataset; entries that only our components exchange (such as
+``observation_needed`` or ``is_waiting``) have these keys alone.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""LeRobot's feature names and ours, in both directions."""
+"""Mapping between LeRobot's feature names and the canonical keys."""
 
 from __future__ import annotations
 

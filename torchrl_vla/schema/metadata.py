@@ -1,4 +1,4 @@
-"""The contract of a robot dataset, environment or policy."""
+"""Metadata of a robot dataset, environment or policy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Check a tensordict against the canonical schema, all violations at once."""
+"""Checks of a tensordict against the canonical schema."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from torchrl_vla.schema.keys import (
     ACTION_KEY,
     ACTION_TOKENS_KEY,
     ENVIRONMENT_STATE_KEY,
+    IMAGE_IS_STALE_KEY,
     IMAGE_KEY,
     INSTRUCTION_KEY,
     LOG_PROBS_KEY,
@@ -105,6 +106,43 @@ def validate_vla_tensordict(
             + "\n  - ".join(found)
         )
     return found
+
+
+def check_images_are_fresh(caller: str, tensordict: TensorDictBase) -> None:
+    """Refuse frames whose images are stale.
+
+    An environment that renders on demand repeats the last image between two decisions,
+    while the robot moves. For components that store or train on every frame.
+
+    **Reads** ``image_is_stale`` bool ``[*B, 1]``; without it every image is fresh.
+
+    Args:
+        caller: opens the error message.
+        tensordict: the frames.
+
+    Raises:
+        SchemaError: an image is stale.
+
+    Examples:
+        >>> import torch
+        >>> from tensordict import TensorDict
+        >>> frames = TensorDict(image_is_stale=torch.tensor([[False], [True]]))
+        >>> check_images_are_fresh("collect", frames)
+        Traceback (most recent call last):
+        ...
+        torchrl_vla.errors.SchemaError: collect: expected images of their own \
+step, got 'image_is_stale' True in 1 of 2 frames. Make the environment with \
+render_on_demand=False to record or train on every frame, or keep only the decisions.
+    """
+    is_stale = tensordict.get(IMAGE_IS_STALE_KEY, None)
+    if is_stale is None or not bool(is_stale.any()):
+        return
+    raise SchemaError(
+        f"{caller}: expected images of their own step, got "
+        f"{IMAGE_IS_STALE_KEY!r} True in {int(is_stale.sum())} of {is_stale.numel()} "
+        "frames. Make the environment with render_on_demand=False to record or train "
+        "on every frame, or keep only the decisions."
+    )
 
 
 class _Check:

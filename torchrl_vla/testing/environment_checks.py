@@ -1,4 +1,4 @@
-"""The contract of an environment."""
+"""Contract check of an environment."""
 
 from __future__ import annotations
 
@@ -155,14 +155,15 @@ def _check_schema(name: str, env: EnvBase, played: list[TensorDictBase]) -> None
 def _check_instruction(name: str, env: EnvBase, td: TensorDictBase) -> None:
     value = td.get(INSTRUCTION_KEY)
     if is_text(value):
-        unknown = sorted(set(instruction_texts(value)) - set(env.instructions.texts))
+        unknown = str(
+            sorted(set(instruction_texts(value)) - set(env.instructions.texts)) or ""
+        )
     else:
+        unknown = ""
         try:
             env.instructions.rows(value)
         except UnknownInstructionError as error:
-            unknown = error
-        else:
-            unknown = []
+            unknown = str(error)
     if unknown:
         raise AssertionError(
             f"{name}: expected instructions of env.instructions at "
@@ -345,6 +346,6 @@ def _is_leaf(cls: type) -> bool:
 
 
 def _equal(value: Tensor | object, other: Tensor | object) -> bool:
-    if isinstance(value, Tensor):
+    if isinstance(value, Tensor) and isinstance(other, Tensor):
         return torch.equal(value, other)
     return instruction_texts(value) == instruction_texts(other)

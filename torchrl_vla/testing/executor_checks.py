@@ -1,4 +1,4 @@
-"""The contract of an executor of action chunks."""
+"""Contract check of a chunk executor."""
 
 from __future__ import annotations
 

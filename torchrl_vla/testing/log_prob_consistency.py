@@ -1,4 +1,4 @@
-"""The identity that policy gradients rest on: unchanged weights, ratio one."""
+"""Log-probability consistency check: unchanged weights have ratio one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The contract of a loss over padded chunks."""
+"""Contract check of a loss over padded chunks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The contract of a chunk policy."""
+"""Contract check of a chunk policy."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""The contract of a transform."""
+"""Contract check of a transform."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from tensordict import (
@@ -12,7 +13,6 @@ from tensordict import (
     is_non_tensor,
     unravel_key,
 )
-from torch import Tensor
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.envs import EnvBase, Transform, TransformedEnv
 from torchrl.envs.utils import check_env_specs
@@ -160,12 +160,12 @@ def _keys(tensordict: TensorDictBase) -> list[NestedKey]:
     return list(tensordict.keys(True, True, is_leaf=is_leaf_nontensor))
 
 
-def _equal(value: Tensor | object, other: Tensor | object) -> bool:
+def _equal(value: Any, other: Any) -> bool:
     if is_non_tensor(value) or is_non_tensor(other):
         return instruction_texts(value) == instruction_texts(other)
     same = value.shape == other.shape and value.dtype == other.dtype
     return same and torch.equal(value, other)
 
 
-def _show(keys: object) -> list[str]:
+def _show(keys: Iterable[object]) -> list[str]:
     return sorted(map(str, keys))

@@ -57,5 +57,6 @@ def _import(name: str) -> type[ActionTokenizerBase] | None:
             found = getattr(found, part)
     except (ImportError, AttributeError, ValueError):
         return None
-    is_tokenizer = isinstance(found, type) and issubclass(found, ActionTokenizerBase)
-    return found if is_tokenizer else None
+    if isinstance(found, type) and issubclass(found, ActionTokenizerBase):
+        return found
+    return None

@@ -2,7 +2,7 @@
 
 from torchrl_vla.transforms.action_chunk import ActionChunkTransform
 from torchrl_vla.transforms.action_scaling import ActionScaling
-from torchrl_vla.transforms.action_tokenizer import ActionTokenizerTransform
+from torchrl_vla.transforms.action_tokenization import ActionTokenizerTransform
 from torchrl_vla.transforms.affine_scaling import AffineScaling
 from torchrl_vla.transforms.gather.episode_index import EpisodeIndex
 from torchrl_vla.transforms.observation_history import ObservationHistory

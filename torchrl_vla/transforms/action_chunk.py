@@ -1,4 +1,4 @@
-"""Training targets of chunk policies."""
+"""Transform that gathers action chunks as training targets."""
 
 from __future__ import annotations
 
@@ -180,9 +180,10 @@ class ActionChunkTransform(Transform):
         self, tensordict: TensorDictBase, action: Tensor
     ) -> tuple[Tensor, Tensor]:
         episode, frame = self._get(tensordict, [self.episode_key, self.frame_key])
+        assert self._stored is not None  # forward chose this way
         chunk, is_pad = self._stored.gather(
-            episode.to(self.storage.device),
-            frame.to(self.storage.device),
+            episode.to(self._stored.storage.device),
+            frame.to(self._stored.storage.device),
             self.chunk_size,
             self.first_step,
         )

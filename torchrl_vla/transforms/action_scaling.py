@@ -1,4 +1,4 @@
-"""Actions between robot space and model space."""
+"""Normalization of actions, between robot space and model space."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The affine map that both scalings share."""
+"""Affine map between robot space and model space, base of the scalings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the last few frames showed, for policies that look back."""
+"""Transform that adds the last observations of an episode."""
 
 from __future__ import annotations
 

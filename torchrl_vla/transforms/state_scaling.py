@@ -1,4 +1,4 @@
-"""Proprioception from robot space to model space."""
+"""Normalization of the state, from robot space to model space."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sparse rewards."""
+"""Sparse reward from the success flag."""
 
 from __future__ import annotations
 

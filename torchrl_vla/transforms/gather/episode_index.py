@@ -1,4 +1,4 @@
-"""Where each frame of each episode lies, whatever order the rows are in."""
+"""Index of the frames of each episode, in any storage order."""
 
 from __future__ import annotations
 

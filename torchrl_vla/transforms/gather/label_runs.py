@@ -1,4 +1,4 @@
-"""How far an expert's labels reach from a frame on."""
+"""Run lengths of consecutive expert-labeled frames."""
 
 from __future__ import annotations
 

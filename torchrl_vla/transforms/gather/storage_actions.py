@@ -1,4 +1,4 @@
-"""Action chunks straight from a replay buffer's storage."""
+"""Action chunks gathered from a replay buffer's storage."""
 
 from __future__ import annotations
 

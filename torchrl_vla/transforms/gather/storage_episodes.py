@@ -1,4 +1,4 @@
-"""Where the frames of a storage's episodes lie, as of its last write."""
+"""Episode index of a storage, as of its last write."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Actions as tokens."""
+"""Transform between actions and tokens."""
 
 from __future__ import annotations
 
