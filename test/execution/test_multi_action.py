@@ -399,7 +399,7 @@ def test_an_end_that_the_environment_does_not_know_of_cannot_be_drawn():
         return env, td.set("action_chunk", chunk)
 
     env, td = make(True, limit=2)
-    message = r"'image_is_stale' True in rows \[\[1\]\].*Give the time limit"
+    message = r"'image_is_stale' True at env indices \[\[1\]\],.*Give the time limit"
     with pytest.raises(ExecutionError, match=message):
         env.step(td)
     for options in ({"render_on_demand": False, "limit": 2}, {"limit": 8}):

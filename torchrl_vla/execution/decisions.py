@@ -1,4 +1,4 @@
-"""From a rollout of steps to the decisions that a policy is trained on."""
+"""Selection of the decisions, with their returns, from a rollout of steps."""
 
 from __future__ import annotations
 
@@ -31,19 +31,22 @@ def select_decisions(
     done_key: NestedKey = "done",
     success_key: NestedKey = SUCCESS_KEY,
 ) -> TensorDictBase:
-    """Keep the steps on which the policy decided, each with what followed from it.
+    """Select the decisions of a rollout, each with the outcome of its steps.
 
-    A chunk policy decides once in many steps, and only those steps hold an
-    observation that its tokens and log-probs were computed from. A decision lasts
-    until the next one in the same row or the end of the episode, so the transition is
-    the one that :class:`MultiAction` makes. The surprise: steps before a row's first
-    decision belong to a chunk planned in an earlier batch and are left out, and a
-    decision cut by the end of the rollout counts only the steps that are here. Steps
-    on which a row waited (``is_waiting``) or an expert acted (``is_intervention``) are
-    no part of any decision.
+    A decision is one call of the policy and the steps that execute its chunk. Only its
+    first step holds the observation that tokens and log-probs were computed from. It
+    lasts until the next decision in the same environment or the end of the episode, so
+    the transition is the one that :class:`MultiAction` makes.
+
+    Note:
+        Steps before an environment's first decision belong to a chunk of an earlier
+        batch and are left out, and a decision that the end of the rollout cuts counts
+        only the steps that are here. Steps on which an environment waited
+        (``is_waiting``) or an expert acted (``is_intervention``) are no part of any
+        decision.
 
     An executor that plans ahead executes a chunk ``observation_age`` steps after the
-    observation that it was planned from. The decision then takes what the policy saw,
+    observation that it was planned from. The decision then takes what the policy read,
     every entry that ``next`` has too, from that earlier step, and the executor's
     outputs from its own; a decision whose observation lies before the rollout is
     dropped.
@@ -53,8 +56,9 @@ def select_decisions(
     ``("next", done_key)``, ``is_waiting`` and ``is_intervention`` bool,
     ``observation_age`` int64, all ``[*B, T, 1]``.
 
-    **Writes** a new tensordict ``[N]``, ``N`` decisions in row order: the root of the
-    decision's step with ``row_index`` int64 ``[N]``, its row of the flattened ``*B``;
+    **Writes** a new tensordict ``[N]``, ``N`` decisions in the order of environments:
+    the root of the decision's step with ``row_index`` int64 ``[N]``, its index in the
+    flattened ``*B``;
     ``next`` of its last executed step, in which ``reward`` is the sum over the
     executed steps, ``success`` (where there is one) is True if it was on any,
     ``executed_steps`` is int64 ``[N, 1]`` and ``is_executed`` bool ``[N, H]``, from
@@ -102,18 +106,18 @@ def select_decisions(
         )
     flat, n_time = rollout.reshape(-1), rollout.batch_size[-1]
     first = is_decision.flatten().nonzero().squeeze(-1)
-    steps, caller = _steps_of_decisions(rollout, is_decision, done_key)
-    n_steps = torch.bincount(caller, minlength=len(first))
+    steps, owner = _steps_of_decisions(rollout, is_decision, done_key)
+    n_steps = torch.bincount(owner, minlength=len(first))
     age = _ages(flat, first)
     _check_length(n_steps, age, chunk_size * ticks)
 
     decisions = flat[first]
     decisions.set(ROW_INDEX_KEY, first // n_time)
-    last = first.scatter_reduce(0, caller, steps, "amax")
+    last = first.scatter_reduce(0, owner, steps, "amax")
     after = flat["next"][last]
-    after.set(reward_key, _sum_per_decision(flat, reward_key, steps, caller, first))
+    after.set(reward_key, _sum_per_decision(flat, reward_key, steps, owner, first))
     if success_key in after.keys(True, True):
-        success = _sum_per_decision(flat, success_key, steps, caller, first)
+        success = _sum_per_decision(flat, success_key, steps, owner, first)
         after.set(success_key, success > 0)
     after.set(EXECUTED_STEPS_KEY, n_steps.unsqueeze(-1))
     # A position is executed in `ticks` steps, counted from the observation.
@@ -127,7 +131,7 @@ def select_decisions(
 
 
 def _mask(rollout: TensorDictBase, key: NestedKey) -> Tensor | None:
-    """Return a bool of every step as ``[rows, T]``, where there is one."""
+    """Return a bool of every step as ``[envs, T]``, where there is one."""
     mask = rollout.get(key, None)
     return None if mask is None else mask.reshape(-1, rollout.batch_size[-1])
 
@@ -135,22 +139,22 @@ def _mask(rollout: TensorDictBase, key: NestedKey) -> Tensor | None:
 def _steps_of_decisions(
     rollout: TensorDictBase, is_decision: Tensor, done_key: NestedKey
 ) -> tuple[Tensor, Tensor]:
-    """Return the flat steps that follow from a decision, and from which one."""
+    """Return the flat steps of all decisions, and the decision of each."""
     follows = is_decision.long().cumsum(-1) > 0
     for key in (IS_WAITING_KEY, IS_INTERVENTION_KEY):
         foreign = _mask(rollout, key)
         if foreign is not None:
             follows = follows & ~foreign
-    caller = is_decision.flatten().long().cumsum(0) - 1
+    owner = is_decision.flatten().long().cumsum(0) - 1
     done = _mask(rollout, ("next", *_parts(done_key)))
     if done is not None:
         ended = (done.long().cumsum(-1) - done.long()).flatten()  # before this step
         ended_at_first = ended[is_decision.flatten()]
         if len(ended_at_first):
-            same = ended == ended_at_first[caller.clamp_min(0)]
+            same = ended == ended_at_first[owner.clamp_min(0)]
             follows = follows & same.reshape(follows.shape)
     steps = follows.flatten().nonzero().squeeze(-1)
-    return steps, caller[steps]
+    return steps, owner[steps]
 
 
 def _parts(key: NestedKey) -> tuple[str, ...]:
@@ -170,7 +174,7 @@ def _look_back(
     n_time: int,
     done_key: NestedKey,
 ) -> TensorDictBase:
-    """Take what the policy saw from the steps on which it looked."""
+    """Take the policy's inputs from the steps that it planned from."""
     is_here = age <= first % n_time
     decisions, first, age = decisions[is_here], first[is_here], age[is_here]
     seen = first - age
@@ -189,13 +193,13 @@ def _look_back(
 
 
 def _sum_per_decision(
-    flat: TensorDictBase, key: NestedKey, steps: Tensor, caller: Tensor, first: Tensor
+    flat: TensorDictBase, key: NestedKey, steps: Tensor, owner: Tensor, first: Tensor
 ) -> Tensor:
     values = flat["next"].get(key)[steps]
     if values.dtype == torch.bool:
         values = values.long()
     total = values.new_zeros((len(first), *values.shape[1:]))
-    return total.index_add_(0, caller, values)
+    return total.index_add_(0, owner, values)
 
 
 def _check_length(n_steps: Tensor, age: Tensor, limit: int) -> None:

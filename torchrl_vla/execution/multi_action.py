@@ -1,4 +1,4 @@
-"""Execute action chunks inside the environment: one outer step per chunk."""
+"""Environment transform that executes a chunk of actions per outer step."""
 
 from __future__ import annotations
 
@@ -34,20 +34,22 @@ from torchrl_vla.transforms.placement import acts_in_environment
 
 # Carries the chunk from the way in to the way out of one step, in the copy of the
 # tensordict that a step works on: chunk_key itself may be overwritten by the action.
-_CHUNK_IN_FLIGHT = "_multi_action_chunk"
+_CHUNK_IN_EXECUTION = "_multi_action_chunk"
 
 
 class MultiAction(Transform):
-    """Let one step of the environment execute a whole chunk of actions.
+    """Execute a whole chunk of actions in one step of the environment.
 
-    The policy is called once per outer step and each transition is one decision: what
-    the policy wrote beside the chunk (tokens, log-probs) needs no bookkeeping. An
-    episode that ends inside the chunk stops there: that environment keeps its final
-    observation, and its later actions are not executed even when the others go on.
-    The surprise: transforms before this one run at every base step (a
-    ``SuccessReward`` there is summed), transforms after it once per outer step (there
-    it sees a success that happened at any position). Environments made with
-    ``render_on_demand=True`` are told that nobody looks between two decisions.
+    The policy is called once per outer step and each transition is one decision: the
+    policy's other outputs (tokens, log-probs) need no bookkeeping. An episode that ends
+    inside the chunk stops there: that environment keeps its final observation, and its
+    later actions are not executed even when the others continue.
+
+    Note:
+        Transforms before this one run at every base step (a ``SuccessReward`` there is
+        summed), transforms after it once per outer step (there it reads a success that
+        happened at any position). Environments made with ``render_on_demand=True``
+        render no image between two decisions.
 
     **Reads** ``action_chunk`` ``[*B, H, A]`` (``chunk_key``); robot space, or what the
     transforms before this one turn into it.
@@ -63,8 +65,8 @@ class MultiAction(Transform):
         chunk_size: ``H``. None leaves it to the policy; the specs are then dynamic.
 
     Keyword Args:
-        replan_interval: execute only the first ``k`` actions of the chunk (receding
-            horizon). None executes all.
+        replan_interval: actions to execute per decision (receding horizon); None =
+            the whole chunk.
         chunk_key: the policy's key of the chunk; may equal ``action_key``.
         action_key: the base environment's key of one action.
         success_key: the success flag, where the environment has one.
@@ -73,8 +75,8 @@ class MultiAction(Transform):
         ValueError: ``replan_interval`` is not in ``1 .. chunk_size``.
         MissingKeyError: the tensordict of a step has no chunk.
         ExecutionError: the chunk is not ``[*B, H, A]`` with the announced ``H``; or
-            a transform before this one ended an episode of an environment that draws
-            on demand, which could not draw its end.
+            a transform before this one ended an episode of an environment that
+            renders on demand, which could not render its end.
 
     Examples:
         >>> import torch
@@ -161,7 +163,7 @@ class MultiAction(Transform):
         self._refuse_to_be_detached()
         chunk = tensordict.get(self.chunk_key, None)
         self._check_chunk(chunk, tensordict)
-        tensordict.set(_CHUNK_IN_FLIGHT, chunk)
+        tensordict.set(_CHUNK_IN_EXECUTION, chunk)
         is_last = 1 in (self.replan_interval, chunk.shape[-2])
         tensordict.set(OBSERVATION_NEEDED_KEY, _flag(tensordict, is_last))
         return tensordict.set(self.action_key, chunk[..., 0, :])
@@ -169,7 +171,7 @@ class MultiAction(Transform):
     def _step(
         self, tensordict: TensorDictBase, next_tensordict: TensorDictBase
     ) -> TensorDictBase:
-        chunk = tensordict.get(_CHUNK_IN_FLIGHT)
+        chunk = tensordict.get(_CHUNK_IN_EXECUTION)
         after, env = next_tensordict, self.container
         rewards = [key for key in self.parent.reward_keys if key in after.keys(True)]
         running = _mask_of_step(tensordict)
@@ -309,7 +311,7 @@ def _leaves(transform: Transform) -> Iterator[Transform]:
 def _entries_beside(
     tensordict: TensorDictBase, after: TensorDictBase
 ) -> dict[NestedKey, Any]:
-    """Return what a step was given and does not give back, such as a policy's word."""
+    """Return the inputs of a step that it does not return, such as an instruction."""
     given_back = set(after.keys(True, True, is_leaf=is_leaf_nontensor))
     entries = tensordict.items(True, True, is_leaf=is_leaf_nontensor)
     return {key: value for key, value in entries if key not in given_back}
@@ -337,22 +339,23 @@ def _check_ends_are_drawn(after: TensorDictBase) -> None:
     is_stale = after.get(IMAGE_IS_STALE_KEY, None)
     if is_stale is None:
         return
-    rows = is_stale.reshape(after.batch_size) & _done(after)
-    if rows.any():
+    envs = is_stale.reshape(after.batch_size) & _done(after)
+    if envs.any():
         raise ExecutionError(
-            "MultiAction: expected the last image of an episode to be drawn, got "
-            f"{IMAGE_IS_STALE_KEY!r} True in rows {rows.nonzero().tolist()}, which a "
-            "transform before MultiAction has ended. Give the time limit to the "
+            "MultiAction: expected the last image of an episode to be rendered, "
+            f"got {IMAGE_IS_STALE_KEY!r} True at env indices "
+            f"{envs.nonzero().tolist()}, which a transform before MultiAction has "
+            "ended. Give the time limit to the "
             "environment (max_steps=...), or make it with render_on_demand=False."
         )
 
 
 def _mask_for(base: EnvBase, running: Tensor) -> Tensor:
-    # SerialEnv and ParallelEnv skip whole workers only; rows that a worker steps
-    # although they have ended are dropped when outcomes are chosen.
+    # SerialEnv and ParallelEnv skip whole workers only; environments that a worker
+    # steps although they have ended are dropped when outcomes are chosen.
     if isinstance(base, BatchedEnvBase) and running.ndim > 1:
-        any_row = running.flatten(1).any(-1)
-        return _like(any_row, running).expand_as(running)
+        workers = running.flatten(1).any(-1)
+        return _like(workers, running).expand_as(running)
     return running
 
 

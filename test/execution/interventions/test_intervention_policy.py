@@ -234,8 +234,8 @@ def test_every_out_key_is_written():
     assert {"clock", "button", "is_init"} <= set(actor.in_keys)
 
 
-def test_an_executor_that_makes_rows_wait_is_refused():
-    with pytest.raises(ValueError, match=r"rows do not wait, .* with align=True"):
+def test_an_executor_that_makes_environments_wait_is_refused():
+    with pytest.raises(ValueError, match=r"makes no environment wait, .*align=True"):
         make(align=True)
 
 

@@ -134,4 +134,4 @@ class CallersModes:
             self.stack.enter_context(autocast)
 
     def __exit__(self, *error: object) -> None:
-        self.stack.__exit__(*error)
+        self.stack.close()
