@@ -441,7 +441,7 @@ def test_environment_variables_choose_the_checkpoint(checkpoint):
         LeRobotPolicyWrapper.from_environment(
             {**variables, "LEROBOT_POLICY_TYPE": "diffusion"}
         )
-    with pytest.raises(ValueError, match=r"LEROBOT_EMBODIMENT_TAG='aloha'.*for 'arm'"):
+    with pytest.raises(ValueError, match=r"LEROBOT_EMBODIMENT_TAG='aloha'.*got 'arm'"):
         LeRobotPolicyWrapper.from_environment(
             {**variables, "LEROBOT_EMBODIMENT_TAG": "aloha"},
             embodiment_tag="arm",
