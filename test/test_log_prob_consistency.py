@@ -28,8 +28,10 @@ from torchrl_vla.execution import (
 )
 from torchrl_vla.objectives import ChunkPPOLoss, recompute_log_probs
 from torchrl_vla.policies import (
+    DiffusionConfig,
     FlowSDENoise,
     LearnedNoise,
+    StdConfig,
     TinyDiffusionVLA,
     TinyFlowVLA,
     TinyGaussianVLA,
@@ -58,11 +60,13 @@ HEADS = {
     "tempered tokens": lambda **a: TinyTokenVLA(**TOKENS, **CONTROLLED, **a),
     "gaussian": TinyGaussianVLA,
     "gaussian that predicts its spread": lambda **a: TinyGaussianVLA(
-        std_reads_inputs=True, **a
+        **a, std=StdConfig(reads_inputs=True)
     ),
     "flow": lambda **a: TinyFlowVLA(num_steps=3, noise=FlowSDENoise(0.5), **a),
     "flow with learned noise": flow_with_learned_noise,
-    "diffusion": lambda **a: TinyDiffusionVLA(num_steps=3, **a),
+    "diffusion": lambda **a: TinyDiffusionVLA(
+        **a, diffusion=DiffusionConfig(num_steps=3)
+    ),
 }
 
 

@@ -6,7 +6,7 @@ from seeded_loss import Seeded
 from tensordict import TensorDict
 
 from torchrl_vla.objectives import DiffusionBCLoss
-from torchrl_vla.policies import TinyDiffusionVLA
+from torchrl_vla.policies import BackboneConfig, TinyDiffusionVLA
 from torchrl_vla.schema import SchemaError
 from torchrl_vla.testing import check_loss
 
@@ -18,12 +18,9 @@ def diffusion(**options) -> TinyDiffusionVLA:
     return TinyDiffusionVLA(
         action_dim=A,
         chunk_size=H,
-        state_dim=1,
-        cameras=(),
-        hidden=16,
-        depth=1,
         denoiser_depth=1,
         **options,
+        backbone=BackboneConfig(state_dim=1, cameras=(), hidden=16, depth=1),
     )
 
 
@@ -64,7 +61,7 @@ def test_the_loss_is_the_naive_mean_over_valid_elements():
 
 
 def test_it_keeps_the_contract_of_a_loss():
-    check_loss(Seeded(DiffusionBCLoss(diffusion(), draws=3)), batch())
+    check_loss(Seeded(DiffusionBCLoss(diffusion(), num_samples=3)), batch())
 
 
 def test_targets_under_the_padding_have_no_gradient_and_others_do():
@@ -79,8 +76,8 @@ def test_a_mask_that_is_none_is_refused():
     td = batch().set("action_is_pad", torch.zeros(3, H))
     with pytest.raises(SchemaError, match=r"DiffusionBCLoss: expected dtype bool"):
         DiffusionBCLoss(diffusion())(td)
-    with pytest.raises(ValueError, match=r"DiffusionBCLoss: .* 'draws', got -1"):
-        DiffusionBCLoss(diffusion(), draws=-1)
+    with pytest.raises(ValueError, match=r"DiffusionBCLoss: .* 'num_samples', got -1"):
+        DiffusionBCLoss(diffusion(), num_samples=-1)
 
 
 def test_diffusion_learns_both_of_two_ways():
@@ -90,7 +87,7 @@ def test_diffusion_learns_both_of_two_ways():
     td["action_is_pad"] = torch.zeros(32, H, dtype=torch.bool)
     sign = torch.tensor([-1.0, 1.0]).repeat(16)
     td["action_chunk"] = sign[:, None, None].expand(32, H, A).clone()
-    loss = DiffusionBCLoss(policy, draws=8)
+    loss = DiffusionBCLoss(policy, num_samples=8)
     optimizer = torch.optim.Adam(loss.parameters(), lr=5e-3)
     for _ in range(150):
         optimizer.zero_grad()

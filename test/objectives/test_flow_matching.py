@@ -8,7 +8,7 @@ from tensordict.nn import TensorDictModule
 from torch import nn
 
 from torchrl_vla.objectives import DiffusionBCLoss, FlowMatchingLoss
-from torchrl_vla.policies import TinyFlowVLA
+from torchrl_vla.policies import BackboneConfig, TinyFlowVLA
 from torchrl_vla.schema import MissingKeyError, SchemaError
 from torchrl_vla.testing import check_loss
 
@@ -20,12 +20,9 @@ def flow(**options) -> TinyFlowVLA:
     return TinyFlowVLA(
         action_dim=A,
         chunk_size=H,
-        state_dim=1,
-        cameras=(),
-        hidden=16,
-        depth=1,
         denoiser_depth=1,
         **options,
+        backbone=BackboneConfig(state_dim=1, cameras=(), hidden=16, depth=1),
     )
 
 
@@ -64,12 +61,12 @@ def naive(policy, td, alpha: float) -> torch.Tensor:
 @pytest.mark.parametrize("alpha", [1.0, 1.5])
 def test_the_loss_is_the_naive_mean_over_valid_elements(alpha):
     policy, td = flow(), batch()
-    loss = Seeded(FlowMatchingLoss(policy, noise_emphasis=alpha))
+    loss = Seeded(FlowMatchingLoss(policy, time_alpha=alpha))
     torch.testing.assert_close(loss(td)["loss_bc"], naive(policy, td, alpha))
 
 
 def test_it_keeps_the_contract_of_a_loss():
-    check_loss(Seeded(FlowMatchingLoss(flow(), draws=3)), batch())
+    check_loss(Seeded(FlowMatchingLoss(flow(), num_samples=3)), batch())
 
 
 def test_targets_under_the_padding_have_no_gradient_and_others_do():
@@ -120,10 +117,12 @@ def test_a_policy_that_does_not_denoise_is_refused(make):
 
 
 def test_what_cannot_be_is_refused():
-    with pytest.raises(ValueError, match=r"a positive noise_emphasis, got 0"):
-        FlowMatchingLoss(flow(), noise_emphasis=0)
-    with pytest.raises(ValueError, match=r"positive int at argument 'draws', got 0"):
-        FlowMatchingLoss(flow(), draws=0)
+    with pytest.raises(ValueError, match=r"a positive time_alpha, got 0"):
+        FlowMatchingLoss(flow(), time_alpha=0)
+    with pytest.raises(
+        ValueError, match=r"positive int at argument 'num_samples', got 0"
+    ):
+        FlowMatchingLoss(flow(), num_samples=0)
     td = batch()
     td["action_chunk"] = torch.zeros(4, H, A, dtype=torch.int64)
     with pytest.raises(SchemaError, match=r"float actions .* Use TokenBCLoss"):
@@ -137,7 +136,7 @@ def test_a_flow_learns_both_of_two_ways():
     td["action_is_pad"] = torch.zeros(32, H, dtype=torch.bool)
     sign = torch.tensor([-1.0, 1.0]).repeat(16)
     td["action_chunk"] = sign[:, None, None].expand(32, H, A).clone()
-    loss = FlowMatchingLoss(policy, draws=8)
+    loss = FlowMatchingLoss(policy, num_samples=8)
     optimizer = torch.optim.Adam(loss.parameters(), lr=5e-3)
     for _ in range(150):
         optimizer.zero_grad()

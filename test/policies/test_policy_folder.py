@@ -7,7 +7,7 @@ import torch
 from tensordict import NonTensorStack, TensorDict
 from torch import nn
 
-from torchrl_vla.policies import TinyTokenVLA, TinyVLA
+from torchrl_vla.policies import BackboneConfig, TinyTokenVLA, TinyVLA
 from torchrl_vla.policies.policy_folder import read_policy, write_policy
 from torchrl_vla.schema import InstructionTable
 from torchrl_vla.tokenizers import UniformActionTokenizer
@@ -63,7 +63,9 @@ def test_keys_and_absent_inputs_come_back(tmp_path):
 
 
 def test_a_token_policy_comes_back_with_the_tokenizer_it_was_trained_with(tmp_path):
-    policy = TinyTokenVLA(**SMALL, state_dim=4, action_tokenizer=tokenizer())
+    policy = TinyTokenVLA(
+        **SMALL, action_tokenizer=tokenizer(), backbone=BackboneConfig(state_dim=4)
+    )
     policy.to_folder(tmp_path)
     other = TinyTokenVLA.from_folder(tmp_path, action_tokenizer=tokenizer())
     td = batch()
@@ -77,7 +79,9 @@ def test_a_token_policy_comes_back_with_the_tokenizer_it_was_trained_with(tmp_pa
     [tokenizer(high=2.0), UniformActionTokenizer(5, low=-1.0, high=1.0, action_dim=2)],
 )
 def test_another_tokenizer_is_refused(tmp_path, other):
-    policy = TinyTokenVLA(**SMALL, state_dim=4, action_tokenizer=tokenizer())
+    policy = TinyTokenVLA(
+        **SMALL, action_tokenizer=tokenizer(), backbone=BackboneConfig(state_dim=4)
+    )
     policy.to_folder(tmp_path)
     with pytest.raises(
         ValueError,
@@ -89,7 +93,9 @@ def test_another_tokenizer_is_refused(tmp_path, other):
 
 
 def test_a_tokenizer_of_more_tokens_is_refused(tmp_path):
-    policy = TinyTokenVLA(**SMALL, state_dim=4, action_tokenizer=tokenizer())
+    policy = TinyTokenVLA(
+        **SMALL, action_tokenizer=tokenizer(), backbone=BackboneConfig(state_dim=4)
+    )
     policy.to_folder(tmp_path)
     with pytest.raises(
         ValueError, match=r"^TinyTokenVLA\.from_folder: expected .*'action"

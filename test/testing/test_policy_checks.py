@@ -15,7 +15,7 @@ from torchrl_vla.policies import (
     TokenSampling,
     TokenVLAWrapper,
 )
-from torchrl_vla.schema import InstructionTable
+from torchrl_vla.schema import InstructionTable, ObservationKeys
 from torchrl_vla.testing import check_policy
 from torchrl_vla.tokenizers import UniformActionTokenizer
 
@@ -45,7 +45,7 @@ class Linear(ContinuousVLAWrapper):
     """A right policy, for the wrong ones below to inherit from."""
 
     def __init__(self):
-        super().__init__(**SIZES, image_key=None)
+        super().__init__(**SIZES, keys=ObservationKeys(image=None))
         torch.manual_seed(0)
         self.net = nn.Linear(S, H * A)
 
@@ -56,7 +56,10 @@ class Linear(ContinuousVLAWrapper):
 class LinearTokens(TokenVLAWrapper):
     def __init__(self, **options):
         super().__init__(
-            **SIZES, action_tokenizer=tokenizer(), image_key=None, **options
+            **SIZES,
+            action_tokenizer=tokenizer(),
+            **options,
+            keys=ObservationKeys(image=None),
         )
         torch.manual_seed(0)
         # Unlike states have unlike tokens.
@@ -71,7 +74,7 @@ class LinearTokens(TokenVLAWrapper):
 
 class Gaussian(GaussianVLAWrapper):
     def __init__(self):
-        super().__init__(**SIZES, image_key=None)
+        super().__init__(**SIZES, keys=ObservationKeys(image=None))
         self.bias = nn.Parameter(torch.zeros(H, A))
 
     def predict_mean_and_log_std(self, td):

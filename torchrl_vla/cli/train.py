@@ -19,7 +19,6 @@ from torchrl_vla.recipes import (
     make_space,
     open_dataset,
     save_checkpoint,
-    save_lerobot_checkpoint,
     train_behavior_cloning,
     train_lerobot,
 )
@@ -133,7 +132,7 @@ class Train:
             lr=self.lr,
             train_on_padding=self.train_on_padding,
         )
-        save_lerobot_checkpoint(self.folder, policy, dataset.metadata)
+        save_checkpoint(self.folder, policy, None, dataset.metadata)
         return log
 
     def _budget(self) -> dict[str, Any]:

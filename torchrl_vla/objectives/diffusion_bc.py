@@ -29,9 +29,9 @@ class DiffusionBCLoss(DenoisingLoss):
             (``DiffusionVLAWrapper``).
 
     Keyword Args:
-        draws: levels and noises per row. The observation is encoded once for all of
-            them, so where encoding is what costs, more draws are a steadier gradient
-            at the same price.
+        num_samples: levels and noises per frame. The observation is encoded once for
+            all of them, so where encoding takes the time, more samples give a steadier
+            gradient at the same price.
 
     Raises:
         MissingKeyError: the chunk or the mask is not there.
@@ -40,7 +40,7 @@ class DiffusionBCLoss(DenoisingLoss):
             weights are not finite and >= 0 with one above 0, or the target holds
             tokens.
         TypeError: the policy has no ``denoising_errors``.
-        ValueError: ``draws`` is not positive.
+        ValueError: ``num_samples`` is not positive.
 
     Source: Ho et al., "Denoising Diffusion Probabilistic Models" (2020), equation 14;
     Chi et al., "Diffusion Policy" (2023).
@@ -52,7 +52,7 @@ class DiffusionBCLoss(DenoisingLoss):
         ...     in_keys, out_keys = ["state"], ["action_chunk"]
         ...     chunk_key = "action_chunk"
         ...
-        ...     def denoising_errors(self, td, draws):
+        ...     def denoising_errors(self, td, num_samples):
         ...         return td["action_chunk"] ** 2
         >>> batch = TensorDict(
         ...     state=torch.zeros(1, 3),
@@ -63,6 +63,8 @@ class DiffusionBCLoss(DenoisingLoss):
         tensor(4.)
     """
 
-    def __init__(self, actor_network: TensorDictModuleBase, *, draws: int = 1) -> None:
-        check_positive_int("DiffusionBCLoss", "draws", draws)
-        super().__init__(actor_network, draws=draws)
+    def __init__(
+        self, actor_network: TensorDictModuleBase, *, num_samples: int = 1
+    ) -> None:
+        check_positive_int("DiffusionBCLoss", "num_samples", num_samples)
+        super().__init__(actor_network, num_samples=num_samples)

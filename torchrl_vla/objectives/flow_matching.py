@@ -30,11 +30,11 @@ class FlowMatchingLoss(DenoisingLoss):
             ``chunk_key`` (``FlowVLAWrapper``).
 
     Keyword Args:
-        noise_emphasis: ``1 - t`` follows Beta(noise_emphasis, 1): 1 is uniform, 1.5
+        time_alpha: ``1 - t`` follows Beta(time_alpha, 1): 1 is uniform, 1.5
             dwells on noisy times as pi0 does.
-        draws: times and noises per row. The observation is encoded once for all of
-            them, so where encoding is what costs, more draws are a steadier gradient
-            at the same price.
+        num_samples: times and noises per frame. The observation is encoded once for all
+            of them, so where encoding takes the time, more samples give a steadier
+            gradient at the same price.
 
     Raises:
         MissingKeyError: the chunk or the mask is not there.
@@ -43,7 +43,7 @@ class FlowMatchingLoss(DenoisingLoss):
             weights are not finite and >= 0 with one above 0, or the target holds
             tokens.
         TypeError: the policy has no ``denoising_errors``.
-        ValueError: ``noise_emphasis`` or ``draws`` is not positive.
+        ValueError: ``time_alpha`` or ``num_samples`` is not positive.
 
     Source: Lipman et al., "Flow Matching for Generative Modeling" (2023); Black et
     al., "pi0" (2024), for the times.
@@ -70,14 +70,14 @@ class FlowMatchingLoss(DenoisingLoss):
         self,
         actor_network: TensorDictModuleBase,
         *,
-        noise_emphasis: float = 1.0,
-        draws: int = 1,
+        time_alpha: float = 1.0,
+        num_samples: int = 1,
     ) -> None:
-        if not noise_emphasis > 0:
+        if not time_alpha > 0:
             raise ValueError(
-                "FlowMatchingLoss: expected a positive noise_emphasis, got "
-                f"{noise_emphasis}. 1 draws times uniformly."
+                "FlowMatchingLoss: expected a positive time_alpha, got "
+                f"{time_alpha}. 1 draws times uniformly."
             )
-        check_positive_int("FlowMatchingLoss", "draws", draws)
-        options = {"noise_emphasis": float(noise_emphasis), "draws": draws}
+        check_positive_int("FlowMatchingLoss", "num_samples", num_samples)
+        options = {"time_alpha": float(time_alpha), "num_samples": num_samples}
         super().__init__(actor_network, **options)

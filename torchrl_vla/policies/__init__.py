@@ -1,4 +1,4 @@
-"""From images, state and an instruction to a chunk of actions."""
+"""Policies: from images, state and an instruction to a chunk of actions."""
 
 from torchrl_vla.policies.boundary.action_boundary import (
     ActionBoundary,
@@ -9,7 +9,10 @@ from torchrl_vla.policies.boundary.embodiment_contract import EmbodimentContract
 from torchrl_vla.policies.chunk_distribution import ChunkDistribution
 from torchrl_vla.policies.denoising.denoising_distribution import DenoisingDistribution
 from torchrl_vla.policies.denoising.denoising_policy import DenoisingVLAWrapper
-from torchrl_vla.policies.denoising.diffusion_policy import DiffusionVLAWrapper
+from torchrl_vla.policies.denoising.diffusion_policy import (
+    DiffusionConfig,
+    DiffusionVLAWrapper,
+)
 from torchrl_vla.policies.denoising.flow_noise import (
     FlowNoise,
     FlowSDENoise,
@@ -17,6 +20,7 @@ from torchrl_vla.policies.denoising.flow_noise import (
 )
 from torchrl_vla.policies.denoising.flow_policy import FlowVLAWrapper
 from torchrl_vla.policies.denoising.guidance import guided_velocity
+from torchrl_vla.policies.gaussian.gaussian_around import GaussianAround
 from torchrl_vla.policies.gaussian.gaussian_distribution import GaussianDistribution
 from torchrl_vla.policies.gaussian.gaussian_policy import GaussianVLAWrapper
 from torchrl_vla.policies.lerobot import (
@@ -25,18 +29,38 @@ from torchrl_vla.policies.lerobot import (
     LeRobotPolicyWrapper,
     make_lerobot_policy,
 )
+from torchrl_vla.policies.lerobot.lerobot_folder import (
+    is_lerobot_folder,
+    load_lerobot_policy,
+)
 from torchrl_vla.policies.lerobot.load.health import (
     LEROBOT_POLICY_TYPES,
     HealthReport,
     check_lerobot_health,
 )
 from torchrl_vla.policies.lerobot.load.lerobot_settings import LeRobotSettings
-from torchrl_vla.policies.stochastic_policy import StochasticVLAWrapper
+from torchrl_vla.policies.module_description import PolicyFactory
+from torchrl_vla.policies.module_policy import ModulePolicy
+from torchrl_vla.policies.policy_folder import check_writable
+from torchrl_vla.policies.protocol import (
+    as_policy,
+    cloning_loss_name,
+    environment_transforms,
+    load_policy,
+    make_critic,
+    make_from_factory,
+    save_policy,
+    target_transform,
+    to_stochastic,
+)
+from torchrl_vla.policies.stochastic_policy import OutputKeys, StochasticVLAWrapper
+from torchrl_vla.policies.tiny.backbone import BackboneConfig
+from torchrl_vla.policies.tiny.heads import HEADS
 from torchrl_vla.policies.tiny.image_encoder import KeypointImageEncoder
 from torchrl_vla.policies.tiny.text_encoder import ByteTextEncoder
 from torchrl_vla.policies.tiny.tiny_critic import TinyCritic
 from torchrl_vla.policies.tiny.tiny_denoising import TinyDiffusionVLA, TinyFlowVLA
-from torchrl_vla.policies.tiny.tiny_gaussian import TinyGaussianVLA
+from torchrl_vla.policies.tiny.tiny_gaussian import StdConfig, TinyGaussianVLA
 from torchrl_vla.policies.tiny.tiny_vla import TinyTokenVLA, TinyVLA
 from torchrl_vla.policies.tokens.token_distribution import TokenDistribution
 from torchrl_vla.policies.tokens.token_policy import TokenVLAWrapper
@@ -44,20 +68,24 @@ from torchrl_vla.policies.tokens.token_sampling import TokenSampling
 from torchrl_vla.policies.vla_policy import ContinuousVLAWrapper, VLAWrapperBase
 
 __all__ = [
+    "HEADS",
     "LEROBOT_POLICY_TYPES",
     "ActionBoundary",
     "ActionTranslator",
+    "BackboneConfig",
     "ByteTextEncoder",
     "ChunkDistribution",
     "ContinuousVLAWrapper",
     "DenoisingDistribution",
     "DenoisingVLAWrapper",
+    "DiffusionConfig",
     "DiffusionVLAWrapper",
     "EmbodimentActionTranslator",
     "EmbodimentContract",
     "FlowNoise",
     "FlowSDENoise",
     "FlowVLAWrapper",
+    "GaussianAround",
     "GaussianDistribution",
     "GaussianVLAWrapper",
     "HealthReport",
@@ -67,6 +95,10 @@ __all__ = [
     "LeRobotPolicyWrapper",
     "LeRobotSettings",
     "LearnedNoise",
+    "ModulePolicy",
+    "OutputKeys",
+    "PolicyFactory",
+    "StdConfig",
     "StochasticVLAWrapper",
     "TinyCritic",
     "TinyDiffusionVLA",
@@ -78,7 +110,19 @@ __all__ = [
     "TokenSampling",
     "TokenVLAWrapper",
     "VLAWrapperBase",
+    "as_policy",
     "check_lerobot_health",
+    "check_writable",
+    "cloning_loss_name",
+    "environment_transforms",
     "guided_velocity",
+    "is_lerobot_folder",
+    "load_lerobot_policy",
+    "load_policy",
+    "make_critic",
+    "make_from_factory",
     "make_lerobot_policy",
+    "save_policy",
+    "target_transform",
+    "to_stochastic",
 ]

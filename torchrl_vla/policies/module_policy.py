@@ -148,8 +148,6 @@ def declared(module: nn.Module, name: str, default):
     return getattr(module, name, default)
 
 
-def _keys_of(
-    module: nn.Module, name: str, default: list[NestedKey]
-) -> list[NestedKey]:
+def _keys_of(module: nn.Module, name: str, default: list[NestedKey]) -> list[NestedKey]:
     keys = declared(module, name, None)
     return default if keys is None else [unravel_key(key) for key in keys]

@@ -19,8 +19,6 @@ of :class:`VLAWrapperBase`:
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from tensordict.nn import TensorDictModuleBase
@@ -28,8 +26,13 @@ from torch import nn
 from torchrl.envs import Compose, Transform
 
 from torchrl_vla.policies.gaussian.gaussian_around import GaussianAround
+from torchrl_vla.policies.lerobot.lerobot_folder import (
+    is_lerobot_folder,
+    read_lerobot_folder,
+)
+from torchrl_vla.policies.module_description import PolicyFactory
 from torchrl_vla.policies.module_policy import ModulePolicy, declared
-from torchrl_vla.policies.policy_folder import PolicyFactory, read_policy
+from torchrl_vla.policies.policy_folder import read_policy
 from torchrl_vla.policies.readable_weights import uncompiled
 from torchrl_vla.policies.vla_policy import ContinuousVLAWrapper, VLAWrapperBase
 from torchrl_vla.schema import (
@@ -38,6 +41,12 @@ from torchrl_vla.schema import (
     ObservationKeys,
     RobotDatasetMetadata,
     SchemaError,
+)
+
+_INSTEAD = (
+    "Write an nn.Module whose forward(tensordict) returns the chunk [*B, H, A], with "
+    "attributes chunk_size and action_dim. A callable that takes LeRobot's batch "
+    "dictionaries goes into LeRobotPolicyWrapper(callable, action_dim=, chunk_size=)."
 )
 
 
@@ -89,7 +98,10 @@ def as_policy(
         case nn.Module():
             pass
         case _:
-            raise TypeError(_explain(inside))
+            raise TypeError(
+                "as_policy: expected a policy or an nn.Module, got "
+                f"{type(inside).__name__}. {_INSTEAD}"
+            )
     sizes = {"chunk_size": chunk_size, "action_dim": action_dim}
     sizes = {name: _size(inside, name, given) for name, given in sizes.items()}
     if factory is not None:
@@ -138,8 +150,9 @@ def make_critic(policy: nn.Module) -> TensorDictModuleBase | None:
 
 
 def environment_transforms(policy: nn.Module) -> Compose:
-    """Return what a policy needs in its environment from step to step."""
-    return as_policy(policy).make_environment_transform()
+    """Return what a policy, or any module, needs in its environment for each step."""
+    make = declared(policy, "make_environment_transform", Compose)
+    return make()
 
 
 def target_transform(policy: nn.Module) -> Transform | None:
@@ -205,12 +218,6 @@ def save_policy(folder: Path | str, policy: nn.Module) -> Path:
     return Path(folder)
 
 
-#: Readers of foreign folders: ``(recognizes, read)``, tried in order.
-FOLDER_READERS: list[
-    tuple[Callable[[Path], bool], Callable[[Path], VLAWrapperBase]]
-] = []
-
-
 def load_policy(folder: Path | str) -> VLAWrapperBase:
     """Read the policy in a folder, ours or LeRobot's, on the CPU, in evaluation mode.
 
@@ -223,31 +230,9 @@ def load_policy(folder: Path | str) -> VLAWrapperBase:
         SchemaError: its class is not there, or its weights do not fit.
     """
     folder = Path(folder).expanduser()
-    for recognizes, read in FOLDER_READERS:
-        if recognizes(folder):
-            return read(folder).eval()
+    if is_lerobot_folder(folder):
+        return read_lerobot_folder(folder).eval()
     return as_policy(read_policy(folder)).eval()
-
-
-@dataclass(frozen=True)
-class _Words:
-    """How to write a policy, in errors."""
-
-    module: str = (
-        "Write an nn.Module whose forward(tensordict) returns the chunk [*B, H, A], "
-        "with attributes chunk_size and action_dim"
-    )
-    wrapper: str = (
-        "a callable that takes LeRobot's batch dictionaries goes into "
-        "LeRobotPolicyWrapper(callable, action_dim=, chunk_size=)"
-    )
-
-
-def _explain(got: object) -> str:
-    return (
-        f"as_policy: expected a policy or an nn.Module, got {type(got).__name__}. "
-        f"{_Words.module}; {_Words.wrapper}."
-    )
 
 
 def _size(module: nn.Module, name: str, given: int | None) -> int:

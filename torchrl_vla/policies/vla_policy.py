@@ -48,6 +48,8 @@ class VLAWrapperBase(TensorDictModuleBase, ABC):
     cloning_loss: str = "chunk"
     #: True = the policy is made for normalized numbers and needs a ``ModelSpace``.
     needs_model_space: ClassVar[bool] = False
+    #: Whose files :meth:`to_folder` writes, e.g. ``"lerobot"``; None = ours.
+    folder_format: ClassVar[str | None] = None
     #: What to do for log-probabilities, in error messages.
     likelihood_advice: str = "Call to_stochastic(policy)."
 

@@ -9,7 +9,6 @@ from torchrl_vla.recipes.checkpoints import (
     load_executor,
     prepare_environment,
     save_checkpoint,
-    save_lerobot_checkpoint,
 )
 from torchrl_vla.recipes.demo.demo import DEMO_SETTINGS, DemoSettings, run_demo
 from torchrl_vla.recipes.demo.report import write_report
@@ -39,16 +38,16 @@ from torchrl_vla.recipes.finetuning.rollouts import (
 )
 from torchrl_vla.recipes.finetuning.run_log import RunLog
 from torchrl_vla.recipes.finetuning.training_state import ResumeError, TrainingState
-from torchrl_vla.recipes.heads import (
+from torchrl_vla.recipes.lerobot_training import fit_lerobot_policy, train_lerobot
+from torchrl_vla.recipes.model_space import ModelSpace, RobotSpacePolicy
+from torchrl_vla.recipes.open_dataset import open_dataset
+from torchrl_vla.recipes.policy_factory import (
     Head,
     make_cloning_loss,
     make_policy,
     make_space,
     to_stochastic,
 )
-from torchrl_vla.recipes.lerobot_training import fit_lerobot_policy, train_lerobot
-from torchrl_vla.recipes.model_space import ModelSpace, RobotSpacePolicy
-from torchrl_vla.recipes.open_dataset import open_dataset
 from torchrl_vla.recipes.training_loop import TrainingLog
 
 __all__ = [
@@ -89,7 +88,6 @@ __all__ = [
     "prepare_environment",
     "run_demo",
     "save_checkpoint",
-    "save_lerobot_checkpoint",
     "to_stochastic",
     "train_behavior_cloning",
     "train_lerobot",

@@ -10,18 +10,18 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchrl.data.replay_buffers import Storage
 from torchrl.envs import Compose
 
-from torchrl_vla.policies import TokenVLAWrapper, VLAWrapperBase
-from torchrl_vla.recipes.heads import make_cloning_loss
+from torchrl_vla.objectives import CloningOptions
+from torchrl_vla.policies import VLAWrapperBase, as_policy
 from torchrl_vla.recipes.model_space import ModelSpace, chunk_targets
 from torchrl_vla.recipes.open_dataset import Demonstrations
+from torchrl_vla.recipes.policy_factory import make_cloning_loss
 from torchrl_vla.recipes.training_loop import (
     TrainingLog,
     check_budget,
     run_training,
     warmup_cosine,
 )
-from torchrl_vla.schema import ACTION_CHUNK_KEY
-from torchrl_vla.transforms import ActionTokenizerTransform
+from torchrl_vla.schema import mark_space
 
 
 def train_behavior_cloning(
@@ -79,12 +79,14 @@ def train_behavior_cloning(
     """
     check_budget("train_behavior_cloning", steps, batch_size)
     space = ModelSpace(dataset.metadata) if space is None else space
+    policy = as_policy(policy)
+    mark_space(policy, space.policy_space)
     buffer = dataset.replay_buffer(
         batch_size,
         transform=make_training_transform(policy, space, dataset.storage),
         seed=seed,
     )
-    loss_module = make_cloning_loss(policy, loss_function=loss_function)
+    loss_module = make_cloning_loss(policy, CloningOptions(loss_function))
     loss_module.set_keys(weight=weight_key)
     optimizer = AdamW(policy.parameters(), lr=lr, weight_decay=weight_decay)
     return run_training(
@@ -113,12 +115,12 @@ def make_training_transform(
         space: how actions and states are normalized; None = not at all.
         storage: of the buffer that is sampled; chunks are gathered from it.
     """
+    policy = as_policy(policy)
     if space is None:
         transform = Compose(chunk_targets(policy.chunk_size, storage))
     else:
         transform = space.transforms(policy.chunk_size, storage)
-    if isinstance(policy, TokenVLAWrapper):
-        transform.append(
-            ActionTokenizerTransform(policy.action_tokenizer, in_key=ACTION_CHUNK_KEY)
-        )
+    targets = policy.make_target_transform()
+    if targets is not None:
+        transform.append(targets)
     return transform

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
 
 from tensordict import NestedKey, TensorDictBase
@@ -12,7 +14,12 @@ from torchrl.data.replay_buffers import Storage
 from torchrl.envs import Compose
 
 from torchrl_vla.execution import MultiStepActorWrapper
-from torchrl_vla.schema import ACTION_CHUNK_KEY, GUIDE_CHUNK_KEY, RobotDatasetMetadata
+from torchrl_vla.schema import (
+    ACTION_CHUNK_KEY,
+    GUIDE_CHUNK_KEY,
+    PolicySpace,
+    RobotDatasetMetadata,
+)
 from torchrl_vla.transforms import ActionChunkTransform, ActionScaling, StateScaling
 from torchrl_vla.transforms.affine_scaling import ScalingMode
 
@@ -52,6 +59,22 @@ class ModelSpace:
         if self.metadata.state_statistics is None:
             return None
         return StateScaling.from_metadata(self.metadata, self.mode)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the mode and of every number that the scaling multiplies or adds."""
+        scalings = [self.action_scaling, self.state_scaling]
+        numbers = [
+            None if scaling is None else [scaling.loc.tolist(), scaling.scale.tolist()]
+            for scaling in scalings
+        ]
+        text = json.dumps([self.mode, numbers])
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    @property
+    def policy_space(self) -> PolicySpace:
+        """The mark of a policy that is trained in this space."""
+        return PolicySpace("model", self.fingerprint, self.mode)
 
     def transforms(self, chunk_size: int, storage: Storage) -> Compose:
         """Return what turns sampled frames into training targets.

@@ -7,6 +7,7 @@ from tensordict.nn import TensorDictModule
 
 from torchrl_vla.policies import (
     ActionBoundary,
+    BackboneConfig,
     EmbodimentActionTranslator,
     EmbodimentContract,
     TinyVLA,
@@ -168,10 +169,8 @@ def test_a_policy_behind_the_boundary_is_still_a_policy():
     policy = TinyVLA(
         action_dim=2,
         chunk_size=3,
-        state_dim=2,
-        cameras=(),
         instructions=table,
-        hidden=16,
+        backbone=BackboneConfig(state_dim=2, cameras=(), hidden=16),
     )
     observation = TensorDict(
         {

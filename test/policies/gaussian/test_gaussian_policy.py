@@ -11,7 +11,7 @@ from torchrl.objectives import ClipPPOLoss
 
 from torchrl_vla.objectives import BCLoss
 from torchrl_vla.policies import GaussianVLAWrapper
-from torchrl_vla.schema import MissingKeyError, SchemaError
+from torchrl_vla.schema import MissingKeyError, ObservationKeys, SchemaError
 
 H, A = 2, 3
 
@@ -20,7 +20,9 @@ class LinearGaussian(GaussianVLAWrapper):
     """A mean that is linear in the state, and a learned spread."""
 
     def __init__(self, std=0.5, **options):
-        super().__init__(action_dim=A, chunk_size=H, image_key=None, **options)
+        super().__init__(
+            action_dim=A, chunk_size=H, **options, keys=ObservationKeys(image=None)
+        )
         torch.manual_seed(0)
         self.net = nn.Linear(5, H * A)
         self.log_std = nn.Parameter(torch.full((A,), math.log(std)))

@@ -222,7 +222,7 @@ def test_several_draws_see_one_encoding_and_are_averaged():
     td = batch(2).set("action_chunk", torch.randn(2, H, A))
     with torch.no_grad():
         generator = torch.Generator().manual_seed(5)
-        errors = policy.denoising_errors(td, generator=generator, draws=3)
+        errors = policy.denoising_errors(td, generator=generator, num_samples=3)
         assert policy.calls == 1
         generator = torch.Generator().manual_seed(5)
         noise = torch.randn(3, 2, H, A, generator=generator)

@@ -7,7 +7,7 @@ import torch
 from tensordict import NonTensorStack, TensorDict
 from tensordict.nn import InteractionType, set_interaction_type
 
-from torchrl_vla.policies import TinyGaussianVLA, TinyVLA
+from torchrl_vla.policies import BackboneConfig, TinyGaussianVLA, TinyVLA
 from torchrl_vla.schema import InstructionTable
 from torchrl_vla.testing import check_log_prob_consistency, check_policy
 
@@ -74,7 +74,7 @@ def test_one_step_of_learning_moves_the_spread_where_it_is_wanted(reads):
 def test_a_cloned_policy_is_the_mean_of_its_twin(reads):
     torch.manual_seed(1)
     table = InstructionTable(TEXTS)
-    cloned = TinyVLA(**SIZES, state_dim=S, instructions=table)
+    cloned = TinyVLA(**SIZES, instructions=table, backbone=BackboneConfig(state_dim=S))
     twin = TinyGaussianVLA.from_cloned(cloned, initial_std=0.1, std_reads_inputs=reads)
     td = batch(7)
     expected = cloned(td.copy())["action_chunk"]

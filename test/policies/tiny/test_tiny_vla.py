@@ -14,7 +14,7 @@ from torchrl.objectives import ClipPPOLoss
 from torchrl_vla.envs import ToyVLAEnv
 from torchrl_vla.execution import MultiStepActorWrapper, select_decisions
 from torchrl_vla.objectives import BCLoss
-from torchrl_vla.policies import TinyTokenVLA, TinyVLA, TokenSampling
+from torchrl_vla.policies import BackboneConfig, TinyTokenVLA, TinyVLA, TokenSampling
 from torchrl_vla.schema import InstructionTable, MissingKeyError
 from torchrl_vla.tokenizers import UniformActionTokenizer
 
@@ -228,7 +228,7 @@ def test_the_compiled_log_prob_and_its_gradient_equal_the_eager_ones():
 
 
 def test_the_default_size_is_what_the_documentation_says():
-    policy = TinyVLA(action_dim=7, chunk_size=8, state_dim=8)
+    policy = TinyVLA(action_dim=7, chunk_size=8, backbone=BackboneConfig(state_dim=8))
     count = sum(p.numel() for p in policy.parameters())
     assert 0.5e6 < count < 0.7e6
 

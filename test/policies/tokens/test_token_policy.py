@@ -10,7 +10,7 @@ from torch import nn
 from torchrl.objectives import ClipPPOLoss
 
 from torchrl_vla.policies import TokenSampling, TokenVLAWrapper
-from torchrl_vla.schema import MissingKeyError, SchemaError, TokenError
+from torchrl_vla.schema import MissingKeyError, ObservationKeys, SchemaError, TokenError
 from torchrl_vla.tokenizers import UniformActionTokenizer, VocabTailActionTokenizer
 
 H, A, V = 2, 3, 4
@@ -25,8 +25,8 @@ class LinearTokens(TokenVLAWrapper):
             action_dim=A,
             chunk_size=H,
             action_tokenizer=tokenizer,
-            image_key=None,
             **keys,
+            keys=ObservationKeys(image=None),
         )
         self.net = nn.Linear(5, H * A * V)
 

@@ -10,7 +10,12 @@ from torch import nn
 from torchrl.envs import InitTracker, TransformedEnv
 
 from torchrl_vla.envs import TabletopEnv
-from torchrl_vla.policies import LeRobotPolicyWrapper, TinyCritic, TinyGaussianVLA
+from torchrl_vla.policies import (
+    BackboneConfig,
+    LeRobotPolicyWrapper,
+    TinyCritic,
+    TinyGaussianVLA,
+)
 from torchrl_vla.recipes import (
     GRPO,
     PPO,
@@ -35,7 +40,11 @@ def make_env():
 
 
 def make_tiny():
-    return TinyGaussianVLA(action_dim=2, chunk_size=4, state_dim=S, hidden=8, depth=1)
+    return TinyGaussianVLA(
+        action_dim=2,
+        chunk_size=4,
+        backbone=BackboneConfig(state_dim=S, hidden=8, depth=1),
+    )
 
 
 def make_space():

@@ -15,10 +15,11 @@ from torchrl_vla.policies.denoising.denoising_distribution import (
     DenoisingDistribution,
     Guide,
 )
-from torchrl_vla.policies.stochastic_policy import StochasticVLAWrapper
+from torchrl_vla.policies.stochastic_policy import OutputKeys, StochasticVLAWrapper
 from torchrl_vla.schema import (
     DENOISING_PATH_KEY,
     MissingKeyError,
+    ObservationKeys,
     SchemaError,
     check_positive_int,
 )
@@ -40,11 +41,11 @@ class DenoisingVLAWrapper(StochasticVLAWrapper):
     policy does not announce the last two, and does not write them.
 
     Keyword Args:
-        action_dim: see :class:`VLAWrapperBase`.
-        chunk_size: see there.
+        action_dim: ``A``, size of one action.
+        chunk_size: ``H``, actions per chunk.
         num_steps: ``K``, denoising steps per decision.
-        sample_key: where the path is written.
-        **keys: the other keys of :class:`StochasticVLAWrapper`.
+        keys: observation entries that the policy reads.
+        output_keys: entries that it writes; ``sample`` is the path.
 
     Raises:
         SchemaError: a log-probability is asked of steps without noise; a path, a
@@ -52,8 +53,7 @@ class DenoisingVLAWrapper(StochasticVLAWrapper):
         ValueError: a size is not positive.
     """
 
-    #: What to do to get log-probabilities, in error messages.
-    likelihood_advice: str
+    default_sample_key = DENOISING_PATH_KEY
 
     def __init__(
         self,
@@ -61,12 +61,15 @@ class DenoisingVLAWrapper(StochasticVLAWrapper):
         action_dim: int,
         chunk_size: int,
         num_steps: int,
-        sample_key: NestedKey = DENOISING_PATH_KEY,
-        **keys: NestedKey | None,
+        keys: ObservationKeys = ObservationKeys(),
+        output_keys: OutputKeys = OutputKeys(),
     ) -> None:
         check_positive_int(type(self).__name__, "num_steps", num_steps)
         super().__init__(
-            action_dim=action_dim, chunk_size=chunk_size, sample_key=sample_key, **keys
+            action_dim=action_dim,
+            chunk_size=chunk_size,
+            keys=keys,
+            output_keys=output_keys,
         )
         self.num_steps = num_steps
 
@@ -118,7 +121,7 @@ class DenoisingVLAWrapper(StochasticVLAWrapper):
         tensordict: TensorDictBase,
         *,
         generator: torch.Generator | None = None,
-        draws: int = 1,
+        num_samples: int = 1,
     ) -> Tensor:
         """Return the squared errors ``[*B, H, A]`` of the head's regression.
 
@@ -131,8 +134,8 @@ class DenoisingVLAWrapper(StochasticVLAWrapper):
 
         Keyword Args:
             generator: draws time and noise; None = PyTorch's global one.
-            draws: times and noises per row, over which the errors are averaged. The
-                observation is encoded once for all of them.
+            num_samples: times and noises per frame, over which the errors are averaged.
+                The observation is encoded once for all of them.
         """
 
     def get_dist(self, tensordict: TensorDictBase) -> DenoisingDistribution:
@@ -174,12 +177,12 @@ class DenoisingVLAWrapper(StochasticVLAWrapper):
         return condition
 
     def _encode_and_target(
-        self, tensordict: TensorDictBase, draws: int
+        self, tensordict: TensorDictBase, num_samples: int
     ) -> tuple[Tensor, Tensor]:
-        """Conditions and targets as rows, ``draws`` times one after the other."""
-        check_positive_int(type(self).__name__, "draws", draws)
+        """Conditions and targets as rows, ``num_samples`` times one after the other."""
+        check_positive_int(type(self).__name__, "num_samples", num_samples)
         condition, target = self._encode(tensordict), self._target(tensordict)
-        return condition.repeat(draws, 1), target.repeat(draws, 1, 1)
+        return condition.repeat(num_samples, 1), target.repeat(num_samples, 1, 1)
 
     def _target(self, tensordict: TensorDictBase) -> Tensor:
         """The expert's chunks as rows ``[N, H, A]``."""

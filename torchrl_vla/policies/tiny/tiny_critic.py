@@ -1,4 +1,4 @@
-"""What an observation is worth."""
+"""Critic that starts from a tiny policy's backbone."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from tensordict import NestedKey, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 
+from torchrl_vla.policies.readable_weights import uncompiled
 from torchrl_vla.policies.tiny.backbone import TinyBackbone
 from torchrl_vla.schema import InstructionTable
 
@@ -17,9 +18,8 @@ VALUE_KEY: NestedKey = "state_value"
 class TinyCritic(TensorDictModuleBase):
     """Estimate the return from the observation that the policy sees.
 
-    A network of its own with the policy's eyes: it starts from a copy of a policy's
-    backbone, which has learned to look, and shares no weight with it, so that its
-    gradient cannot spoil the policy. Its first estimate is 0 everywhere.
+    It starts from a copy of a policy's trained backbone and shares no weight with it,
+    so its gradient cannot change the policy. Its first estimate is 0 everywhere.
 
     **Reads** what the policy reads. **Writes** ``state_value`` float ``[*B, 1]``.
 
@@ -32,8 +32,9 @@ class TinyCritic(TensorDictModuleBase):
     Examples:
         >>> import torch
         >>> from tensordict import TensorDict
-        >>> from torchrl_vla.policies import TinyVLA
-        >>> policy = TinyVLA(action_dim=2, chunk_size=4, state_dim=3, cameras=())
+        >>> from torchrl_vla.policies import BackboneConfig, TinyVLA
+        >>> config = BackboneConfig(state_dim=3, cameras=())
+        >>> policy = TinyVLA(action_dim=2, chunk_size=4, backbone=config)
         >>> critic = TinyCritic.from_policy(policy)
         >>> data = TensorDict(
         ...     observation=TensorDict(state=torch.ones(3)),
@@ -47,13 +48,13 @@ class TinyCritic(TensorDictModuleBase):
         self, backbone: TinyBackbone, *, value_key: NestedKey = VALUE_KEY
     ) -> None:
         super().__init__()
+        backbone = uncompiled(backbone)
         self.backbone = copy.deepcopy(backbone)
         self.backbone.out = nn.Linear(backbone.out.in_features, 1)
         nn.init.zeros_(self.backbone.out.weight)
         nn.init.zeros_(self.backbone.out.bias)
         self.backbone.to(backbone.out.weight.device)
-        keys = (backbone.image_key, backbone.state_key, backbone.instruction_key)
-        self.in_keys = [key for key in keys if key is not None]
+        self.in_keys = backbone.keys.present
         self.out_keys = [value_key]
 
     @classmethod

@@ -23,6 +23,7 @@ from torchrl_vla.evaluation import (
     shuffle_instructions,
     write_png,
 )
+from torchrl_vla.policies import VLAWrapperBase
 from torchrl_vla.recipes.behavior_cloning import train_behavior_cloning
 from torchrl_vla.recipes.checkpoints import save_checkpoint
 from torchrl_vla.recipes.demo.report import write_report
@@ -30,14 +31,13 @@ from torchrl_vla.recipes.environment_registry import ENVIRONMENTS
 from torchrl_vla.recipes.finetuning.algorithms import PPO
 from torchrl_vla.recipes.finetuning.finetune import FinetuneResult, finetune
 from torchrl_vla.recipes.finetuning.finetune_settings import FinetuneSettings
-from torchrl_vla.recipes.heads import (
+from torchrl_vla.recipes.model_space import ModelSpace
+from torchrl_vla.recipes.policy_factory import (
     Head,
-    StochasticTinyPolicies,
     make_policy,
     make_space,
     to_stochastic,
 )
-from torchrl_vla.recipes.model_space import ModelSpace
 from torchrl_vla.recipes.training_loop import TrainingLog
 from torchrl_vla.schema import IMAGE_KEY
 
@@ -224,7 +224,7 @@ def run_demo(
 
 
 def _improve(
-    policy: StochasticTinyPolicies,
+    policy: VLAWrapperBase,
     space: ModelSpace,
     env: EnvBase,
     eval_env: EnvBase,

@@ -21,7 +21,7 @@ from torchrl_vla.evaluation import (
     evaluate,
     hash_weights,
 )
-from torchrl_vla.policies import StochasticVLAWrapper
+from torchrl_vla.policies import StochasticVLAWrapper, as_policy
 from torchrl_vla.recipes.finetuning.finetune_settings import (
     FinetuneSettings,
     SettingsError,
@@ -140,6 +140,7 @@ def finetune(
         RuntimeError: a loss is not finite; names the iteration.
     """
     settings = FinetuneSettings() if settings is None else settings
+    policy = as_policy(policy)
     check_finetunable(policy, space, env)
     folder = Path(folder)
     (folder / "evaluations").mkdir(parents=True, exist_ok=True)

@@ -25,7 +25,7 @@ from torchrl_vla.policies.lerobot.run.flow_prefix import encode_prefix
 from torchrl_vla.policies.lerobot.run.outputs import pass_boundary
 from torchrl_vla.policies.lerobot.run.policy_wrapper import LeRobotPolicyWrapper
 from torchrl_vla.policies.lerobot.run.pretrained import PretrainedPolicy
-from torchrl_vla.policies.stochastic_policy import StochasticVLAWrapper
+from torchrl_vla.policies.stochastic_policy import OutputKeys, StochasticVLAWrapper
 from torchrl_vla.schema import (
     DENOISING_PATH_KEY,
     ELEMENT_LOG_PROBS_KEY,
@@ -124,13 +124,10 @@ none of LeRobot's. Subclass FlowVLAWrapper for a flow of your own.
         super().__init__(
             action_dim=wrapper.action_dim,
             chunk_size=wrapper.chunk_size,
-            sample_key=sample_key,
-            chunk_key=wrapper.chunk_key,
-            log_probs_key=log_probs_key,
-            element_log_probs_key=element_log_probs_key,
-            image_key=wrapper.image_key,
-            state_key=wrapper.state_key,
-            instruction_key=wrapper.instruction_key,
+            keys=wrapper.keys,
+            output_keys=OutputKeys(
+                wrapper.chunk_key, sample_key, log_probs_key, element_log_probs_key
+            ),
         )
         self.wrapper = wrapper
         self.noise = noise

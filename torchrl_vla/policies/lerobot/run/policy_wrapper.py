@@ -48,6 +48,7 @@ from torchrl_vla.schema import (
     IS_INIT_KEY,
     STATE_KEY,
     InstructionTable,
+    ObservationKeys,
     RobotDatasetMetadata,
     SchemaError,
 )
@@ -182,9 +183,9 @@ class LeRobotPolicyWrapper(ContinuousVLAWrapper):
             action_dim=action_dim,
             chunk_size=chunk_size,
             chunk_key=chunk_key,
-            image_key=image_key,
-            state_key=state_key if use_state else None,
-            instruction_key=instruction_key,
+            keys=ObservationKeys(
+                image_key, state_key if use_state else None, instruction_key
+            ),
         )
         self.policy = policy
         self.boundary = boundary
@@ -194,12 +195,12 @@ class LeRobotPolicyWrapper(ContinuousVLAWrapper):
             self.environment_state_key = in_history(ENVIRONMENT_STATE_KEY, inputs)
             self.in_keys.append(self.environment_state_key)
         if not reads_text:
-            self.in_keys.remove(self.instruction_key)
+            self.in_keys.remove(self.keys.instruction)
         self._reader = InputReader(
-            self.image_key,
-            self.state_key,
+            self.keys.image,
+            self.keys.state,
             self.environment_state_key,
-            self.instruction_key,
+            self.keys.instruction,
             instructions,
             what_to_do(policy, inputs),
         )
