@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from tiny_options import make_tiny
 from torchrl.collectors import Collector
 from torchrl.envs import Compose, ExplorationType, InitTracker, TransformedEnv
 from torchrl.envs.utils import set_exploration_type
@@ -50,22 +51,24 @@ CONTROLLED = {
 
 
 def flow_with_learned_noise(**sizes):
-    policy = TinyFlowVLA(num_steps=3, **sizes)
+    policy = make_tiny(TinyFlowVLA, num_steps=3, **sizes)
     policy.noise = LearnedNoise(policy.condition_dim, CHUNK, 2, hidden=8)
     return policy
 
 
 HEADS = {
-    "tokens": lambda **a: TinyTokenVLA(**TOKENS, **a),
-    "tempered tokens": lambda **a: TinyTokenVLA(**TOKENS, **CONTROLLED, **a),
+    "tokens": lambda **a: make_tiny(TinyTokenVLA, **TOKENS, **a),
+    "tempered tokens": lambda **a: make_tiny(TinyTokenVLA, **TOKENS, **CONTROLLED, **a),
     "gaussian": TinyGaussianVLA,
-    "gaussian that predicts its spread": lambda **a: TinyGaussianVLA(
-        **a, std=StdConfig(reads_inputs=True)
+    "gaussian that predicts its spread": lambda **a: make_tiny(
+        TinyGaussianVLA, **a, std=StdConfig(reads_inputs=True)
     ),
-    "flow": lambda **a: TinyFlowVLA(num_steps=3, noise=FlowSDENoise(0.5), **a),
+    "flow": lambda **a: make_tiny(
+        TinyFlowVLA, num_steps=3, noise=FlowSDENoise(0.5), **a
+    ),
     "flow with learned noise": flow_with_learned_noise,
-    "diffusion": lambda **a: TinyDiffusionVLA(
-        **a, diffusion=DiffusionConfig(num_steps=3)
+    "diffusion": lambda **a: make_tiny(
+        TinyDiffusionVLA, **a, diffusion=DiffusionConfig(num_steps=3)
     ),
 }
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from seeded_loss import Seeded
 from tensordict import TensorDict
+from tiny_options import make_tiny
 
 from torchrl_vla.objectives import DiffusionBCLoss
 from torchrl_vla.policies import BackboneConfig, TinyDiffusionVLA
@@ -15,7 +16,8 @@ H, A = 3, 2
 
 def diffusion(**options) -> TinyDiffusionVLA:
     torch.manual_seed(0)
-    return TinyDiffusionVLA(
+    return make_tiny(
+        TinyDiffusionVLA,
         action_dim=A,
         chunk_size=H,
         denoiser_depth=1,

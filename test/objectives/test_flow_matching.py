@@ -5,6 +5,7 @@ import torch
 from seeded_loss import Seeded
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
+from tiny_options import make_tiny
 from torch import nn
 
 from torchrl_vla.objectives import DiffusionBCLoss, FlowMatchingLoss
@@ -17,7 +18,8 @@ H, A = 3, 2
 
 def flow(**options) -> TinyFlowVLA:
     torch.manual_seed(0)
-    return TinyFlowVLA(
+    return make_tiny(
+        TinyFlowVLA,
         action_dim=A,
         chunk_size=H,
         denoiser_depth=1,

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from tensordict import NonTensorStack, TensorDict
+from tiny_options import make_tiny
 from torch import nn
 
 from torchrl_vla.policies import BackboneConfig, TinyTokenVLA, TinyVLA
@@ -34,7 +35,7 @@ def tokenizer(bins: int = 5, high: float = 1.0) -> UniformActionTokenizer:
 
 
 def tiny(**options) -> TinyVLA:
-    return TinyVLA(**{**SMALL, "state_dim": 4, **options})
+    return make_tiny(TinyVLA, **{**SMALL, "state_dim": 4, **options})
 
 
 def test_a_policy_answers_as_before_after_a_round_trip(tmp_path):
@@ -63,8 +64,11 @@ def test_keys_and_absent_inputs_come_back(tmp_path):
 
 
 def test_a_token_policy_comes_back_with_the_tokenizer_it_was_trained_with(tmp_path):
-    policy = TinyTokenVLA(
-        **SMALL, action_tokenizer=tokenizer(), backbone=BackboneConfig(state_dim=4)
+    policy = make_tiny(
+        TinyTokenVLA,
+        **SMALL,
+        action_tokenizer=tokenizer(),
+        backbone=BackboneConfig(state_dim=4),
     )
     policy.to_folder(tmp_path)
     other = TinyTokenVLA.from_folder(tmp_path, action_tokenizer=tokenizer())
@@ -79,8 +83,11 @@ def test_a_token_policy_comes_back_with_the_tokenizer_it_was_trained_with(tmp_pa
     [tokenizer(high=2.0), UniformActionTokenizer(5, low=-1.0, high=1.0, action_dim=2)],
 )
 def test_another_tokenizer_is_refused(tmp_path, other):
-    policy = TinyTokenVLA(
-        **SMALL, action_tokenizer=tokenizer(), backbone=BackboneConfig(state_dim=4)
+    policy = make_tiny(
+        TinyTokenVLA,
+        **SMALL,
+        action_tokenizer=tokenizer(),
+        backbone=BackboneConfig(state_dim=4),
     )
     policy.to_folder(tmp_path)
     with pytest.raises(
@@ -93,8 +100,11 @@ def test_another_tokenizer_is_refused(tmp_path, other):
 
 
 def test_a_tokenizer_of_more_tokens_is_refused(tmp_path):
-    policy = TinyTokenVLA(
-        **SMALL, action_tokenizer=tokenizer(), backbone=BackboneConfig(state_dim=4)
+    policy = make_tiny(
+        TinyTokenVLA,
+        **SMALL,
+        action_tokenizer=tokenizer(),
+        backbone=BackboneConfig(state_dim=4),
     )
     policy.to_folder(tmp_path)
     with pytest.raises(
@@ -125,7 +135,7 @@ def test_a_folder_without_a_policy_is_refused(tmp_path, make_folder):
 
 
 def test_a_state_dim_that_the_first_call_found_is_written(tmp_path):
-    policy = TinyVLA(**SMALL)
+    policy = make_tiny(TinyVLA, **SMALL)
     with pytest.raises(
         ValueError,
         match=r"^TinyVLA\.to_folder: expected complete parameters, got some whose size "

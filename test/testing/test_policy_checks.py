@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from tensordict import NonTensorStack, TensorDict
+from tiny_options import make_tiny
 from torch import nn
 
 from torchrl_vla.policies import (
@@ -93,8 +94,8 @@ def test_the_tiny_policies_pass(cameras, by_id, state):
         td.set("language_instruction", ids)
     options = {"cameras": cameras, "instructions": table, "hidden": 16, **SIZES}
     options |= {"state_dim": S} if state else {"state_key": None}
-    check_policy(TinyVLA(**options), td, row_tolerance=0)
-    token_policy = TinyTokenVLA(**options, action_tokenizer=tokenizer())
+    check_policy(make_tiny(TinyVLA, **options), td, row_tolerance=0)
+    token_policy = make_tiny(TinyTokenVLA, **options, action_tokenizer=tokenizer())
     check_policy(token_policy, td, row_tolerance=0)
 
 

@@ -6,13 +6,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tensordict import NonTensorData, NonTensorStack, TensorDict
 
-from torchrl_vla.policies.tiny.backbone import TinyBackbone
+from torchrl_vla.policies.tiny.backbone import BackboneConfig, TinyBackbone
 from torchrl_vla.schema import (
-    IMAGE_KEY,
     INSTRUCTION_KEY,
-    STATE_KEY,
     InstructionTable,
     MissingKeyError,
+    ObservationKeys,
     SchemaError,
     UnknownInstructionError,
 )
@@ -22,18 +21,10 @@ TEXTS = ("reach the red block", "open the door", "push it left")
 
 def backbone(**options) -> TinyBackbone:
     torch.manual_seed(0)
-    arguments = {
-        "image_key": IMAGE_KEY,
-        "cameras": None,
-        "state_key": STATE_KEY,
-        "state_dim": 5,
-        "instruction_key": INSTRUCTION_KEY,
-        "hidden": 32,
-        "depth": 2,
-        "text_dim": 16,
-        "text_max_bytes": 32,
-    }
-    return TinyBackbone(6, **{**arguments, **options})
+    keys = {name: options.pop(name) for name in ("image", "state") if name in options}
+    sizes = {"state_dim": 5, "hidden": 32, "text_dim": 16, "text_max_bytes": 32}
+    config = BackboneConfig(**{**sizes, **options})
+    return TinyBackbone(6, config, ObservationKeys(**keys))
 
 
 def batch(n: int, texts=TEXTS) -> TensorDict:
@@ -178,6 +169,7 @@ def test_one_text_per_row():
 def test_a_missing_instruction_is_named():
     with pytest.raises(
         MissingKeyError,
+        ObservationKeys,
         match=r"^TinyBackbone: expected an instruction at 'language_instruction', got "
         r"only \[.*\]\. Name another key, or build the policy without this input\.$",
     ):

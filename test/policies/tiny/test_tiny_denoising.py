@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensordict import NonTensorStack, TensorDict
 from tensordict.nn import InteractionType, set_interaction_type
+from tiny_options import make_tiny
 
 from torchrl_vla.policies import (
     FlowSDENoise,
@@ -26,7 +27,7 @@ SMALL = {"hidden": 32, "text_dim": 16, "text_max_bytes": 32, "num_steps": K}
 def build(cls, **options):
     torch.manual_seed(0)
     arguments = {"action_dim": A, "chunk_size": H, "state_dim": S, **SMALL}
-    return cls(**{**arguments, **options})
+    return make_tiny(cls, **{**arguments, **options})
 
 
 def ode(**options) -> TinyFlowVLA:

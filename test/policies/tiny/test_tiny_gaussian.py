@@ -6,6 +6,7 @@ import pytest
 import torch
 from tensordict import NonTensorStack, TensorDict
 from tensordict.nn import InteractionType, set_interaction_type
+from tiny_options import make_tiny
 
 from torchrl_vla.policies import BackboneConfig, TinyGaussianVLA, TinyVLA
 from torchrl_vla.schema import InstructionTable
@@ -20,7 +21,7 @@ both_spreads = pytest.mark.parametrize("reads", [False, True])
 
 def tiny(**options) -> TinyGaussianVLA:
     torch.manual_seed(0)
-    return TinyGaussianVLA(**{"state_dim": S, **SIZES, **options})
+    return make_tiny(TinyGaussianVLA, **{"state_dim": S, **SIZES, **options})
 
 
 def batch(n: int) -> TensorDict:
@@ -74,7 +75,9 @@ def test_one_step_of_learning_moves_the_spread_where_it_is_wanted(reads):
 def test_a_cloned_policy_is_the_mean_of_its_twin(reads):
     torch.manual_seed(1)
     table = InstructionTable(TEXTS)
-    cloned = TinyVLA(**SIZES, instructions=table, backbone=BackboneConfig(state_dim=S))
+    cloned = make_tiny(
+        TinyVLA, **SIZES, instructions=table, backbone=BackboneConfig(state_dim=S)
+    )
     twin = TinyGaussianVLA.from_cloned(cloned, initial_std=0.1, std_reads_inputs=reads)
     td = batch(7)
     expected = cloned(td.copy())["action_chunk"]
@@ -89,7 +92,7 @@ def test_a_cloned_policy_is_the_mean_of_its_twin(reads):
 
 
 def test_a_cloned_policy_that_learned_its_state_s_size_can_be_taken_over():
-    cloned = TinyVLA(**SIZES).double()
+    cloned = make_tiny(TinyVLA, **SIZES).double()
     td = batch(2)
     expected = cloned(td.copy())["action_chunk"]
     twin = TinyGaussianVLA.from_cloned(cloned)

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensordict import NonTensorStack, TensorDict
 from tensordict.nn import InteractionType, set_interaction_type
+from tiny_options import make_tiny
 from torchrl.envs import InitTracker, TransformedEnv
 from torchrl.objectives import ClipPPOLoss
 
@@ -26,14 +27,16 @@ SMALL = {"hidden": 32, "text_dim": 16, "text_max_bytes": 32}
 def tiny(**options) -> TinyVLA:
     torch.manual_seed(0)
     arguments = {"action_dim": A, "chunk_size": H, "state_dim": S, **SMALL}
-    return TinyVLA(**{**arguments, **options})
+    return make_tiny(TinyVLA, **{**arguments, **options})
 
 
 def tiny_tokens(**options) -> TinyTokenVLA:
     torch.manual_seed(0)
     arguments = {"action_dim": A, "chunk_size": H, "state_dim": S, **SMALL}
     tokenizer = UniformActionTokenizer(7, low=-1.0, high=1.0)
-    return TinyTokenVLA(**{**arguments, "action_tokenizer": tokenizer, **options})
+    return make_tiny(
+        TinyTokenVLA, **{**arguments, "action_tokenizer": tokenizer, **options}
+    )
 
 
 def batch(n: int) -> TensorDict:
@@ -247,7 +250,7 @@ def test_a_copy_answers_alike_and_learns_alone(make):
 
 
 def test_a_state_dim_left_open_is_learned_from_the_first_call():
-    policy = TinyVLA(action_dim=A, chunk_size=H, **SMALL)
+    policy = make_tiny(TinyVLA, action_dim=A, chunk_size=H, **SMALL)
     assert policy(batch(2))["action_chunk"].shape == (2, H, A)
     assert policy.backbone.state.in_features == S
 

@@ -155,7 +155,8 @@ class TinyBackbone(nn.Module):
         if len(texts) != n:
             raise SchemaError(
                 "TinyBackbone: expected one text per env index at "
-                f"{self.keys.instruction!r}, got {len(texts)} for a batch {list(tensordict.batch_size)}."
+                f"{self.keys.instruction!r}, got {len(texts)} for a batch "
+                f"{list(tensordict.batch_size)}."
             )
         row_of = {text: row for row, text in enumerate(dict.fromkeys(texts))}
         device = self.out.weight.device
@@ -173,8 +174,8 @@ class TinyBackbone(nn.Module):
             )
         if ids.shape != tensordict.batch_size:
             raise SchemaError(
-                f"TinyBackbone: expected one id per env index at {self.keys.instruction!r}, "
-                f"shape {list(tensordict.batch_size)}, got {list(ids.shape)}."
+                "TinyBackbone: expected one id per env index at "
+                f"{self.keys.instruction!r}, shape {list(tensordict.batch_size)}, got {list(ids.shape)}."
             )
         rows = self._instructions.rows(ids).flatten()
         data = self._table_bytes
