@@ -8,7 +8,9 @@ from tensordict import NonTensorData, NonTensorStack, TensorDict
 
 from torchrl_vla.policies.tiny.backbone import BackboneConfig, TinyBackbone
 from torchrl_vla.schema import (
+    IMAGE_KEY,
     INSTRUCTION_KEY,
+    STATE_KEY,
     InstructionTable,
     MissingKeyError,
     ObservationKeys,

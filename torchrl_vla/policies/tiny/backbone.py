@@ -175,7 +175,8 @@ class TinyBackbone(nn.Module):
         if ids.shape != tensordict.batch_size:
             raise SchemaError(
                 "TinyBackbone: expected one id per env index at "
-                f"{self.keys.instruction!r}, shape {list(tensordict.batch_size)}, got {list(ids.shape)}."
+                f"{self.keys.instruction!r}, shape {list(tensordict.batch_size)}, got "
+                f"{list(ids.shape)}."
             )
         rows = self._instructions.rows(ids).flatten()
         data = self._table_bytes
