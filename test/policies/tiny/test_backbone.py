@@ -150,7 +150,7 @@ def test_one_id_per_row():
     td.set(INSTRUCTION_KEY, td[INSTRUCTION_KEY].unsqueeze(-1))
     with pytest.raises(
         SchemaError,
-        match=r"expected one id per row at 'language_instruction', shape \[2\], got "
+        match=r"expected one id per env index at 'language_instruction', shape \[2\], got "
         r"\[2, 1\]",
     ):
         net(td)
@@ -162,8 +162,8 @@ def test_one_text_per_row():
     td.set(INSTRUCTION_KEY, NonTensorStack(two, two))
     with pytest.raises(
         SchemaError,
-        match=r"^TinyBackbone: expected one text per row at 'language_instruction', "
-        r"got 4 for a batch \[2\]\.$",
+        match=r"^TinyBackbone: expected one text per env index at "
+        r"'language_instruction', got 4 for a batch \[2\]\.$",
     ):
         backbone()(td)
 
@@ -171,7 +171,6 @@ def test_one_text_per_row():
 def test_a_missing_instruction_is_named():
     with pytest.raises(
         MissingKeyError,
-        ObservationKeys,
         match=r"^TinyBackbone: expected an instruction at 'language_instruction', got "
         r"only \[.*\]\. Name another key, or build the policy without this input\.$",
     ):

@@ -8,7 +8,7 @@ from tensordict import NonTensorStack, TensorDict
 from tensordict.nn import InteractionType, set_interaction_type
 from tiny_options import make_tiny
 
-from torchrl_vla.policies import BackboneConfig, TinyGaussianVLA, TinyVLA
+from torchrl_vla.policies import BackboneConfig, StdConfig, TinyGaussianVLA, TinyVLA
 from torchrl_vla.schema import InstructionTable
 from torchrl_vla.testing import check_log_prob_consistency, check_policy
 
@@ -78,7 +78,9 @@ def test_a_cloned_policy_is_the_mean_of_its_twin(reads):
     cloned = make_tiny(
         TinyVLA, **SIZES, instructions=table, backbone=BackboneConfig(state_dim=S)
     )
-    twin = TinyGaussianVLA.from_cloned(cloned, initial_std=0.1, std_reads_inputs=reads)
+    twin = TinyGaussianVLA.from_cloned(
+        cloned, StdConfig(initial=0.1, reads_inputs=reads)
+    )
     td = batch(7)
     expected = cloned(td.copy())["action_chunk"]
     assert torch.equal(twin(td.copy())["action_chunk"], expected)
@@ -156,7 +158,7 @@ def test_its_ratio_is_one_in_any_batch(reads):
 def test_an_initial_spread_out_of_bounds_is_refused():
     with pytest.raises(
         ValueError,
-        match=r"^TinyGaussianVLA: expected min_std <= initial_std <= max_std, got 2\.0 "
+        match=r"^StdConfig: expected min <= initial <= max, got 2\.0 "
         r"outside \[0\.01, 1\.0\]\.$",
     ):
         tiny(initial_std=2.0)

@@ -363,8 +363,7 @@ def test_a_folder_keeps_how_tokens_are_drawn(tmp_path):
     policy = tiny_tokens(allowed_tokens=mask)
     policy.sampling = TokenSampling(temperature=0.5, top_k=3)
     policy.to_folder(tmp_path)
-    tokenizer = policy.action_tokenizer
-    again = TinyTokenVLA.from_folder(tmp_path, action_tokenizer=tokenizer)
+    again = TinyTokenVLA.from_folder(tmp_path)
     assert again.sampling == policy.sampling
     assert torch.equal(again.allowed_tokens, mask)
     with set_interaction_type(InteractionType.RANDOM):
@@ -372,7 +371,7 @@ def test_a_folder_keeps_how_tokens_are_drawn(tmp_path):
     assert torch.equal(again.log_prob(td), td["log_probs"])
     again.sampling = None
     again.to_folder(tmp_path)
-    plain = TinyTokenVLA.from_folder(tmp_path, action_tokenizer=tokenizer)
+    plain = TinyTokenVLA.from_folder(tmp_path)
     assert plain.sampling is None
 
 

@@ -112,8 +112,8 @@ def choose_critic(
             f"finetune: expected a critic with {name} for {type(policy).__name__}, "
             "from which none can be made, got None. Define make_critic() in the "
             f"policy, or pass critic=, a module that writes {_VALUE!r} [*B, 1], e.g. "
-            "TinyCritic.from_policy(TinyVLA(...)) with the environment's cameras, "
-            "state_dim and instructions; or use GRPO or RLOO, which need none."
+            "make_critic(make_policy(dataset, chunk_size=1)) of torchrl_vla.policies and "
+            "recipes; or use GRPO or RLOO, which need none."
         )
     if _VALUE not in critic.out_keys:
         raise SettingsError(
