@@ -23,7 +23,7 @@ from pathlib import Path
 
 from tensordict.nn import TensorDictModuleBase
 from torch import nn
-from torchrl.envs import Compose, Transform
+from torchrl.envs import Compose, EnvBase, Transform
 
 from torchrl_vla.policies.gaussian.gaussian_around import GaussianAround
 from torchrl_vla.policies.lerobot.lerobot_folder import (
@@ -34,6 +34,7 @@ from torchrl_vla.policies.module_description import PolicyFactory
 from torchrl_vla.policies.module_policy import ModulePolicy, declared
 from torchrl_vla.policies.policy_folder import read_policy
 from torchrl_vla.policies.readable_weights import uncompiled
+from torchrl_vla.policies.tiny.tiny_critic import TinyCritic
 from torchrl_vla.policies.vla_policy import ContinuousVLAWrapper, VLAWrapperBase
 from torchrl_vla.schema import (
     ROBOT_SPACE,
@@ -147,6 +148,15 @@ def cloning_loss_name(policy: nn.Module) -> str:
 def make_critic(policy: nn.Module) -> TensorDictModuleBase | None:
     """Return an untrained critic that suits a policy; None = it makes none."""
     return as_policy(policy).make_critic()
+
+
+def make_critic_for(env: EnvBase) -> TensorDictModuleBase:
+    """Return an untrained critic of an environment's observations.
+
+    Raises:
+        SchemaError: the environment writes no instruction.
+    """
+    return TinyCritic.from_env(env)
 
 
 def environment_transforms(policy: nn.Module) -> Compose:

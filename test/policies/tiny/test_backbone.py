@@ -150,8 +150,8 @@ def test_one_id_per_row():
     td.set(INSTRUCTION_KEY, td[INSTRUCTION_KEY].unsqueeze(-1))
     with pytest.raises(
         SchemaError,
-        match=r"expected one id per env index at 'language_instruction', shape \[2\], got "
-        r"\[2, 1\]",
+        match=r"expected one id per env index at 'language_instruction', shape "
+        r"\[2\], got \[2, 1\]",
     ):
         net(td)
 

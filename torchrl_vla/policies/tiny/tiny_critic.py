@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
-from tensordict import NestedKey, TensorDictBase
+from tensordict import NestedKey, TensorDictBase, unravel_key
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
+from torchrl.envs import EnvBase
 
 from torchrl_vla.policies.readable_weights import uncompiled
-from torchrl_vla.policies.tiny.backbone import TinyBackbone
-from torchrl_vla.schema import InstructionTable
+from torchrl_vla.policies.tiny.backbone import BackboneConfig, TinyBackbone
+from torchrl_vla.schema import (
+    IMAGE_KEY,
+    STATE_KEY,
+    InstructionTable,
+    ObservationKeys,
+    SchemaError,
+)
 
 VALUE_KEY: NestedKey = "state_value"
 
@@ -62,6 +70,34 @@ class TinyCritic(TensorDictModuleBase):
         """Make the critic of one of the tiny policies, from a copy of its backbone."""
         critic = cls(policy.backbone)
         critic.instructions = policy.instructions
+        return critic
+
+    @classmethod
+    def from_env(cls, env: EnvBase) -> TinyCritic:
+        """Make an untrained critic for the observations of an environment.
+
+        Args:
+            env: writes state or images, and the instruction.
+
+        Raises:
+            SchemaError: it writes no instruction.
+        """
+        spec = env.observation_spec
+        found = [unravel_key(key) for key in spec.keys(True, True)]
+        state = STATE_KEY if STATE_KEY in found else None
+        keys = ObservationKeys(state=state)
+        if keys.instruction not in found:
+            raise SchemaError(
+                f"TinyCritic: expected {keys.instruction!r} of {type(env).__name__}, "
+                f"got only {sorted(map(str, found))}. Pass critic=."
+            )
+        names = [key[-1] for key in found if key[:2] == IMAGE_KEY and len(key) == 3]
+        cameras = None if IMAGE_KEY in found else tuple(sorted(names))
+        keys = keys if cameras != () else replace(keys, image=None)
+        state_dim = None if state is None else spec[state].shape[-1]
+        config = BackboneConfig(state_dim=state_dim, cameras=cameras)
+        critic = cls(TinyBackbone(1, config, keys))
+        critic.instructions = env.instructions
         return critic
 
     @property

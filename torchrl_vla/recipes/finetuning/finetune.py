@@ -145,7 +145,7 @@ def finetune(
     folder = Path(folder)
     (folder / "evaluations").mkdir(parents=True, exist_ok=True)
     policy.eval()  # dropout would make every ratio differ from 1
-    learner = Learner(policy, space, settings, demonstrations, critic)
+    learner = Learner(policy, space, settings, demonstrations, critic, env)
     state = TrainingState(folder, learner.parts, settings.as_values())
     done = state.read() or 0
     if done > settings.iterations:

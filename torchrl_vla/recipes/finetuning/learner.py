@@ -10,6 +10,7 @@ import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
+from torchrl.envs import EnvBase
 from torchrl.objectives import LossModule
 
 from torchrl_vla.objectives import (
@@ -42,6 +43,7 @@ class Learner:
         settings: how.
         demonstrations: to clone beside.
         critic: trained in place; None = see :func:`choose_critic`.
+        env: for whose observations a critic is made where the policy makes none.
 
     Raises:
         SettingsError: they do not fit together.
@@ -54,12 +56,13 @@ class Learner:
         settings: FinetuneSettings,
         demonstrations: Demonstrations | None,
         critic: TensorDictModuleBase | None = None,
+        env: EnvBase | None = None,
     ) -> None:
         self.settings = settings
         self.policy = policy
         self.cloning = _Cloning(policy, space, settings, demonstrations)
         algorithm = settings.algorithm
-        self.critic = choose_critic(policy, critic, algorithm)
+        self.critic = choose_critic(policy, critic, algorithm, env)
         self.reference = _frozen_copy(policy) if settings.reference_kl_coeff else None
         self.loss = ChunkPPOLoss(
             policy,

@@ -13,6 +13,7 @@ from torchrl_vla.policies import (
     VLAWrapperBase,
     check_writable,
     make_critic,
+    make_critic_for,
 )
 from torchrl_vla.recipes.checkpoints import save_checkpoint
 from torchrl_vla.recipes.finetuning.algorithms import Algorithm
@@ -85,6 +86,7 @@ def choose_critic(
     policy: StochasticVLAWrapper,
     critic: TensorDictModuleBase | None,
     algorithm: Algorithm,
+    env: EnvBase | None = None,
 ) -> TensorDictModuleBase | None:
     """Return the critic that an algorithm trains; None = it trains none.
 
@@ -92,6 +94,7 @@ def choose_critic(
         policy: makes its own critic, if it can.
         critic: that the user passed.
         algorithm: estimates advantages.
+        env: gets an untrained critic of its observations, where the policy makes none.
 
     Raises:
         SettingsError: there is one too many or too few; it writes no ``state_value``;
@@ -107,13 +110,15 @@ def choose_critic(
         return None
     if critic is None:
         critic = make_critic(policy)
+    if critic is None and env is not None:
+        critic = make_critic_for(env)
     if critic is None:
         raise SettingsError(
             f"finetune: expected a critic with {name} for {type(policy).__name__}, "
             "from which none can be made, got None. Define make_critic() in the "
             f"policy, or pass critic=, a module that writes {_VALUE!r} [*B, 1], e.g. "
-            "make_critic(make_policy(dataset, chunk_size=1)) of torchrl_vla.policies and "
-            "recipes; or use GRPO or RLOO, which need none."
+            "make_critic_for(env) of torchrl_vla.policies; or use GRPO or RLOO, "
+            "which need none."
         )
     if _VALUE not in critic.out_keys:
         raise SettingsError(
