@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -41,3 +42,28 @@ def test_no_source_file_outgrows_its_noun():
 def test_no_file_is_a_drawer_for_odds_and_ends():
     names = {path.name for path in (ROOT / "torchrl_vla").rglob("*.py")}
     assert names.isdisjoint({"utils.py", "common.py", "helpers.py", "misc.py"})
+
+
+PROTOCOL = {"VLAWrapperBase", "ContinuousVLAWrapper", "StochasticVLAWrapper"}
+
+
+def test_adding_a_policy_touches_its_folder_only():
+    """No class of policies/ but the base classes and records is named above it."""
+    package = ROOT / "torchrl_vla"
+    above = ("recipes", "cli", "evaluation", "spaces", "execution", "rollout")
+    policies = {
+        node.name
+        for path in (package / "policies").rglob("*.py")
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.ClassDef)
+        and not node.name.endswith("Config")
+        and "boundary" not in path.parts
+    } - PROTOCOL
+    named = {
+        (str(path.relative_to(ROOT)), node.id)
+        for folder in above
+        for path in (package / folder).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Name) and node.id in policies
+    }
+    assert {pair for pair in named if "lerobot" not in pair[0]} == set()

@@ -10,7 +10,7 @@ from torchrl_vla.data import aggregate, collect
 from torchrl_vla.envs import ToyVLAEnv
 from torchrl_vla.execution import InterventionPolicy, MultiStepActorWrapper
 from torchrl_vla.objectives import BCLoss
-from torchrl_vla.policies import TinyVLA
+from torchrl_vla.policies import BackboneConfig, TinyVLA
 from torchrl_vla.recipes import TrainingSettings, train_behavior_cloning
 from torchrl_vla.schema import InstructionTable
 from torchrl_vla.spaces import ModelSpace
@@ -116,11 +116,8 @@ def test_corrections_are_recorded_frame_by_frame_and_cure_the_bug(env, tmp_path)
     policy = TinyVLA(
         action_dim=1,
         chunk_size=H,
-        state_dim=2,
-        cameras=(),
         instructions=env.instructions,
-        hidden=32,
-        depth=1,
+        backbone=BackboneConfig(state_dim=2, cameras=(), hidden=32, depth=1),
     )
     space = ModelSpace(whole.metadata)
     settings = TrainingSettings(steps=120, batch_size=64, lr=3e-3)

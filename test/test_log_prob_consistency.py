@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from tiny_options import make_tiny
 from torchrl.collectors import Collector
 from torchrl.envs import Compose, ExplorationType, InitTracker, TransformedEnv
 from torchrl.envs.utils import set_exploration_type
@@ -28,8 +29,10 @@ from torchrl_vla.execution import (
 )
 from torchrl_vla.objectives import ChunkPPOLoss, recompute_log_probs
 from torchrl_vla.policies import (
+    DiffusionConfig,
     FlowSDENoise,
     LearnedNoise,
+    StdConfig,
     TinyDiffusionVLA,
     TinyFlowVLA,
     TinyGaussianVLA,
@@ -48,21 +51,25 @@ CONTROLLED = {
 
 
 def flow_with_learned_noise(**sizes):
-    policy = TinyFlowVLA(num_steps=3, **sizes)
+    policy = make_tiny(TinyFlowVLA, num_steps=3, **sizes)
     policy.noise = LearnedNoise(policy.condition_dim, CHUNK, 2, hidden=8)
     return policy
 
 
 HEADS = {
-    "tokens": lambda **a: TinyTokenVLA(**TOKENS, **a),
-    "tempered tokens": lambda **a: TinyTokenVLA(**TOKENS, **CONTROLLED, **a),
+    "tokens": lambda **a: make_tiny(TinyTokenVLA, **TOKENS, **a),
+    "tempered tokens": lambda **a: make_tiny(TinyTokenVLA, **TOKENS, **CONTROLLED, **a),
     "gaussian": TinyGaussianVLA,
-    "gaussian that predicts its spread": lambda **a: TinyGaussianVLA(
-        std_reads_inputs=True, **a
+    "gaussian that predicts its spread": lambda **a: make_tiny(
+        TinyGaussianVLA, **a, std=StdConfig(reads_inputs=True)
     ),
-    "flow": lambda **a: TinyFlowVLA(num_steps=3, noise=FlowSDENoise(0.5), **a),
+    "flow": lambda **a: make_tiny(
+        TinyFlowVLA, num_steps=3, noise=FlowSDENoise(0.5), **a
+    ),
     "flow with learned noise": flow_with_learned_noise,
-    "diffusion": lambda **a: TinyDiffusionVLA(num_steps=3, **a),
+    "diffusion": lambda **a: make_tiny(
+        TinyDiffusionVLA, **a, diffusion=DiffusionConfig(num_steps=3)
+    ),
 }
 
 

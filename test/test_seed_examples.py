@@ -14,7 +14,12 @@ from torchrl.objectives import ClipPPOLoss
 from torchrl_vla.envs import ToyVLAEnv
 from torchrl_vla.execution import MultiAction, MultiStepActorWrapper
 from torchrl_vla.objectives import BCLoss
-from torchrl_vla.policies import LeRobotPolicyWrapper, TinyTokenVLA, TinyVLA
+from torchrl_vla.policies import (
+    BackboneConfig,
+    LeRobotPolicyWrapper,
+    TinyTokenVLA,
+    TinyVLA,
+)
 from torchrl_vla.schema import (
     ACTION_CHUNK_KEY,
     ACTION_IS_PAD_KEY,
@@ -96,7 +101,9 @@ def test_the_default_keys_lay_data_out_as_the_reference_says():
 
 
 def test_the_cloning_example():
-    policy = TinyVLA(action_dim=7, chunk_size=4, cameras=("top",))
+    policy = TinyVLA(
+        action_dim=7, chunk_size=4, backbone=BackboneConfig(cameras=("top",))
+    )
     td = canonical(8)
     policy(td.clone())
 
@@ -118,8 +125,7 @@ def test_the_token_fine_tuning_example():
         action_dim=7,
         chunk_size=4,
         action_tokenizer=tokenizer,
-        state_dim=5,
-        cameras=("top",),
+        backbone=BackboneConfig(state_dim=5, cameras=("top",)),
     )
 
     loss = ClipPPOLoss(policy, critic_network=None, entropy_bonus=False)
@@ -173,7 +179,7 @@ def test_chunks_and_tokens_are_built_from_a_window():
 
 
 def test_a_chunk_policy_runs_from_inside_and_from_outside_the_policy():
-    policy = TinyVLA(action_dim=4, chunk_size=3, state_dim=6)
+    policy = TinyVLA(action_dim=4, chunk_size=3, backbone=BackboneConfig(state_dim=6))
     env = TransformedEnv(ToyVLAEnv(batch_size=[2], seed=0), InitTracker())
     rollout = env.rollout(7, MultiStepActorWrapper(policy, n_steps=3))
     assert rollout["action"].shape == (2, 7, 4)

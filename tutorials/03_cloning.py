@@ -30,7 +30,7 @@ from torchrl_vla.evaluation import (
     shuffle_instructions,
 )
 from torchrl_vla.objectives import BCLoss
-from torchrl_vla.policies import TinyVLA
+from torchrl_vla.policies import BackboneConfig, TinyVLA
 from torchrl_vla.spaces import ModelSpace
 
 torch.set_num_threads(1)
@@ -66,9 +66,8 @@ torch.manual_seed(0)
 policy = TinyVLA(
     action_dim=2,
     chunk_size=H,
-    state_dim=2,
     instructions=dataset.instructions,
-    hidden=128,
+    backbone=BackboneConfig(state_dim=2, hidden=128),
 )
 loss_module = BCLoss(policy, loss_function="l1")
 steps = 600

@@ -30,7 +30,7 @@ from torchrl_vla.data import collect
 from torchrl_vla.envs import TabletopEnv
 from torchrl_vla.execution import MultiStepActorWrapper, select_decisions
 from torchrl_vla.objectives import TokenBCLoss
-from torchrl_vla.policies import TinyTokenVLA
+from torchrl_vla.policies import BackboneConfig, TinyTokenVLA
 from torchrl_vla.tokenizers import UniformActionTokenizer
 from torchrl_vla.transforms import ActionChunkTransform, ActionTokenizerTransform
 
@@ -43,10 +43,9 @@ torch.manual_seed(0)
 policy = TinyTokenVLA(
     action_dim=2,
     chunk_size=H,
-    state_dim=2,
     action_tokenizer=tokenizer,
     instructions=env.instructions,
-    hidden=128,
+    backbone=BackboneConfig(state_dim=2, hidden=128),
 )
 
 # %%

@@ -32,7 +32,7 @@ from torchrl_vla.evaluation import evaluate
 from torchrl_vla.recipes import (
     fit_lerobot_policy,
     load_executor,
-    save_lerobot_checkpoint,
+    save_checkpoint,
     TrainingSettings,
     train_lerobot,
 )
@@ -119,7 +119,7 @@ for step, loss in log.losses:
 #
 # Sixty steps teach nothing yet; ``benchmarks/bench_lerobot_training.py`` trains longer.
 
-checkpoint = save_lerobot_checkpoint(folder / "act", policy, replay.dataset.metadata)
+checkpoint = save_checkpoint(folder / "act", policy, None, replay.dataset.metadata)
 actor = load_executor(checkpoint, metadata=env.metadata, instructions=env.instructions)
 print(f"asks the policy every {actor.replan_interval} steps")
 result = evaluate(env, actor, 32, seed=1, progress=False)

@@ -26,7 +26,7 @@ from tensordict.nn import TensorDictModule
 from torchrl_vla.data import collect
 from torchrl_vla.envs import ToyVLAEnv
 from torchrl_vla.objectives import ChunkPPOLoss
-from torchrl_vla.policies import TinyVLA
+from torchrl_vla.policies import BackboneConfig, TinyVLA
 from torchrl_vla.recipes import (
     PPO,
     FinetuneSettings,
@@ -89,10 +89,8 @@ space = ModelSpace(dataset.metadata)
 cloned = TinyVLA(
     action_dim=2,
     chunk_size=H,
-    state_dim=4,
-    cameras=(),
     instructions=env.instructions,
-    hidden=64,
+    backbone=BackboneConfig(state_dim=4, cameras=(), hidden=64),
 )
 settings = TrainingSettings(steps=300)
 train_behavior_cloning(cloned, dataset, settings, space=space, progress=False)

@@ -21,7 +21,7 @@ from torchrl_vla.policies import (
     load_lerobot_policy,
     make_lerobot_policy,
 )
-from torchrl_vla.recipes import load_executor, save_lerobot_checkpoint
+from torchrl_vla.recipes import load_executor, save_checkpoint
 from torchrl_vla.schema import FeatureStatistics, RobotDatasetMetadata, SchemaError
 
 pytestmark = pytest.mark.lerobot
@@ -148,7 +148,7 @@ def test_the_command_line_evaluates_an_ensemble(tmp_path, capsys):
         instructions=env.instructions,
         config={**ACT, "chunk_size": 6},
     )
-    folder = save_lerobot_checkpoint(tmp_path / "act", policy, metadata)
+    folder = save_checkpoint(tmp_path / "act", policy, None, metadata)
     config = json.loads((folder / "config.json").read_text())
     config |= {"temporal_ensemble_coeff": COEFFICIENT, "n_action_steps": 1}
     (folder / "config.json").write_text(json.dumps(config))

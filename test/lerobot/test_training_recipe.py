@@ -11,7 +11,7 @@ from torchrl_vla.policies import ContinuousVLAWrapper, LeRobotPolicyWrapper
 from torchrl_vla.recipes import (
     TrainingSettings,
     fit_lerobot_policy,
-    save_lerobot_checkpoint,
+    save_checkpoint,
     train_behavior_cloning,
     train_lerobot,
 )
@@ -275,7 +275,7 @@ def test_sizes_that_are_not_positive_are_refused(wrong):
 def test_a_checkpoint_goes_on_with_the_statistics_of_its_new_data(tmp_path):
     first, second = make_dataset(), make_dataset(scale=0.25)
     policy = make("act", first, use_vae=False).eval()
-    save_lerobot_checkpoint(tmp_path / "act", policy, first.metadata)
+    save_checkpoint(tmp_path / "act", policy, None, first.metadata)
     tuned = fit_lerobot_policy(str(tmp_path / "act"), second)
     # The same weights, the inputs in the same place of the new data's spread: the same
     # answer in the new data's units.
@@ -294,7 +294,7 @@ def test_a_checkpoint_goes_on_with_the_statistics_of_its_new_data(tmp_path):
 
 def test_the_configuration_of_a_checkpoint_can_be_changed(tmp_path):
     dataset = make_dataset()
-    save_lerobot_checkpoint(tmp_path, make("act", dataset), dataset.metadata)
+    save_checkpoint(tmp_path, make("act", dataset), None, dataset.metadata)
     tuned = fit_lerobot_policy(tmp_path, dataset, config={"n_action_steps": 1})
     assert tuned.n_action_steps == 1
 

@@ -9,7 +9,7 @@ from tensordict.nn import TensorDictModule
 from torch import nn
 
 from torchrl_vla.objectives import BCLoss
-from torchrl_vla.policies import TinyVLA
+from torchrl_vla.policies import BackboneConfig, TinyVLA
 from torchrl_vla.schema import InstructionTable, MissingKeyError, SchemaError
 from torchrl_vla.testing import check_loss
 
@@ -215,10 +215,8 @@ def test_cloning_teaches_a_tiny_vla_what_the_instruction_says():
     policy = TinyVLA(
         action_dim=1,
         chunk_size=2,
-        state_dim=1,
-        cameras=(),
         instructions=table,
-        hidden=32,
+        backbone=BackboneConfig(state_dim=1, cameras=(), hidden=32),
     )
     loss = BCLoss(policy, loss_function="l1")
     optimizer = torch.optim.Adam(loss.parameters(), lr=3e-3)
@@ -243,7 +241,11 @@ def test_cloning_teaches_a_tiny_vla_what_the_instruction_says():
 
 @pytest.mark.parametrize("loss_function", ["l1", "l2", "smooth_l1"])
 def test_the_loss_keeps_its_contract(loss_function):
-    policy = TinyVLA(action_dim=2, chunk_size=3, state_dim=4, cameras=(), hidden=16)
+    policy = TinyVLA(
+        action_dim=2,
+        chunk_size=3,
+        backbone=BackboneConfig(state_dim=4, cameras=(), hidden=16),
+    )
     data = TensorDict(
         {
             "observation": {"state": torch.randn(4, 4)},

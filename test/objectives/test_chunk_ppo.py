@@ -12,7 +12,7 @@ from torch import nn
 from torchrl.objectives import ClipPPOLoss
 
 from torchrl_vla.objectives import ChunkPPOLoss
-from torchrl_vla.policies import TinyTokenVLA, TinyVLA
+from torchrl_vla.policies import BackboneConfig, TinyTokenVLA, TinyVLA
 from torchrl_vla.schema import MissingKeyError, SchemaError
 from torchrl_vla.tokenizers import UniformActionTokenizer
 
@@ -192,10 +192,8 @@ def tiny_policy() -> TinyTokenVLA:
     return TinyTokenVLA(
         action_dim=2,
         chunk_size=3,
-        state_dim=4,
-        cameras=(),
-        hidden=16,
         action_tokenizer=UniformActionTokenizer(5, low=-1.0, high=1.0),
+        backbone=BackboneConfig(state_dim=4, cameras=(), hidden=16),
     )
 
 
@@ -238,7 +236,9 @@ def test_with_unchanged_weights_nothing_is_clipped(granularity):
 
 
 def test_a_deterministic_policy_is_refused():
-    policy = TinyVLA(action_dim=2, chunk_size=3, state_dim=4, cameras=())
+    policy = TinyVLA(
+        action_dim=2, chunk_size=3, backbone=BackboneConfig(state_dim=4, cameras=())
+    )
     with pytest.raises(TypeError, match=r"got TinyVLA without get_dist"):
         ChunkPPOLoss(policy)
 

@@ -4,9 +4,10 @@ import pytest
 import torch
 from seeded_loss import Seeded
 from tensordict import TensorDict
+from tiny_options import make_tiny
 
 from torchrl_vla.objectives import DiffusionBCLoss
-from torchrl_vla.policies import TinyDiffusionVLA
+from torchrl_vla.policies import BackboneConfig, TinyDiffusionVLA
 from torchrl_vla.schema import SchemaError
 from torchrl_vla.testing import check_loss
 
@@ -15,15 +16,13 @@ H, A = 3, 2
 
 def diffusion(**options) -> TinyDiffusionVLA:
     torch.manual_seed(0)
-    return TinyDiffusionVLA(
+    return make_tiny(
+        TinyDiffusionVLA,
         action_dim=A,
         chunk_size=H,
-        state_dim=1,
-        cameras=(),
-        hidden=16,
-        depth=1,
         denoiser_depth=1,
         **options,
+        backbone=BackboneConfig(state_dim=1, cameras=(), hidden=16, depth=1),
     )
 
 

@@ -5,10 +5,11 @@ import torch
 from seeded_loss import Seeded
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
+from tiny_options import make_tiny
 from torch import nn
 
 from torchrl_vla.objectives import DiffusionBCLoss, FlowMatchingLoss
-from torchrl_vla.policies import TinyFlowVLA
+from torchrl_vla.policies import BackboneConfig, TinyFlowVLA
 from torchrl_vla.schema import MissingKeyError, SchemaError
 from torchrl_vla.testing import check_loss
 
@@ -17,15 +18,13 @@ H, A = 3, 2
 
 def flow(**options) -> TinyFlowVLA:
     torch.manual_seed(0)
-    return TinyFlowVLA(
+    return make_tiny(
+        TinyFlowVLA,
         action_dim=A,
         chunk_size=H,
-        state_dim=1,
-        cameras=(),
-        hidden=16,
-        depth=1,
         denoiser_depth=1,
         **options,
+        backbone=BackboneConfig(state_dim=1, cameras=(), hidden=16, depth=1),
     )
 
 
@@ -64,7 +63,7 @@ def naive(policy, td, alpha: float) -> torch.Tensor:
 @pytest.mark.parametrize("alpha", [1.0, 1.5])
 def test_the_loss_is_the_naive_mean_over_valid_elements(alpha):
     policy, td = flow(), batch()
-    loss = Seeded(FlowMatchingLoss(policy, noise_emphasis=alpha))
+    loss = Seeded(FlowMatchingLoss(policy, time_alpha=alpha))
     torch.testing.assert_close(loss(td)["loss_bc"], naive(policy, td, alpha))
 
 
@@ -120,8 +119,8 @@ def test_a_policy_that_does_not_denoise_is_refused(make):
 
 
 def test_what_cannot_be_is_refused():
-    with pytest.raises(ValueError, match=r"a positive noise_emphasis, got 0"):
-        FlowMatchingLoss(flow(), noise_emphasis=0)
+    with pytest.raises(ValueError, match=r"a positive time_alpha, got 0"):
+        FlowMatchingLoss(flow(), time_alpha=0)
     with pytest.raises(
         ValueError, match=r"positive int at argument 'num_samples', got 0"
     ):

@@ -9,7 +9,7 @@ from torchrl_vla.objectives import (
     add_reference_log_probs,
     recompute_log_probs,
 )
-from torchrl_vla.policies import TinyTokenVLA
+from torchrl_vla.policies import BackboneConfig, TinyTokenVLA
 from torchrl_vla.schema import SchemaError
 from torchrl_vla.tokenizers import UniformActionTokenizer
 
@@ -19,10 +19,8 @@ def make_policy(dtype=torch.float32) -> TinyTokenVLA:
     return TinyTokenVLA(
         action_dim=2,
         chunk_size=3,
-        state_dim=4,
-        cameras=(),
-        hidden=16,
         action_tokenizer=UniformActionTokenizer(5, low=-1.0, high=1.0),
+        backbone=BackboneConfig(state_dim=4, cameras=(), hidden=16),
     ).to(dtype)
 
 

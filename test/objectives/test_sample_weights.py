@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from seeded_loss import Seeded
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModuleBase
+from tiny_options import make_tiny
 from torch import nn
 
 from torchrl_vla.objectives import (
@@ -212,7 +213,7 @@ def test_the_other_reductions_multiply_each_element(reduction, expected):
 def test_the_losses_of_real_policies_keep_their_contract_with_weights(policy, kind):
     torch.manual_seed(0)
     options = {"action_dim": A, "chunk_size": H, "state_dim": 1, "cameras": ()}
-    loss = kind(policy(hidden=16, depth=1, **options))
+    loss = kind(make_tiny(policy, hidden=16, depth=1, **options))
     loss.set_keys(weight="sample_weight")
     td = batch(kind, [1.0, 2.0, 0.0, 1.0]).exclude("row")
     td["observation"] = TensorDict(state=torch.randn(B, 1), batch_size=[B])

@@ -9,7 +9,7 @@ from tensordict.nn import TensorDictModule, TensorDictModuleBase
 from torch import nn
 
 from torchrl_vla.objectives import TokenBCLoss
-from torchrl_vla.policies import TinyTokenVLA
+from torchrl_vla.policies import BackboneConfig, TinyTokenVLA
 from torchrl_vla.schema import InstructionTable, MissingKeyError, SchemaError
 from torchrl_vla.testing import check_loss
 from torchrl_vla.tokenizers import UniformActionTokenizer
@@ -98,10 +98,8 @@ def test_cloning_tokens_teaches_a_tiny_token_vla():
         action_dim=1,
         chunk_size=2,
         action_tokenizer=tokenizer,
-        state_dim=1,
-        cameras=(),
         instructions=table,
-        hidden=32,
+        backbone=BackboneConfig(state_dim=1, cameras=(), hidden=32),
     )
     sign = torch.tensor([-1.0, 1.0]).repeat(16)
     data = TensorDict(

@@ -6,8 +6,9 @@ from tensordict import TensorDict
 from tensordict.nn import InteractionType, set_interaction_type
 from torch import nn
 
-from torchrl_vla.policies import ChunkDistribution, StochasticVLAWrapper
+from torchrl_vla.policies import ChunkDistribution, OutputKeys, StochasticVLAWrapper
 from torchrl_vla.rollout import uniforms
+from torchrl_vla.schema import ObservationKeys
 
 H, A = 2, 3
 
@@ -40,9 +41,15 @@ class Coins(StochasticVLAWrapper):
 
     calls = 0
 
+    default_sample_key = "coins"
+
     def __init__(self, **keys):
-        keys = {"sample_key": "coins", "image_key": None, **keys}
-        super().__init__(action_dim=A, chunk_size=H, **keys)
+        super().__init__(
+            action_dim=A,
+            chunk_size=H,
+            keys=ObservationKeys(image=None),
+            output_keys=OutputKeys(**keys),
+        )
         self.bias = nn.Parameter(torch.zeros(H, A))
 
     def get_dist(self, td):
@@ -99,7 +106,7 @@ def test_every_row_s_log_probability_is_of_the_choice_that_lies_there():
 
 
 def test_the_keys_are_in_one_spelling():
-    policy = Coins(sample_key=("a", ("b",)), log_probs_key=("p",))
+    policy = Coins(sample=("a", ("b",)), log_probs=("p",))
     assert policy.sample_key == ("a", "b")
     assert policy.out_keys[1:3] == [("a", "b"), "p"]
     assert policy.optional_in_keys == ["noise_seed"]

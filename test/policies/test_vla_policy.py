@@ -10,7 +10,7 @@ from torchrl_vla.policies import (
     TokenVLAWrapper,
     VLAWrapperBase,
 )
-from torchrl_vla.schema import SchemaError
+from torchrl_vla.schema import ObservationKeys, SchemaError
 
 H, A = 2, 3
 
@@ -56,9 +56,7 @@ def test_sizes_are_positive_ints(name, value):
 def test_in_keys_are_what_the_policy_reads_in_one_spelling():
     policy = Constant(
         None,
-        image_key=None,
-        state_key=("observation", ("proprioception",)),
-        instruction_key=("task",),
+        keys=ObservationKeys(None, ("observation", ("proprioception",)), ("task",)),
         chunk_key=("out", ("chunk",)),
     )
     assert policy.in_keys == [("observation", "proprioception"), "task"]

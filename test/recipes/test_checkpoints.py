@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import sys
 from dataclasses import replace
 
@@ -38,7 +39,8 @@ def policy(dataset):
 
 @pytest.mark.parametrize("mode", ["mean_std", "min_max"])
 def test_a_loaded_actor_acts_as_the_one_that_was_saved(dataset, policy, mode, tmp_path):
-    space = ModelSpace(dataset.metadata, mode)
+    policy, space = copy.deepcopy(policy), ModelSpace(dataset.metadata, mode)
+    policy.policy_space = None
     folder = save_checkpoint(tmp_path / "policy", policy, space)
     env = TabletopEnv(4, image_size=16, seed=0)
     loaded = load_executor(folder, metadata=env.metadata, replan_interval=2)
@@ -69,7 +71,7 @@ def test_a_folder_that_is_not_there_is_named(tmp_path):
 
 
 def test_a_folder_without_its_parts_is_refused_with_what_is_missing(tmp_path):
-    with pytest.raises(SchemaError, match=r"got no \['metadata.json', 'model_space.js"):
+    with pytest.raises(SchemaError, match=r"got no \['metadata.json', 'policy'\]"):
         load_executor(tmp_path, metadata=TabletopEnv().metadata)
 
 

@@ -24,7 +24,7 @@ from torchrl_vla.execution import (
     TemporalEnsemble,
     ZerosPrefix,
 )
-from torchrl_vla.policies import TinyFlowVLA, TinyGaussianVLA
+from torchrl_vla.policies import BackboneConfig, TinyFlowVLA, TinyGaussianVLA
 from torchrl_vla.schema import (
     ROBOT_SPACE,
     ActionGuardError,
@@ -173,7 +173,11 @@ def test_a_policy_without_optional_inputs_has_none_here_either():
 
 def make_flow_actor():
     torch.manual_seed(0)
-    flow = TinyFlowVLA(action_dim=1, chunk_size=8, cameras=(), state_dim=1, hidden=32)
+    flow = TinyFlowVLA(
+        action_dim=1,
+        chunk_size=8,
+        backbone=BackboneConfig(cameras=(), state_dim=1, hidden=32),
+    )
     space = make_space()
     return RobotSpacePolicy(flow, space.action_scaling, space.state_scaling)
 
@@ -212,7 +216,9 @@ def test_real_time_chunking_runs_a_flow_head_in_robot_space():
 def test_a_loss_takes_a_stochastic_policy_and_observations_of_robot_space():
     torch.manual_seed(0)
     inner = TinyGaussianVLA(
-        action_dim=1, chunk_size=2, state_dim=1, cameras=(), hidden=16
+        action_dim=1,
+        chunk_size=2,
+        backbone=BackboneConfig(state_dim=1, cameras=(), hidden=16),
     )
     space = make_space()
     policy = RobotSpacePolicy(inner, space.action_scaling, space.state_scaling)

@@ -8,6 +8,7 @@ from torch import nn
 from torchrl.envs import Transform
 
 from torchrl_vla.policies import GaussianVLAWrapper
+from torchrl_vla.schema import ObservationKeys
 
 H, A, S = 4, 2, 2
 
@@ -16,7 +17,7 @@ class Mover(GaussianVLAWrapper):
     """Its eyes are frozen; it moves by what the rest makes of the robot's state."""
 
     def __init__(self) -> None:
-        super().__init__(action_dim=A, chunk_size=H, image_key=None)
+        super().__init__(action_dim=A, chunk_size=H, keys=ObservationKeys(image=None))
         self.eyes = nn.Linear(S, 8).requires_grad_(False)
         self.out = nn.Linear(8, H * A)
         self.log_std = nn.Parameter(torch.full((A,), -0.5))

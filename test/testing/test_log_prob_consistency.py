@@ -7,7 +7,7 @@ from tensordict.nn import InteractionType, set_interaction_type
 from torch import nn
 
 from torchrl_vla.policies import GaussianVLAWrapper
-from torchrl_vla.schema import MissingKeyError
+from torchrl_vla.schema import MissingKeyError, ObservationKeys
 from torchrl_vla.testing import check_log_prob_consistency
 
 H, A, N = 2, 3, 12
@@ -17,7 +17,7 @@ class Gaussian(GaussianVLAWrapper):
     """A mean that is elementwise in the state: no product rounds by its batch."""
 
     def __init__(self):
-        super().__init__(action_dim=A, chunk_size=H, image_key=None)
+        super().__init__(action_dim=A, chunk_size=H, keys=ObservationKeys(image=None))
         self.weight = nn.Parameter(torch.linspace(-1.0, 1.0, H * A).reshape(H, A))
 
     def predict_mean_and_log_std(self, td):

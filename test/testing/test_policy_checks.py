@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from tensordict import NonTensorStack, TensorDict
+from tiny_options import make_tiny
 from torch import nn
 
 from torchrl_vla.policies import (
@@ -15,7 +16,7 @@ from torchrl_vla.policies import (
     TokenSampling,
     TokenVLAWrapper,
 )
-from torchrl_vla.schema import InstructionTable
+from torchrl_vla.schema import InstructionTable, ObservationKeys
 from torchrl_vla.testing import check_policy
 from torchrl_vla.tokenizers import UniformActionTokenizer
 
@@ -45,7 +46,7 @@ class Linear(ContinuousVLAWrapper):
     """A right policy, for the wrong ones below to inherit from."""
 
     def __init__(self):
-        super().__init__(**SIZES, image_key=None)
+        super().__init__(**SIZES, keys=ObservationKeys(image=None))
         torch.manual_seed(0)
         self.net = nn.Linear(S, H * A)
 
@@ -56,7 +57,10 @@ class Linear(ContinuousVLAWrapper):
 class LinearTokens(TokenVLAWrapper):
     def __init__(self, **options):
         super().__init__(
-            **SIZES, action_tokenizer=tokenizer(), image_key=None, **options
+            **SIZES,
+            action_tokenizer=tokenizer(),
+            **options,
+            keys=ObservationKeys(image=None),
         )
         torch.manual_seed(0)
         # Unlike states have unlike tokens.
@@ -71,7 +75,7 @@ class LinearTokens(TokenVLAWrapper):
 
 class Gaussian(GaussianVLAWrapper):
     def __init__(self):
-        super().__init__(**SIZES, image_key=None)
+        super().__init__(**SIZES, keys=ObservationKeys(image=None))
         self.bias = nn.Parameter(torch.zeros(H, A))
 
     def predict_mean_and_log_std(self, td):
@@ -90,8 +94,8 @@ def test_the_tiny_policies_pass(cameras, by_id, state):
         td.set("language_instruction", ids)
     options = {"cameras": cameras, "instructions": table, "hidden": 16, **SIZES}
     options |= {"state_dim": S} if state else {"state_key": None}
-    check_policy(TinyVLA(**options), td, row_tolerance=0)
-    token_policy = TinyTokenVLA(**options, action_tokenizer=tokenizer())
+    check_policy(make_tiny(TinyVLA, **options), td, row_tolerance=0)
+    token_policy = make_tiny(TinyTokenVLA, **options, action_tokenizer=tokenizer())
     check_policy(token_policy, td, row_tolerance=0)
 
 

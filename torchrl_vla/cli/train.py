@@ -138,5 +138,5 @@ class Train:
             train_on_padding=self.train_on_padding,
             folder=self.folder,
         )
-        recipes.save_lerobot_checkpoint(self.folder, policy, dataset.metadata)
+        recipes.save_checkpoint(self.folder, policy, None, dataset.metadata)
         return log

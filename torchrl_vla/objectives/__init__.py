@@ -3,6 +3,11 @@
 from torchrl_vla.objectives.advantage_weights import AdvantageWeights
 from torchrl_vla.objectives.bc import BCLoss
 from torchrl_vla.objectives.chunk_ppo import ChunkPPOLoss, Granularity
+from torchrl_vla.objectives.cloning_losses import (
+    CLONING_LOSSES,
+    CloningOptions,
+    cloning_loss,
+)
 from torchrl_vla.objectives.decision_gae import DecisionGAE
 from torchrl_vla.objectives.diffusion_bc import DiffusionBCLoss
 from torchrl_vla.objectives.flow_matching import FlowMatchingLoss
@@ -19,9 +24,11 @@ from torchrl_vla.objectives.log_prob_recomputation import (
 from torchrl_vla.objectives.token_bc import TokenBCLoss
 
 __all__ = [
+    "CLONING_LOSSES",
     "AdvantageWeights",
     "BCLoss",
     "ChunkPPOLoss",
+    "CloningOptions",
     "DecisionGAE",
     "DiffusionBCLoss",
     "FlowMatchingLoss",
@@ -32,5 +39,6 @@ __all__ = [
     "RLOOAdvantage",
     "TokenBCLoss",
     "add_reference_log_probs",
+    "cloning_loss",
     "recompute_log_probs",
 ]

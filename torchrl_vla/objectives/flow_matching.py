@@ -23,13 +23,13 @@ class FlowMatchingLoss(DenoisingLoss):
         actor_network: policy with ``denoising_errors`` (``FlowVLAWrapper``).
 
     Keyword Args:
-        noise_emphasis: ``1 - t`` follows Beta(noise_emphasis, 1): 1 is uniform, 1.5
+        time_alpha: ``1 - t`` follows Beta(time_alpha, 1): 1 is uniform, 1.5
             samples noisy times more often, as pi0 does.
         num_samples: times and noises per frame. The observation is encoded once for
             all of them, so more samples reduce the gradient's variance at little cost.
 
     Raises:
-        ValueError: ``noise_emphasis`` or ``num_samples`` is not positive.
+        ValueError: ``time_alpha`` or ``num_samples`` is not positive.
 
     Source: Lipman et al., "Flow Matching for Generative Modeling" (2023); Black et
     al., "pi0" (2024), for the times.
@@ -56,17 +56,17 @@ class FlowMatchingLoss(DenoisingLoss):
         self,
         actor_network: TensorDictModuleBase,
         *,
-        noise_emphasis: float = 1.0,
+        time_alpha: float = 1.0,
         num_samples: int = 1,
     ) -> None:
-        if not noise_emphasis > 0:
+        if not time_alpha > 0:
             raise ValueError(
-                "FlowMatchingLoss: expected a positive noise_emphasis, got "
-                f"{noise_emphasis}. 1 samples times uniformly."
+                "FlowMatchingLoss: expected a positive time_alpha, got "
+                f"{time_alpha}. 1 samples times uniformly."
             )
         check_positive_int("FlowMatchingLoss", "num_samples", num_samples)
         super().__init__(
             actor_network,
-            noise_emphasis=float(noise_emphasis),
+            time_alpha=float(time_alpha),
             num_samples=num_samples,
         )

@@ -1,9 +1,12 @@
-"""From images, state and an instruction to a chunk of actions."""
+"""Policies: from images, state and an instruction to a chunk of actions."""
 
 from torchrl_vla.policies.chunk_distribution import ChunkDistribution
 from torchrl_vla.policies.denoising.denoising_distribution import DenoisingDistribution
 from torchrl_vla.policies.denoising.denoising_policy import DenoisingVLAWrapper
-from torchrl_vla.policies.denoising.diffusion_policy import DiffusionVLAWrapper
+from torchrl_vla.policies.denoising.diffusion_policy import (
+    DiffusionConfig,
+    DiffusionVLAWrapper,
+)
 from torchrl_vla.policies.denoising.flow_noise import (
     FlowNoise,
     FlowSDENoise,
@@ -11,6 +14,7 @@ from torchrl_vla.policies.denoising.flow_noise import (
 )
 from torchrl_vla.policies.denoising.flow_policy import FlowVLAWrapper
 from torchrl_vla.policies.denoising.guidance import guided_velocity
+from torchrl_vla.policies.gaussian.gaussian_around import GaussianAround
 from torchrl_vla.policies.gaussian.gaussian_distribution import GaussianDistribution
 from torchrl_vla.policies.gaussian.gaussian_policy import GaussianVLAWrapper
 from torchrl_vla.policies.lerobot import (
@@ -18,8 +22,11 @@ from torchrl_vla.policies.lerobot import (
     LeRobotFlowPolicy,
     LeRobotPipeline,
     LeRobotPolicyWrapper,
-    load_lerobot_policy,
     make_lerobot_policy,
+)
+from torchrl_vla.policies.lerobot.lerobot_folder import (
+    is_lerobot_folder,
+    load_lerobot_policy,
 )
 from torchrl_vla.policies.lerobot.load.health import (
     LEROBOT_POLICY_TYPES,
@@ -27,12 +34,29 @@ from torchrl_vla.policies.lerobot.load.health import (
     check_lerobot_health,
 )
 from torchrl_vla.policies.lerobot.load.lerobot_settings import LeRobotSettings
-from torchrl_vla.policies.stochastic_policy import StochasticVLAWrapper
+from torchrl_vla.policies.module_description import PolicyFactory
+from torchrl_vla.policies.module_policy import ModulePolicy
+from torchrl_vla.policies.policy_folder import check_writable
+from torchrl_vla.policies.protocol import (
+    as_policy,
+    cloning_loss_name,
+    environment_transforms,
+    load_policy,
+    make_critic,
+    make_critic_for,
+    make_from_factory,
+    save_policy,
+    target_transform,
+    to_stochastic,
+)
+from torchrl_vla.policies.stochastic_policy import OutputKeys, StochasticVLAWrapper
+from torchrl_vla.policies.tiny.backbone import BackboneConfig
+from torchrl_vla.policies.tiny.heads import HEADS
 from torchrl_vla.policies.tiny.image_encoder import KeypointImageEncoder
 from torchrl_vla.policies.tiny.text_encoder import ByteTextEncoder
 from torchrl_vla.policies.tiny.tiny_critic import TinyCritic
 from torchrl_vla.policies.tiny.tiny_denoising import TinyDiffusionVLA, TinyFlowVLA
-from torchrl_vla.policies.tiny.tiny_gaussian import TinyGaussianVLA
+from torchrl_vla.policies.tiny.tiny_gaussian import StdConfig, TinyGaussianVLA
 from torchrl_vla.policies.tiny.tiny_vla import TinyTokenVLA, TinyVLA
 from torchrl_vla.policies.tokens.token_distribution import TokenDistribution
 from torchrl_vla.policies.tokens.token_policy import TokenVLAWrapper
@@ -40,17 +64,21 @@ from torchrl_vla.policies.tokens.token_sampling import TokenSampling
 from torchrl_vla.policies.vla_policy import ContinuousVLAWrapper, VLAWrapperBase
 
 __all__ = [
+    "HEADS",
     "LEROBOT_POLICY_TYPES",
     "ActionTranslator",
+    "BackboneConfig",
     "ByteTextEncoder",
     "ChunkDistribution",
     "ContinuousVLAWrapper",
     "DenoisingDistribution",
     "DenoisingVLAWrapper",
+    "DiffusionConfig",
     "DiffusionVLAWrapper",
     "FlowNoise",
     "FlowSDENoise",
     "FlowVLAWrapper",
+    "GaussianAround",
     "GaussianDistribution",
     "GaussianVLAWrapper",
     "HealthReport",
@@ -61,6 +89,10 @@ __all__ = [
     "LeRobotPolicyWrapper",
     "LeRobotSettings",
     "LearnedNoise",
+    "ModulePolicy",
+    "OutputKeys",
+    "PolicyFactory",
+    "StdConfig",
     "StochasticVLAWrapper",
     "TinyCritic",
     "TinyDiffusionVLA",
@@ -72,8 +104,20 @@ __all__ = [
     "TokenSampling",
     "TokenVLAWrapper",
     "VLAWrapperBase",
+    "as_policy",
     "check_lerobot_health",
+    "check_writable",
+    "cloning_loss_name",
+    "environment_transforms",
     "guided_velocity",
+    "is_lerobot_folder",
     "load_lerobot_policy",
+    "load_policy",
+    "make_critic",
+    "make_critic_for",
+    "make_from_factory",
     "make_lerobot_policy",
+    "save_policy",
+    "target_transform",
+    "to_stochastic",
 ]

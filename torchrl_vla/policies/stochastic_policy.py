@@ -1,8 +1,10 @@
-"""A policy that chooses its chunk at random and knows how likely the choice was."""
+"""Base class of policies that sample chunks and know their log-probability."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
 
 from tensordict import NestedKey, TensorDictBase, unravel_key
 from tensordict.nn import InteractionType
@@ -14,78 +16,84 @@ from torchrl_vla.policies.vla_policy import VLAWrapperBase
 from torchrl_vla.schema import (
     ACTION_CHUNK_KEY,
     ELEMENT_LOG_PROBS_KEY,
-    IMAGE_KEY,
-    INSTRUCTION_KEY,
     LOG_PROBS_KEY,
     NOISE_SEED_KEY,
-    STATE_KEY,
     MissingKeyError,
+    ObservationKeys,
 )
 
 
+@dataclass(frozen=True)
+class OutputKeys:
+    """Name the entries that a sampling policy writes.
+
+    Args:
+        chunk: the chunk, ``[*B, H, A]``.
+        sample: what was sampled; None = the default of the policy's head.
+        log_probs: log-probability of the sample, ``[*B]``.
+        element_log_probs: its terms, ``[*B, H, A]``.
+    """
+
+    chunk: NestedKey = ACTION_CHUNK_KEY
+    sample: NestedKey | None = None
+    log_probs: NestedKey = LOG_PROBS_KEY
+    element_log_probs: NestedKey = ELEMENT_LOG_PROBS_KEY
+
+
 class StochasticVLAWrapper(VLAWrapperBase):
-    """Draw a chunk and write what was chosen and its log-probability.
+    """Sample a chunk; write the sample and its log-probability.
 
     Abstract: what every head that reinforcement learning can train has in common. The
-    *choice* is what was drawn (tokens, a chunk in model space, a path of denoising
-    steps); the chunk is what it decodes to. A choice is drawn if the interaction type
-    is ``RANDOM`` (``set_interaction_type``, or the collector's ``exploration_type``),
-    otherwise it is the distribution's mode.
+    *sample* is a latent (tokens, a chunk in model space, a path of denoising steps);
+    the chunk is what it decodes to. It is random if the interaction type is ``RANDOM``
+    (``set_interaction_type``, or the collector's ``exploration_type``), otherwise it is
+    the distribution's mode.
 
     The contract, which ``torchrl_vla.testing.check_policy`` checks: ``get_dist``,
     ``log_prob`` and ``element_log_probs`` run the network with its current weights,
-    and nothing that lies in the tensordict but the inputs and the choice is taken for
-    an answer; with the weights that made the choice they return what was written, bit
-    for bit in float32, in whatever batch a row lies. Then PPO's ratio is 1.
+    and read nothing from the tensordict but the inputs and the sample; with the weights
+    that made the sample they return what was written, bit for bit in float32, in
+    whatever batch the sample lies. Then PPO's ratio is 1.
 
-    **Reads**, where it is, ``noise_seed`` int64 ``[*B]``: a choice is then a function
+    **Reads**, where it is, ``noise_seed`` int64 ``[*B]``: a sample is then a function
     of its seed and its distribution, whatever the batch (``run_episodes`` writes it).
-    Without it PyTorch's global generator draws.
+    Without it, samples come from PyTorch's global generator.
 
-    **Writes** ``action_chunk`` float ``[*B, H, A]``, the choice at ``sample_key``,
+    **Writes** ``action_chunk`` float ``[*B, H, A]``, the sample at ``sample_key``,
     ``log_probs`` float ``[*B]`` and its terms ``element_log_probs`` float
-    ``[*B, H, A]``. The choice is detached; the chunk of a deterministic continuous
+    ``[*B, H, A]``. The sample is detached; the chunk of a deterministic continuous
     head keeps its gradient, so that ``BCLoss`` trains it.
 
     TorchRL's ``ClipPPOLoss`` takes such a policy after
     ``set_keys(action=policy.sample_key, sample_log_prob="log_probs")``.
 
     Keyword Args:
-        action_dim: see :class:`VLAWrapperBase`, as for the other inputs.
-        chunk_size: see there.
-        sample_key: where the choice is written.
-        chunk_key: where the chunk is written.
-        log_probs_key: where the choice's log-probability is written.
-        element_log_probs_key: where its terms are written.
-        image_key: see there.
-        state_key: see there.
-        instruction_key: see there.
+        action_dim: ``A``, size of one action.
+        chunk_size: ``H``, actions per chunk.
+        keys: observation entries that the policy reads.
+        output_keys: entries that it writes.
     """
+
+    #: Where the sample is written unless ``output_keys`` says otherwise.
+    default_sample_key: ClassVar[NestedKey]
 
     def __init__(
         self,
         *,
         action_dim: int,
         chunk_size: int,
-        sample_key: NestedKey,
-        chunk_key: NestedKey = ACTION_CHUNK_KEY,
-        log_probs_key: NestedKey = LOG_PROBS_KEY,
-        element_log_probs_key: NestedKey = ELEMENT_LOG_PROBS_KEY,
-        image_key: NestedKey | None = IMAGE_KEY,
-        state_key: NestedKey | None = STATE_KEY,
-        instruction_key: NestedKey = INSTRUCTION_KEY,
+        keys: ObservationKeys = ObservationKeys(),
+        output_keys: OutputKeys = OutputKeys(),
     ) -> None:
-        super().__init__(
-            action_dim=action_dim,
-            chunk_size=chunk_size,
-            image_key=image_key,
-            state_key=state_key,
-            instruction_key=instruction_key,
+        super().__init__(action_dim=action_dim, chunk_size=chunk_size, keys=keys)
+        self.output_keys = output_keys
+        sample = output_keys.sample
+        self.sample_key = unravel_key(
+            self.default_sample_key if sample is None else sample
         )
-        self.sample_key = unravel_key(sample_key)
-        self.chunk_key = unravel_key(chunk_key)
-        self.log_probs_key = unravel_key(log_probs_key)
-        self.element_log_probs_key = unravel_key(element_log_probs_key)
+        self.chunk_key = unravel_key(output_keys.chunk)
+        self.log_probs_key = unravel_key(output_keys.log_probs)
+        self.element_log_probs_key = unravel_key(output_keys.element_log_probs)
         self.optional_in_keys = [NOISE_SEED_KEY]
         self.out_keys = [
             self.chunk_key,
@@ -94,37 +102,42 @@ class StochasticVLAWrapper(VLAWrapperBase):
             self.element_log_probs_key,
         ]
 
+    @property
+    def has_likelihood(self) -> bool:
+        """True = the policy writes the log-probability of what it samples."""
+        return True
+
     @abstractmethod
     def get_dist(self, tensordict: TensorDictBase) -> ChunkDistribution:
-        """Return the distribution of choices under the current weights."""
+        """Return the distribution of samples under the current weights."""
 
     @abstractmethod
-    def decode(self, choice: Tensor) -> Tensor:
-        """Return the chunk ``[*B, H, A]`` that a choice stands for."""
+    def decode(self, sample: Tensor) -> Tensor:
+        """Return the chunk ``[*B, H, A]`` that a sample stands for."""
 
     def element_log_probs(self, tensordict: TensorDictBase) -> Tensor:
-        """Return the terms ``[*B, H, A]`` of the log-probability of the choice there.
+        """Return the terms ``[*B, H, A]`` of the log-probability of the sample there.
 
         Raises:
-            MissingKeyError: the tensordict holds no choice.
-            SchemaError: the choice is not one that this policy could have written.
+            MissingKeyError: the tensordict holds no sample.
+            SchemaError: the sample is not one that this policy could have written.
         """
-        choice = tensordict.get(self.sample_key, None)
-        if choice is None:
+        sample = tensordict.get(self.sample_key, None)
+        if sample is None:
             raise MissingKeyError(
-                f"{type(self).__name__}: expected the policy's choice at "
+                f"{type(self).__name__}: expected the policy's sample at "
                 f"{self.sample_key!r}, got only "
                 f"{sorted(map(str, tensordict.keys(True, True)))}. Call the policy to "
-                "make one, or name its key when you build the policy."
+                "make one, or name its key in output_keys."
             )
-        return self.get_dist(tensordict).element_log_probs(choice)
+        return self.get_dist(tensordict).element_log_probs(sample)
 
     def log_prob(self, tensordict: TensorDictBase) -> Tensor:
-        """Return the log-probability ``[*B]`` of the choice in the tensordict."""
+        """Return the log-probability ``[*B]`` of the sample in the tensordict."""
         return sum_elements(self.element_log_probs(tensordict))
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Choose; write the choice, its log-probability and the chunk."""
+        """Write a sample, its log-probability and the chunk."""
         dist = self.get_dist(tensordict)
         choice = self._choose(dist, tensordict.get(NOISE_SEED_KEY, None))
         chosen = choice.detach()

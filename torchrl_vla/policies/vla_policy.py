@@ -1,19 +1,22 @@
-"""What every vision-language-action policy is."""
+"""Base classes of vision-language-action policies."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import ClassVar
 
-import torch
 from tensordict import NestedKey, TensorDictBase, unravel_key
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
+from torchrl.envs import Compose, Transform
+from typing_extensions import Self
 
+from torchrl_vla.policies.policy_folder import read_policy, write_policy
 from torchrl_vla.schema import (
     ACTION_CHUNK_KEY,
-    IMAGE_KEY,
-    INSTRUCTION_KEY,
-    STATE_KEY,
+    ObservationKeys,
+    PolicySpace,
     SchemaError,
     check_positive_int,
 )
@@ -22,50 +25,118 @@ from torchrl_vla.schema import (
 class VLAWrapperBase(TensorDictModuleBase, ABC):
     """Map images, state and an instruction to the next ``H`` actions.
 
-    Abstract: a policy is a :class:`ContinuousVLAWrapper`, which emits a chunk, or a
-    :class:`StochasticVLAWrapper`, which chooses one and says how likely it was. Any
-    number of leading batch dimensions is allowed everywhere, and the output is in the
-    space that the policy was trained in: transforms bring it to the robot.
-    ``in_keys`` must be there; ``optional_in_keys`` are read where they are.
+    Abstract: a policy is a :class:`ContinuousVLAWrapper`, which predicts a chunk, or a
+    :class:`StochasticVLAWrapper`, which samples one with its log-probability. Any
+    number of leading batch dimensions is allowed, and the output is in the space that
+    the policy was trained in (:attr:`policy_space`). A policy reads its ``in_keys``
+    and, where they are present, its ``optional_in_keys``.
+
+    The members below are what training, evaluation and checkpoints ask of a policy;
+    see :mod:`torchrl_vla.policies.protocol`.
 
     Keyword Args:
         action_dim: ``A``, size of one action.
         chunk_size: ``H``, actions per chunk.
-        image_key: camera image, or sub-tensordict of cameras; None = does not look.
-        state_key: proprioception; None = is not read.
-        instruction_key: text, or int64 ids.
+        keys: observation entries that the policy reads.
 
     Raises:
         ValueError: a size is not positive.
     """
+
+    #: Name of the loss that clones demonstrations: one of
+    #: ``torchrl_vla.objectives.CLONING_LOSSES``, or ``"module:Class"``.
+    cloning_loss: str = "chunk"
+    #: True = the policy is made for normalized numbers and needs a ``ModelSpace``.
+    needs_model_space: ClassVar[bool] = False
+    #: Whose files :meth:`to_folder` writes, e.g. ``"lerobot"``; None = ours.
+    folder_format: str | None = None
+    #: What to do for log-probabilities, in error messages.
+    likelihood_advice: str = "Call to_stochastic(policy)."
 
     def __init__(
         self,
         *,
         action_dim: int,
         chunk_size: int,
-        image_key: NestedKey | None = IMAGE_KEY,
-        state_key: NestedKey | None = STATE_KEY,
-        instruction_key: NestedKey = INSTRUCTION_KEY,
+        keys: ObservationKeys = ObservationKeys(),
     ) -> None:
         super().__init__()
         for name, value in (("action_dim", action_dim), ("chunk_size", chunk_size)):
             check_positive_int(type(self).__name__, name, value)
         self.action_dim = action_dim
         self.chunk_size = chunk_size
-        self.image_key = None if image_key is None else unravel_key(image_key)
-        self.state_key = None if state_key is None else unravel_key(state_key)
-        self.instruction_key = unravel_key(instruction_key)
-        keys = (self.image_key, self.state_key, self.instruction_key)
-        self.in_keys = [key for key in keys if key is not None]
+        self.keys = keys
+        self.in_keys = keys.present
         self.optional_in_keys: list[NestedKey] = []
+        self._policy_space: PolicySpace | None = None
+
+    @property
+    def policy_space(self) -> PolicySpace | None:
+        """The space of its states and actions; None = not trained yet."""
+        return self._policy_space
+
+    @policy_space.setter
+    def policy_space(self, space: PolicySpace | None) -> None:
+        self._policy_space = space
 
     @abstractmethod
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write what the head emits into the tensordict and return it."""
 
+    @property
+    def has_likelihood(self) -> bool:
+        """True = the policy writes the log-probability of what it samples."""
+        return False
+
+    def make_critic(self) -> TensorDictModuleBase | None:
+        """Return an untrained critic that writes ``state_value``; None = there is none.
+
+        It shares no trainable weight with the policy.
+        """
+        return None
+
+    def to_stochastic(
+        self, *, initial_std: float = 0.2, flow_noise: float = 0.5
+    ) -> VLAWrapperBase | None:
+        """Return a policy with log-probabilities that starts from these weights.
+
+        None = this class knows none. Call :func:`~torchrl_vla.policies.to_stochastic`,
+        which puts a Gaussian around a policy that predicts a chunk.
+
+        Keyword Args:
+            initial_std: first standard deviation of a Gaussian head, in model space.
+            flow_noise: scale of a flow's :class:`FlowSDENoise`.
+        """
+        return None
+
+    def make_environment_transform(self) -> Compose:
+        """Return what the policy needs in its environment from step to step."""
+        return Compose()
+
+    def make_target_transform(self) -> Transform | None:
+        """Return what turns chunks into this head's targets; None = chunks are."""
+        return None
+
+    def to_folder(self, folder: str | Path) -> None:
+        """Write the policy: class, constructor arguments, weights, instructions.
+
+        Raises:
+            SchemaError: it could not be read back; nothing is written then.
+        """
+        write_policy(folder, self)
+
+    @classmethod
+    def from_folder(cls, folder: str | Path) -> Self:
+        """Read a policy of this class, on the CPU, that :meth:`to_folder` wrote.
+
+        Raises:
+            FileNotFoundError: the folder holds no complete policy.
+            SchemaError: it holds a policy of another class, or its weights do not fit.
+        """
+        return read_policy(folder, cls)
+
     def _check_shape(
-        self, value: Tensor, method: str, batch: torch.Size, *vocab: int
+        self, value: Tensor, method: str, batch: tuple[int, ...], *vocab: int
     ) -> Tensor:
         expected = (*batch, self.chunk_size, self.action_dim, *vocab)
         if value.shape != expected:
@@ -79,7 +150,7 @@ class VLAWrapperBase(TensorDictModuleBase, ABC):
 
 
 class ContinuousVLAWrapper(VLAWrapperBase):
-    """Emit a chunk of continuous actions.
+    """Predict a chunk of continuous actions.
 
     Abstract: a subclass implements :meth:`predict_chunk`.
 
@@ -87,14 +158,13 @@ class ContinuousVLAWrapper(VLAWrapperBase):
     ``[*B, H, A]``.
 
     Keyword Args:
-        action_dim: see :class:`VLAWrapperBase`, as for the other inputs.
-        chunk_size: see there.
+        action_dim: ``A``, size of one action.
+        chunk_size: ``H``, actions per chunk.
+        keys: observation entries that the policy reads.
         chunk_key: where the chunk is written.
-        image_key: see there.
-        state_key: see there.
-        instruction_key: see there.
 
     Examples:
+        >>> import torch
         >>> from tensordict import TensorDict
         >>> class Still(ContinuousVLAWrapper):
         ...     def predict_chunk(self, tensordict):
@@ -109,18 +179,10 @@ class ContinuousVLAWrapper(VLAWrapperBase):
         *,
         action_dim: int,
         chunk_size: int,
+        keys: ObservationKeys = ObservationKeys(),
         chunk_key: NestedKey = ACTION_CHUNK_KEY,
-        image_key: NestedKey | None = IMAGE_KEY,
-        state_key: NestedKey | None = STATE_KEY,
-        instruction_key: NestedKey = INSTRUCTION_KEY,
     ) -> None:
-        super().__init__(
-            action_dim=action_dim,
-            chunk_size=chunk_size,
-            image_key=image_key,
-            state_key=state_key,
-            instruction_key=instruction_key,
-        )
+        super().__init__(action_dim=action_dim, chunk_size=chunk_size, keys=keys)
         self.chunk_key = unravel_key(chunk_key)
         self.out_keys = [self.chunk_key]
 

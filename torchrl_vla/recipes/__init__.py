@@ -18,7 +18,6 @@ if TYPE_CHECKING:
         load_executor,
         prepare_environment,
         save_checkpoint,
-        save_lerobot_checkpoint,
     )
     from torchrl_vla.recipes.dataset_opening import open_dataset
     from torchrl_vla.recipes.demo.demo import run_demo
@@ -47,14 +46,14 @@ if TYPE_CHECKING:
         make_decision_env,
     )
     from torchrl_vla.recipes.finetuning.run_log import RunLog
-    from torchrl_vla.recipes.heads import (
+    from torchrl_vla.recipes.lerobot_training import fit_lerobot_policy, train_lerobot
+    from torchrl_vla.recipes.policy_factory import (
         Head,
         make_cloning_loss,
         make_policy,
         make_space,
         to_stochastic,
     )
-    from torchrl_vla.recipes.lerobot_training import fit_lerobot_policy, train_lerobot
     from torchrl_vla.recipes.training_loop import TrainingLog, run_training
     from torchrl_vla.recipes.training_settings import TrainingSettings
     from torchrl_vla.recipes.training_state import TrainingState
@@ -68,7 +67,6 @@ _MODULES = {
         "load_executor",
         "prepare_environment",
         "save_checkpoint",
-        "save_lerobot_checkpoint",
     ),
     f"{_HERE}.demo.demo": ("run_demo",),
     f"{_HERE}.demo.demo_settings": ("DEMO_SETTINGS", "DemoSettings"),
@@ -97,7 +95,7 @@ _MODULES = {
         "make_decision_env",
     ),
     f"{_HERE}.finetuning.run_log": ("RunLog",),
-    f"{_HERE}.heads": (
+    f"{_HERE}.policy_factory": (
         "Head",
         "make_cloning_loss",
         "make_policy",
@@ -149,7 +147,6 @@ __all__ = [
     "run_demo",
     "run_training",
     "save_checkpoint",
-    "save_lerobot_checkpoint",
     "to_stochastic",
     "train_behavior_cloning",
     "train_lerobot",

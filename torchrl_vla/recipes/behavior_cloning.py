@@ -12,14 +12,13 @@ from torchrl.data.replay_buffers import Storage
 from torchrl.envs import Compose
 from torchrl.objectives import LossModule
 
-from torchrl_vla.policies import TokenVLAWrapper
+from torchrl_vla.policies import as_policy
 from torchrl_vla.recipes.dataset_opening import Demonstrations
-from torchrl_vla.recipes.heads import make_cloning_loss
+from torchrl_vla.recipes.policy_factory import make_cloning_loss
 from torchrl_vla.recipes.training_loop import TrainingLog, run_training, warmup_cosine
 from torchrl_vla.recipes.training_settings import TrainingSettings
-from torchrl_vla.schema import ACTION_CHUNK_KEY, mark_space
+from torchrl_vla.schema import mark_space
 from torchrl_vla.spaces import ModelSpace, chunk_targets
-from torchrl_vla.transforms import ActionTokenizerTransform
 
 
 def train_behavior_cloning(
@@ -74,6 +73,8 @@ def train_behavior_cloning(
         ema_decay=0.99,
     )
     space = ModelSpace(dataset.metadata) if space is None else space
+    policy = as_policy(policy)
+    mark_space(policy, space.policy_space)
     buffer = dataset.replay_buffer(
         settings.batch_size,
         transform=make_training_transform(policy, space, dataset.storage),
@@ -82,7 +83,6 @@ def train_behavior_cloning(
     optimizer = AdamW(
         policy.parameters(), lr=settings.lr, weight_decay=settings.weight_decay
     )
-    mark_space(policy, space.policy_space)
     return run_training(
         policy,
         make_cloning_loss(policy) if loss is None else loss,
@@ -105,12 +105,12 @@ def make_training_transform(
         space: normalizes actions and states; None = they stay in robot space.
         storage: of the buffer that is sampled; chunks are gathered from it.
     """
+    policy = as_policy(policy)
     if space is None:
         transform = Compose(chunk_targets(policy.chunk_size, storage))
     else:
         transform = space.transforms(policy.chunk_size, storage)
-    if isinstance(policy, TokenVLAWrapper):
-        transform.append(
-            ActionTokenizerTransform(policy.action_tokenizer, in_key=ACTION_CHUNK_KEY)
-        )
+    targets = policy.make_target_transform()
+    if targets is not None:
+        transform.append(targets)
     return transform

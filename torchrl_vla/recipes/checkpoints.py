@@ -1,4 +1,4 @@
-"""A policy on disk with what is needed to act with it, and nothing to guess."""
+"""Checkpoints: a policy on disk with its space and its metadata."""
 
 from __future__ import annotations
 
@@ -7,132 +7,118 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from tensordict.nn import TensorDictModuleBase
+from torch import nn
 from torchrl.envs import Compose, EnvBase, TransformedEnv
 
+from torchrl_vla._internal.durable_files import write_text
 from torchrl_vla.execution import (
     ChunkExecutor,
     MultiStepActorWrapper,
     TemporalEnsemble,
 )
 from torchrl_vla.policies import (
-    LeRobotFlowPolicy,
-    LeRobotPolicyWrapper,
-    TinyDiffusionVLA,
-    TinyFlowVLA,
-    TinyGaussianVLA,
-    TinyTokenVLA,
-    TinyVLA,
+    VLAWrapperBase,
+    as_policy,
+    is_lerobot_folder,
     load_lerobot_policy,
+    load_policy,
+    save_policy,
 )
-from torchrl_vla.policies.policy_folder import policy_class_of
-from torchrl_vla.recipes.heads import TinyPolicies
 from torchrl_vla.schema import (
     InstructionTable,
     RobotDatasetMetadata,
     SchemaError,
+    SpaceError,
     import_extra,
+    mark_space,
+    space_of,
 )
 from torchrl_vla.schema.lerobot_names import is_repo_id
 from torchrl_vla.spaces import ModelSpace
-from torchrl_vla.tokenizers import ActionTokenizerBase, UniformActionTokenizer
 
-_CLASSES = {
-    cls.__name__: cls
-    for cls in (TinyVLA, TinyTokenVLA, TinyGaussianVLA, TinyFlowVLA, TinyDiffusionVLA)
-}
 _METADATA, _SPACE, _POLICY = "metadata.json", "model_space.json", "policy"
-_TOKENIZER = "tokenizer.json"
-_LEROBOT = ("config.json", "pretrained_model")
 
 
 def save_checkpoint(
-    folder: Path | str, policy: TinyPolicies, space: ModelSpace
+    folder: Path | str,
+    policy: nn.Module,
+    space: ModelSpace | None,
+    metadata: RobotDatasetMetadata | None = None,
 ) -> Path:
-    """Write the policy, its metadata with statistics, and its scaling mode.
+    """Write a policy, its space and the metadata that say what its numbers mean.
 
-    Of a token policy also the tokenizer, which must be a ``UniformActionTokenizer``.
-    """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    policy.to_folder(folder / _POLICY)
-    if isinstance(policy, TinyTokenVLA):
-        _write_tokenizer(folder / _TOKENIZER, policy.action_tokenizer)
-    (folder / _SPACE).write_text(json.dumps({"mode": space.mode}))
-    (folder / _METADATA).write_text(space.metadata.to_json())
-    return folder
+    A policy of LeRobot's is written so that LeRobot loads it, with ``metadata.json``
+    beside its files; every other one into ``policy/``, see
+    :func:`~torchrl_vla.policies.save_policy`.
 
-
-def load_checkpoint(folder: Path | str) -> tuple[TinyPolicies, ModelSpace]:
-    """Read what :func:`save_checkpoint` wrote: a policy, on the CPU, and its space.
+    Args:
+        folder: is created if need be.
+        policy: ours, LeRobot's or the user's module.
+        space: that the policy was trained in; None = robot space.
+        metadata: for a policy of robot space, of the data or the environment.
 
     Raises:
-        SchemaError: a file is missing, or the policy is of no class known here.
+        SchemaError: the policy could not be read back, or there are no metadata;
+            nothing is written then.
+        SpaceError: the policy was trained in another space.
+    """
+    policy = as_policy(policy)
+    if space is not None:
+        mark_space(policy, space.policy_space)
+        metadata = space.metadata
+    if metadata is None:
+        raise SchemaError(
+            f"save_checkpoint: expected metadata for {type(policy).__name__} in robot "
+            "space, got None. Pass env.metadata or dataset.metadata."
+        )
+    folder = Path(folder)
+    where = folder / _POLICY if policy.folder_format is None else folder
+    save_policy(where, policy)
+    if space is not None:
+        values = {"mode": space.mode, "fingerprint": space.policy_space.fingerprint}
+        write_text(folder / _SPACE, json.dumps(values))
+    else:
+        (folder / _SPACE).unlink(missing_ok=True)
+    write_text(folder / _METADATA, metadata.to_json())
+    return folder
+
+
+def load_checkpoint(folder: Path | str) -> tuple[VLAWrapperBase, ModelSpace | None]:
+    """Read what :func:`save_checkpoint` wrote: a policy, on the CPU, and its space.
+
+    Returns:
+        The policy in evaluation mode; the space, None = robot space.
+
+    Raises:
+        SchemaError: a file is missing, or the policy can't be built here.
+        SpaceError: the policy was trained in another space than the folder's.
     """
     folder = Path(folder)
-    missing = [n for n in (_METADATA, _SPACE, _POLICY) if not (folder / n).exists()]
+    if is_lerobot_folder(folder):
+        return load_policy(folder), None
+    needed = (_METADATA, _POLICY)
+    missing = [name for name in needed if not (folder / name).exists()]
     if missing:
         raise SchemaError(
-            f"load_checkpoint: expected {[_METADATA, _SPACE, _POLICY]} in "
-            f"{str(folder)!r}, got no {missing}. Pass the folder that "
-            "`torchrl-vla train` wrote."
+            f"load_checkpoint: expected {list(needed)} in {str(folder)!r}, got no "
+            f"{missing}. Pass the folder that `torchrl-vla train` wrote."
         )
-    trained = RobotDatasetMetadata.from_json(folder / _METADATA)
-    mode = json.loads((folder / _SPACE).read_text())["mode"]
-    name = policy_class_of(folder / _POLICY)
-    if name not in _CLASSES:
-        raise SchemaError(
-            f"load_checkpoint: expected a policy of {sorted(_CLASSES)} in "
-            f"{str(folder / _POLICY)!r}, got {name!r}. Load it with its own "
-            "from_folder."
+    policy = load_policy(folder / _POLICY)
+    marked = space_of(policy)
+    space = None
+    if (folder / _SPACE).exists():
+        stored = json.loads((folder / _SPACE).read_text(encoding="utf-8"))
+        metadata = RobotDatasetMetadata.from_json(folder / _METADATA)
+        space = ModelSpace(metadata, stored["mode"])
+    found = None if space is None else space.policy_space
+    if found is not None and marked not in (None, found):
+        raise SpaceError(
+            f"load_checkpoint: expected the space of the policy, {marked}, in "
+            f"{str(folder / _SPACE)!r}, got {found}. Files of two checkpoints are "
+            "mixed in the folder, or its metadata.json was edited."
         )
-    parts = {}
-    if name == "TinyTokenVLA":
-        parts["action_tokenizer"] = _read_tokenizer(folder / _TOKENIZER)
-    policy = _CLASSES[name].from_folder(folder / _POLICY, **parts)
-    return policy.eval(), ModelSpace(trained, mode)
-
-
-def _write_tokenizer(path: Path, tokenizer: ActionTokenizerBase) -> None:
-    if not isinstance(tokenizer, UniformActionTokenizer):
-        raise SchemaError(
-            "save_checkpoint: expected a UniformActionTokenizer, got "
-            f"{type(tokenizer).__name__}. Write the policy with its own to_folder."
-        )
-    values = {
-        "num_bins": tokenizer.num_bins,
-        "low": tokenizer.low.tolist(),
-        "high": tokenizer.high.tolist(),
-    }
-    path.write_text(json.dumps(values))
-
-
-def _read_tokenizer(path: Path) -> UniformActionTokenizer:
-    values = json.loads(path.read_text())
-    return UniformActionTokenizer(
-        values["num_bins"],
-        low=torch.tensor(values["low"]),
-        high=torch.tensor(values["high"]),
-    )
-
-
-def save_lerobot_checkpoint(
-    folder: Path | str,
-    policy: LeRobotPolicyWrapper | LeRobotFlowPolicy,
-    metadata: RobotDatasetMetadata,
-) -> Path:
-    """Write a checkpoint that LeRobot loads, and what its numbers mean beside it.
-
-    LeRobot's own files say sizes and statistics, but neither units nor names nor
-    whether an action is a step or a target; ``metadata.json`` does, and
-    :func:`load_executor` checks it. Of a ``LeRobotFlowPolicy`` the noise is written,
-    too.
-    """
-    policy.to_folder(folder)
-    folder = Path(folder)
-    (folder / _METADATA).write_text(metadata.to_json())
-    return folder
+    return policy, space
 
 
 def load_executor(
@@ -143,25 +129,26 @@ def load_executor(
     replan_interval: int | None = None,
     **options: Any,
 ) -> ChunkExecutor:
-    """Load a checkpoint, ours or LeRobot's, as an actor for an environment or robot.
+    """Load a checkpoint, ours or LeRobot's, as an executor for an environment or robot.
 
-    A policy of LeRobot's that looks back, or goes on from its last plan, needs
+    A LeRobot policy that reads an observation history, or its last plan, needs
     :func:`prepare_environment` around its environment. An ACT with a
-    ``temporal_ensemble_coeff`` acts through :class:`TemporalEnsemble`, which asks it at
-    every step as LeRobot does; all others through :class:`MultiStepActorWrapper`.
+    ``temporal_ensemble_coeff`` acts through :class:`TemporalEnsemble`, which calls it
+    at every step as LeRobot does; all others through :class:`MultiStepActorWrapper`.
 
     Args:
         source: a folder that ``torchrl-vla train`` or LeRobot wrote, or a repo id of
             the Hugging Face Hub.
-        metadata: of where it will act; must be compatible with the training data. Of a
-            LeRobot checkpoint only the sizes are known, unless ``metadata.json`` lies
-            beside it; its cameras are paired by name. Names are not compared where the
-            data declared neither units nor a reference of actions, as LeRobot's do.
+        metadata: of the environment or robot; must be compatible with the training
+            data. Of a LeRobot checkpoint only the sizes are known, unless it has a
+            ``metadata.json``; its cameras are paired by name. Names are not compared
+            where the data declared neither units nor a reference of actions, as
+            LeRobot's do.
         instructions: for a LeRobot policy that reads text, the table of the ids that it
             will be given: the environment's.
-        replan_interval: actions to execute before asking again; None = the chunk, or
-            what LeRobot executes of it (``n_action_steps``). An ensemble is asked at
-            every step, so it takes None or 1.
+        replan_interval: actions executed per decision; None = the chunk, or LeRobot's
+            ``n_action_steps``. An ensemble calls its policy at every step, so it takes
+            None or 1.
         options: for LeRobot checkpoints, of ``LeRobotPolicyWrapper.from_pretrained``,
             such as ``rename_map``, ``empty_cameras``, ``device`` and ``overrides``.
 
@@ -170,8 +157,8 @@ def load_executor(
         MissingExtraError: it is LeRobot's, and ``lerobot`` is not installed.
         SchemaError: the folder is not a checkpoint, or only a part of one; an
             interval for a policy whose chunks are averaged.
-        ValueError: chunks are to be averaged that are relative to the state in which
-            they were made.
+        ValueError: chunks are to be averaged that are relative to the state of their
+            decision.
         IncompatibleMetadataError: lists what differs between training and acting.
     """
     folder = Path(source).expanduser()
@@ -185,26 +172,25 @@ def load_executor(
             f"load_executor: expected a checkpoint at {str(folder)!r}, got nothing. "
             "Write one with `torchrl-vla train`, or pass a repo id 'owner/name'."
         )
-    is_ours = (folder / _SPACE).exists() or (folder / _POLICY).exists()
-    if not is_ours and any((folder / name).exists() for name in _LEROBOT):
+    if folder.is_dir() and is_lerobot_folder(folder):
         source = folder
     elif folder.is_dir():
         return _load_ours(folder, metadata, replan_interval, options)
     return _load_lerobot(source, metadata, instructions, replan_interval, options)
 
 
-def prepare_environment(env: EnvBase, actor: TensorDictModuleBase) -> EnvBase:
-    """Give an environment what an actor and its policy need from step to step.
+def prepare_environment(env: EnvBase, executor: TensorDictModuleBase) -> EnvBase:
+    """Give an environment what an executor and its policy need from step to step.
 
-    Policies of LeRobot's that look back find their history there, and TD-MPC its last
-    plan; rows that an executor makes wait are skipped. For every other actor the
+    LeRobot policies with an observation history find it there, and TD-MPC its last
+    plan; steps at which an executor waits are skipped. For every other executor the
     environment is returned as it is.
 
     Args:
         env: where it will act.
-        actor: of :func:`load_executor`, or a policy.
+        executor: of :func:`load_executor`, or a policy.
     """
-    make_transform = getattr(actor, "make_environment_transform", None)
+    make_transform = getattr(executor, "make_environment_transform", None)
     carried = [] if make_transform is None else list(make_transform())
     return TransformedEnv(env, Compose(*carried)) if carried else env
 
@@ -221,18 +207,18 @@ def _load_lerobot(
     if coefficient is not None and replan_interval not in (None, 1):
         raise SchemaError(
             "load_executor: expected no replan_interval for a policy with "
-            f"temporal_ensemble_coeff={coefficient}, which is asked at every step, "
+            f"temporal_ensemble_coeff={coefficient}, which is called at every step, "
             f"got {replan_interval}. Execute its chunks as they are with "
             "overrides={'temporal_ensemble_coeff': None}."
         )
-    trained = _trained_with(Path(source).expanduser(), policy)
+    trained = _training_metadata(Path(source).expanduser(), policy.metadata)
     trained.check_compatible(metadata)
     policy.eval()
     if coefficient is None:
         if replan_interval is None:
             replan_interval = policy.n_action_steps
         return MultiStepActorWrapper(policy, replan_interval=replan_interval)
-    # LeRobot does not say what an action is measured from; it averages them all.
+    # LeRobot does not say what an action is relative to; it averages them all.
     known = trained.action_reference or ("absolute",)
     reference = next((r for r in ("relative", "delta") if r in known), "absolute")
     return TemporalEnsemble(policy, action_reference=reference, coefficient=coefficient)
@@ -251,28 +237,32 @@ def _load_ours(
             "for LeRobot's."
         )
     policy, space = load_checkpoint(folder)
-    _what_it_means(space.metadata).check_compatible(metadata)
+    trained = RobotDatasetMetadata.from_json(folder / _METADATA)
+    _comparable(trained).check_compatible(metadata)
+    if space is None:
+        return MultiStepActorWrapper(policy, replan_interval=replan_interval)
     return space.executor(policy, replan_interval=replan_interval)
 
 
-def _trained_with(folder: Path, policy: LeRobotPolicyWrapper) -> RobotDatasetMetadata:
-    """Return what is known of the training data, without cameras.
+def _training_metadata(
+    folder: Path, known: RobotDatasetMetadata
+) -> RobotDatasetMetadata:
+    """Return the metadata of a LeRobot checkpoint's training data, without cameras.
 
-    The policy itself pairs them by name, with its ``rename_map``.
+    The policy itself pairs cameras by name, with its ``rename_map``.
     """
     inner = folder / "pretrained_model"
     for path in (folder / _METADATA, inner / _METADATA):
         if path.is_file():
-            trained = _what_it_means(RobotDatasetMetadata.from_json(path))
-            return replace(trained, cameras=())
-    return replace(policy.metadata, cameras=())
+            known = _comparable(RobotDatasetMetadata.from_json(path))
+    return replace(known, cameras=())
 
 
-def _what_it_means(metadata: RobotDatasetMetadata) -> RobotDatasetMetadata:
-    """Return what can be compared of it.
+def _comparable(metadata: RobotDatasetMetadata) -> RobotDatasetMetadata:
+    """Return the metadata without names that mean nothing.
 
-    LeRobot's datasets declare no units and no references, and call robots and
-    dimensions whatever they like: PushT's x and y are ``motor_0`` and ``motor_1``.
+    LeRobot's datasets declare no units and no references, and name robots and
+    dimensions freely: PushT's x and y are ``motor_0`` and ``motor_1``.
     """
     if metadata.action_units is not None or metadata.action_reference is not None:
         return metadata

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensordict import TensorDict
+from tiny_options import make_tiny
 from torch.distributions import Normal
 from torchrl.objectives import ClipPPOLoss
 
@@ -25,12 +26,12 @@ SMALL = {"cameras": (), "hidden": 16, "depth": 1, "denoiser_depth": 1, "text_dim
 
 def sde() -> TinyFlowVLA:
     torch.manual_seed(0)
-    return TinyFlowVLA(noise=FlowSDENoise(0.5), **SIZES, **SMALL)
+    return make_tiny(TinyFlowVLA, noise=FlowSDENoise(0.5), **SIZES, **SMALL)
 
 
 def learned() -> TinyFlowVLA:
     torch.manual_seed(0)
-    policy = TinyFlowVLA(**SIZES, **SMALL)
+    policy = make_tiny(TinyFlowVLA, **SIZES, **SMALL)
     policy.noise = LearnedNoise(policy.condition_dim, H, A, hidden=8)
     torch.nn.init.normal_(policy.noise.out.weight)
     return policy
@@ -38,7 +39,7 @@ def learned() -> TinyFlowVLA:
 
 def diffusion() -> TinyDiffusionVLA:
     torch.manual_seed(0)
-    return TinyDiffusionVLA(**SIZES, **SMALL)
+    return make_tiny(TinyDiffusionVLA, **SIZES, **SMALL)
 
 
 every_head = pytest.mark.parametrize("make", [sde, learned, diffusion])

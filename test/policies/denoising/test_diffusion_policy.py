@@ -8,7 +8,7 @@ import torch
 from tensordict import TensorDict
 from tensordict.nn import InteractionType, set_interaction_type
 
-from torchrl_vla.policies import DiffusionVLAWrapper
+from torchrl_vla.policies import DiffusionConfig, DiffusionVLAWrapper
 from torchrl_vla.policies.denoising.diffusion_policy import cosine_signal
 from torchrl_vla.schema import SchemaError
 
@@ -29,7 +29,9 @@ class GaussianDiffusion(DiffusionVLAWrapper):
 
 
 def model(**options) -> GaussianDiffusion:
-    return GaussianDiffusion(**{"action_dim": 1, "chunk_size": 1, **options})
+    return GaussianDiffusion(
+        action_dim=1, chunk_size=1, diffusion=DiffusionConfig(**options)
+    )
 
 
 def run(policy, *shape: int, kind=InteractionType.RANDOM) -> TensorDict:
@@ -119,14 +121,14 @@ def test_without_a_minimum_no_path_has_a_likelihood():
     assert policy.out_keys == ["action_chunk", "denoising_path"]
     answer = run(policy, 2)
     assert "log_probs" not in answer
-    with pytest.raises(
-        SchemaError, match=r"no log-probability\. Build it with min_std"
-    ):
+    with pytest.raises(SchemaError, match=r"no log-probability\. Build it with Dif"):
         policy.log_prob(answer)
 
 
 def test_errors_are_those_of_the_naive_regression():
-    policy = GaussianDiffusion(action_dim=2, chunk_size=3, num_levels=20)
+    policy = GaussianDiffusion(
+        action_dim=2, chunk_size=3, diffusion=DiffusionConfig(num_levels=20)
+    )
     data = torch.randn(4, 2, 3, 2, generator=torch.Generator().manual_seed(1))
     errors = policy.denoising_errors(
         TensorDict(action_chunk=data, batch_size=[4, 2]),

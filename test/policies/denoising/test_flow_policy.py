@@ -103,17 +103,17 @@ def test_noise_does_not_change_the_deterministic_answer():
     assert torch.equal(answer, expected)
 
 
-@pytest.mark.parametrize("noise_emphasis", [1.0, 1.5])
-def test_errors_are_those_of_the_naive_regression(noise_emphasis):
+@pytest.mark.parametrize("time_alpha", [1.0, 1.5])
+def test_errors_are_those_of_the_naive_regression(time_alpha):
     policy, td = LinearFlow(), batch(2, 3)
     errors = policy.denoising_errors(
         td,
         generator=torch.Generator().manual_seed(5),
-        noise_emphasis=noise_emphasis,
+        time_alpha=time_alpha,
     )
     generator = torch.Generator().manual_seed(5)
     noise = torch.randn(6, H, A, generator=generator).reshape(2, 3, H, A)
-    share = torch.rand(6, generator=generator).reshape(2, 3) ** (1 / noise_emphasis)
+    share = torch.rand(6, generator=generator).reshape(2, 3) ** (1 / time_alpha)
     for i in range(2):
         for j in range(3):
             data, time = td["action_chunk"][i, j], 1 - share[i, j]
@@ -134,7 +134,7 @@ def test_emphasis_on_noise_draws_its_share_from_a_beta_distribution():
         policy.denoising_errors(
             batch(20_000),
             generator=torch.Generator().manual_seed(0),
-            noise_emphasis=alpha,
+            time_alpha=alpha,
         )
         share = 1 - policy.seen
         # Beta(alpha, 1) has mean alpha / (alpha + 1) and a standard deviation < 0.3

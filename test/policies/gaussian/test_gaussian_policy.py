@@ -10,8 +10,8 @@ from torch import nn
 from torchrl.objectives import ClipPPOLoss
 
 from torchrl_vla.objectives import BCLoss
-from torchrl_vla.policies import GaussianVLAWrapper
-from torchrl_vla.schema import MissingKeyError, SchemaError
+from torchrl_vla.policies import GaussianVLAWrapper, OutputKeys
+from torchrl_vla.schema import MissingKeyError, ObservationKeys, SchemaError
 
 H, A = 2, 3
 
@@ -20,7 +20,9 @@ class LinearGaussian(GaussianVLAWrapper):
     """A mean that is linear in the state, and a learned spread."""
 
     def __init__(self, std=0.5, **options):
-        super().__init__(action_dim=A, chunk_size=H, image_key=None, **options)
+        super().__init__(
+            action_dim=A, chunk_size=H, **options, keys=ObservationKeys(image=None)
+        )
         torch.manual_seed(0)
         self.net = nn.Linear(5, H * A)
         self.log_std = nn.Parameter(torch.full((A,), math.log(std)))
@@ -125,7 +127,7 @@ def test_a_mean_of_another_shape_is_refused():
 def test_without_a_choice_it_says_what_there_is():
     with pytest.raises(
         MissingKeyError,
-        match=r"^LinearGaussian: expected the policy's choice at 'chunk_sample', got "
+        match=r"^LinearGaussian: expected the policy's sample at 'chunk_sample', got "
         r"only \[.*'state'.*\]",
     ):
         LinearGaussian().log_prob(states(2))
@@ -133,10 +135,7 @@ def test_without_a_choice_it_says_what_there_is():
 
 def test_outputs_lie_where_the_keys_say():
     policy = LinearGaussian(
-        chunk_key="c",
-        sample_key=("m", "x"),
-        log_probs_key="p",
-        element_log_probs_key="e",
+        output_keys=OutputKeys("c", ("m", "x"), "p", "e"),
     )
     td = act(policy, states(2))
     written = set(td.keys(True, True)) - {("observation", "state")}

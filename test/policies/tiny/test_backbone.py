@@ -6,13 +6,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tensordict import NonTensorData, NonTensorStack, TensorDict
 
-from torchrl_vla.policies.tiny.backbone import TinyBackbone
+from torchrl_vla.policies.tiny.backbone import BackboneConfig, TinyBackbone
 from torchrl_vla.schema import (
     IMAGE_KEY,
     INSTRUCTION_KEY,
     STATE_KEY,
     InstructionTable,
     MissingKeyError,
+    ObservationKeys,
     SchemaError,
     UnknownInstructionError,
 )
@@ -22,18 +23,10 @@ TEXTS = ("reach the red block", "open the door", "push it left")
 
 def backbone(**options) -> TinyBackbone:
     torch.manual_seed(0)
-    arguments = {
-        "image_key": IMAGE_KEY,
-        "cameras": None,
-        "state_key": STATE_KEY,
-        "state_dim": 5,
-        "instruction_key": INSTRUCTION_KEY,
-        "hidden": 32,
-        "depth": 2,
-        "text_dim": 16,
-        "text_max_bytes": 32,
-    }
-    return TinyBackbone(6, **{**arguments, **options})
+    keys = {name: options.pop(name) for name in ("image", "state") if name in options}
+    sizes = {"state_dim": 5, "hidden": 32, "text_dim": 16, "text_max_bytes": 32}
+    config = BackboneConfig(**{**sizes, **options})
+    return TinyBackbone(6, config, ObservationKeys(**keys))
 
 
 def batch(n: int, texts=TEXTS) -> TensorDict:
@@ -157,8 +150,8 @@ def test_one_id_per_row():
     td.set(INSTRUCTION_KEY, td[INSTRUCTION_KEY].unsqueeze(-1))
     with pytest.raises(
         SchemaError,
-        match=r"expected one id per row at 'language_instruction', shape \[2\], got "
-        r"\[2, 1\]",
+        match=r"expected one id per env index at 'language_instruction', shape "
+        r"\[2\], got \[2, 1\]",
     ):
         net(td)
 
@@ -169,8 +162,8 @@ def test_one_text_per_row():
     td.set(INSTRUCTION_KEY, NonTensorStack(two, two))
     with pytest.raises(
         SchemaError,
-        match=r"^TinyBackbone: expected one text per row at 'language_instruction', "
-        r"got 4 for a batch \[2\]\.$",
+        match=r"^TinyBackbone: expected one text per env index at "
+        r"'language_instruction', got 4 for a batch \[2\]\.$",
     ):
         backbone()(td)
 

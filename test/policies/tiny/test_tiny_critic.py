@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 from tensordict import TensorDict
 
-from torchrl_vla.policies import TinyCritic, TinyVLA
+from torchrl_vla.policies import BackboneConfig, TinyCritic, TinyVLA
 from torchrl_vla.schema import InstructionTable
 
 
@@ -11,7 +11,10 @@ def make_policy() -> TinyVLA:
     torch.manual_seed(0)
     table = InstructionTable(["reach", "push"])
     return TinyVLA(
-        action_dim=2, chunk_size=4, state_dim=3, hidden=16, instructions=table
+        action_dim=2,
+        chunk_size=4,
+        instructions=table,
+        backbone=BackboneConfig(state_dim=3, hidden=16),
     )
 
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 from tensordict import NonTensorStack, TensorDict
 from tensordict.nn import InteractionType, set_interaction_type
+from tiny_options import make_tiny
 
-from torchrl_vla.policies import TinyGaussianVLA, TinyVLA
+from torchrl_vla.policies import BackboneConfig, StdConfig, TinyGaussianVLA, TinyVLA
 from torchrl_vla.schema import InstructionTable
 from torchrl_vla.testing import check_log_prob_consistency, check_policy
 
@@ -20,7 +21,7 @@ both_spreads = pytest.mark.parametrize("reads", [False, True])
 
 def tiny(**options) -> TinyGaussianVLA:
     torch.manual_seed(0)
-    return TinyGaussianVLA(**{"state_dim": S, **SIZES, **options})
+    return make_tiny(TinyGaussianVLA, **{"state_dim": S, **SIZES, **options})
 
 
 def batch(n: int) -> TensorDict:
@@ -74,8 +75,12 @@ def test_one_step_of_learning_moves_the_spread_where_it_is_wanted(reads):
 def test_a_cloned_policy_is_the_mean_of_its_twin(reads):
     torch.manual_seed(1)
     table = InstructionTable(TEXTS)
-    cloned = TinyVLA(**SIZES, state_dim=S, instructions=table)
-    twin = TinyGaussianVLA.from_cloned(cloned, initial_std=0.1, std_reads_inputs=reads)
+    cloned = make_tiny(
+        TinyVLA, **SIZES, instructions=table, backbone=BackboneConfig(state_dim=S)
+    )
+    twin = TinyGaussianVLA.from_cloned(
+        cloned, StdConfig(initial=0.1, reads_inputs=reads)
+    )
     td = batch(7)
     expected = cloned(td.copy())["action_chunk"]
     assert torch.equal(twin(td.copy())["action_chunk"], expected)
@@ -89,7 +94,7 @@ def test_a_cloned_policy_is_the_mean_of_its_twin(reads):
 
 
 def test_a_cloned_policy_that_learned_its_state_s_size_can_be_taken_over():
-    cloned = TinyVLA(**SIZES).double()
+    cloned = make_tiny(TinyVLA, **SIZES).double()
     td = batch(2)
     expected = cloned(td.copy())["action_chunk"]
     twin = TinyGaussianVLA.from_cloned(cloned)
@@ -153,7 +158,7 @@ def test_its_ratio_is_one_in_any_batch(reads):
 def test_an_initial_spread_out_of_bounds_is_refused():
     with pytest.raises(
         ValueError,
-        match=r"^TinyGaussianVLA: expected min_std <= initial_std <= max_std, got 2\.0 "
+        match=r"^StdConfig: expected min <= initial <= max, got 2\.0 "
         r"outside \[0\.01, 1\.0\]\.$",
     ):
         tiny(initial_std=2.0)

@@ -8,13 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensordict import NonTensorStack, TensorDict
 from tensordict.nn import InteractionType, set_interaction_type
+from tiny_options import make_tiny
 from torchrl.envs import InitTracker, TransformedEnv
 from torchrl.objectives import ClipPPOLoss
 
 from torchrl_vla.envs import ToyVLAEnv
 from torchrl_vla.execution import MultiStepActorWrapper, select_decisions
 from torchrl_vla.objectives import BCLoss
-from torchrl_vla.policies import TinyTokenVLA, TinyVLA, TokenSampling
+from torchrl_vla.policies import BackboneConfig, TinyTokenVLA, TinyVLA, TokenSampling
 from torchrl_vla.schema import InstructionTable, MissingKeyError
 from torchrl_vla.tokenizers import UniformActionTokenizer
 
@@ -26,14 +27,16 @@ SMALL = {"hidden": 32, "text_dim": 16, "text_max_bytes": 32}
 def tiny(**options) -> TinyVLA:
     torch.manual_seed(0)
     arguments = {"action_dim": A, "chunk_size": H, "state_dim": S, **SMALL}
-    return TinyVLA(**{**arguments, **options})
+    return make_tiny(TinyVLA, **{**arguments, **options})
 
 
 def tiny_tokens(**options) -> TinyTokenVLA:
     torch.manual_seed(0)
     arguments = {"action_dim": A, "chunk_size": H, "state_dim": S, **SMALL}
     tokenizer = UniformActionTokenizer(7, low=-1.0, high=1.0)
-    return TinyTokenVLA(**{**arguments, "action_tokenizer": tokenizer, **options})
+    return make_tiny(
+        TinyTokenVLA, **{**arguments, "action_tokenizer": tokenizer, **options}
+    )
 
 
 def batch(n: int) -> TensorDict:
@@ -228,7 +231,7 @@ def test_the_compiled_log_prob_and_its_gradient_equal_the_eager_ones():
 
 
 def test_the_default_size_is_what_the_documentation_says():
-    policy = TinyVLA(action_dim=7, chunk_size=8, state_dim=8)
+    policy = TinyVLA(action_dim=7, chunk_size=8, backbone=BackboneConfig(state_dim=8))
     count = sum(p.numel() for p in policy.parameters())
     assert 0.5e6 < count < 0.7e6
 
@@ -247,7 +250,7 @@ def test_a_copy_answers_alike_and_learns_alone(make):
 
 
 def test_a_state_dim_left_open_is_learned_from_the_first_call():
-    policy = TinyVLA(action_dim=A, chunk_size=H, **SMALL)
+    policy = make_tiny(TinyVLA, action_dim=A, chunk_size=H, **SMALL)
     assert policy(batch(2))["action_chunk"].shape == (2, H, A)
     assert policy.backbone.state.in_features == S
 
@@ -360,8 +363,7 @@ def test_a_folder_keeps_how_tokens_are_drawn(tmp_path):
     policy = tiny_tokens(allowed_tokens=mask)
     policy.sampling = TokenSampling(temperature=0.5, top_k=3)
     policy.to_folder(tmp_path)
-    tokenizer = policy.action_tokenizer
-    again = TinyTokenVLA.from_folder(tmp_path, action_tokenizer=tokenizer)
+    again = TinyTokenVLA.from_folder(tmp_path)
     assert again.sampling == policy.sampling
     assert torch.equal(again.allowed_tokens, mask)
     with set_interaction_type(InteractionType.RANDOM):
@@ -369,7 +371,7 @@ def test_a_folder_keeps_how_tokens_are_drawn(tmp_path):
     assert torch.equal(again.log_prob(td), td["log_probs"])
     again.sampling = None
     again.to_folder(tmp_path)
-    plain = TinyTokenVLA.from_folder(tmp_path, action_tokenizer=tokenizer)
+    plain = TinyTokenVLA.from_folder(tmp_path)
     assert plain.sampling is None
 
 

@@ -9,8 +9,8 @@ from tensordict.nn import InteractionType, set_interaction_type
 from torch import nn
 from torchrl.objectives import ClipPPOLoss
 
-from torchrl_vla.policies import TokenSampling, TokenVLAWrapper
-from torchrl_vla.schema import MissingKeyError, SchemaError, TokenError
+from torchrl_vla.policies import OutputKeys, TokenSampling, TokenVLAWrapper
+from torchrl_vla.schema import MissingKeyError, ObservationKeys, SchemaError, TokenError
 from torchrl_vla.tokenizers import UniformActionTokenizer, VocabTailActionTokenizer
 
 H, A, V = 2, 3, 4
@@ -25,8 +25,8 @@ class LinearTokens(TokenVLAWrapper):
             action_dim=A,
             chunk_size=H,
             action_tokenizer=tokenizer,
-            image_key=None,
             **keys,
+            keys=ObservationKeys(image=None),
         )
         self.net = nn.Linear(5, H * A * V)
 
@@ -82,10 +82,7 @@ def test_a_token_policy_writes_tokens_their_log_prob_and_the_actions_they_mean()
 
 def test_a_token_policy_writes_under_the_keys_that_it_was_given():
     policy = LinearTokens(
-        chunk_key="c",
-        tokens_key=("m", "t"),
-        log_probs_key="p",
-        element_log_probs_key=("m", "e"),
+        output_keys=OutputKeys("c", ("m", "t"), "p", ("m", "e")),
     )
     td = policy(states(2))
     written = set(td.keys(True, True)) - {("observation", "state")}
@@ -177,7 +174,7 @@ def test_tokens_have_no_mean(kind):
 def test_log_prob_without_tokens_says_what_there_is():
     with pytest.raises(
         MissingKeyError,
-        match=r"^LinearTokens: expected the policy's choice at 'action_tokens', got "
+        match=r"^LinearTokens: expected the policy's sample at 'action_tokens', got "
         r"only \[.*'state'.*\]\. Call the policy to make one",
     ):
         LinearTokens().log_prob(states(2))

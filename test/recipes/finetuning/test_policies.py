@@ -10,21 +10,27 @@ from torch import nn
 from torchrl.envs import InitTracker, TransformedEnv
 
 from torchrl_vla.envs import TabletopEnv
-from torchrl_vla.policies import LeRobotPolicyWrapper, TinyCritic, TinyGaussianVLA
+from torchrl_vla.policies import (
+    BackboneConfig,
+    LeRobotPolicyWrapper,
+    TinyCritic,
+    TinyGaussianVLA,
+)
 from torchrl_vla.recipes import (
     GRPO,
     PPO,
     FinetuneSettings,
     SettingsError,
     finetune,
+    load_checkpoint,
     load_executor,
 )
 from torchrl_vla.recipes.finetuning.policies import (
-    make_critic,
+    choose_critic,
     make_executor,
     save_finetuned,
 )
-from torchrl_vla.schema import FeatureStatistics, SchemaError
+from torchrl_vla.schema import FeatureStatistics
 from torchrl_vla.spaces import ModelSpace
 
 SMALL = FinetuneSettings(iterations=1, eval_episodes=2)
@@ -35,7 +41,11 @@ def make_env():
 
 
 def make_tiny():
-    return TinyGaussianVLA(action_dim=2, chunk_size=4, state_dim=S, hidden=8, depth=1)
+    return TinyGaussianVLA(
+        action_dim=2,
+        chunk_size=4,
+        backbone=BackboneConfig(state_dim=S, hidden=8, depth=1),
+    )
 
 
 def make_space():
@@ -60,11 +70,6 @@ def parasite(policy):
     [
         (make_tiny, r"expected the ModelSpace that TinyGaussianVLA was trained in, g"),
         (frozen, r"expected a Mover with weights to train, got one whose requires_g"),
-        (
-            make_mover,
-            r"expected a critic with PPO for Mover, from which none can be made, got "
-            r"None\. Pass critic=, .* or use GRPO or RLOO, which need none",
-        ),
     ],
 )
 def test_a_policy_that_could_not_learn_is_refused(make_policy, message, tmp_path):
@@ -74,7 +79,7 @@ def test_a_policy_that_could_not_learn_is_refused(make_policy, message, tmp_path
 
 def test_a_policy_of_lerobots_without_log_probabilities_is_refused(tmp_path):
     policy = LeRobotPolicyWrapper(lambda batch: batch, action_dim=2, chunk_size=4)
-    with pytest.raises(TypeError, match=r"got LeRobotPolicyWrapper .* LeRobotFlowPol"):
+    with pytest.raises(TypeError, match=r"log-probabilities of its samples, got Le"):
         finetune(policy, None, make_env(), tmp_path / "run", SMALL)
     assert not (tmp_path / "run").exists()
 
@@ -94,26 +99,26 @@ def test_a_critic_that_writes_something_else_is_refused():
     with pytest.raises(
         SettingsError, match=r"writes 'state_value', got TinyCritic with .* \['worth'\]"
     ):
-        make_critic(make_mover(), critic, PPO())
+        choose_critic(make_mover(), critic, PPO())
 
 
 def test_a_critic_that_would_train_the_policy_is_refused():
     policy = make_mover()
     with pytest.raises(SettingsError, match=r"got one that shares 2 with the policy"):
-        make_critic(policy, parasite(policy), PPO())
+        choose_critic(policy, parasite(policy), PPO())
     policy.out.requires_grad_(False)  # frozen weights may be shared
     critic = parasite(policy)
-    assert make_critic(policy, critic, PPO()) is critic
+    assert choose_critic(policy, critic, PPO()) is critic
 
 
 def test_a_tiny_policy_brings_its_own_critic_or_takes_another():
     policy, critic = make_tiny(), make_state_critic()
-    own = make_critic(policy, None, PPO())
+    own = choose_critic(policy, None, PPO())
     ours, theirs = own.backbone.entry.weight, policy.backbone.entry.weight
     assert torch.equal(ours, theirs)
     assert ours is not theirs
-    assert make_critic(policy, critic, PPO()) is critic
-    assert make_critic(policy, None, GRPO()) is None
+    assert choose_critic(policy, critic, PPO()) is critic
+    assert choose_critic(policy, None, GRPO()) is None
 
 
 def test_actions_are_scaled_for_a_policy_of_another_space_and_for_no_other():
@@ -130,14 +135,22 @@ def test_actions_are_scaled_for_a_policy_of_another_space_and_for_no_other():
     torch.testing.assert_close(scaled, expected)
 
 
-def test_of_a_class_of_ones_own_the_weights_are_written_and_not_guessed_back(tmp_path):
+def test_a_class_of_ones_own_is_read_back_by_name(tmp_path):
     policy, env = make_mover(), make_env()
+    nn.init.constant_(policy.out.bias, 0.5)
     save_finetuned(tmp_path / "policy", policy, None, env)
-    assert [path.name for path in (tmp_path / "policy").iterdir()] == ["weights.pt"]
-    weights = torch.load(tmp_path / "policy" / "weights.pt", weights_only=True)
-    other = make_mover().requires_grad_(True)
-    nn.init.zeros_(other.eyes.weight)
-    other.load_state_dict(weights)
-    assert torch.equal(other.eyes.weight, policy.eyes.weight)
-    with pytest.raises(SchemaError, match=r"load_checkpoint: expected .*, got no \["):
-        load_executor(tmp_path / "policy", metadata=env.metadata)
+    again, space = load_checkpoint(tmp_path / "policy")
+    assert space is None
+    assert torch.equal(again.out.bias, policy.out.bias)
+    executor = load_executor(tmp_path / "policy", metadata=env.metadata)
+    observed = TransformedEnv(env, InitTracker()).reset()
+    expected = policy(observed.clone())["action_chunk"][:, 0]
+    assert torch.equal(executor(observed)["action"], expected)
+
+
+def test_a_policy_that_makes_no_critic_gets_one_for_the_environment_or_asks():
+    with pytest.raises(SettingsError, match=r"a critic with PPO for Mover, .*, got"):
+        choose_critic(make_mover(), None, PPO())
+    env = make_env()
+    critic = choose_critic(make_mover(), None, PPO(), env)
+    assert critic(env.reset())["state_value"].tolist() == [[0.0], [0.0]]

@@ -15,11 +15,12 @@ from torchrl_vla.policies.denoising.denoising_distribution import (
     DenoisingDistribution,
     Guide,
 )
-from torchrl_vla.policies.stochastic_policy import StochasticVLAWrapper
+from torchrl_vla.policies.stochastic_policy import OutputKeys, StochasticVLAWrapper
 from torchrl_vla.schema import (
     DENOISING_PATH_KEY,
     NOISE_SEED_KEY,
     MissingKeyError,
+    ObservationKeys,
     SchemaError,
     check_positive_int,
 )
@@ -41,11 +42,11 @@ class DenoisingVLAWrapper(StochasticVLAWrapper):
     policy does not announce the last two, and does not write them.
 
     Keyword Args:
-        action_dim: see :class:`VLAWrapperBase`.
-        chunk_size: see there.
+        action_dim: ``A``, size of one action.
+        chunk_size: ``H``, actions per chunk.
         num_steps: ``K``, denoising steps per decision.
-        sample_key: where the path is written.
-        **keys: the other keys of :class:`StochasticVLAWrapper`.
+        keys: observation entries that the policy reads.
+        output_keys: entries that it writes; ``sample`` is the path.
 
     Raises:
         SchemaError: a log-probability is asked of steps without noise; a path, a
@@ -53,8 +54,7 @@ class DenoisingVLAWrapper(StochasticVLAWrapper):
         ValueError: a size is not positive.
     """
 
-    #: What to do to get log-probabilities, in error messages.
-    likelihood_advice: str
+    default_sample_key = DENOISING_PATH_KEY
 
     def __init__(
         self,
@@ -62,12 +62,15 @@ class DenoisingVLAWrapper(StochasticVLAWrapper):
         action_dim: int,
         chunk_size: int,
         num_steps: int,
-        sample_key: NestedKey = DENOISING_PATH_KEY,
-        **keys: NestedKey | None,
+        keys: ObservationKeys = ObservationKeys(),
+        output_keys: OutputKeys = OutputKeys(),
     ) -> None:
         check_positive_int(type(self).__name__, "num_steps", num_steps)
         super().__init__(
-            action_dim=action_dim, chunk_size=chunk_size, sample_key=sample_key, **keys
+            action_dim=action_dim,
+            chunk_size=chunk_size,
+            keys=keys,
+            output_keys=output_keys,
         )
         self.num_steps = num_steps
 
@@ -132,7 +135,7 @@ class DenoisingVLAWrapper(StochasticVLAWrapper):
 
         Keyword Args:
             generator: draws time and noise; None = PyTorch's global one.
-            num_samples: times and noises per row, over which the errors are averaged.
+            num_samples: times and noises per frame, over which the errors are averaged.
                 The observation is encoded once for all of them.
         """
 

@@ -1,17 +1,58 @@
-"""A policy whose chunks are denoised by predicting their noise."""
+"""Base class of diffusion policies that predict the noise of a chunk."""
 
 from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from dataclasses import dataclass
 
 import torch
-from tensordict import NestedKey, TensorDictBase
+from tensordict import TensorDictBase
 from torch import Tensor
 
 from torchrl_vla.policies.denoising.denoising_distribution import Guide
 from torchrl_vla.policies.denoising.denoising_policy import DenoisingVLAWrapper
-from torchrl_vla.schema import check_positive_int
+from torchrl_vla.policies.stochastic_policy import OutputKeys
+from torchrl_vla.schema import ObservationKeys, check_positive_int
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    """Steps, levels and noise of a diffusion policy.
+
+    Args:
+        num_steps: ``K``, denoising steps per decision.
+        num_levels: noise levels of the training.
+        eta: how noisy sampled steps are; 0 = as little as ``min_std`` allows.
+        min_std: lower bound of a sampled step's standard deviation, in model space.
+        data_bound: the largest number of a chunk, in model space. The default leaves
+            room for actions normalized by mean and standard deviation.
+
+    Raises:
+        ValueError: ``num_steps`` exceeds ``num_levels``, ``eta`` is not in 0..1, or
+            ``min_std`` is negative.
+    """
+
+    num_steps: int = 8
+    num_levels: int = 100
+    eta: float = 1.0
+    min_std: float = 0.1
+    data_bound: float = 5.0
+
+    def __post_init__(self) -> None:
+        check_positive_int("DiffusionConfig", "num_steps", self.num_steps)
+        check_positive_int("DiffusionConfig", "num_levels", self.num_levels)
+        if (
+            self.num_steps > self.num_levels
+            or not 0 <= self.eta <= 1
+            or self.min_std < 0
+        ):
+            raise ValueError(
+                "DiffusionConfig: expected num_steps <= num_levels, eta in 0..1 and "
+                f"min_std >= 0, got num_steps={self.num_steps}, "
+                f"num_levels={self.num_levels}, eta={self.eta}, "
+                f"min_std={self.min_std}."
+            )
 
 
 class DiffusionVLAWrapper(DenoisingVLAWrapper):
@@ -39,19 +80,11 @@ class DiffusionVLAWrapper(DenoisingVLAWrapper):
     :class:`DenoisingVLAWrapper` writes.
 
     Keyword Args:
-        action_dim: see :class:`VLAWrapperBase`.
-        chunk_size: see there.
-        num_steps: ``K``, denoising steps per decision.
-        num_levels: noise levels of the training.
-        eta: how noisy sampled steps are; 0 = as little as ``min_std`` allows.
-        min_std: lower bound of a sampled step's standard deviation, in model space.
-        data_bound: the largest number of a chunk, in model space. The default leaves
-            room for actions normalized by mean and standard deviation.
-        **keys: the keys of :class:`StochasticVLAWrapper`.
-
-    Raises:
-        ValueError: ``num_steps`` exceeds ``num_levels``, ``eta`` is not in 0..1, or
-            ``min_std`` is negative.
+        action_dim: ``A``, size of one action.
+        chunk_size: ``H``, actions per chunk.
+        diffusion: steps, levels and noise.
+        keys: observation entries that the policy reads.
+        output_keys: entries that it writes; ``sample`` is the path.
 
     Source: Ho et al. (2020); Nichol and Dhariwal (2021), equation 17; Song et al.,
     "DDIM" (2021), equations 12 and 16; Ren et al., "DPPO" (arXiv:2409.00588).
@@ -65,12 +98,14 @@ class DiffusionVLAWrapper(DenoisingVLAWrapper):
         ...     def predict_noise(self, condition, x, level):
         ...         kept = self.signal[level][:, None, None]
         ...         return (x - kept.sqrt() * 3) / (1 - kept).sqrt()
-        >>> policy = ToThree(action_dim=1, chunk_size=1, num_steps=4)
+        >>> steps = DiffusionConfig(num_steps=4)
+        >>> policy = ToThree(action_dim=1, chunk_size=1, diffusion=steps)
         >>> policy(TensorDict(batch_size=[1]))["action_chunk"]
         tensor([[[3.]]])
     """
 
-    likelihood_advice = "Build it with min_std > 0."
+    cloning_loss = "diffusion"
+    likelihood_advice = "Build it with DiffusionConfig(min_std=...) > 0."
     signal: Tensor
 
     def __init__(
@@ -78,27 +113,23 @@ class DiffusionVLAWrapper(DenoisingVLAWrapper):
         *,
         action_dim: int,
         chunk_size: int,
-        num_steps: int = 8,
-        num_levels: int = 100,
-        eta: float = 1.0,
-        min_std: float = 0.1,
-        data_bound: float = 5.0,
-        **keys: NestedKey | None,
+        diffusion: DiffusionConfig = DiffusionConfig(),
+        keys: ObservationKeys = ObservationKeys(),
+        output_keys: OutputKeys = OutputKeys(),
     ) -> None:
         super().__init__(
-            action_dim=action_dim, chunk_size=chunk_size, num_steps=num_steps, **keys
+            action_dim=action_dim,
+            chunk_size=chunk_size,
+            num_steps=diffusion.num_steps,
+            keys=keys,
+            output_keys=output_keys,
         )
-        name = type(self).__name__
-        check_positive_int(name, "num_levels", num_levels)
-        if num_steps > num_levels or not 0 <= eta <= 1 or min_std < 0:
-            raise ValueError(
-                f"{name}: expected num_steps <= num_levels, eta in 0..1 and min_std >= "
-                f"0, got num_steps={num_steps}, num_levels={num_levels}, eta={eta}, "
-                f"min_std={min_std}."
-            )
-        self.num_levels, self.data_bound = num_levels, float(data_bound)
-        self.eta, self.min_std = float(eta), float(min_std)
-        self.register_buffer("signal", cosine_signal(num_levels), persistent=False)
+        self.diffusion = diffusion
+        self.num_levels = diffusion.num_levels
+        self.data_bound = float(diffusion.data_bound)
+        self.eta, self.min_std = float(diffusion.eta), float(diffusion.min_std)
+        signal = cosine_signal(self.num_levels)
+        self.register_buffer("signal", signal, persistent=False)
 
     @abstractmethod
     def predict_noise(self, condition: Tensor, x: Tensor, level: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Noise that turns the steps of a flow into choices with a likelihood."""
+"""Noise on the steps of a flow, which gives its paths a likelihood."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class FlowNoise(nn.Module, ABC):
 
     @property
     @abstractmethod
-    def arguments(self) -> dict[str, float]:
-        """What the constructor was given."""
+    def config(self) -> dict[str, float]:
+        """The constructor's arguments."""
 
     @abstractmethod
     def mean(self, x: Tensor, velocity: Tensor, t: Tensor, dt: float) -> Tensor:
@@ -86,8 +86,8 @@ class FlowSDENoise(FlowNoise):
         self.scale = float(scale)
 
     @property
-    def arguments(self) -> dict[str, float]:
-        """What the constructor was given."""
+    def config(self) -> dict[str, float]:
+        """The constructor's arguments."""
         return {"scale": self.scale}
 
     def mean(self, x: Tensor, velocity: Tensor, t: Tensor, dt: float) -> Tensor:
@@ -174,8 +174,8 @@ class LearnedNoise(FlowNoise):
         nn.init.zeros_(self.out.bias)
 
     @property
-    def arguments(self) -> dict[str, float]:
-        """What the constructor was given."""
+    def config(self) -> dict[str, float]:
+        """The constructor's arguments."""
         return {**self._sizes, "min_std": self.min_std, "max_std": self.max_std}
 
     def mean(self, x: Tensor, velocity: Tensor, t: Tensor, dt: float) -> Tensor:
@@ -215,7 +215,7 @@ def write_noise(folder: str | Path, noise: FlowNoise | None) -> None:
             "state_dict yourself."
         )
     folder.mkdir(parents=True, exist_ok=True)
-    payload = {"noise": name, "arguments": noise.arguments}
+    payload = {"noise": name, "arguments": noise.config}
     torch.save({**payload, "weights": noise.state_dict()}, folder / _FILE)
 
 

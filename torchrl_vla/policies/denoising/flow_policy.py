@@ -1,18 +1,24 @@
-"""A policy whose chunks flow from noise along a learned velocity."""
+"""Base class of flow-matching policies."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 
 import torch
-from tensordict import NestedKey, TensorDictBase
+from tensordict import TensorDictBase
 from torch import Tensor
 
 from torchrl_vla.policies.denoising.denoising_distribution import Guide
 from torchrl_vla.policies.denoising.denoising_policy import DenoisingVLAWrapper
-from torchrl_vla.policies.denoising.flow_noise import FlowNoise
+from torchrl_vla.policies.denoising.flow_noise import FlowNoise, FlowSDENoise
 from torchrl_vla.policies.denoising.guidance import guided_velocity
-from torchrl_vla.schema import GUIDE_CHUNK_KEY, GUIDE_WEIGHT_KEY, MissingKeyError
+from torchrl_vla.policies.stochastic_policy import OutputKeys
+from torchrl_vla.schema import (
+    GUIDE_CHUNK_KEY,
+    GUIDE_WEIGHT_KEY,
+    MissingKeyError,
+    ObservationKeys,
+)
 
 
 class FlowVLAWrapper(DenoisingVLAWrapper):
@@ -37,11 +43,12 @@ class FlowVLAWrapper(DenoisingVLAWrapper):
     :class:`DenoisingVLAWrapper` writes.
 
     Keyword Args:
-        action_dim: see :class:`VLAWrapperBase`.
-        chunk_size: see there.
+        action_dim: ``A``, size of one action.
+        chunk_size: ``H``, actions per chunk.
         num_steps: ``K``, Euler steps per decision.
         noise: makes the steps stochastic; None = they are not.
-        **keys: the keys of :class:`StochasticVLAWrapper`.
+        keys: observation entries that the policy reads.
+        output_keys: entries that it writes; ``sample`` is the path.
 
     Raises:
         MissingKeyError: there is a guide without its weight.
@@ -62,6 +69,7 @@ class FlowVLAWrapper(DenoisingVLAWrapper):
         tensor([0.0000, 0.7500, 1.5000, 2.2500, 3.0000])
     """
 
+    cloning_loss = "flow"
     likelihood_advice = (
         "Give it some: policy.noise = FlowSDENoise(0.5), before you build the loss."
     )
@@ -74,10 +82,15 @@ class FlowVLAWrapper(DenoisingVLAWrapper):
         chunk_size: int,
         num_steps: int = 8,
         noise: FlowNoise | None = None,
-        **keys: NestedKey | None,
+        keys: ObservationKeys = ObservationKeys(),
+        output_keys: OutputKeys = OutputKeys(),
     ) -> None:
         super().__init__(
-            action_dim=action_dim, chunk_size=chunk_size, num_steps=num_steps, **keys
+            action_dim=action_dim,
+            chunk_size=chunk_size,
+            num_steps=num_steps,
+            keys=keys,
+            output_keys=output_keys,
         )
         self.optional_in_keys += [GUIDE_CHUNK_KEY, GUIDE_WEIGHT_KEY]
         self.noise = noise
@@ -96,6 +109,13 @@ class FlowVLAWrapper(DenoisingVLAWrapper):
     def has_likelihood(self) -> bool:
         """True = the policy has ``noise``."""
         return self.noise is not None
+
+    def to_stochastic(
+        self, *, initial_std: float = 0.2, flow_noise: float = 0.5
+    ) -> FlowVLAWrapper:
+        """Give the flow's steps :class:`FlowSDENoise`, in place."""
+        self.noise = FlowSDENoise(flow_noise)
+        return self
 
     def mean(self, condition: Tensor, x: Tensor, step: Tensor) -> Tensor:
         """Return where the noisy step goes on average."""
@@ -132,7 +152,7 @@ class FlowVLAWrapper(DenoisingVLAWrapper):
         *,
         generator: torch.Generator | None = None,
         num_samples: int = 1,
-        noise_emphasis: float = 1.0,
+        time_alpha: float = 1.0,
     ) -> Tensor:
         """Return ``(velocity(x_t, t) - (data - noise))^2``, ``[*B, H, A]``.
 
@@ -144,14 +164,14 @@ class FlowVLAWrapper(DenoisingVLAWrapper):
         Keyword Args:
             generator: draws time and noise; None = PyTorch's global one.
             num_samples: see :class:`DenoisingVLAWrapper`.
-            noise_emphasis: ``1 - t`` follows Beta(noise_emphasis, 1): 1 is uniform,
+            time_alpha: ``1 - t`` follows Beta(time_alpha, 1): 1 is uniform,
                 1.5 dwells on noisy times as pi0 does.
         """
         condition, data = self._encode_and_target(tensordict, num_samples)
         dtype, device = torch.promote_types(data.dtype, torch.float32), data.device
         noise = torch.randn(data.shape, generator=generator, dtype=dtype, device=device)
         u = torch.rand(len(data), generator=generator, dtype=dtype, device=device)
-        t = 1 - u ** (1 / noise_emphasis)
+        t = 1 - u ** (1 / time_alpha)
         time = t[:, None, None]
         velocity = self.velocity(condition, (1 - time) * noise + time * data, t)
         errors = (velocity - (data - noise)) ** 2

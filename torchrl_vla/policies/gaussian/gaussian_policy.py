@@ -1,61 +1,51 @@
-"""A policy whose head emits the mean and the spread of a chunk."""
+"""Base class of policies with a Gaussian head."""
 
 from __future__ import annotations
 
 import math
 from abc import abstractmethod
 
-from tensordict import NestedKey, TensorDictBase
+from tensordict import TensorDictBase
 from torch import Tensor
 
 from torchrl_vla.policies.gaussian.gaussian_distribution import GaussianDistribution
 from torchrl_vla.policies.gaussian.inward_gradient_clamp import inward_clamp
-from torchrl_vla.policies.stochastic_policy import StochasticVLAWrapper
-from torchrl_vla.schema import (
-    ACTION_CHUNK_KEY,
-    CHUNK_SAMPLE_KEY,
-    ELEMENT_LOG_PROBS_KEY,
-    IMAGE_KEY,
-    INSTRUCTION_KEY,
-    LOG_PROBS_KEY,
-    STATE_KEY,
-)
+from torchrl_vla.policies.stochastic_policy import OutputKeys, StochasticVLAWrapper
+from torchrl_vla.schema import CHUNK_SAMPLE_KEY, ObservationKeys
 
 
 class GaussianVLAWrapper(StochasticVLAWrapper):
-    """Emit a chunk of continuous actions, drawn around a mean.
+    """Sample a chunk of continuous actions from a Gaussian.
 
-    Abstract: a subclass implements :meth:`predict_mean_and_log_std`. What is drawn is
+    Abstract: a subclass implements :meth:`predict_mean_and_log_std`. The sample is
     written twice: as ``action_chunk``, which transforms denormalize and executors
-    clip, and as ``chunk_sample``, which stays what was drawn and is what a
-    log-probability is about. There is no squashing (tanh): a chunk in model space is
-    normalized already, its mean was cloned without one, and an environment that clips
-    an action changes what the robot does but not how likely the choice was.
+    clip, and unchanged as ``chunk_sample``, to which the log-probability refers. The
+    sample is not squashed (tanh): a chunk in model space is normalized already, its
+    mean was cloned without tanh, and an environment that clips an action changes what
+    the robot does but not the sample's log-probability.
 
-    The spread is bounded by ``min_std`` and ``max_std``: near 0 a small step of the
-    mean makes any ratio, and a cloned policy is lost far above the data's spread.
+    The standard deviation is bounded by ``min_std`` and ``max_std``: near 0 a small
+    step of the mean makes any ratio, and far above the data's standard deviation a
+    cloned policy no longer succeeds.
 
     **Reads** image, state and instruction. **Writes** ``action_chunk`` and
     ``chunk_sample`` float ``[*B, H, A]``, ``log_probs`` float ``[*B]``,
     ``element_log_probs`` float ``[*B, H, A]``.
 
     Keyword Args:
-        action_dim: see :class:`VLAWrapperBase`, as for the other inputs.
-        chunk_size: see there.
+        action_dim: ``A``, size of one action.
+        chunk_size: ``H``, actions per chunk.
         min_std: lower bound of the standard deviation, in model space.
         max_std: upper bound.
-        chunk_key: where the chunk is written.
-        sample_key: where it is written as the policy's choice.
-        log_probs_key: where its log-density is written.
-        element_log_probs_key: where that of each number is written.
-        image_key: see there.
-        state_key: see there.
-        instruction_key: see there.
+        keys: observation entries that the policy reads.
+        output_keys: entries that it writes.
 
     Raises:
         SchemaError: mean or log_std have an unexpected shape.
         ValueError: not ``0 < min_std <= max_std``.
     """
+
+    default_sample_key = CHUNK_SAMPLE_KEY
 
     def __init__(
         self,
@@ -64,24 +54,14 @@ class GaussianVLAWrapper(StochasticVLAWrapper):
         chunk_size: int,
         min_std: float = 0.01,
         max_std: float = 1.0,
-        chunk_key: NestedKey = ACTION_CHUNK_KEY,
-        sample_key: NestedKey = CHUNK_SAMPLE_KEY,
-        log_probs_key: NestedKey = LOG_PROBS_KEY,
-        element_log_probs_key: NestedKey = ELEMENT_LOG_PROBS_KEY,
-        image_key: NestedKey | None = IMAGE_KEY,
-        state_key: NestedKey | None = STATE_KEY,
-        instruction_key: NestedKey = INSTRUCTION_KEY,
+        keys: ObservationKeys = ObservationKeys(),
+        output_keys: OutputKeys = OutputKeys(),
     ) -> None:
         super().__init__(
             action_dim=action_dim,
             chunk_size=chunk_size,
-            sample_key=sample_key,
-            chunk_key=chunk_key,
-            log_probs_key=log_probs_key,
-            element_log_probs_key=element_log_probs_key,
-            image_key=image_key,
-            state_key=state_key,
-            instruction_key=instruction_key,
+            keys=keys,
+            output_keys=output_keys,
         )
         if not 0 < min_std <= max_std < math.inf:
             raise ValueError(
@@ -95,7 +75,7 @@ class GaussianVLAWrapper(StochasticVLAWrapper):
     def predict_mean_and_log_std(
         self, tensordict: TensorDictBase
     ) -> tuple[Tensor, Tensor]:
-        """Return the mean ``[*B, H, A]`` and the logarithm of the spread.
+        """Return the mean ``[*B, H, A]`` and the logarithm of the standard deviation.
 
         The latter is ``[A]`` or ``[H, A]`` where it does not depend on the input,
         otherwise ``[*B, H, A]``; it is clamped by the caller.
@@ -109,6 +89,6 @@ class GaussianVLAWrapper(StochasticVLAWrapper):
         low, high = math.log(self.min_std), math.log(self.max_std)
         return GaussianDistribution(mean, inward_clamp(log_std, low, high))
 
-    def decode(self, choice: Tensor) -> Tensor:
-        """Return the chunk that was chosen: the choice itself."""
-        return choice
+    def decode(self, sample: Tensor) -> Tensor:
+        """Return the chunk that was sampled: the sample itself."""
+        return sample

@@ -1,9 +1,9 @@
-"""From an observation and an instruction to one feature vector."""
+"""Encoder of observations and instructions that the tiny policies share."""
 
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from tensordict import NestedKey, TensorDictBase, is_tensor_collection
@@ -14,6 +14,7 @@ from torchrl_vla.policies.tiny.text_encoder import ByteTextEncoder
 from torchrl_vla.schema import (
     InstructionTable,
     MissingKeyError,
+    ObservationKeys,
     SchemaError,
     UnknownInstructionError,
     instruction_texts,
@@ -27,57 +28,85 @@ from torchrl_vla.schema import (
 _BLOCK = 8
 
 
+@dataclass(frozen=True)
+class BackboneConfig:
+    """Sizes and inputs of a :class:`TinyBackbone`.
+
+    Args:
+        state_dim: ``S``; None = taken from the first call, until which the policy has
+            no complete parameters to give an optimizer.
+        cameras: names of the cameras; None = one image without a name; ``()`` = no
+            image is read.
+        hidden: width of the blocks.
+        depth: number of residual blocks.
+        text_dim: size of an instruction's encoding.
+        text_max_bytes: longest instruction in UTF-8 bytes.
+        image_sizes: ``(C, h, w)`` of each image, in the order of ``cameras``; images of
+            other sizes are refused. None = 3 channels, any height and width.
+
+    Raises:
+        ValueError: there is not one size for each image.
+    """
+
+    state_dim: int | None = None
+    cameras: tuple[str, ...] | None = None
+    hidden: int = 256
+    depth: int = 2
+    text_dim: int = 64
+    text_max_bytes: int = 128
+    image_sizes: tuple[tuple[int, int, int], ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.image_sizes is not None and len(self.image_sizes) != self.num_images:
+            raise ValueError(
+                f"BackboneConfig: expected {self.num_images} image_sizes for "
+                f"cameras={self.cameras}, got {self.image_sizes}. Give one "
+                "(C, h, w) per image, in the order of cameras."
+            )
+
+    @property
+    def num_images(self) -> int:
+        """Number of images that are read."""
+        return 1 if self.cameras is None else len(self.cameras)
+
+
 class TinyBackbone(nn.Module):
-    """Encode what a tiny policy sees, feels and is told, then think it over.
+    """Encode images, state and instruction as one feature vector.
 
     Each camera has its own :class:`KeypointImageEncoder`, conditioned on the
     instruction; keypoints and state go through residual blocks that the instruction
     modulates again (FiLM). On the id path each text of the table is encoded once per
-    forward and gathered, so the cost of language does not grow with the batch. A row's
-    result does not depend on the rows beside it, not in the last bit.
+    forward and gathered, so the cost of language does not grow with the batch. The
+    result of an env index does not depend on the others in the batch, not in the last
+    bit.
 
     Args:
         out_dim: size of the output.
-        image_key: image or sub-tensordict; None = does not look.
-        cameras: names under ``image_key``; None = one image lies there itself.
-        state_key: proprioception; None = is not read.
-        state_dim: its size; None = taken from the first call.
-        instruction_key: text, or int64 ids of ``instructions``.
-        hidden: width of the blocks.
-        depth: number of blocks.
-        text_dim: size of an instruction's encoding.
-        text_max_bytes: longest instruction.
+        config: sizes, cameras and image sizes.
+        keys: entries that are read; an image or state of None is not.
     """
 
     def __init__(
-        self,
-        out_dim: int,
-        *,
-        image_key: NestedKey | None,
-        cameras: tuple[str, ...] | None,
-        state_key: NestedKey | None,
-        state_dim: int | None,
-        instruction_key: NestedKey,
-        hidden: int,
-        depth: int,
-        text_dim: int,
-        text_max_bytes: int,
+        self, out_dim: int, config: BackboneConfig, keys: ObservationKeys
     ) -> None:
         super().__init__()
-        self.image_key, self.cameras = image_key, cameras
-        self.state_key, self.instruction_key = state_key, instruction_key
-        self.text = ByteTextEncoder(text_dim, max_bytes=text_max_bytes)
-        n_images = 0 if image_key is None else 1 if cameras is None else len(cameras)
-        self.eyes = nn.ModuleList(
-            KeypointImageEncoder(text_dim) for _ in range(n_images)
+        self.config, self.keys = config, keys
+        hidden, text_dim = config.hidden, config.text_dim
+        self.text = ByteTextEncoder(text_dim, max_bytes=config.text_max_bytes)
+        sizes = config.image_sizes or ((3, None, None),) * config.num_images
+        self.image_encoders = nn.ModuleList(
+            KeypointImageEncoder(text_dim, channels=channels)
+            for channels, *_ in (() if keys.image is None else sizes)
         )
-        self.entry = nn.Linear(sum(eye.out_dim for eye in self.eyes) + hidden, hidden)
-        if state_key is not None:
-            self.state = _linear(state_dim, hidden)
-        self.blocks = nn.ModuleList(_FilmBlock(hidden, text_dim) for _ in range(depth))
+        width = sum(encoder.out_dim for encoder in self.image_encoders) + hidden
+        self.entry = nn.Linear(width, hidden)
+        if keys.state is not None:
+            self.state = _linear(config.state_dim, hidden)
+        self.blocks = nn.ModuleList(
+            _FilmBlock(hidden, text_dim) for _ in range(config.depth)
+        )
         self.norm = nn.LayerNorm(hidden)
         self.out = nn.Linear(hidden, out_dim)
-        self._hidden = hidden
         self._instructions: InstructionTable | None = None
         self._table_bytes: Tensor | None = None  # a cache, not a buffer
 
@@ -98,8 +127,8 @@ class TinyBackbone(nn.Module):
         batch = tensordict.batch_size
         text = self._encode_instruction(tensordict)  # [N, E]
         parts = [
-            eye(_rows(image, batch), text)
-            for eye, image in zip(self.eyes, self._images(tensordict))
+            encode(_rows(image, batch), text)
+            for encode, image in zip(self.image_encoders, self._images(tensordict))
         ]
         parts.append(self._encode_state(tensordict, len(text)))
         x = self.entry(torch.cat(parts, -1))
@@ -109,7 +138,7 @@ class TinyBackbone(nn.Module):
         return out[: batch.numel()].reshape(*batch, out.shape[-1])
 
     def _encode_instruction(self, tensordict: TensorDictBase) -> Tensor:
-        value = _require(tensordict, self.instruction_key, "an instruction")
+        value = _require(tensordict, self.keys.instruction, "an instruction")
         if is_text(value):
             data, rows = self._read_texts(instruction_texts(value), tensordict)
         else:
@@ -125,8 +154,9 @@ class TinyBackbone(nn.Module):
         n = tensordict.batch_size.numel()
         if len(texts) != n:
             raise SchemaError(
-                f"TinyBackbone: expected one text per row at {self.instruction_key!r}, "
-                f"got {len(texts)} for a batch {list(tensordict.batch_size)}."
+                "TinyBackbone: expected one text per env index at "
+                f"{self.keys.instruction!r}, got {len(texts)} for a batch "
+                f"{list(tensordict.batch_size)}."
             )
         row_of = {text: row for row, text in enumerate(dict.fromkeys(texts))}
         device = self.out.weight.device
@@ -139,13 +169,14 @@ class TinyBackbone(nn.Module):
         if self._instructions is None:
             raise UnknownInstructionError(
                 "TinyBackbone: expected a table for the instruction ids at "
-                f"{self.instruction_key!r}, got none. Set policy.instructions = "
+                f"{self.keys.instruction!r}, got none. Set policy.instructions = "
                 "env.instructions (or the dataset's)."
             )
         if ids.shape != tensordict.batch_size:
             raise SchemaError(
-                f"TinyBackbone: expected one id per row at {self.instruction_key!r}, "
-                f"shape {list(tensordict.batch_size)}, got {list(ids.shape)}."
+                "TinyBackbone: expected one id per env index at "
+                f"{self.keys.instruction!r}, shape {list(tensordict.batch_size)}, got "
+                f"{list(ids.shape)}."
             )
         rows = self._instructions.rows(ids).flatten()
         data = self._table_bytes
@@ -163,51 +194,67 @@ class TinyBackbone(nn.Module):
         return self._table_bytes
 
     def _images(self, tensordict: TensorDictBase) -> list[Tensor]:
-        if not len(self.eyes):
+        if not len(self.image_encoders):
             return []
-        value = _require(tensordict, self.image_key, "an image")
-        if self.cameras is None:
+        cameras = self.config.cameras
+        value = _require(tensordict, self.keys.image, "an image")
+        if cameras is None:
             if is_tensor_collection(value):
                 raise SchemaError(
-                    f"TinyBackbone: expected one image at {self.image_key!r}, got "
+                    f"TinyBackbone: expected one image at {self.keys.image!r}, got "
                     f"cameras {sorted(value.keys())}. Build the policy with "
                     f"cameras={tuple(sorted(value.keys()))}."
                 )
             images = [value]
-        elif not is_tensor_collection(value) or set(value.keys()) != set(self.cameras):
+        elif not is_tensor_collection(value) or set(value.keys()) != set(
+            self.config.cameras
+        ):
             got = (
                 sorted(value.keys())
                 if is_tensor_collection(value)
                 else f"a single image {list(value.shape)}"
             )
             raise SchemaError(
-                f"TinyBackbone: expected cameras {self.cameras} at "
-                f"{self.image_key!r}, got {got}. None is dropped or made up: rename "
+                f"TinyBackbone: expected cameras {cameras} at "
+                f"{self.keys.image!r}, got {got}. None is dropped or made up: rename "
                 "them, or build the policy for these."
             )
         else:
-            images = [value.get(camera) for camera in self.cameras]
+            images = [value.get(camera) for camera in cameras]
         batch = tensordict.batch_size
         for image in images:
             if image.ndim != len(batch) + 3 or image.shape[:-3] != batch:
                 raise SchemaError(
                     f"TinyBackbone: expected images [*B, C, h, w] with *B = "
-                    f"{list(batch)} at {self.image_key!r}, got {list(image.shape)}. "
+                    f"{list(batch)} at {self.keys.image!r}, got {list(image.shape)}. "
                     "*B is the tensordict's batch_size."
                 )
+        self._check_sizes(images)
         return images
 
+    def _check_sizes(self, images: list[Tensor]) -> None:
+        names = self.config.cameras or ("image",)
+        for name, image, size in zip(names, images, self.config.image_sizes or ()):
+            if image.shape[-3:] != size:
+                raise SchemaError(
+                    f"TinyBackbone: expected images [*B, C, h, w] with (C, h, w) = "
+                    f"{size}, the size that the policy was trained with, of {name!r} "
+                    f"at {self.keys.image!r}, got {tuple(image.shape[-3:])}. Append "
+                    f"torchrl.envs.transforms.Resize({size[1]}, {size[2]}) to the "
+                    "environment, and CHW order if the channels come last."
+                )
+
     def _encode_state(self, tensordict: TensorDictBase, n: int) -> Tensor:
-        if self.state_key is None:
-            return self.out.weight.new_zeros(n, self._hidden)
-        state = _require(tensordict, self.state_key, "a state")
+        if self.keys.state is None:
+            return self.out.weight.new_zeros(n, self.config.hidden)
+        state = _require(tensordict, self.keys.state, "a state")
         batch, size = tensordict.batch_size, self.state.in_features
         size = size or state.shape[-1]  # 0 until a lazy layer has seen one
         if state.shape != (*batch, size) or not state.is_floating_point():
             raise SchemaError(
                 f"TinyBackbone: expected a float state {[*batch, size]} at "
-                f"{self.state_key!r}, got {state.dtype} {list(state.shape)}. Build the "
-                "policy with state_dim equal to the last dimension, and check the "
+                f"{self.keys.state!r}, got {state.dtype} {list(state.shape)}. Build "
+                "the policy with state_dim equal to the last dimension, and check the "
                 "tensordict's batch_size."
             )
         return self.state(_rows(state.to(self.out.weight.dtype), batch))
@@ -250,7 +297,7 @@ def fill_rows(rows: Tensor) -> Tensor:
     return torch.cat([rows, rows[-1:].expand(missing, *rows.shape[1:])])
 
 
-def _require(tensordict: TensorDictBase, key: NestedKey, what: str) -> Any:
+def _require(tensordict: TensorDictBase, key: NestedKey | None, what: str):
     value = tensordict.get(key, None)
     if value is None:
         raise MissingKeyError(

@@ -1,15 +1,24 @@
-"""What an observation is worth."""
+"""Critic that starts from a tiny policy's backbone."""
 
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
-from tensordict import NestedKey, TensorDictBase
+from tensordict import NestedKey, TensorDictBase, unravel_key
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
+from torchrl.envs import EnvBase
 
-from torchrl_vla.policies.tiny.backbone import TinyBackbone
-from torchrl_vla.schema import InstructionTable
+from torchrl_vla.policies.readable_weights import uncompiled
+from torchrl_vla.policies.tiny.backbone import BackboneConfig, TinyBackbone
+from torchrl_vla.schema import (
+    IMAGE_KEY,
+    STATE_KEY,
+    InstructionTable,
+    ObservationKeys,
+    SchemaError,
+)
 
 VALUE_KEY: NestedKey = "state_value"
 
@@ -17,9 +26,8 @@ VALUE_KEY: NestedKey = "state_value"
 class TinyCritic(TensorDictModuleBase):
     """Estimate the return from the observation that the policy sees.
 
-    A network of its own with the policy's eyes: it starts from a copy of a policy's
-    backbone, which has learned to look, and shares no weight with it, so that its
-    gradient cannot spoil the policy. Its first estimate is 0 everywhere.
+    It starts from a copy of a policy's trained backbone and shares no weight with it,
+    so its gradient cannot change the policy. Its first estimate is 0 everywhere.
 
     **Reads** what the policy reads. **Writes** ``state_value`` float ``[*B, 1]``.
 
@@ -32,8 +40,9 @@ class TinyCritic(TensorDictModuleBase):
     Examples:
         >>> import torch
         >>> from tensordict import TensorDict
-        >>> from torchrl_vla.policies import TinyVLA
-        >>> policy = TinyVLA(action_dim=2, chunk_size=4, state_dim=3, cameras=())
+        >>> from torchrl_vla.policies import BackboneConfig, TinyVLA
+        >>> config = BackboneConfig(state_dim=3, cameras=())
+        >>> policy = TinyVLA(action_dim=2, chunk_size=4, backbone=config)
         >>> critic = TinyCritic.from_policy(policy)
         >>> data = TensorDict(
         ...     observation=TensorDict(state=torch.ones(3)),
@@ -47,13 +56,13 @@ class TinyCritic(TensorDictModuleBase):
         self, backbone: TinyBackbone, *, value_key: NestedKey = VALUE_KEY
     ) -> None:
         super().__init__()
+        backbone = uncompiled(backbone)
         self.backbone = copy.deepcopy(backbone)
         self.backbone.out = nn.Linear(backbone.out.in_features, 1)
         nn.init.zeros_(self.backbone.out.weight)
         nn.init.zeros_(self.backbone.out.bias)
         self.backbone.to(backbone.out.weight.device)
-        keys = (backbone.image_key, backbone.state_key, backbone.instruction_key)
-        self.in_keys = [key for key in keys if key is not None]
+        self.in_keys = backbone.keys.present
         self.out_keys = [value_key]
 
     @classmethod
@@ -61,6 +70,34 @@ class TinyCritic(TensorDictModuleBase):
         """Make the critic of one of the tiny policies, from a copy of its backbone."""
         critic = cls(policy.backbone)
         critic.instructions = policy.instructions
+        return critic
+
+    @classmethod
+    def from_env(cls, env: EnvBase) -> TinyCritic:
+        """Make an untrained critic for the observations of an environment.
+
+        Args:
+            env: writes state or images, and the instruction.
+
+        Raises:
+            SchemaError: it writes no instruction.
+        """
+        spec = env.observation_spec
+        found = [unravel_key(key) for key in spec.keys(True, True)]
+        state = STATE_KEY if STATE_KEY in found else None
+        keys = ObservationKeys(state=state)
+        if keys.instruction not in found:
+            raise SchemaError(
+                f"TinyCritic: expected {keys.instruction!r} of {type(env).__name__}, "
+                f"got only {sorted(map(str, found))}. Pass critic=."
+            )
+        names = [key[-1] for key in found if key[:2] == IMAGE_KEY and len(key) == 3]
+        cameras = None if IMAGE_KEY in found else tuple(sorted(names))
+        keys = keys if cameras != () else replace(keys, image=None)
+        state_dim = None if state is None else spec[state].shape[-1]
+        config = BackboneConfig(state_dim=state_dim, cameras=cameras)
+        critic = cls(TinyBackbone(1, config, keys))
+        critic.instructions = env.instructions
         return critic
 
     @property

@@ -1,40 +1,29 @@
-"""What the tiny policies have in common beside their heads."""
+"""Backbone, instructions and critic that the tiny policies share."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
+from typing import ClassVar
 
-from tensordict import NestedKey
+from tensordict.nn import TensorDictModuleBase
 
-from torchrl_vla.policies.policy_folder import write_policy
-from torchrl_vla.policies.tiny.backbone import TinyBackbone
-from torchrl_vla.schema import InstructionTable
-
-_BACKBONE = (
-    "state_dim",
-    "cameras",
-    "hidden",
-    "depth",
-    "text_dim",
-    "text_max_bytes",
-)
-_CONFIGURABLE = (
-    "action_dim",
-    "chunk_size",
-    *_BACKBONE,
-    "image_key",
-    "state_key",
-    "instruction_key",
-)
+from torchrl_vla.policies.readable_weights import uncompiled
+from torchrl_vla.policies.tiny.backbone import BackboneConfig, TinyBackbone
+from torchrl_vla.policies.tiny.tiny_critic import TinyCritic
+from torchrl_vla.policies.vla_policy import VLAWrapperBase
+from torchrl_vla.schema import InstructionTable, ObservationKeys
 
 
-class TinyPolicy:
-    """A backbone, its instructions and a folder; a head class stands beside it."""
+class TinyPolicy(VLAWrapperBase):
+    """Give a head class a backbone.
 
+    Abstract: stands before the head's base class. The constructor of a tiny policy
+    calls the head's constructor and sets ``backbone``; what it is called with is in
+    :attr:`config`.
+    """
+
+    needs_model_space: ClassVar[bool] = True
     backbone: TinyBackbone
-    config: dict[str, Any]
-    state_key: NestedKey | None
 
     @property
     def instructions(self) -> InstructionTable | None:
@@ -48,52 +37,30 @@ class TinyPolicy:
     def instructions(self, table: InstructionTable | None) -> None:
         self.backbone.instructions = table
 
-    def to_folder(self, folder: str | Path) -> None:
-        """Write ``config.json``, ``weights.pt`` and ``instructions.json``.
+    @property
+    def backbone_config(self) -> BackboneConfig:
+        """What the backbone was built with; ``state_dim`` is known after a call."""
+        backbone = uncompiled(self.backbone)
+        if self.keys.state is None:
+            return backbone.config
+        return replace(backbone.config, state_dim=backbone.state.in_features or None)
 
-        Raises:
-            ValueError: the policy has not seen a state yet (``state_dim=None``).
-        """
-        config = {**self.config, "state_dim": self._state_dim()}
-        write_policy(folder, self, config, self.instructions)
+    @property
+    def config(self) -> dict[str, object]:
+        """The constructor's arguments."""
+        return {
+            "action_dim": self.action_dim,
+            "chunk_size": self.chunk_size,
+            "backbone": self.backbone_config,
+            "keys": self.keys,
+            "instructions": self.instructions,
+        }
 
-    def _state_dim(self) -> int | None:
-        return None if self.state_key is None else self.backbone.state.in_features
+    def make_critic(self) -> TensorDictModuleBase:
+        """Return a critic that starts from a copy of the policy's backbone."""
+        return TinyCritic.from_policy(self)
 
 
-def read_keys(
-    cameras: tuple[str, ...] | None,
-    image_key: NestedKey,
-    state_key: NestedKey | None,
-    instruction_key: NestedKey,
-) -> dict[str, NestedKey | None]:
+def keys_read(keys: ObservationKeys, backbone: BackboneConfig) -> ObservationKeys:
     """Return the keys that a policy reads: no images for one without cameras."""
-    return {
-        "image_key": None if cameras == () else image_key,
-        "state_key": state_key,
-        "instruction_key": instruction_key,
-    }
-
-
-def make_backbone(
-    out_dim: int, arguments: dict[str, Any], keys: dict[str, NestedKey | None]
-) -> TinyBackbone:
-    """Return the backbone that a policy's constructor asks for.
-
-    Args:
-        out_dim: size of its output.
-        arguments: the constructor's ``locals()``.
-        keys: of :func:`read_keys`.
-    """
-    options = {name: arguments[name] for name in _BACKBONE}
-    return TinyBackbone(out_dim, **options, **keys)
-
-
-def json_config(arguments: dict[str, Any], *more: str) -> dict[str, Any]:
-    """Return the constructor's arguments that a JSON file can hold.
-
-    Args:
-        arguments: the constructor's ``locals()``.
-        *more: names beside those that every tiny policy has.
-    """
-    return {name: arguments[name] for name in (*_CONFIGURABLE, *more)}
+    return replace(keys, image=None) if backbone.cameras == () else keys

@@ -1,58 +1,36 @@
-"""Small vision-language-action policies that train on two CPU cores."""
+"""Tiny policies with a regression and with a token head."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from pathlib import Path
-
-import torch
-from tensordict import NestedKey, TensorDictBase
+from tensordict import TensorDictBase
 from torch import Tensor
 
-from torchrl_vla.policies.policy_folder import read_policy
-from torchrl_vla.policies.tiny.tiny_policy import (
-    TinyPolicy,
-    json_config,
-    make_backbone,
-    read_keys,
-)
+from torchrl_vla.policies.tiny.backbone import BackboneConfig, TinyBackbone
+from torchrl_vla.policies.tiny.tiny_gaussian import StdConfig, TinyGaussianVLA
+from torchrl_vla.policies.tiny.tiny_policy import TinyPolicy, keys_read
 from torchrl_vla.policies.tokens.token_policy import TokenVLAWrapper
 from torchrl_vla.policies.tokens.token_sampling import TokenSampling
 from torchrl_vla.policies.vla_policy import ContinuousVLAWrapper
-from torchrl_vla.schema import (
-    IMAGE_KEY,
-    INSTRUCTION_KEY,
-    STATE_KEY,
-    InstructionTable,
-)
+from torchrl_vla.schema import InstructionTable, ObservationKeys
 from torchrl_vla.tokenizers import ActionTokenizerBase
 
 
 class TinyVLA(TinyPolicy, ContinuousVLAWrapper):
     """Predict a chunk of continuous actions from images, state and an instruction.
 
-    About 0.6 million weights that really use all three inputs. **Reads** uint8 (or
-    float in 0..1) images ``[*B, C, h, w]``, float state ``[*B, S]``, text or int64
-    ids ``[*B]``; **writes** ``action_chunk`` float ``[*B, H, A]``.
+    About 0.6 million weights that use all three inputs. **Reads** uint8 (or float in
+    0..1) images ``[*B, C, h, w]``, float state ``[*B, S]``, text or int64 ids ``[*B]``.
+    **Writes** ``action_chunk`` float ``[*B, H, A]``.
 
     Keyword Args:
         action_dim: ``A``.
         chunk_size: ``H``.
-        state_dim: ``S``; None = taken from the first call, until which the policy has
-            no complete parameters to give an optimizer.
-        cameras: names of the cameras under ``image_key``; None = one image lies there
-            itself; ``()`` = the policy does not look.
+        backbone: sizes, cameras and image sizes.
+        keys: observation entries that the policy reads.
         instructions: table for instruction ids; text needs none.
-        hidden: width of the trunk.
-        depth: residual blocks of the trunk.
-        text_dim: size of an instruction's encoding.
-        text_max_bytes: longest instruction in UTF-8 bytes.
-        image_key: where the images are.
-        state_key: where the state is; None = is not read.
-        instruction_key: where the instruction is.
 
     Raises:
-        SchemaError: an image is not what was declared (layout, range, cameras).
+        SchemaError: an image is not what was declared (layout, size, range, cameras).
         UnknownInstructionError: an id is not in ``instructions``.
         MissingKeyError: an input is missing.
 
@@ -79,27 +57,20 @@ class TinyVLA(TinyPolicy, ContinuousVLAWrapper):
         *,
         action_dim: int,
         chunk_size: int,
-        state_dim: int | None = None,
-        cameras: tuple[str, ...] | None = None,
+        backbone: BackboneConfig = BackboneConfig(),
+        keys: ObservationKeys = ObservationKeys(),
         instructions: InstructionTable | None = None,
-        hidden: int = 256,
-        depth: int = 2,
-        text_dim: int = 64,
-        text_max_bytes: int = 128,
-        image_key: NestedKey = IMAGE_KEY,
-        state_key: NestedKey | None = STATE_KEY,
-        instruction_key: NestedKey = INSTRUCTION_KEY,
     ) -> None:
-        keys = read_keys(cameras, image_key, state_key, instruction_key)
-        super().__init__(action_dim=action_dim, chunk_size=chunk_size, **keys)
-        self.backbone = make_backbone(chunk_size * action_dim, locals(), keys)
-        self.config = json_config(locals())
+        keys = keys_read(keys, backbone)
+        super().__init__(action_dim=action_dim, chunk_size=chunk_size, keys=keys)
+        self.backbone = TinyBackbone(chunk_size * action_dim, backbone, keys)
         self.instructions = instructions
 
-    @classmethod
-    def from_folder(cls, folder: str | Path) -> TinyVLA:
-        """Read a policy that :meth:`to_folder` wrote."""
-        return read_policy(folder, cls)
+    def to_stochastic(
+        self, *, initial_std: float = 0.2, flow_noise: float = 0.5
+    ) -> TinyGaussianVLA:
+        """Return a Gaussian policy with these weights, copied."""
+        return TinyGaussianVLA.from_cloned(self, StdConfig(initial=initial_std))
 
     def predict_chunk(self, tensordict: TensorDictBase) -> Tensor:
         """Return the chunk, ``[*B, H, A]``."""
@@ -119,8 +90,10 @@ class TinyTokenVLA(TinyPolicy, TokenVLAWrapper):
         chunk_size: ``H``.
         action_tokenizer: gives the vocabulary and decodes.
         sampling: temperature and truncation; see :class:`TokenVLAWrapper`.
-        allowed_tokens: which tokens may be chosen; see there.
-        **options: the other arguments of :class:`TinyVLA`.
+        allowed_tokens: bool ``[V]`` or ``[A, V]``, True = may be sampled.
+        backbone: sizes, cameras and image sizes.
+        keys: observation entries that the policy reads.
+        instructions: table for instruction ids; text needs none.
 
     Examples:
         >>> import torch
@@ -128,7 +101,10 @@ class TinyTokenVLA(TinyPolicy, TokenVLAWrapper):
         >>> from torchrl_vla.tokenizers import UniformActionTokenizer
         >>> tokenizer = UniformActionTokenizer(16, low=-1.0, high=1.0)
         >>> policy = TinyTokenVLA(
-        ...     action_dim=2, chunk_size=4, action_tokenizer=tokenizer, cameras=()
+        ...     action_dim=2,
+        ...     chunk_size=4,
+        ...     action_tokenizer=tokenizer,
+        ...     backbone=BackboneConfig(cameras=()),
         ... )
         >>> data = TensorDict(
         ...     observation=TensorDict(state=torch.zeros(5)),
@@ -146,65 +122,32 @@ class TinyTokenVLA(TinyPolicy, TokenVLAWrapper):
         action_tokenizer: ActionTokenizerBase,
         sampling: TokenSampling | None = None,
         allowed_tokens: Tensor | None = None,
-        state_dim: int | None = None,
-        cameras: tuple[str, ...] | None = None,
+        backbone: BackboneConfig = BackboneConfig(),
+        keys: ObservationKeys = ObservationKeys(),
         instructions: InstructionTable | None = None,
-        hidden: int = 256,
-        depth: int = 2,
-        text_dim: int = 64,
-        text_max_bytes: int = 128,
-        image_key: NestedKey = IMAGE_KEY,
-        state_key: NestedKey | None = STATE_KEY,
-        instruction_key: NestedKey = INSTRUCTION_KEY,
     ) -> None:
-        keys = read_keys(cameras, image_key, state_key, instruction_key)
+        keys = keys_read(keys, backbone)
         super().__init__(
             action_dim=action_dim,
             chunk_size=chunk_size,
             action_tokenizer=action_tokenizer,
             sampling=sampling,
             allowed_tokens=allowed_tokens,
-            **keys,
+            keys=keys,
         )
         out_dim = chunk_size * action_dim * self.vocab_size
-        self.backbone = make_backbone(out_dim, locals(), keys)
-        self.config = json_config(locals())
-        if allowed_tokens is not None:
-            self.config["allowed_tokens"] = allowed_tokens.tolist()
+        self.backbone = TinyBackbone(out_dim, backbone, keys)
         self.instructions = instructions
 
-    def to_folder(self, folder: str | Path) -> None:
-        """Write the policy, ``sampling`` as it is now, but not the tokenizer.
-
-        Raises:
-            ValueError: the policy has not seen a state yet (``state_dim=None``).
-        """
-        if self.sampling is not None:
-            self.config["sampling"] = asdict(self.sampling)
-        else:
-            self.config.pop("sampling", None)
-        super().to_folder(folder)
-
-    @classmethod
-    def from_folder(
-        cls, folder: str | Path, *, action_tokenizer: ActionTokenizerBase
-    ) -> TinyTokenVLA:
-        """Read a policy that :meth:`to_folder` wrote.
-
-        Args:
-            folder: where it was written.
-
-        Keyword Args:
-            action_tokenizer: the tokenizer that the policy was trained with.
-
-        Raises:
-            ValueError: the tokenizer maps tokens to other actions than that one.
-        """
-        parsers = {
-            "sampling": lambda value: TokenSampling(**value),
-            "allowed_tokens": torch.tensor,
+    @property
+    def config(self) -> dict[str, object]:
+        """The constructor's arguments, ``sampling`` as it is now."""
+        return {
+            **super().config,
+            "action_tokenizer": self.action_tokenizer,
+            "sampling": self.sampling,
+            "allowed_tokens": self.allowed_tokens,
         }
-        return read_policy(folder, cls, parsers, action_tokenizer=action_tokenizer)
 
     def predict_logits(self, tensordict: TensorDictBase) -> Tensor:
         """Return unnormalized log-probabilities, ``[*B, H, A, V]``."""

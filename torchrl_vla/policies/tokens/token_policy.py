@@ -1,4 +1,4 @@
-"""A policy whose head emits action tokens."""
+"""Base class of policies with a token head."""
 
 from __future__ import annotations
 
@@ -10,20 +10,17 @@ from tensordict.nn import InteractionType
 from tensordict.nn.probabilistic import interaction_type
 from torch import Tensor
 
-from torchrl_vla.policies.stochastic_policy import StochasticVLAWrapper
+from torchrl_vla.policies.stochastic_policy import OutputKeys, StochasticVLAWrapper
 from torchrl_vla.policies.tokens.token_distribution import TokenDistribution
 from torchrl_vla.policies.tokens.token_sampling import TokenSampling
 from torchrl_vla.schema import (
     ACTION_CHUNK_KEY,
     ACTION_TOKENS_KEY,
-    ELEMENT_LOG_PROBS_KEY,
-    IMAGE_KEY,
-    INSTRUCTION_KEY,
-    LOG_PROBS_KEY,
-    STATE_KEY,
+    ObservationKeys,
     TokenError,
 )
 from torchrl_vla.tokenizers import ActionTokenizerBase
+from torchrl_vla.transforms import ActionTokenizerTransform
 
 
 class TokenVLAWrapper(StochasticVLAWrapper):
@@ -33,7 +30,7 @@ class TokenVLAWrapper(StochasticVLAWrapper):
     of the whole chunk (the sum over ``H`` and ``A``), so ``ClipPPOLoss`` takes the
     policy as it is. Tokens are the most likely ones unless the interaction type is
     ``RANDOM``. Tokens that the tokenizer cannot decode (the words in front of a
-    vocabulary's tail) are never chosen and have no gradient.
+    vocabulary's tail) are never sampled and have no gradient.
 
     **Reads** image, state and instruction. **Writes** ``action_tokens`` int64
     ``[*B, H, A]``, ``log_probs`` float ``[*B]``, ``element_log_probs`` float
@@ -41,20 +38,15 @@ class TokenVLAWrapper(StochasticVLAWrapper):
     without a gradient).
 
     Keyword Args:
-        action_dim: see :class:`VLAWrapperBase`, as for the other inputs.
-        chunk_size: see there.
+        action_dim: ``A``, size of one action.
+        chunk_size: ``H``, actions per chunk.
         action_tokenizer: tokens to actions and back.
-        sampling: temperature and truncation, of what is drawn and of what the
-            log-probability is evaluated for; may be set later.
-        allowed_tokens: bool ``[V]`` or ``[A, V]``, True = may be chosen; None = all
+        sampling: temperature and truncation, for sampling and for the log-probability
+            alike; may be set later.
+        allowed_tokens: bool ``[V]`` or ``[A, V]``, True = may be sampled; None = all
             that the tokenizer decodes.
-        chunk_key: where the decoded chunk is written.
-        tokens_key: where the tokens are written.
-        log_probs_key: where their log-probability is written.
-        element_log_probs_key: where that of each token is written.
-        image_key: see there.
-        state_key: see there.
-        instruction_key: see there.
+        keys: observation entries that the policy reads.
+        output_keys: entries that it writes; ``sample`` are the tokens.
 
     Raises:
         SchemaError: tokens or logits have an unexpected shape.
@@ -63,6 +55,8 @@ class TokenVLAWrapper(StochasticVLAWrapper):
         ValueError: the interaction type asks for a mean or median of tokens.
     """
 
+    default_sample_key = ACTION_TOKENS_KEY
+    cloning_loss = "tokens"
     allowed_tokens: Tensor | None
 
     def __init__(
@@ -73,24 +67,14 @@ class TokenVLAWrapper(StochasticVLAWrapper):
         action_tokenizer: ActionTokenizerBase,
         sampling: TokenSampling | None = None,
         allowed_tokens: Tensor | None = None,
-        chunk_key: NestedKey = ACTION_CHUNK_KEY,
-        tokens_key: NestedKey = ACTION_TOKENS_KEY,
-        log_probs_key: NestedKey = LOG_PROBS_KEY,
-        element_log_probs_key: NestedKey = ELEMENT_LOG_PROBS_KEY,
-        image_key: NestedKey | None = IMAGE_KEY,
-        state_key: NestedKey | None = STATE_KEY,
-        instruction_key: NestedKey = INSTRUCTION_KEY,
+        keys: ObservationKeys = ObservationKeys(),
+        output_keys: OutputKeys = OutputKeys(),
     ) -> None:
         super().__init__(
             action_dim=action_dim,
             chunk_size=chunk_size,
-            sample_key=tokens_key,
-            chunk_key=chunk_key,
-            log_probs_key=log_probs_key,
-            element_log_probs_key=element_log_probs_key,
-            image_key=image_key,
-            state_key=state_key,
-            instruction_key=instruction_key,
+            keys=keys,
+            output_keys=output_keys,
         )
         self.action_tokenizer = action_tokenizer
         self.sampling = sampling
@@ -104,7 +88,7 @@ class TokenVLAWrapper(StochasticVLAWrapper):
 
     @property
     def tokens_key(self) -> NestedKey:
-        """Where the tokens are: they are the policy's choice."""
+        """Where the tokens are: they are the policy's sample."""
         return self.sample_key
 
     @abstractmethod
@@ -123,15 +107,19 @@ class TokenVLAWrapper(StochasticVLAWrapper):
     def token_log_probs(self, tensordict: TensorDictBase) -> Tensor:
         """Return the log-probability of each token: ``element_log_probs``.
 
-        ``TokenBCLoss`` asks for it. Clone without ``top_k`` and ``top_p``: a token
-        that they cut off has no gradient, and cloning does not make it less likely.
+        ``TokenBCLoss`` calls it. Clone without ``top_k`` and ``top_p``: a token that
+        they cut off has no gradient, and cloning does not make it less likely.
         """
         return self.element_log_probs(tensordict)
 
-    def decode(self, choice: Tensor) -> Tensor:
+    def make_target_transform(self) -> ActionTokenizerTransform:
+        """Return what turns chunks into ``action_tokens``."""
+        return ActionTokenizerTransform(self.action_tokenizer, in_key=ACTION_CHUNK_KEY)
+
+    def decode(self, sample: Tensor) -> Tensor:
         """Return the actions that tokens stand for."""
         with torch.no_grad():
-            return self.action_tokenizer.decode(choice)
+            return self.action_tokenizer.decode(sample)
 
     def _choose(self, dist: TokenDistribution, noise_seeds: Tensor | None) -> Tensor:
         kind = interaction_type()
@@ -143,7 +131,7 @@ class TokenVLAWrapper(StochasticVLAWrapper):
         return super()._choose(dist, noise_seeds)
 
     def _mask(self, allowed_tokens: Tensor | None) -> Tensor | None:
-        """Return which tokens may be chosen, of those that are actions."""
+        """Return which tokens may be sampled, of those that are actions."""
         actions = self.action_tokenizer.is_action_token
         if allowed_tokens is None:
             return actions

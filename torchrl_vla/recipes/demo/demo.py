@@ -24,13 +24,13 @@ from torchrl_vla.evaluation import (
     shuffle_instructions,
     write_png,
 )
+from torchrl_vla.policies import VLAWrapperBase
 from torchrl_vla.recipes.behavior_cloning import train_behavior_cloning
 from torchrl_vla.recipes.checkpoints import save_checkpoint
 from torchrl_vla.recipes.demo.demo_settings import DemoSettings
 from torchrl_vla.recipes.demo.report import write_report
 from torchrl_vla.recipes.finetuning.finetune import FinetuneResult, finetune
-from torchrl_vla.recipes.heads import (
-    StochasticTinyPolicies,
+from torchrl_vla.recipes.policy_factory import (
     make_policy,
     make_space,
     to_stochastic,
@@ -171,7 +171,7 @@ def _ablations(
 
 
 def _improve(
-    policy: StochasticTinyPolicies,
+    policy: VLAWrapperBase,
     space: ModelSpace,
     env: EnvBase,
     eval_env: EnvBase,

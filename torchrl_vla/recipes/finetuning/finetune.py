@@ -23,7 +23,7 @@ from torchrl_vla.evaluation import (
     evaluate,
     hash_weights,
 )
-from torchrl_vla.policies import StochasticVLAWrapper
+from torchrl_vla.policies import StochasticVLAWrapper, as_policy
 from torchrl_vla.recipes.dataset_opening import Demonstrations
 from torchrl_vla.recipes.devices import check_device
 from torchrl_vla.recipes.finetuning.finetune_settings import FinetuneSettings
@@ -143,6 +143,7 @@ def finetune(
         RuntimeError: a loss is not finite; names the iteration.
     """
     settings = FinetuneSettings() if settings is None else settings
+    policy = as_policy(policy)
     check_finetunable(policy, space, env)
     check_device("finetune", policy, env)
     folder = Path(folder)
@@ -150,7 +151,7 @@ def finetune(
     (folder / "evaluations").mkdir(parents=True, exist_ok=True)
     policy.eval()  # dropout would make every ratio differ from 1
     initial_weights = hash_weights(policy)
-    learner = Learner(policy, space, settings, demonstrations, critic)
+    learner = Learner(policy, space, settings, demonstrations, critic, env)
     state = TrainingState(folder, learner.parts, settings.as_values(), initial_weights)
     done = _resume(state, settings)
     log = RunLog(folder, _COLUMNS, tensorboard=tensorboard)

@@ -1,4 +1,4 @@
-"""From rollouts to optimizer steps."""
+"""Learner: from rollouts to optimizer steps."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
+from torchrl.envs import EnvBase
 from torchrl.objectives import LossModule
 
 from torchrl_vla.objectives import (
     ChunkPPOLoss,
-    LeRobotLoss,
     add_reference_log_probs,
     recompute_log_probs,
 )
-from torchrl_vla.policies import LeRobotFlowPolicy, StochasticVLAWrapper
+from torchrl_vla.policies import StochasticVLAWrapper
 from torchrl_vla.recipes.behavior_cloning import make_training_transform
 from torchrl_vla.recipes.dataset_opening import Demonstrations
 from torchrl_vla.recipes.finetuning.advantage_estimation import count_outcomes
@@ -26,8 +26,8 @@ from torchrl_vla.recipes.finetuning.finetune_settings import (
     FinetuneSettings,
     SettingsError,
 )
-from torchrl_vla.recipes.finetuning.policies import make_critic
-from torchrl_vla.recipes.heads import make_cloning_loss
+from torchrl_vla.recipes.finetuning.policies import choose_critic
+from torchrl_vla.recipes.policy_factory import make_cloning_loss
 from torchrl_vla.rollout import iteration_seed
 from torchrl_vla.schema import EXECUTED_STEPS_KEY
 from torchrl_vla.spaces import ModelSpace
@@ -40,10 +40,11 @@ class Learner:
 
     Args:
         policy: trained in place.
-        space: of the policy; None = it speaks robot space.
+        space: of the policy; None = robot space.
         settings: how.
         demonstrations: to clone beside.
-        critic: trained in place; None = see :func:`make_critic`.
+        critic: trained in place; None = see :func:`choose_critic`.
+        env: for whose observations a critic is made where the policy makes none.
 
     Raises:
         SettingsError: they do not fit together.
@@ -56,12 +57,13 @@ class Learner:
         settings: FinetuneSettings,
         demonstrations: Demonstrations | None,
         critic: TensorDictModuleBase | None = None,
+        env: EnvBase | None = None,
     ) -> None:
         self.settings = settings
         self.policy = policy
         self.cloning = _Cloning(policy, space, settings, demonstrations)
         algorithm = settings.algorithm
-        self.critic = make_critic(policy, critic, algorithm)
+        self.critic = choose_critic(policy, critic, algorithm, env)
         self.reference = _frozen_copy(policy) if settings.reference_kl_coeff else None
         self.loss = ChunkPPOLoss(
             policy,
@@ -83,7 +85,7 @@ class Learner:
         self.parts["optimizer"] = self.optimizer
 
     def learn(self, rollout: TensorDictBase, iteration: int) -> dict[str, float]:
-        """Take the optimizer steps of a batch; return what happened."""
+        """Take the optimizer steps of a batch; return the numbers for the log."""
         settings = self.settings
         if settings.lr_decay:
             left = 1 - (iteration - 1) / settings.iterations
@@ -96,7 +98,7 @@ class Learner:
             "episodes": episodes,
             "train_success": successes / max(1, episodes),
         }
-        if not len(decisions):  # every group agreed: nothing to learn from
+        if not len(decisions):  # all groups agree: there is no advantage
             return numbers
         size = settings.minibatch_size
         order = torch.randperm(len(decisions))
@@ -130,17 +132,18 @@ class Learner:
     def _step(self, batch: TensorDictBase, critic_only: bool) -> dict[str, Tensor]:
         out = dict(self.loss(batch).items())
         limit = self.settings.target_kl
-        rests = critic_only or (limit is not None and out["kl_approx"].item() > limit)
-        out["policy_update_fraction"] = torch.tensor(float(not rests))
+        # KL early stop: the critic learns on, the policy does not.
+        stops = critic_only or (limit is not None and out["kl_approx"].item() > limit)
+        out["policy_update_fraction"] = torch.tensor(float(not stops))
         losses = [
             value
             for name, value in out.items()
-            if name == "loss_critic" or (name.startswith("loss_") and not rests)
+            if name == "loss_critic" or (name.startswith("loss_") and not stops)
         ]
-        if self.cloning.loss is not None and not rests:
+        if self.cloning.loss is not None and not stops:
             out["loss_bc"] = self.cloning()
             losses.append(out["loss_bc"])
-        if losses:  # a policy without a critic rests alone
+        if losses:  # none where a policy without a critic stops
             self._descend(sum(losses))
         return {name: value.detach() for name, value in out.items()}
 
@@ -153,7 +156,7 @@ class Learner:
 
 
 class _Cloning:
-    """The loss of cloning demonstrations, weighted, on batches of its own."""
+    """Weighted cloning loss on batches of demonstrations."""
 
     def __init__(
         self,
@@ -171,10 +174,7 @@ class _Cloning:
         self.settings = settings
         self.loss: LossModule | None = None
         if demonstrations is not None:
-            if isinstance(policy, LeRobotFlowPolicy):
-                self.loss = _make_lerobot_loss(policy)
-            else:
-                self.loss = make_cloning_loss(policy)
+            self.loss = make_cloning_loss(policy)
             self.buffer = demonstrations.replay_buffer(
                 settings.minibatch_size,
                 transform=make_training_transform(
@@ -183,7 +183,7 @@ class _Cloning:
             )
 
     def begin(self, iteration: int) -> None:
-        """Draw the batches of an iteration from a seed of its own."""
+        """Seed the batches of an iteration."""
         if self.loss is not None:
             seed = iteration_seed(self.settings.seed, iteration)
             self.buffer.set_rng(torch.Generator().manual_seed(seed))
@@ -194,24 +194,11 @@ class _Cloning:
         return self.settings.bc_coeff * self.loss(self.buffer.sample())[name]
 
 
-def _make_lerobot_loss(policy: LeRobotFlowPolicy) -> LeRobotLoss:
-    wrapper = policy.wrapper
-    if not wrapper.masks_padding:
-        raise SettingsError(
-            "finetune: expected demonstrations beside a policy whose own loss leaves "
-            f"padded actions out, got {type(wrapper.policy).__name__}, whose loss "
-            "counts them. Leave them and bc_coeff out; to clone first, use "
-            "train_lerobot(policy.wrapper, demonstrations, train_on_padding=True)."
-        )
-    # In training mode from here on; whenever it acts or judges, it is not.
-    return LeRobotLoss(wrapper).train()
-
-
 def _trainable(module: nn.Module) -> list[nn.Parameter]:
     return [p for p in module.parameters() if p.requires_grad]
 
 
 def _frozen_copy(policy: StochasticVLAWrapper) -> StochasticVLAWrapper:
-    """Copy a policy; weights that nobody trains are shared, not copied."""
+    """Copy a policy; frozen weights are shared, not copied."""
     frozen = {id(p): p for p in policy.parameters() if not p.requires_grad}
     return copy.deepcopy(policy, frozen).requires_grad_(False).eval()

@@ -1,119 +1,123 @@
-"""Which policies can be fine-tuned, and what differs from one kind to another."""
+"""Checks, critic and executor of the policy that is fine-tuned."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from tensordict.nn import TensorDictModuleBase
 from torchrl.envs import EnvBase
 
 from torchrl_vla.execution import MultiStepActorWrapper
 from torchrl_vla.policies import (
-    FlowSDENoise,
-    LearnedNoise,
-    LeRobotFlowPolicy,
     StochasticVLAWrapper,
-    TinyCritic,
+    VLAWrapperBase,
+    check_writable,
+    make_critic,
+    make_critic_for,
 )
-from torchrl_vla.recipes.checkpoints import save_checkpoint, save_lerobot_checkpoint
+from torchrl_vla.recipes.checkpoints import save_checkpoint
 from torchrl_vla.recipes.finetuning.algorithms import Algorithm
 from torchrl_vla.recipes.finetuning.finetune_settings import SettingsError
-from torchrl_vla.recipes.heads import TinyPolicies
-from torchrl_vla.schema import RobotDatasetMetadata
+from torchrl_vla.schema import ROBOT_SPACE, RobotDatasetMetadata, mark_space
 from torchrl_vla.spaces import ModelSpace
 
-_WEIGHTS = "weights.pt"
 _VALUE = "state_value"
 
 
 def check_finetunable(
-    policy: StochasticVLAWrapper, space: ModelSpace | None, env: EnvBase
+    policy: VLAWrapperBase, space: ModelSpace | None, env: EnvBase
 ) -> None:
-    """Refuse a policy that would learn nothing, or in a space that is not its own.
+    """Refuse a policy that would learn nothing, or could not be saved afterwards.
 
     Args:
-        policy: to be trained.
-        space: that it was trained in; None = it speaks robot space by itself.
+        policy: to be trained; marked with the space.
+        space: that it was trained in; None = robot space.
         env: where it learns.
 
     Raises:
         TypeError: the policy has no log-probabilities.
+        SpaceError: it was trained in another space.
         SettingsError: the space is not the policy's; all its weights are frozen; the
-            environment does not say what the numbers of a LeRobot checkpoint mean.
+            environment has no metadata to write beside the policy.
+        SchemaError: the policy could not be read back from a checkpoint.
     """
     name = type(policy).__name__
-    if not isinstance(policy, StochasticVLAWrapper):
+    if not policy.has_likelihood:
         raise TypeError(
-            "finetune: expected a policy that knows how likely its chunks were, got "
-            f"{name} without get_dist of StochasticVLAWrapper. to_stochastic(policy) "
-            "makes one of a tiny policy, LeRobotFlowPolicy(policy, noise=FlowSDENoise("
-            "0.5)) of a LeRobotPolicyWrapper around SmolVLA, pi0 or pi05."
+            "finetune: expected a policy with log-probabilities of its samples, got "
+            f"{name}. {policy.likelihood_advice}"
         )
-    if isinstance(policy, TinyPolicies) and space is None:
+    marked = policy.policy_space
+    if space is not None and marked == ROBOT_SPACE:
+        raise SettingsError(
+            f"finetune: expected space=None for {name}, whose own processors "
+            f"normalize, got a ModelSpace of {space.metadata.dataset_id!r}. Its "
+            "numbers would be normalized twice: pass None."
+        )
+    if space is not None:
+        mark_space(policy, space.policy_space)
+    elif policy.needs_model_space or marked not in (None, ROBOT_SPACE):
         raise SettingsError(
             f"finetune: expected the ModelSpace that {name} was trained in, got None. "
             "It reads and writes normalized numbers: pass the space that "
             "load_checkpoint returned beside it."
         )
-    if isinstance(policy, LeRobotFlowPolicy):
-        if space is not None:
-            raise SettingsError(
-                f"finetune: expected space=None for {name}, whose own processors "
-                f"normalize, got a ModelSpace of {space.metadata.dataset_id!r}. Its "
-                "numbers would be normalized twice: pass None."
-            )
+    if space is None:
         _metadata_of(env)
     if not any(parameter.requires_grad for parameter in policy.parameters()):
         raise SettingsError(
             f"finetune: expected a {name} with weights to train, got one whose "
             "requires_grad is False everywhere. Unfreeze some of them."
         )
+    if policy.folder_format is None:
+        check_writable(policy)
 
 
 def make_executor(
-    policy: StochasticVLAWrapper,
-    space: ModelSpace | None,
-    replan_interval: int | None,
+    policy: VLAWrapperBase, space: ModelSpace | None, replan_interval: int | None
 ) -> MultiStepActorWrapper:
-    """Return what is evaluated: observation to one action, both in robot space."""
+    """Return the executor that is evaluated, in robot space."""
     if space is None:
         return MultiStepActorWrapper(policy, replan_interval=replan_interval)
     return space.executor(policy, replan_interval=replan_interval)
 
 
-def make_critic(
+def choose_critic(
     policy: StochasticVLAWrapper,
     critic: TensorDictModuleBase | None,
     algorithm: Algorithm,
+    env: EnvBase | None = None,
 ) -> TensorDictModuleBase | None:
     """Return the critic that an algorithm trains; None = it trains none.
 
     Args:
-        policy: a tiny one brings its own, from a copy of its backbone.
+        policy: makes its own critic, if it can.
         critic: that the user passed.
-        algorithm: which judges decisions.
+        algorithm: estimates advantages.
+        env: gets an untrained critic of its observations, where the policy makes none.
 
     Raises:
         SettingsError: there is one too many or too few; it writes no ``state_value``;
             its gradient would train the policy.
     """
-    judge = type(algorithm).__name__
+    name = type(algorithm).__name__
     if not algorithm.needs_critic:
         if critic is not None:
             raise SettingsError(
-                f"finetune: expected no critic with {judge}, which trains none, got a "
+                f"finetune: expected no critic with {name}, which trains none, got a "
                 f"{type(critic).__name__}. Leave it out, or use PPO."
             )
         return None
-    if critic is None and isinstance(policy, TinyPolicies):
-        return TinyCritic.from_policy(policy)
+    if critic is None:
+        critic = make_critic(policy)
+    if critic is None and env is not None:
+        critic = make_critic_for(env)
     if critic is None:
         raise SettingsError(
-            f"finetune: expected a critic with {judge} for {type(policy).__name__}, "
-            "from which none can be made, got None. Pass critic=, a module that writes "
-            f"{_VALUE!r} [*B, 1], e.g. TinyCritic.from_policy(TinyVLA(...)) with the "
-            "environment's cameras, state_dim and instructions; or use GRPO or RLOO, "
+            f"finetune: expected a critic with {name} for {type(policy).__name__}, "
+            "from which none can be made, got None. Define make_critic() in the "
+            f"policy, or pass critic=, a module that writes {_VALUE!r} [*B, 1], e.g. "
+            "make_critic_for(env) of torchrl_vla.policies; or use GRPO or RLOO, "
             "which need none."
         )
     if _VALUE not in critic.out_keys:
@@ -133,41 +137,28 @@ def make_critic(
 
 
 def save_finetuned(
-    folder: Path,
-    policy: StochasticVLAWrapper,
-    space: ModelSpace | None,
-    env: EnvBase,
+    folder: Path, policy: VLAWrapperBase, space: ModelSpace | None, env: EnvBase
 ) -> None:
-    """Write a policy as its kind is written.
-
-    A tiny policy and LeRobot's become what ``load_executor`` reads; a noise of the
-    user's own class is left out beside the latter. Of any other class ``weights.pt`` is
-    its ``state_dict``, because only its author knows how it is built.
+    """Write a policy as ``load_executor`` reads it.
 
     Args:
         folder: to write to.
         policy: after the training.
-        space: of it.
-        env: says what the numbers of a LeRobot checkpoint mean.
+        space: of it; None = robot space.
+        env: its metadata say what the numbers of a robot-space policy mean.
     """
-    if isinstance(policy, TinyPolicies):
-        save_checkpoint(folder, policy, space)
-    elif isinstance(policy, LeRobotFlowPolicy):
-        known = type(policy.noise) in (FlowSDENoise, LearnedNoise)
-        written = policy if known else policy.wrapper
-        save_lerobot_checkpoint(folder, written, _metadata_of(env))
-    else:
-        folder.mkdir(parents=True, exist_ok=True)
-        torch.save(policy.state_dict(), folder / _WEIGHTS)
+    metadata = None if space is not None else _metadata_of(env)
+    save_checkpoint(folder, policy, space, metadata)
 
 
 def _metadata_of(env: EnvBase) -> RobotDatasetMetadata:
     metadata = getattr(env, "metadata", None)
-    if not isinstance(metadata, RobotDatasetMetadata):
-        raise SettingsError(
-            "finetune: expected a RobotDatasetMetadata at env.metadata, which is "
-            "written beside a LeRobot checkpoint to say what its numbers mean, got "
-            f"{type(metadata).__name__} of {type(env).__name__}. Set it, to "
-            "policy.wrapper.metadata if nothing more is known."
-        )
-    return metadata
+    match metadata:
+        case RobotDatasetMetadata():
+            return metadata
+    raise SettingsError(
+        "finetune: expected a RobotDatasetMetadata at env.metadata, which is written "
+        "beside a policy of robot space to say what its numbers mean, got "
+        f"{type(metadata).__name__} of {type(env).__name__}. Set it, to the policy's "
+        "metadata if nothing more is known."
+    )

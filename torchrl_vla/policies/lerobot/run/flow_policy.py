@@ -25,7 +25,7 @@ from torchrl_vla.policies.lerobot.run.flow_distribution import LeRobotFlowDistri
 from torchrl_vla.policies.lerobot.run.flow_prefix import encode_prefix
 from torchrl_vla.policies.lerobot.run.policy_wrapper import LeRobotPolicyWrapper
 from torchrl_vla.policies.lerobot.run.pretrained_policy import PretrainedPolicy
-from torchrl_vla.policies.stochastic_policy import StochasticVLAWrapper
+from torchrl_vla.policies.stochastic_policy import OutputKeys, StochasticVLAWrapper
 from torchrl_vla.schema import (
     DENOISING_PATH_KEY,
     NOISE_SEED_KEY,
@@ -107,16 +107,14 @@ none of LeRobot's. Subclass FlowVLAWrapper for a flow of your own.
         super().__init__(
             action_dim=wrapper.action_dim,
             chunk_size=wrapper.chunk_size,
-            sample_key=DENOISING_PATH_KEY,
-            chunk_key=wrapper.chunk_key,
-            image_key=wrapper.keys.image,
-            state_key=wrapper.keys.state,
-            instruction_key=wrapper.instruction_key,
+            keys=wrapper.keys,
+            output_keys=OutputKeys(wrapper.chunk_key, DENOISING_PATH_KEY),
         )
         self.keys = wrapper.keys
         self.in_keys = list(wrapper.in_keys)
         self.policy_space = ROBOT_SPACE
         self.cloning_loss = "lerobot"
+        self.folder_format = "lerobot"
         self.wrapper = wrapper
         self.noise = noise
         self.num_steps = own_steps if num_steps is None else num_steps

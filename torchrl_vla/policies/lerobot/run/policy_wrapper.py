@@ -166,9 +166,7 @@ class LeRobotPolicyWrapper(ContinuousVLAWrapper):
         super().__init__(
             action_dim=adapter.action_dim,
             chunk_size=adapter.chunk_size,
-            image_key=keys.image,
-            state_key=keys.state,
-            instruction_key=instruction_key,
+            keys=keys,
         )
         self.keys = keys
         self.policy = policy
@@ -189,6 +187,7 @@ class LeRobotPolicyWrapper(ContinuousVLAWrapper):
         if adapter.config is not None:
             self.policy_space = ROBOT_SPACE
             self.cloning_loss = "lerobot"
+            self.folder_format = "lerobot"
             self.likelihood_advice = kind_of(adapter.config.type).likelihood_advice
         if adapter.plan_shape is not None:
             self.out_keys = [*self.out_keys, ("next", PLAN_KEY)]

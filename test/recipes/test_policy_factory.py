@@ -5,9 +5,11 @@ from typing import get_args
 import pytest
 import torch
 from seeded_loss import Seeded
+from users_policies import TenLines
 
 from torchrl_vla.data import collect
 from torchrl_vla.envs import TabletopEnv
+from torchrl_vla.evaluation import evaluate
 from torchrl_vla.policies import (
     FlowSDENoise,
     TinyDiffusionVLA,
@@ -15,10 +17,15 @@ from torchrl_vla.policies import (
     TinyGaussianVLA,
     TinyTokenVLA,
     TinyVLA,
+    as_policy,
 )
 from torchrl_vla.recipes import (
+    GRPO,
+    PPO,
+    FinetuneSettings,
     Head,
     TrainingSettings,
+    finetune,
     load_checkpoint,
     load_executor,
     make_cloning_loss,
@@ -29,9 +36,8 @@ from torchrl_vla.recipes import (
     to_stochastic,
     train_behavior_cloning,
 )
-from torchrl_vla.schema import SchemaError
+from torchrl_vla.schema import SchemaError, SpaceError
 from torchrl_vla.testing import check_loss
-from torchrl_vla.tokenizers import VocabTailActionTokenizer
 
 CLASSES = {
     "regression": TinyVLA,
@@ -139,12 +145,45 @@ def test_an_unknown_head_is_refused(dataset):
 
 
 def test_a_policy_without_a_loss_is_refused():
-    with pytest.raises(TypeError, match=r"expected a ContinuousVLAWrapper, .*Linear"):
+    with pytest.raises(SchemaError, match=r"expected chunk_size of Linear, got n"):
         make_cloning_loss(torch.nn.Linear(1, 1))
+    policy = as_policy(torch.nn.Linear(1, 1), chunk_size=1, action_dim=1)
+    policy.cloning_loss = "mine"
+    with pytest.raises(SchemaError, match=r"expected one of \['chunk', .*got 'mine'"):
+        make_cloning_loss(policy)
+    policy.cloning_loss = "torchrl_vla.objectives:BCLoss"
+    assert type(make_cloning_loss(policy)).__name__ == "BCLoss"
 
 
-def test_another_tokenizer_is_not_written(dataset, tmp_path):
-    policy = small(dataset, "tokens")
-    policy.action_tokenizer = VocabTailActionTokenizer(21, full_vocab_size=100)
-    with pytest.raises(SchemaError, match=r"expected a UniformActionTokenizer, got Vo"):
+def test_a_users_policy_goes_all_the_way(dataset, tmp_path):
+    module, space = TenLines(), make_space(dataset.metadata)
+    module(dataset.replay_buffer(2, seed=0).sample())  # its lazy layer has a size
+    train_behavior_cloning(
+        module, dataset, space=space, steps=3, batch_size=8, progress=False
+    )
+    save_checkpoint(tmp_path / "clone", module, space)
+    again, its_space = load_checkpoint(tmp_path / "clone")
+    assert again.policy_space == space.policy_space == its_space.policy_space
+    env = TabletopEnv(4, image_size=16, num_blocks=2, max_steps=6, seed=0)
+    data = env.reset().set("is_init", torch.ones(4, 1, dtype=torch.bool))
+    expected = space.executor(as_policy(module))(data.clone())["action"]
+    assert torch.equal(its_space.executor(again)(data.clone())["action"], expected)
+    assert len(evaluate(env, its_space.executor(again), 2, progress=False)) == 2
+    for algorithm in (GRPO(group_size=2, keep=None), PPO()):
+        settings = FinetuneSettings(algorithm=algorithm, iterations=1, eval_episodes=2)
+        folder = tmp_path / type(algorithm).__name__
+        policy = to_stochastic(load_checkpoint(tmp_path / "clone")[0])
+        finetune(policy, space, env, folder, settings, progress=False)
+        tuned, _ = load_checkpoint(folder / "policy")
+    assert type(tuned.policy.module) is TenLines
+    assert tuned.policy_space == space.policy_space
+
+
+def test_a_policy_of_another_space_is_not_written_with_this_one(dataset, tmp_path):
+    policy = small(dataset, "regression")
+    save_checkpoint(tmp_path, policy, make_space(dataset.metadata))
+    with pytest.raises(SpaceError, match=r"expected model space"):
         save_checkpoint(tmp_path, policy, make_space(dataset.metadata, "tokens"))
+    (tmp_path / "model_space.json").write_text('{"mode": "min_max"}')
+    with pytest.raises(SpaceError, match=r"load_checkpoint: expected the space of the"):
+        load_checkpoint(tmp_path)

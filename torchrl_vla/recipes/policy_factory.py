@@ -1,0 +1,90 @@
+"""Factory of tiny policies by the name of their head, with their spaces and losses."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+from torch import nn
+from torchrl.objectives import LossModule
+
+from torchrl_vla._internal.option_names import Head
+from torchrl_vla.objectives import CloningOptions, cloning_loss
+from torchrl_vla.policies import (
+    HEADS,
+    BackboneConfig,
+    VLAWrapperBase,
+    as_policy,
+    to_stochastic,
+)
+from torchrl_vla.recipes.dataset_opening import Demonstrations, image_sizes_of
+from torchrl_vla.schema import RobotDatasetMetadata
+from torchrl_vla.spaces import ModelSpace
+
+__all__ = ["Head", "make_cloning_loss", "make_policy", "make_space", "to_stochastic"]
+
+
+def make_policy(
+    dataset: Demonstrations,
+    *,
+    chunk_size: int,
+    head: Head = "regression",
+    hidden: int = 256,
+    depth: int = 2,
+) -> VLAWrapperBase:
+    """Make an untrained tiny policy that fits a dataset.
+
+    Its image sizes are the dataset's; images of other sizes are refused.
+
+    Args:
+        dataset: gives the sizes, the cameras and the instructions.
+        chunk_size: ``H``.
+        head: what the policy emits.
+        hidden: width of the trunk.
+        depth: residual blocks of the trunk.
+
+    Raises:
+        ValueError: there is no such head.
+    """
+    if head not in get_args(Head):
+        raise ValueError(
+            f"make_policy: expected a head of {get_args(Head)}, got {head!r}."
+        )
+    sizes = image_sizes_of(dataset)
+    cameras = None if None in sizes else tuple(name for name in sizes if name)
+    backbone = BackboneConfig(
+        state_dim=dataset.metadata.state_dim,
+        cameras=cameras,
+        hidden=hidden,
+        depth=depth,
+        image_sizes=tuple(sizes.values()),
+    )
+    return HEADS[head](
+        action_dim=dataset.metadata.action_dim,
+        chunk_size=chunk_size,
+        backbone=backbone,
+        instructions=dataset.instructions,
+    )
+
+
+def make_space(metadata: RobotDatasetMetadata, head: Head = "regression") -> ModelSpace:
+    """Return the model space that a head is trained in.
+
+    Tokens need bounds, so their space is ``min_max``; the others' is ``mean_std``.
+    """
+    return ModelSpace(metadata, "min_max" if head == "tokens" else "mean_std")
+
+
+def make_cloning_loss(
+    policy: nn.Module, options: CloningOptions = CloningOptions()
+) -> LossModule:
+    """Return the loss that clones demonstrations into a policy: the one it names.
+
+    Args:
+        policy: ours, LeRobot's or the user's module.
+        options: of the losses that have some.
+
+    Raises:
+        SchemaError: the policy names a loss that does not exist.
+    """
+    policy = as_policy(policy)
+    return cloning_loss(policy, policy.cloning_loss, options)
