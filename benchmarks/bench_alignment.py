@@ -51,6 +51,7 @@ class Actor(TensorDictModuleBase):
 class CountedEnv(ToyVLAEnv):
     """The toy environment, with a record of what every row executed."""
 
+    image_shape = (1, 1, 1)
     steps: list[tuple[Tensor, Tensor]]
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
@@ -122,7 +123,6 @@ def play(name: str, rows: int, mean: int, steps: int, seed: int) -> Counts:
     base = CountedEnv(
         ACTION_DIM,
         ACTION_DIM,
-        (1, 1, 1),
         batch_size=[rows],
         instructions=InstructionTable(),
     )

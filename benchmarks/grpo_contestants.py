@@ -78,13 +78,18 @@ class OurPolicy(TokenVLAWrapper):
         return self.network(seen["image"], seen["state"])
 
 
+class TaskEnv(ToyVLAEnv):
+    """Our version of the task."""
+
+    image_shape = IMAGE_SHAPE
+    instruction = INSTRUCTION
+
+
 def toy_env(rows: int, *, ids: bool) -> ToyVLAEnv:
     """Return our version of the task; instructions as ids, or as text as TorchRL's."""
-    return ToyVLAEnv(
+    return TaskEnv(
         ACTION_DIM,
         STATE_DIM,
-        IMAGE_SHAPE,
-        INSTRUCTION,
         success_steps=SUCCESS_STEPS,
         success_tol=SUCCESS_TOL,
         max_steps=MAX_DECISIONS * HORIZON,

@@ -59,7 +59,7 @@ def flow_with_learned_noise(**sizes):
 HEADS = {
     "tokens": lambda **a: make_tiny(TinyTokenVLA, **TOKENS, **a),
     "tempered tokens": lambda **a: make_tiny(TinyTokenVLA, **TOKENS, **CONTROLLED, **a),
-    "gaussian": TinyGaussianVLA,
+    "gaussian": lambda **a: make_tiny(TinyGaussianVLA, **a),
     "gaussian that predicts its spread": lambda **a: make_tiny(
         TinyGaussianVLA, **a, std=StdConfig(reads_inputs=True)
     ),

@@ -6,6 +6,7 @@ import pytest
 import torch
 from tensordict import TensorDict
 from tensordict.nn import InteractionType, set_interaction_type
+from tiny_options import make_tiny
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from torchrl_vla.envs import TabletopEnv
@@ -50,13 +51,13 @@ def make_policy(head, seed=0):
     torch.manual_seed(seed)
     if head == "tokens":
         tokenizer = UniformActionTokenizer(16, low=-1.0, high=1.0)
-        policy = TinyTokenVLA(action_tokenizer=tokenizer, **options)
+        policy = make_tiny(TinyTokenVLA, action_tokenizer=tokenizer, **options)
     elif head == "gaussian":
-        policy = TinyGaussianVLA(**options)
+        policy = make_tiny(TinyGaussianVLA, **options)
     elif head == "diffusion":
-        policy = TinyDiffusionVLA(**options)
+        policy = make_tiny(TinyDiffusionVLA, **options)
     else:
-        policy = TinyFlowVLA(**options)
+        policy = make_tiny(TinyFlowVLA, **options)
         if head == "flow-sde":
             policy.noise = FlowSDENoise(0.5)
         elif head == "flow-learned":

@@ -15,6 +15,7 @@ from torchrl_vla.envs import (
     GymnasiumEnv,
     MetaWorldEnv,
     PushTEnv,
+    SimulatorInterface,
     TabletopEnv,
     ToyVLAEnv,
 )
@@ -41,9 +42,8 @@ class Somewhere(gymnasium.Env):
 def make_gymnasium():
     return GymnasiumEnv(
         Somewhere,
-        observe=lambda observation: {"state": observation},
+        SimulatorInterface(lambda observation: {"state": observation}, "is_success"),
         instructions="stand",
-        success_key="is_success",
         num_envs=2,
         max_steps=2,
         metadata=RobotDatasetMetadata("somewhere", action_dim=2, state_dim=2),
@@ -57,7 +57,7 @@ MAKERS = {
     "pusht": lambda: PushTEnv(
         num_envs=2, images=False, environment_state=True, max_steps=2
     ),
-    "aloha": lambda: AlohaEnv(num_envs=2, quick_drawing=True, max_steps=1),
+    "aloha": lambda: AlohaEnv(num_envs=2, quick_rendering=True, max_steps=1),
     "gymnasium": make_gymnasium,
 }
 

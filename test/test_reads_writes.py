@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
+from tiny_options import make_tiny
 from torch import nn
 
 from torchrl_vla.envs import TabletopEnv, TabletopExpert
@@ -30,11 +31,11 @@ OBJECTS = {
     "ObservationHistory": lambda: ObservationHistory(2),
     "SuccessReward": SuccessReward,
     "MultiAction": lambda: MultiAction(2),
-    "BCLoss": lambda: BCLoss(TinyVLA(**TINY)),
+    "BCLoss": lambda: BCLoss(make_tiny(TinyVLA, **TINY)),
     "TokenBCLoss": lambda: TokenBCLoss(
-        TinyTokenVLA(**TINY, action_tokenizer=TOKENIZER)
+        make_tiny(TinyTokenVLA, **TINY, action_tokenizer=TOKENIZER)
     ),
-    "FlowMatchingLoss": lambda: FlowMatchingLoss(TinyFlowVLA(**TINY)),
+    "FlowMatchingLoss": lambda: FlowMatchingLoss(make_tiny(TinyFlowVLA, **TINY)),
     "TabletopExpert": lambda: TabletopExpert(TabletopEnv(1)),
 }
 

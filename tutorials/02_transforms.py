@@ -69,7 +69,7 @@ for frame in batch:
 print("padded slots:", int(batch["action_is_pad"].sum()), "of", 64 * H)
 
 # %%
-# The surprise: without the storage, a flat sample raises. The next row of a shuffled
+# Without the storage, a flat sample raises. The next row of a shuffled
 # batch is not the next frame, and a transform that shifted rows would train, silently,
 # on actions of other episodes.
 

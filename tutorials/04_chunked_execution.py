@@ -15,7 +15,7 @@ policy. Same actions, same rewards, other bookkeeping.
 #
 # ``ToyVLAEnv`` echoes the executed action in its state, beside a target. The policy
 # plans a straight ramp from the current action to the target in ``H`` steps. It keeps
-# count of the rows for which it was asked.
+# count of the rows for which it was called.
 
 import matplotlib.pyplot as plt
 import torch
@@ -25,7 +25,7 @@ from torchrl.envs import Compose, InitTracker, TransformedEnv
 from torchrl_vla.envs import ToyVLAEnv
 from torchrl_vla.execution import MultiAction, MultiStepActorWrapper, select_decisions
 from torchrl_vla.policies import ContinuousVLAWrapper
-from torchrl_vla.schema import ExecutionError, InstructionTable
+from torchrl_vla.schema import ExecutionError, InstructionTable, ObservationKeys
 from torchrl_vla.transforms import SuccessReward
 
 A, H, T, N = 2, 8, 24, 4
@@ -34,11 +34,11 @@ A, H, T, N = 2, 8, 24, 4
 class Ramp(ContinuousVLAWrapper):
     """Plan a straight line from the current action to the target."""
 
-    rows_asked = 0
+    rows_called = 0
 
     def predict_chunk(self, tensordict: TensorDictBase) -> torch.Tensor:
         """Return the ramp, ``[*B, H, A]``."""
-        self.rows_asked += tensordict.numel()
+        self.rows_called += tensordict.numel()
         now, target = tensordict["observation", "state"].unsqueeze(-2).split(A, -1)
         share = torch.arange(1, H + 1).unsqueeze(-1) / H
         return now + share * (target - now)
@@ -58,8 +58,8 @@ def make_env(success_steps: int) -> ToyVLAEnv:
 
 
 def make_policy() -> Ramp:
-    """Make a policy that has not been asked yet."""
-    return Ramp(action_dim=A, chunk_size=H, image_key=None)
+    """Make a policy that has not been called yet."""
+    return Ramp(action_dim=A, chunk_size=H, keys=ObservationKeys(image=None))
 
 
 # %%
@@ -68,7 +68,7 @@ def make_policy() -> Ramp:
 #
 # ``replan_interval`` is all there is to choose. The executor reads ``is_init``
 # (TorchRL's ``InitTracker`` writes it) and writes ``is_decision``: True on the steps on
-# which the policy was asked. The chunk stays in the executor, not in the rollout.
+# which the policy was called. The chunk stays in the executor, not in the rollout.
 #
 # Here no episode ends, so the counts are ``T / interval`` a row, and the policy ran for
 # no more rows than that.
@@ -83,22 +83,22 @@ for axis, interval in zip(axes, names):
     rollout = rollouts[interval] = env.rollout(T, actor)
     decisions = int(rollout["is_decision"].sum())
     print(f"{names[interval]:>20}: {decisions} decisions in {N * T} steps")
-    assert decisions == policy.rows_asked == N * T // (interval or H)
+    assert decisions == policy.rows_called == N * T // (interval or H)
     assert rollout.get("action_chunk", None) is None
 
-    action, asked = rollout["action"][0, :, 0], rollout["is_decision"][0, :, 0]
+    action, decided = rollout["action"][0, :, 0], rollout["is_decision"][0, :, 0]
     steps = torch.arange(T)
     axis.axhline(rollout["observation", "state"][0, 0, A], color="0.7")
     axis.plot(steps, action, ".-", markersize=3)
-    axis.plot(steps[asked], action[asked], "o", color="tab:red", markersize=4)
+    axis.plot(steps[decided], action[decided], "o", color="tab:red", markersize=4)
     axis.set_title(names[interval], size=10)
 axes[0].set_ylabel("action")
 figure.tight_layout()
 plt.show()
 
 # %%
-# The red dots are decisions, the grey line is the target. The surprise is on the right:
-# asking more often is not always better. Each plan spreads the way that is left over
+# The red dots are decisions, the grey line is the target. Note the right one:
+# deciding more often is not always better. Each plan spreads the way that is left over
 # ``H`` steps, so in closed loop the policy always has ``H`` steps to go.
 
 error = {
@@ -112,26 +112,28 @@ print({names[interval]: e.abs().mean().item() for interval, e in error.items()})
 # -----------------------------------
 #
 # Now an episode ends after three steps near its target, and the rows drift apart. A row
-# that begins an episode asks the policy again, for that row alone; the others go on
+# that begins an episode calls the policy again, for that row alone; the others go on
 # with the chunks they have.
 
 env = TransformedEnv(make_env(success_steps=3), InitTracker())
 policy = make_policy()
 actor = MultiStepActorWrapper(policy)
 rollout = env.rollout(T, actor, break_when_any_done=False)
-asked, begins = rollout["is_decision"][..., 0], rollout["is_init"][..., 0]
+decided, begins = rollout["is_decision"][..., 0], rollout["is_init"][..., 0]
 print("^ = first step of an episode, d = another decision, . = from the chunk")
 for row in range(N):
-    letters = ["^" if b else "d" if a else "." for a, b in zip(asked[row], begins[row])]
+    letters = [
+        "^" if b else "d" if a else "." for a, b in zip(decided[row], begins[row])
+    ]
     print("".join(letters))
 
 for row in range(N):  # the rule, step by step
     left = 0
     for step in range(T):
         due = bool(begins[row, step]) or left == 0
-        assert bool(asked[row, step]) == due
+        assert bool(decided[row, step]) == due
         left = H - 1 if due else left - 1
-assert policy.rows_asked == int(asked.sum())
+assert policy.rows_called == int(decided.sum())
 
 # %%
 # An executor holds the chunks of one environment. If another one used it in between, it
@@ -169,7 +171,7 @@ print("the first outer step executed\n", outer["is_executed"][:, 0].int())
 
 # %%
 # The bookkeeping of the other side is ``select_decisions``: it keeps the steps on which
-# the policy was asked, with the rewards that followed from them. From the same episode
+# the policy was called, with the rewards that followed from them. From the same episode
 # seeds the first decisions of both sides agree in everything.
 
 seeds = torch.arange(100, 100 + N)

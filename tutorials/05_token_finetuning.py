@@ -80,8 +80,8 @@ policy.eval()
 # A TorchRL collector samples (``RANDOM``); the executor serves the chunks one action a
 # step. The rollout holds, at every step, the tokens and log-probs of the chunk *in
 # execution*. They were computed from the observation of the step on which the policy
-# was asked, and from no other, so those are the steps to train on: ``select_decisions``
-# keeps them, with the reward that followed.
+# was called, and from no other, so those are the steps to train on:
+# ``select_decisions`` keeps them, with the reward that followed.
 
 collector = Collector(
     TransformedEnv(env, InitTracker()),

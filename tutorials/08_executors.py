@@ -3,7 +3,7 @@
 
 ``policy --chunks--> executor --one action a step--> robot``.
 
-The fourth tutorial executes chunks one after the other. A robot asks for more: the
+The fourth tutorial executes chunks one after the other. A robot needs more: the
 policy takes time to answer, its plans disagree with one another, the arms of a batch
 finish at different moments, and the joints are controlled faster than the policy was
 trained. Each member of the family of executors answers one of these, and all leave the
@@ -85,13 +85,13 @@ def make_env(rows: int, *transforms, success_steps: int = T + 1) -> TransformedE
 # Disagreement and delay
 # ----------------------
 #
-# Open loop executes a whole plan and then jumps to the next belief. An ensemble asks at
-# every step and executes the mean of all plans that reach it. The other two live with
-# an answer that takes two steps: ``AsyncExecutor`` asks early and leaves out the
-# actions whose time has gone by; ``RealTimeChunking`` also tells the policy what it
-# will have executed by then, so that the new plan continues the old one; for that it
-# asks while half of the old plan is left. ``StepClockWorker`` counts the delay in
-# steps, which makes it the same in every run; on a robot it is a thread.
+# Open loop executes a whole plan and then jumps to the next belief. An ensemble
+# calls the policy at every step and executes the mean of all plans that reach it. The
+# other two live with a chunk that arrives two steps late: ``AsyncExecutor`` calls early
+# and leaves out the actions whose time has gone by; ``RealTimeChunking`` also tells the
+# policy what it will have executed by then, so that the new plan continues the old one;
+# for that it calls while half of the old plan is left. ``StepClockWorker`` counts the
+# delay in steps, which makes it the same in every run; on a robot it is a thread.
 #
 # ``action_reference`` says what the actions are measured from. Nobody guesses it:
 # chunks that are relative to different states must not be averaged or joined, and
@@ -148,7 +148,7 @@ print("ages at the decisions of a row:", age.reshape(N, -1)[0].tolist())
 # Episodes end at different steps, and soon every step finds some row at the end of its
 # chunk: the policy is called at nearly every step, for a row or two. With
 # ``align=True`` rows that begin an episode wait for the others, ``SkipWaiting`` makes
-# time stand still for them, and the policy is asked about all of them at once.
+# time stand still for them, and the policy is called for all of them at once.
 
 ROWS = 16
 batched = {}

@@ -220,7 +220,7 @@ def test_the_progress_bar_counts_what_is_kept(tmp_path, capsys):
     assert "3/3" in capsys.readouterr().err.split("\r")[-1]
 
 
-def test_a_image_that_was_not_drawn_is_not_recorded(tmp_path):
+def test_an_image_that_was_not_drawn_is_not_recorded(tmp_path):
     class NobodyLooks(TensorDictModuleBase):
         def __init__(self, expert):
             super().__init__()
@@ -233,7 +233,7 @@ def test_a_image_that_was_not_drawn_is_not_recorded(tmp_path):
 
     env = make_env(tasks=("push",), render_on_demand=True)
     expert = env.make_expert()
-    message = r"^collect: expected images of the step.*render_on_demand=False"
+    message = r"^collect: expected images of their own step.*render_on_demand=False"
     with pytest.raises(SchemaError, match=message):
         collect_from(env, NobodyLooks(expert), 2, tmp_path / "stale")
     dataset = collect_from(env, expert, 2, tmp_path / "fresh")  # looks at every step

@@ -411,7 +411,7 @@ def test_padded_dimensions_and_steps_get_exactly_no_gradient():
 def test_a_loss_without_a_mask_of_padded_dimensions_refuses_the_batch():
     batch = mix(two_robots()).sample()
     _, loss = cloning(batch)
-    with pytest.raises(SchemaError, match=r"told of padded dimensions.*set_keys"):
+    with pytest.raises(SchemaError, match=r"a key of padded dimensions.*set_keys"):
         loss(batch)
 
 

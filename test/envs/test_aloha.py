@@ -66,7 +66,7 @@ def test_a_failing_graphics_library_is_a_rendering_error():
     def fail(*args, **kwargs):
         raise AttributeError("no _ptr")
 
-    env._simulators._envs[0]._draw = fail
+    env._simulators._envs[0]._render = fail
     with pytest.raises(RenderingError, match=r"AttributeError: no _ptr.*images=False"):
         env.reset()
 

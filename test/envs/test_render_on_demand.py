@@ -152,7 +152,8 @@ def test_a_policy_that_looks_where_nothing_was_drawn_is_refused():
     td = step_mdp(env.step(executor(td)))
     assert is_stale(td) == [True, True]  # as announced: the chunk goes on
     td["is_init"] = torch.tensor([[False], [True]])  # the executor alone begins anew
-    with pytest.raises(ExecutionError, match=r"'image_is_stale' True in 1 rows\. The"):
+    message = r"'image_is_stale' True in 1 environments\. The"
+    with pytest.raises(ExecutionError, match=message):
         executor(td.clone())
     blind = MultiStepActorWrapper(Planner(("observation", "state")))
     td["is_init"].fill_(True)

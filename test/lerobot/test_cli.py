@@ -130,7 +130,8 @@ def test_cameras_are_paired_by_name_or_renamed(data, tmp_path, capsys):
     renamed = ["--rename-map", '{"front": "top"}']
     assert train(tmp_path / "top", tmp_path / "tuned", tmp_path / "policy") == 1
     assert "without a partner are the policy's" in capsys.readouterr().err
-    train_new(tmp_path / "top", tmp_path / "policy", "act")
+    train_new(tmp_path / "top", tmp_path / "one", "act")
+    where[1] = str(tmp_path / "one")
     assert main(["evaluate", *where, *renamed]) == 0  # one image fits one camera
     assert "over 1 episodes" in capsys.readouterr().out
 

@@ -16,6 +16,7 @@ from torchrl.envs import TransformedEnv
 from torchrl_vla.data import collect
 from torchrl_vla.envs import TabletopEnv
 from torchrl_vla.policies import (
+    BackboneConfig,
     FlowSDENoise,
     LearnedNoise,
     LeRobotFlowPolicy,
@@ -31,6 +32,7 @@ from torchrl_vla.recipes import (
     finetune,
     load_executor,
 )
+from torchrl_vla.recipes.finetuning.policies import choose_critic
 from torchrl_vla.spaces import ModelSpace
 
 pytestmark = pytest.mark.lerobot
@@ -68,9 +70,8 @@ def make_policy(vlm, noise=None):
 def make_critic():
     torch.manual_seed(1)
     table = make_env().instructions
-    eyes = TinyVLA(
-        action_dim=1, chunk_size=1, state_dim=2, instructions=table, hidden=16, depth=1
-    )
+    backbone = BackboneConfig(state_dim=2, hidden=16, depth=1)
+    eyes = TinyVLA(action_dim=1, chunk_size=1, instructions=table, backbone=backbone)
     return TinyCritic.from_policy(eyes)
 
 
@@ -202,11 +203,15 @@ def test_an_environment_that_says_nothing_of_its_robot_is_refused(tiny_vlm, tmp_
         finetune(make_policy(tiny_vlm), None, env, tmp_path)
 
 
-def test_ppo_without_a_critic_is_refused(tiny_vlm, tmp_path):
+def test_ppo_without_a_critic_makes_one_of_the_environments_observations(tiny_vlm):
+    policy = make_policy(tiny_vlm)
+    critic = choose_critic(policy, None, PPO_ONCE.algorithm, make_env())
+    assert isinstance(critic, TinyCritic)
+    assert set(critic.in_keys) == set(make_critic().in_keys)
     with pytest.raises(
         SettingsError, match=r"expected a critic with PPO for LeRobotFlowPolicy"
     ):
-        run(make_policy(tiny_vlm), tmp_path, PPO_ONCE)
+        choose_critic(policy, None, PPO_ONCE.algorithm)
 
 
 @pytest.mark.skipif("pi0" not in backbones.here(), reason="0.4.4 has no pi0 here")

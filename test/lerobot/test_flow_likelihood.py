@@ -364,7 +364,7 @@ def test_a_path_of_another_policy_is_refused(policy, made):
     decisions = decide(policy, made)
     with pytest.raises(SchemaError, match=r"expected a choice float32 \[3, 4, 10, 16"):
         policy.get_dist(decisions).log_prob(decisions["denoising_path"][..., :A])
-    with pytest.raises(MissingKeyError, match=r"the policy's choice at 'denoising_pa"):
+    with pytest.raises(MissingKeyError, match=r"the policy's sample at 'denoising_pa"):
         policy.log_prob(decisions.exclude("denoising_path"))
 
 

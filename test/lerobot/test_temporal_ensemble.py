@@ -122,7 +122,7 @@ def test_an_interval_for_an_ensemble_is_refused(made):
     assert isinstance(
         load_executor(made.folder, metadata=ROBOT, replan_interval=1), TemporalEnsemble
     )
-    with pytest.raises(SchemaError, match=r"asked at every step, got 4\. Execute"):
+    with pytest.raises(SchemaError, match=r"called at every step, got 4\. Execute"):
         load_executor(made.folder, metadata=ROBOT, replan_interval=4)
 
 

@@ -18,6 +18,7 @@ from torchrl_vla.recipes import (
 from torchrl_vla.schema import (
     FeatureStatistics,
     InstructionTable,
+    ObservationKeys,
     RobotDatasetMetadata,
     SchemaError,
 )
@@ -122,7 +123,8 @@ def test_act_learns_the_chunks_of_the_episodes():
 def test_both_recipes_see_the_same_batches_in_the_same_order():
     class Constant(ContinuousVLAWrapper):
         def __init__(self):
-            super().__init__(action_dim=1, chunk_size=4, image_key=None)
+            keys = ObservationKeys(image=None)
+            super().__init__(action_dim=1, chunk_size=4, keys=keys)
             self.chunk = torch.nn.Parameter(torch.zeros(4, 1))
 
         def predict_chunk(self, tensordict):

@@ -32,7 +32,7 @@ from torchrl_vla.schema import (
     RobotDatasetMetadata,
     SchemaError,
 )
-from torchrl_vla.tokenizers import UniformActionTokenizer, VocabTailActionTokenizer
+from torchrl_vla.tokenizers import OpenVLAActionTokenizer, UniformActionTokenizer
 
 SMALL = {
     "action_dim": 2,
@@ -78,7 +78,7 @@ def comes_back(policy, folder):
 
 TOKENIZERS = {
     "uniform": lambda: UniformActionTokenizer(5, low=-1.0, high=1.0),
-    "vocabulary": lambda: VocabTailActionTokenizer(
+    "vocabulary": lambda: OpenVLAActionTokenizer(
         9, norm_low=torch.tensor([-1.0, 0.5]), norm_high=torch.tensor([1.0, 2.0])
     ),
 }

@@ -7,6 +7,7 @@ import torch
 from counting_dataset import counting_dataset
 from tensordict import TensorDict
 
+from torchrl_vla.objectives import CloningOptions
 from torchrl_vla.policies import ContinuousVLAWrapper
 from torchrl_vla.recipes import (
     TrainingLog,
@@ -42,7 +43,7 @@ def train(policy, dataset, **options):
 
 def test_each_slot_learns_the_mean_of_its_targets_without_the_padded_ones():
     dataset, policy = counting_dataset(), Constant(2)
-    loss = make_cloning_loss(policy, loss_function="l2")
+    loss = make_cloning_loss(policy, CloningOptions(loss_function="l2"))
     train(policy, dataset, loss=loss, lr=0.1, weight_decay=0.0)
     learned = ModelSpace(dataset.metadata).action_scaling.denormalize(policy.chunk)
     # Slot 0 sees 0, 1, 2, 3. Slot 1 sees 1, 2, 3; with the padded 3 it would be 2.25.
@@ -54,7 +55,7 @@ def test_frames_count_by_their_weight_and_are_refused_without_a_word_of_it():
     dataset.frames["sample_weight"] = torch.tensor([3.0, 1.0])
     with pytest.raises(SchemaError, match=r"a key of weights, .* 'sample_weight'"):
         train(policy, dataset)
-    loss = make_cloning_loss(policy, loss_function="l2")
+    loss = make_cloning_loss(policy, CloningOptions(loss_function="l2"))
     loss.set_keys(weight="sample_weight")
     train(policy, dataset, loss=loss, lr=0.1, weight_decay=0.0)
     learned = ModelSpace(dataset.metadata).action_scaling.denormalize(policy.chunk)

@@ -9,7 +9,7 @@ import torch
 
 from torchrl_vla.data import collect
 from torchrl_vla.envs import TabletopEnv
-from torchrl_vla.execution import ActionInterpolation, MultiStepActorWrapper
+from torchrl_vla.execution import ActionInterpolation
 from torchrl_vla.recipes import (
     load_executor,
     make_policy,
@@ -125,9 +125,10 @@ def test_names_count_only_where_units_or_references_are_declared(
         load_executor(folder, metadata=env.metadata)
 
 
-def test_an_environment_skips_the_rows_that_an_executor_makes_wait(policy):
+def test_an_environment_skips_the_rows_that_an_executor_makes_wait(policy, dataset):
     env = TabletopEnv(2, image_size=16, seed=0)
-    aligned = MultiStepActorWrapper(policy, align=True)
+    space = ModelSpace(dataset.metadata)
+    aligned = space.executor(policy, align=True)
     twice = ActionInterpolation(aligned, 2, action_reference="absolute")
     for actor in (aligned, twice):
         prepared = prepare_environment(env, actor)

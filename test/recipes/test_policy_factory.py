@@ -158,9 +158,8 @@ def test_a_policy_without_a_loss_is_refused():
 def test_a_users_policy_goes_all_the_way(dataset, tmp_path):
     module, space = TenLines(), make_space(dataset.metadata)
     module(dataset.replay_buffer(2, seed=0).sample())  # its lazy layer has a size
-    train_behavior_cloning(
-        module, dataset, space=space, steps=3, batch_size=8, progress=False
-    )
+    settings = TrainingSettings(steps=3, batch_size=8)
+    train_behavior_cloning(module, dataset, settings, space=space, progress=False)
     save_checkpoint(tmp_path / "clone", module, space)
     again, its_space = load_checkpoint(tmp_path / "clone")
     assert again.policy_space == space.policy_space == its_space.policy_space

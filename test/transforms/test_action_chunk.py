@@ -19,7 +19,7 @@ from torchrl.envs.transforms import ActionChunkTransform as PeerTransform
 
 from torchrl_vla.envs import ToyVLAEnv
 from torchrl_vla.schema import MissingKeyError, SchemaError
-from torchrl_vla.transforms import ActionChunkTransform, ActionScaling
+from torchrl_vla.transforms import ActionChunkKeys, ActionChunkTransform, ActionScaling
 
 
 def make_frames(lengths, *, first_episode=0):
@@ -261,7 +261,8 @@ def test_a_done_inside_an_episode_raises_unless_ignored():
     buffer = make_buffer(frames, 2)
     with pytest.raises(SchemaError, match="got it at frame 1 of episode 1, which goes"):
         buffer.sample()
-    transform = ActionChunkTransform(2, storage=buffer.storage, done_key=None)
+    keys = ActionChunkKeys(done=None)
+    transform = ActionChunkTransform(2, storage=buffer.storage, keys=keys)
     assert_right(transform(buffer.storage[:]), 2, {0: 3, 1: 5})
 
 
@@ -411,10 +412,10 @@ def test_data_without_an_action_raise():
 
 def test_every_key_can_be_another():
     data = TensorDict({"expert": {"action": torch.zeros(2, 4, 1)}}, [2, 4])
-    transform = ActionChunkTransform(
-        3, action_key=("expert", "action"), chunk_key=("vla", "chunk"), pad_key="pad"
+    keys = ActionChunkKeys(
+        action=("expert", "action"), chunk=("vla", "chunk"), pad="pad"
     )
-    data = transform(data)
+    data = ActionChunkTransform(3, keys=keys)(data)
     assert data["vla", "chunk"].shape == (2, 4, 3, 1)
     assert data["pad"].shape == (2, 4, 3)
 

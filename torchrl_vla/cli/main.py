@@ -16,12 +16,12 @@ from typing import Annotated, Any
 
 import tyro
 
-from torchrl_vla.cli.collect import Collect
-from torchrl_vla.cli.compare import Compare
-from torchrl_vla.cli.demo import Demo
-from torchrl_vla.cli.evaluate import Evaluate
-from torchrl_vla.cli.finetune import finetune_command
-from torchrl_vla.cli.train import Train
+from torchrl_vla.cli.collect_command import Collect
+from torchrl_vla.cli.compare_command import Compare
+from torchrl_vla.cli.demo_command import Demo
+from torchrl_vla.cli.evaluate_command import Evaluate
+from torchrl_vla.cli.finetune_command import finetune_command
+from torchrl_vla.cli.train_command import Train
 from torchrl_vla.errors import VLAError
 
 

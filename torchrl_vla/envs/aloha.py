@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import gymnasium
 import numpy as np
@@ -166,14 +166,14 @@ class AlohaSimulator(gymnasium.Env):
         )
 
     def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        self, *, seed: int | None = None, options: dict[str, object] | None = None
+    ) -> tuple[dict[str, object], dict[str, object]]:
         """Start the episode of ``seed``."""
         return self._env.reset(seed=seed, options=options)
 
     def step(
         self, action: np.ndarray
-    ) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
+    ) -> tuple[dict[str, object], float, bool, bool, dict[str, object]]:
         """Execute one action."""
         return self._env.step(action)
 

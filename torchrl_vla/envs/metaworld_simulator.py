@@ -108,8 +108,8 @@ class SawyerTasks(gymnasium.Env):
         )
 
     def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        self, *, seed: int | None = None, options: dict[str, object] | None = None
+    ) -> tuple[dict[str, object], dict[str, object]]:
         """Begin the episode of ``seed``, or of one drawn from the last seed."""
         super().reset(seed=seed)
         if seed is None:
@@ -122,7 +122,7 @@ class SawyerTasks(gymnasium.Env):
 
     def step(
         self, action: np.ndarray
-    ) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
+    ) -> tuple[dict[str, object], float, bool, bool, dict[str, object]]:
         """Execute one action."""
         state, reward, _, _, info = self._lent.env.step(action)
         ended = self._stop_on_success and bool(info["success"])
@@ -140,5 +140,5 @@ class SawyerTasks(gymnasium.Env):
         self._pool.give_back(self._lent)
         self._pool.close()
 
-    def _observe(self, state: np.ndarray) -> dict[str, Any]:
+    def _observe(self, state: np.ndarray) -> dict[str, object]:
         return {"state": state, "instruction": INSTRUCTIONS[self._lent.task]}

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from tensordict import TensorDictBase, is_leaf_nontensor, is_non_tensor
+from tensordict import NonTensorStack, TensorDictBase, is_leaf_nontensor, is_non_tensor
 from torch import Tensor
 from torchrl.data import Binary, TensorSpec
 from torchrl.envs import Transform
@@ -118,7 +116,9 @@ def _waiting(tensordict: TensorDictBase) -> Tensor | None:
     return None if waiting is None else waiting.reshape(tensordict.batch_size)
 
 
-def _choose(mask: Tensor, old: Any, new: Any) -> Any:
+def _choose(
+    mask: Tensor, old: Tensor | NonTensorStack, new: Tensor | NonTensorStack
+) -> Tensor | NonTensorStack:
     if is_non_tensor(new):
         chosen = new.clone()
         chosen[mask] = old[mask]

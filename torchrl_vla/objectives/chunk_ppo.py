@@ -74,11 +74,12 @@ class ChunkPPOLoss(ClipPPOLoss):
         SchemaError: a shape or dtype is wrong, or nothing was executed.
 
     Examples:
-        >>> from torchrl_vla.policies import TinyTokenVLA
+        >>> from torchrl_vla.policies import BackboneConfig, TinyTokenVLA
         >>> from torchrl_vla.tokenizers import UniformActionTokenizer
         >>> policy = TinyTokenVLA(
-        ...     action_dim=1, chunk_size=2, cameras=(), state_dim=3, hidden=8,
+        ...     action_dim=1, chunk_size=2,
         ...     action_tokenizer=UniformActionTokenizer(4, low=-1.0, high=1.0),
+        ...     backbone=BackboneConfig(cameras=(), state_dim=3, hidden=8),
         ... )
         >>> data = TensorDict(
         ...     {"observation": {"state": torch.zeros(1, 3)}}, batch_size=[1]

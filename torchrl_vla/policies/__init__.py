@@ -7,12 +7,12 @@ from torchrl_vla.policies.denoising.diffusion_policy import (
     DiffusionConfig,
     DiffusionVLAWrapper,
 )
+from torchrl_vla.policies.denoising.flow_matching_policy import FlowVLAWrapper
 from torchrl_vla.policies.denoising.flow_noise import (
     FlowNoise,
     FlowSDENoise,
     LearnedNoise,
 )
-from torchrl_vla.policies.denoising.flow_policy import FlowVLAWrapper
 from torchrl_vla.policies.denoising.guidance import guided_velocity
 from torchrl_vla.policies.gaussian.gaussian_around import GaussianAround
 from torchrl_vla.policies.gaussian.gaussian_distribution import GaussianDistribution
@@ -66,7 +66,6 @@ from torchrl_vla.policies.vla_policy import ContinuousVLAWrapper, VLAWrapperBase
 __all__ = [
     "HEADS",
     "LEROBOT_POLICY_TYPES",
-    "ActionTranslator",
     "BackboneConfig",
     "ByteTextEncoder",
     "ChunkDistribution",

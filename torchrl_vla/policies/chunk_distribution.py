@@ -1,4 +1,4 @@
-"""What a policy says about the chunks that it may choose."""
+"""Protocol of a policy's distribution over the chunks that it may choose."""
 
 from __future__ import annotations
 

@@ -9,8 +9,7 @@ import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import FunctionType
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -125,14 +124,12 @@ class PolicyFactory:
             SchemaError: there is no such function, or it needs other arguments.
         """
         function = resolve(self.reference, "make_from_factory")
-        match function:
-            case FunctionType():
-                parameters = inspect.signature(function).parameters.values()
-            case _:
-                raise SchemaError(
-                    f"make_from_factory: expected a Python function at "
-                    f"{self.reference!r}, got {type(function).__name__}."
-                )
+        if not inspect.isfunction(function):
+            raise SchemaError(
+                f"make_from_factory: expected a Python function at "
+                f"{self.reference!r}, got {type(function).__name__}."
+            )
+        parameters = inspect.signature(function).parameters.values()
         given = {"metadata": self.metadata, "instructions": self.instructions}
         unknown = [
             p.name
@@ -168,8 +165,11 @@ def build(description: Mapping, table: InstructionTable | None) -> nn.Module:
         metadata = stored["metadata"]
         if metadata is not None:
             metadata = RobotDatasetMetadata.from_json(json.dumps(metadata))
+        instructions = decode(stored["instructions"], table)
         factory = PolicyFactory(
-            stored["function"], metadata, decode(stored["instructions"], table)
+            stored["function"],
+            metadata,
+            cast("InstructionTable | None", instructions),
         )
         module = uncompiled(factory())
         factory.record(module)
@@ -189,9 +189,9 @@ def decode(value: Json, table: InstructionTable | None) -> object:
             return table
         case {"$tensor": numbers, "dtype": str(dtype)}:
             return torch.tensor(numbers, dtype=getattr(torch, dtype))
-        case {"$module": description}:
+        case {"$module": dict(description)}:
             return build(description, table)
-        case {"$dataclass": str(reference), "arguments": arguments}:
+        case {"$dataclass": str(reference), "arguments": dict(arguments)}:
             cls = _class_of(reference, object)
             return cls(**{k: decode(item, table) for k, item in arguments.items()})
         case dict():
@@ -247,13 +247,14 @@ def resolve(reference: str, caller: str) -> object:
     return found
 
 
+def _is_allowed(cls: type, base: type) -> bool:
+    return base is nn.Module or dataclasses.is_dataclass(cls)
+
+
 def _class_of(reference: str, base: type) -> type:
     cls = resolve(reference, "load_policy")
-    match cls:
-        case type() if issubclass(cls, base) and (
-            base is nn.Module or dataclasses.is_dataclass(cls)
-        ):
-            return cls
+    if inspect.isclass(cls) and issubclass(cls, base) and _is_allowed(cls, base):
+        return cls
     kind = "an nn.Module" if base is nn.Module else "a dataclass"
     raise SchemaError(f"load_policy: expected {kind} at {reference!r}, got {cls!r}.")
 
@@ -264,8 +265,9 @@ def _arguments_of(module: nn.Module, cls: type, caller: str) -> Mapping[str, obj
     match config:
         case dict():
             return config
-    parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]
-    if cls.__init__ is nn.Module.__init__:
+    init = cls.__init__  # type: ignore[misc]  # of exactly this class
+    parameters = list(inspect.signature(init).parameters.values())[1:]
+    if init is nn.Module.__init__:
         parameters = []
     missing = [
         p.name

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from tensordict import NestedKey, TensorDictBase, is_tensor_collection, unravel_key
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 from torchrl.envs import Compose, Transform
 
+from torchrl_vla.policies.policy_folder import Marked
 from torchrl_vla.policies.vla_policy import ContinuousVLAWrapper, VLAWrapperBase
 from torchrl_vla.schema import (
     ACTION_CHUNK_KEY,
@@ -80,7 +83,7 @@ class ModulePolicy(ContinuousVLAWrapper):
 
     @policy_space.setter
     def policy_space(self, space: PolicySpace | None) -> None:
-        self.module.policy_space = space
+        cast(Marked, self.module).policy_space = space
 
     @property
     def instructions(self) -> InstructionTable | None:
@@ -89,7 +92,7 @@ class ModulePolicy(ContinuousVLAWrapper):
 
     @instructions.setter
     def instructions(self, table: InstructionTable | None) -> None:
-        self.module.instructions = table
+        cast(Marked, self.module).instructions = table
 
     def predict_chunk(self, tensordict: TensorDictBase) -> Tensor:
         """Return the chunk, ``[*B, H, A]``."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,13 @@ from torchrl_vla.schema import InstructionTable, PolicySpace, SchemaError, space
 _CONFIG, _WEIGHTS, _INSTRUCTIONS = "config.json", "weights.pt", "instructions.json"
 
 Policy = TypeVar("Policy", bound=nn.Module)
+
+
+class Marked(Protocol):
+    """What is set on a policy from outside, of whatever class it is."""
+
+    policy_space: PolicySpace | None
+    instructions: InstructionTable | None
 
 
 def write_policy(folder: str | Path, policy: nn.Module) -> None:
@@ -96,7 +103,8 @@ def read_policy(folder: str | Path, cls: type[Policy] | None = None) -> Policy:
             f"others in {folder / _WEIGHTS}. PyTorch says: {error}"
         ) from error
     space = config["space"]
-    policy.policy_space = None if space is None else PolicySpace(**space)
+    marked = cast(Marked, policy)
+    marked.policy_space = None if space is None else PolicySpace(**space)
     return cast(Policy, policy)
 
 

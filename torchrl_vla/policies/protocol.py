@@ -95,22 +95,18 @@ def as_policy(
         4
     """
     inside = uncompiled(module)
-    match inside:
-        case nn.Module():
-            pass
-        case _:
-            raise TypeError(
-                "as_policy: expected a policy or an nn.Module, got "
-                f"{type(inside).__name__}. {_INSTEAD}"
-            )
-    sizes = {"chunk_size": chunk_size, "action_dim": action_dim}
-    sizes = {name: _size(inside, name, given) for name, given in sizes.items()}
+    if not isinstance(inside, nn.Module):
+        raise TypeError(
+            "as_policy: expected a policy or an nn.Module, got "
+            f"{type(inside).__name__}. {_INSTEAD}"
+        )
+    chunk_size = _size(inside, "chunk_size", chunk_size)
+    action_dim = _size(inside, "action_dim", action_dim)
     if factory is not None:
         factory.record(inside)
-    match inside:
-        case VLAWrapperBase():
-            return module  # type: ignore[return-value]  # compiled: stands for it
-    return ModulePolicy(module, keys=keys, **sizes)
+    if isinstance(inside, VLAWrapperBase):
+        return module  # type: ignore[return-value]  # compiled: stands for it
+    return ModulePolicy(module, action_dim=action_dim, chunk_size=chunk_size, keys=keys)
 
 
 def make_from_factory(
@@ -199,9 +195,8 @@ def to_stochastic(
     inside = uncompiled(policy)
     match inside:
         case ContinuousVLAWrapper() if inside.policy_space != ROBOT_SPACE:
-            return GaussianAround(inside, initial_std=initial_std).train(
-                policy.training
-            )
+            gaussian = GaussianAround(inside, initial_std=initial_std)
+            return gaussian.train(policy.training)
     raise TypeError(
         "to_stochastic: expected a policy that predicts a chunk in model space, or "
         f"that has log-probabilities, got {type(inside).__name__}. "

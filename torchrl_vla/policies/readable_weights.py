@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeVar, cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -9,8 +11,10 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 _COMPILED = "_orig_mod"
 
+Module = TypeVar("Module", bound=nn.Module)
 
-def uncompiled(module: nn.Module) -> nn.Module:
+
+def uncompiled(module: Module) -> Module:
     """Return the module inside ``torch.compile(module)``; others as they are."""
     return getattr(module, _COMPILED, module)
 
@@ -85,7 +89,7 @@ def _effective(part: nn.Module) -> dict[str, Tensor]:
                 case WeightNorm():
                     found[hook.name] = hook.compute_weight(part).detach()
         if parametrize.is_parametrized(part):
-            for name, steps in part.parametrizations.items():
+            for name, steps in cast(nn.ModuleDict, part.parametrizations).items():
                 training = steps.training
                 steps.eval()  # spectral_norm iterates while it trains
                 found[name] = steps().detach()

@@ -8,6 +8,11 @@ from typing import TYPE_CHECKING
 from torchrl_vla._internal.lazy_package import lazy_names
 
 if TYPE_CHECKING:
+    from torchrl_vla.envs.known_environments import (
+        ENVIRONMENTS,
+        EnvironmentName,
+        ExpertEnvironmentName,
+    )
     from torchrl_vla.errors import ResumeError, SettingsError
     from torchrl_vla.recipes.behavior_cloning import (
         make_training_transform,
@@ -23,12 +28,7 @@ if TYPE_CHECKING:
     from torchrl_vla.recipes.demo.demo import run_demo
     from torchrl_vla.recipes.demo.demo_settings import DEMO_SETTINGS, DemoSettings
     from torchrl_vla.recipes.demo.report import write_report
-    from torchrl_vla.recipes.environment_options import (
-        ENVIRONMENTS,
-        EnvironmentName,
-        EnvironmentOptions,
-        ExpertEnvironmentName,
-    )
+    from torchrl_vla.recipes.environment_options import EnvironmentOptions
     from torchrl_vla.recipes.environment_registry import make_environment
     from torchrl_vla.recipes.finetuning.algorithms import (
         ALGORITHMS,
@@ -60,6 +60,11 @@ if TYPE_CHECKING:
 
 _HERE = "torchrl_vla.recipes"
 _MODULES = {
+    "torchrl_vla.envs.known_environments": (
+        "ENVIRONMENTS",
+        "EnvironmentName",
+        "ExpertEnvironmentName",
+    ),
     "torchrl_vla.errors": ("ResumeError", "SettingsError"),
     f"{_HERE}.behavior_cloning": ("make_training_transform", "train_behavior_cloning"),
     f"{_HERE}.checkpoints": (
@@ -72,12 +77,7 @@ _MODULES = {
     f"{_HERE}.demo.demo_settings": ("DEMO_SETTINGS", "DemoSettings"),
     f"{_HERE}.demo.report": ("write_report",),
     f"{_HERE}.dataset_opening": ("open_dataset",),
-    f"{_HERE}.environment_options": (
-        "ENVIRONMENTS",
-        "EnvironmentName",
-        "EnvironmentOptions",
-        "ExpertEnvironmentName",
-    ),
+    f"{_HERE}.environment_options": ("EnvironmentOptions",),
     f"{_HERE}.environment_registry": ("make_environment",),
     f"{_HERE}.finetuning.algorithms": (
         "ALGORITHMS",

@@ -72,6 +72,9 @@ def train_behavior_cloning(
         max_grad_norm=1.0,
         ema_decay=0.99,
     )
+    assert settings.batch_size is not None
+    assert settings.lr is not None
+    assert settings.weight_decay is not None
     space = ModelSpace(dataset.metadata) if space is None else space
     policy = as_policy(policy)
     mark_space(policy, space.policy_space)

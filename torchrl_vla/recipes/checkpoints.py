@@ -25,6 +25,7 @@ from torchrl_vla.policies import (
     load_policy,
     save_policy,
 )
+from torchrl_vla.policies.module_policy import declared
 from torchrl_vla.schema import (
     InstructionTable,
     RobotDatasetMetadata,
@@ -179,6 +180,18 @@ def load_executor(
     return _load_lerobot(source, metadata, instructions, replan_interval, options)
 
 
+def interval_of(policy: nn.Module, replan_interval: int | None) -> int | None:
+    """Return how many actions of a chunk an executor of the policy executes.
+
+    Args:
+        policy: names its own number in ``n_action_steps``, as LeRobot's policies do.
+        replan_interval: that was asked for; None = the policy's own, if it names one.
+    """
+    if replan_interval is None:
+        return declared(policy, "n_action_steps", None)
+    return replan_interval
+
+
 def prepare_environment(env: EnvBase, executor: TensorDictModuleBase) -> EnvBase:
     """Give an environment what an executor and its policy need from step to step.
 
@@ -215,8 +228,7 @@ def _load_lerobot(
     trained.check_compatible(metadata)
     policy.eval()
     if coefficient is None:
-        if replan_interval is None:
-            replan_interval = policy.n_action_steps
+        replan_interval = interval_of(policy, replan_interval)
         return MultiStepActorWrapper(policy, replan_interval=replan_interval)
     # LeRobot does not say what an action is relative to; it averages them all.
     known = trained.action_reference or ("absolute",)
@@ -239,6 +251,7 @@ def _load_ours(
     policy, space = load_checkpoint(folder)
     trained = RobotDatasetMetadata.from_json(folder / _METADATA)
     _comparable(trained).check_compatible(metadata)
+    replan_interval = interval_of(policy, replan_interval)
     if space is None:
         return MultiStepActorWrapper(policy, replan_interval=replan_interval)
     return space.executor(policy, replan_interval=replan_interval)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 from tensordict import is_tensor_collection
 
@@ -31,7 +32,7 @@ def open_dataset(source: Path | str) -> Demonstrations:
     """
     folder = Path(source).expanduser()
     if not folder.is_dir() and is_named_object(str(source)):
-        return import_named("open_dataset", str(source))()
+        return cast(Demonstrations, import_named("open_dataset", str(source))())
     if (folder / "meta").is_dir():
         return LeRobotDemonstrations.from_folder(folder)
     if not folder.is_dir() and is_repo_id(source):

@@ -1,51 +1,11 @@
-"""Environments by name, and the options that every command gives them."""
+"""Options of an environment, which every command gives it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated
 
 from tyro.conf import arg
-
-#: The names that :func:`make_environment` knows.
-EnvironmentName = Literal["tabletop", "metaworld", "pusht", "aloha"]
-
-#: Those of them with a scripted expert: there one can collect, and see the demo.
-ExpertEnvironmentName = Literal["tabletop", "metaworld"]
-
-
-@dataclass(frozen=True)
-class EnvironmentDefaults:
-    """Defaults of an environment.
-
-    Args:
-        tasks: the tasks of the demo.
-        noise: standard deviation of the noise on the expert's executed action; the
-            intended action is the training target, so that the policy sees how to
-            come back. None = the environment has no expert.
-    """
-
-    tasks: tuple[str, ...]
-    noise: float | None = None
-
-
-#: Tasks and expert noise of each environment, by name.
-ENVIRONMENTS: dict[str, EnvironmentDefaults] = {
-    "tabletop": EnvironmentDefaults(tasks=("reach",), noise=0.3),
-    "metaworld": EnvironmentDefaults(
-        tasks=(
-            "reach",
-            "push",
-            "pick-place",
-            "door-open",
-            "drawer-close",
-            "button-press",
-        ),
-        noise=0.1,
-    ),
-    "pusht": EnvironmentDefaults(tasks=("push-t",)),
-    "aloha": EnvironmentDefaults(tasks=("insertion",)),
-}
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from torchrl_vla.schema import (
     FeatureStatistics,
     SchemaError,
 )
-from torchrl_vla.transforms import ActionChunkTransform
+from torchrl_vla.transforms import ActionChunkKeys, ActionChunkTransform
 
 
 def fit_lerobot_policy(
@@ -150,10 +150,12 @@ def train_lerobot(
     """
     loss_module = LeRobotLoss(policy, train_on_padding=train_on_padding)
     _warn_of_deafness(policy, dataset)
+    assert policy.config is not None  # LeRobotLoss refuses a bare callable
     preset = policy.config.get_optimizer_preset()
     settings = (settings or TrainingSettings()).with_defaults(
         batch_size=64, max_grad_norm=preset.grad_clip_norm
     )
+    assert settings.batch_size is not None
     targets = policy.target_steps
     buffer = dataset.replay_buffer(
         settings.batch_size,
@@ -163,7 +165,7 @@ def train_lerobot(
             len(targets),
             first_step=targets[0],
             storage=dataset.storage,
-            done_key=None,
+            keys=ActionChunkKeys(done=None),
         ),
         seed=settings.seed,
     )
@@ -205,6 +207,7 @@ def _make_schedule(
         for group in optimizer.param_groups:
             group["weight_decay"] = settings.weight_decay
     if settings.lr is None:
+        assert policy.config is not None  # LeRobotLoss refuses a bare callable
         preset = policy.config.get_scheduler_preset()
         if preset is None:
             return constant_rate(optimizer)

@@ -11,7 +11,7 @@ from torchrl.envs import EnvBase
 from torchrl_vla import policies
 from torchrl_vla._internal.named_objects import is_named_object
 from torchrl_vla.execution import MultiStepActorWrapper
-from torchrl_vla.recipes.checkpoints import load_executor
+from torchrl_vla.recipes.checkpoints import interval_of, load_executor
 from torchrl_vla.recipes.dataset_opening import Demonstrations
 
 
@@ -53,7 +53,8 @@ def load_any_executor(
         env: where the policy acts.
 
     Keyword Args:
-        replan_interval: actions of a chunk to execute; None = all.
+        replan_interval: actions of a chunk to execute; None = all, or LeRobot's
+            ``n_action_steps``.
         device: of the policy; None = the CPU, or where a LeRobot policy was trained.
         options: of :func:`load_executor`.
     """
@@ -62,6 +63,7 @@ def load_any_executor(
             source, metadata=env.metadata, instructions=env.instructions
         )
         policy = policy.eval().to(device or "cpu")
+        replan_interval = interval_of(policy, replan_interval)
         return MultiStepActorWrapper(policy, replan_interval=replan_interval)
     is_moved = device is not None and runs_on_device_of_environment(source)
     if device is not None and not is_moved:

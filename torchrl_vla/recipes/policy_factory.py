@@ -59,7 +59,7 @@ def make_policy(
         image_sizes=tuple(sizes.values()),
     )
     return HEADS[head](
-        action_dim=dataset.metadata.action_dim,
+        action_dim=dataset.metadata.make_action_spec().shape[-1],
         chunk_size=chunk_size,
         backbone=backbone,
         instructions=dataset.instructions,

@@ -20,10 +20,10 @@ class InstructionTable:
     """Translate instructions between text and int64 ids.
 
     Text is slow: a ``NonTensorStack`` in a rollout costs tens of times the step.
-    An id is a number that moves with the batch. The surprise: an id is a *hash of
-    the text*, not a row number, so two processes or datasets that never met agree
-    on it, and an id that a table does not know is refused, never read as another
-    text. Two texts with one hash are refused when the second is added.
+    An id is a number that moves with the batch. It is a *hash of the text*, not a
+    row number, so two processes or datasets that never met agree on it, and an id
+    that a table does not know is refused, never read as another text. Two texts
+    with one hash are refused when the second is added.
 
     Args:
         texts: the instructions to start with; repetitions are ignored.

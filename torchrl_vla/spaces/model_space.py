@@ -28,7 +28,12 @@ from torchrl_vla.schema import (
     space_of,
 )
 from torchrl_vla.spaces.robot_space_policy import RobotSpacePolicy
-from torchrl_vla.transforms import ActionChunkTransform, ActionScaling, StateScaling
+from torchrl_vla.transforms import (
+    ActionChunkKeys,
+    ActionChunkTransform,
+    ActionScaling,
+    StateScaling,
+)
 from torchrl_vla.transforms.affine_scaling import ScalingMode
 
 ExecutorT = TypeVar("ExecutorT", bound=ChunkExecutor)
@@ -207,4 +212,5 @@ def chunk_targets(chunk_size: int, storage: Storage) -> ActionChunkTransform:
         storage: of the buffer that is sampled.
     """
     # The storage's indices end the episodes, also where `done` says otherwise.
-    return ActionChunkTransform(chunk_size, storage=storage, done_key=None)
+    keys = ActionChunkKeys(done=None)
+    return ActionChunkTransform(chunk_size, storage=storage, keys=keys)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import torch
 from tensordict import (
     NestedKey,
+    NonTensorStack,
     TensorDictBase,
     is_leaf_nontensor,
     is_non_tensor,
     unravel_key,
 )
+from torch import Tensor
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.envs import EnvBase, Transform, TransformedEnv
 from torchrl.envs.utils import check_env_specs
@@ -160,7 +161,7 @@ def _keys(tensordict: TensorDictBase) -> list[NestedKey]:
     return list(tensordict.keys(True, True, is_leaf=is_leaf_nontensor))
 
 
-def _equal(value: Any, other: Any) -> bool:
+def _equal(value: Tensor | NonTensorStack, other: Tensor | NonTensorStack) -> bool:
     if is_non_tensor(value) or is_non_tensor(other):
         return instruction_texts(value) == instruction_texts(other)
     same = value.shape == other.shape and value.dtype == other.dtype

@@ -1,6 +1,9 @@
 """The border between robot space and model space."""
 
-from torchrl_vla.transforms.action_chunk import ActionChunkTransform
+from torchrl_vla.transforms.action_chunk import (
+    ActionChunkKeys,
+    ActionChunkTransform,
+)
 from torchrl_vla.transforms.action_scaling import ActionScaling
 from torchrl_vla.transforms.action_tokenization import ActionTokenizerTransform
 from torchrl_vla.transforms.affine_scaling import AffineScaling
@@ -10,6 +13,7 @@ from torchrl_vla.transforms.state_scaling import StateScaling
 from torchrl_vla.transforms.success_reward import SuccessReward
 
 __all__ = [
+    "ActionChunkKeys",
     "ActionChunkTransform",
     "ActionScaling",
     "ActionTokenizerTransform",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from tensordict import NestedKey, TensorDictBase, unravel_key
 from torch import Tensor
@@ -23,6 +25,35 @@ from torchrl_vla.schema import (
 from torchrl_vla.transforms.gather.action_windows import window_chunks
 from torchrl_vla.transforms.gather.label_runs import cuts_around
 from torchrl_vla.transforms.gather.storage_actions import StorageActions
+
+
+@dataclass(frozen=True)
+class ActionChunkKeys:
+    """Name the entries that :class:`ActionChunkTransform` reads and writes.
+
+    Args:
+        action: one action per frame.
+        chunk: the target.
+        pad: the mask, True = padded.
+        episode: the episode of a frame.
+        frame: the step of a frame within its episode.
+        done: its entry under ``next`` ends an episode. With a storage it only has to
+            agree with the indices. None = ignore it.
+        label: True = the frame's action is a target. None = ignore it.
+    """
+
+    action: NestedKey = ACTION_KEY
+    chunk: NestedKey = ACTION_CHUNK_KEY
+    pad: NestedKey = ACTION_IS_PAD_KEY
+    episode: NestedKey = EPISODE_KEY
+    frame: NestedKey = FRAME_KEY
+    done: NestedKey | None = "done"
+    label: NestedKey | None = IS_LABELED_KEY
+
+    def __post_init__(self) -> None:
+        for name, key in vars(self).copy().items():
+            if key is not None:
+                object.__setattr__(self, name, unravel_key(key))
 
 
 class ActionChunkTransform(Transform):
@@ -60,14 +91,7 @@ class ActionChunkTransform(Transform):
         first_step: the chunk's first action, in steps from the frame. Negative for
             policies whose target begins in the past, such as LeRobot's Diffusion with
             its history of observations; needs a storage.
-        action_key: one action per frame.
-        chunk_key: the target.
-        pad_key: the mask, True = padded.
-        episode_key: the episode of a frame.
-        frame_key: the step of a frame within its episode.
-        done_key: its entry under ``next`` ends an episode. With a storage it only has
-            to agree with the indices. None = ignore it.
-        label_key: True = the frame's action is a target. None = ignore it.
+        keys: of what is read and written; None = ``ActionChunkKeys()``.
 
     Raises:
         ValueError: ``chunk_size < 1``, or the chunk does not hold the frame's own
@@ -109,15 +133,10 @@ class ActionChunkTransform(Transform):
         *,
         storage: Storage | None = None,
         first_step: int = 0,
-        action_key: NestedKey = ACTION_KEY,
-        chunk_key: NestedKey = ACTION_CHUNK_KEY,
-        pad_key: NestedKey = ACTION_IS_PAD_KEY,
-        episode_key: NestedKey = EPISODE_KEY,
-        frame_key: NestedKey = FRAME_KEY,
-        done_key: NestedKey | None = "done",
-        label_key: NestedKey | None = IS_LABELED_KEY,
+        keys: ActionChunkKeys | None = None,
     ) -> None:
-        super().__init__(in_keys=[action_key], out_keys=[chunk_key, pad_key])
+        keys = ActionChunkKeys() if keys is None else keys
+        super().__init__(in_keys=[keys.action], out_keys=[keys.chunk, keys.pad])
         check_positive_int("ActionChunkTransform", "chunk_size", chunk_size)
         if not -chunk_size < first_step <= 0:
             raise ValueError(
@@ -126,10 +145,10 @@ class ActionChunkTransform(Transform):
             )
         self.chunk_size = chunk_size
         self.first_step = first_step
-        self.episode_key = unravel_key(episode_key)
-        self.frame_key = unravel_key(frame_key)
-        self.done_key = None if done_key is None else unravel_key(("next", done_key))
-        self.label_key = None if label_key is None else unravel_key(label_key)
+        self.episode_key = keys.episode
+        self.frame_key = keys.frame
+        self.done_key = None if keys.done is None else unravel_key(("next", keys.done))
+        self.label_key = keys.label
         self.storage = storage
 
     @property

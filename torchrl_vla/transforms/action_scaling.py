@@ -28,9 +28,9 @@ class ActionScaling(AffineScaling):
     On a replay buffer, sampled actions and chunks (padded slots too) are normalized,
     and what is written stays as it is. In an environment, the action that the policy
     gives is denormalized before the step, and the action spec is that of model space.
-    The surprise: the inverse acts in an environment only; call :meth:`denormalize` for
-    a tensor. A rollout of a scaled environment holds model space, so it must not go
-    into a buffer that normalizes again.
+    The inverse acts in an environment only; call :meth:`denormalize` for a tensor. A
+    rollout of a scaled environment holds model space, so it must not go into a buffer
+    that normalizes again.
 
     **Reads** robot space and **writes** model space, at ``action`` float ``[*B, A]``
     and ``action_chunk`` float ``[*B, H, A]``, whichever are there. In an environment

@@ -33,9 +33,9 @@ class ObservationHistory(Transform):
     batch has its own, a reset restarts the rows that it resets, and a policy that
     reads it remembers nothing. With the ``storage`` of a replay buffer it is gathered
     by episode and frame when a batch is sampled, and is the same. Before the episode's
-    first frame that frame is repeated, as LeRobot's queues do. The surprise: a rollout
-    then stores each image ``T`` times; drop ``observation_history`` from what you keep
-    and sample with a storage.
+    first frame that frame is repeated, as LeRobot's queues do. A rollout then stores
+    each image ``T`` times; drop ``observation_history`` from what you keep and sample
+    with a storage.
 
     **Reads** every entry of ``observation`` ``[*B, ...]``; with a storage also
     ``episode_index`` and ``frame_index`` int64 ``[*B]``. Any space.

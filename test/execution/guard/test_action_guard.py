@@ -8,6 +8,7 @@ import pytest
 import torch
 from tensordict import NonTensorStack, TensorDict
 from tensordict.nn import TensorDictModule, TensorDictModuleBase
+from tiny_options import make_tiny
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from torchrl_vla.execution import (
@@ -405,7 +406,9 @@ def test_a_guarded_executor_keeps_the_executors_contract():
 
 def make_flow():
     torch.manual_seed(0)
-    return TinyFlowVLA(action_dim=1, chunk_size=8, cameras=(), state_dim=1, hidden=16)
+    return make_tiny(
+        TinyFlowVLA, action_dim=1, chunk_size=8, cameras=(), state_dim=1, hidden=16
+    )
 
 
 def test_real_time_chunking_runs_through_the_guard_of_a_flow_policy():
@@ -431,7 +434,8 @@ def test_real_time_chunking_runs_through_the_guard_of_a_flow_policy():
 
 def test_a_policy_behind_the_guard_is_still_a_policy():
     table = InstructionTable(["left", "right"])
-    policy = TinyVLA(
+    policy = make_tiny(
+        TinyVLA,
         action_dim=2,
         chunk_size=3,
         state_dim=2,
@@ -458,8 +462,8 @@ def test_a_policy_behind_the_guard_is_still_a_policy():
 
 def test_the_likelihood_of_a_stochastic_policy_is_found_through_the_guard():
     torch.manual_seed(0)
-    policy = TinyGaussianVLA(
-        action_dim=1, chunk_size=2, state_dim=1, cameras=(), hidden=16
+    policy = make_tiny(
+        TinyGaussianVLA, action_dim=1, chunk_size=2, state_dim=1, cameras=(), hidden=16
     )
     guard = ActionGuard(policy, JOINT, on_violation="clip")
     data = TensorDict({"observation": {"state": torch.randn(5, 1)}}, [5])

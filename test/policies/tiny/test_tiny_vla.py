@@ -306,11 +306,10 @@ def test_ppo_with_unchanged_weights_has_ratio_one_and_clips_nothing():
 
 
 def test_ppo_has_ratio_one_on_the_decisions_of_a_rollout():
-    table = InstructionTable()
+    table = InstructionTable(TEXTS[:1])
     env = ToyVLAEnv(
         A,
         S,
-        instruction=TEXTS[0],
         batch_size=[5],
         max_steps=7,
         instructions=table,

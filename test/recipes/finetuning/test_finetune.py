@@ -345,7 +345,7 @@ def test_a_regression_head_is_refused(dataset, tmp_path):
     torch.manual_seed(0)
     policy = make_policy(dataset, chunk_size=4, hidden=16, depth=1)
     space = make_space(dataset.metadata)
-    with pytest.raises(TypeError, match=r"got TinyVLA without get_dist"):
+    with pytest.raises(TypeError, match=r"got TinyVLA. Call to_stochastic"):
         finetune(policy, space, make_env(), tmp_path, SMALL, progress=False)
 
 
@@ -469,8 +469,9 @@ def test_any_stochastic_policy_learns_in_robot_space(algorithm, critic, tmp_path
     right = [p(data.clone())["action_chunk"][..., 0].mean() for p in (before, policy)]
     assert right[1] > right[0] + 0.1  # what is paid
     assert torch.equal(policy.eyes.weight, before.eyes.weight)  # frozen, and left so
-    saved = torch.load(tmp_path / "policy" / "weights.pt", weights_only=True)
-    assert torch.equal(saved["out.weight"], policy.out.weight)
+    saved, space = load_checkpoint(tmp_path / "policy")
+    assert space is None
+    assert torch.equal(saved.out.weight, policy.out.weight)
 
 
 def test_a_critic_that_was_passed_is_resumed_with_the_policy(tmp_path):

@@ -154,3 +154,11 @@ def test_a_policy_that_makes_no_critic_gets_one_for_the_environment_or_asks():
     env = make_env()
     critic = choose_critic(make_mover(), None, PPO(), env)
     assert critic(env.reset())["state_value"].tolist() == [[0.0], [0.0]]
+
+
+def test_an_executor_without_an_interval_executes_what_the_policy_names():
+    policy = make_mover()
+    assert make_executor(policy, None, None).replan_interval is None
+    policy.n_action_steps = 1  # as LeRobot's policies name it
+    assert make_executor(policy, None, None).replan_interval == 1
+    assert make_executor(policy, None, 2).replan_interval == 2

@@ -29,6 +29,7 @@ from torchrl_vla.recipes import (
     WorkerRollouts,
     finetune,
     make_decision_env,
+    make_environment,
     make_policy,
     make_space,
     save_checkpoint,
@@ -371,9 +372,13 @@ DOCS = (Path(__file__).parents[3] / "docs" / "finetuning.md").read_text()
 
 
 @pytest.mark.xdist_group("processes")
-def test_the_script_of_several_processes_runs_as_it_is(dataset, policy, tmp_path):
+def test_the_script_of_several_processes_runs_as_it_is(tmp_path):
     section = DOCS.split("## Several processes, several machines")[1].split("\n## ")[0]
     program = re.findall(r"```python\n(.*?)```", section, re.DOTALL)[0]
+    env = make_environment("tabletop", num_envs=4)  # as the script makes it
+    demonstrations = tmp_path / "demos"
+    dataset = collect(env, env.make_expert(), 8, folder=demonstrations, progress=False)
+    policy = make_policy(dataset, chunk_size=4, head="tokens", hidden=16, depth=1)
     space = make_space(dataset.metadata, "tokens")
     save_checkpoint(tmp_path / "runs" / "tabletop-policy", policy, space)
     script = tmp_path / "several_processes.py"

@@ -8,7 +8,7 @@ from tensordict import TensorDict
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 
 from torchrl_vla.schema import SchemaError
-from torchrl_vla.transforms import ActionChunkTransform
+from torchrl_vla.transforms import ActionChunkKeys, ActionChunkTransform
 from torchrl_vla.transforms.gather.label_runs import LabelRuns
 
 flags = st.lists(st.booleans(), min_size=1, max_size=8)
@@ -83,7 +83,7 @@ def test_windows_give_the_chunks_of_the_storage(labels, size):
 
 
 def test_labels_are_ignored_when_it_is_said():
-    out = chunks_of(frames_of([True, False, True]), 2, label_key=None)
+    out = chunks_of(frames_of([True, False, True]), 2, keys=ActionChunkKeys(label=None))
     assert out["action_is_pad"].tolist() == [[False] * 2, [False] * 2, [False, True]]
 
 

@@ -21,7 +21,7 @@ from torchrl_vla.data.lerobot.lerobot_dataset import (
 )
 from torchrl_vla.schema import InstructionTable, RobotDatasetMetadata
 from torchrl_vla.schema.lerobot_names import is_repo_id
-from torchrl_vla.transforms import ActionChunkTransform
+from torchrl_vla.transforms import ActionChunkKeys, ActionChunkTransform
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -114,7 +114,7 @@ class LeRobotExperienceReplay(TensorDictReplayBuffer):
                 chunk_size,
                 storage=dataset.storage,
                 first_step=first_step,
-                done_key=None,
+                keys=ActionChunkKeys(done=None),
             )
             steps.append(chunks)
         found = [step for step in (*steps, transform) if step is not None]

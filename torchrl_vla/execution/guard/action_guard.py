@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
-from tensordict import NestedKey, TensorDictBase, unravel_key
+from tensordict import NestedKey, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
 from torchrl_vla.execution.guard.action_limits import StepLimit
 from torchrl_vla.execution.guard.action_translator import EmbodimentActionTranslator
 from torchrl_vla.execution.guard.embodiment_contract import EmbodimentContract
+from torchrl_vla.execution.guard.guard_keys import GuardKeys
 from torchrl_vla.execution.transparent_wrapper import PolicyWrapper
 from torchrl_vla.schema import (
     ACTION_CHUNK_KEY,
     ACTION_KEY,
-    IS_INIT_KEY,
     ExecutionError,
     MissingKeyError,
     RobotDatasetMetadata,
@@ -29,33 +28,6 @@ from torchrl_vla.schema import (
 
 #: What a guard does with an illegal action.
 OnViolation = Literal["refuse", "clip", "hold"]
-
-
-@dataclass(frozen=True)
-class GuardKeys:
-    """Name the entries that an action guard reads and writes.
-
-    Args:
-        action: the chunk ``[*B, H, A]`` or action ``[*B, A]``; None =
-            ``"action_chunk"`` or ``"action"``, whichever of them the policy writes.
-        raw: where the policy's actions are kept as they were; None = they are not.
-        tag: text ``[*B]``, the embodiment tag that each must have; None = not compared.
-        is_init: bool ``[*B, 1]``, True = first step of an episode.
-        state: float ``[*B, A]``, the robot's position, which the first action (of an
-            episode; of a chunk, around a policy of chunks) is compared with for
-            ``max_step``; None = that action is free.
-    """
-
-    action: NestedKey | None = None
-    raw: NestedKey | None = None
-    tag: NestedKey | None = None
-    is_init: NestedKey = IS_INIT_KEY
-    state: NestedKey | None = None
-
-    def __post_init__(self) -> None:
-        for name, key in vars(self).copy().items():
-            if key is not None:
-                object.__setattr__(self, name, unravel_key(key))
 
 
 class ActionGuard(PolicyWrapper):
@@ -80,7 +52,7 @@ class ActionGuard(PolicyWrapper):
         Around a policy of chunks the guard compares within each chunk only, since it
         cannot know which of the actions were executed: the first one is free (see
         ``GuardKeys.state``) and cannot be held. Around an executor it compares every
-        executed action with the one before, and ``is_init`` begins anew per
+        executed action with the one before, and ``is_init`` starts it afresh per
         environment.
 
     **Reads** what the policy reads; around single actions, with ``max_step`` or
@@ -153,7 +125,9 @@ class ActionGuard(PolicyWrapper):
             )
         self.contract = contract
         self.on_violation = on_violation
-        self.step_limit = _step_limit(max_step, contract.action_dim)
+        self.step_limit = None
+        if max_step is not None:
+            self.step_limit = StepLimit(max_step, contract.action_dim)
         self.translator = translator
         self.guard_keys = GuardKeys() if keys is None else keys
         self._action_key = self._find_action_key()
@@ -177,8 +151,8 @@ class ActionGuard(PolicyWrapper):
             policy: see :class:`ActionGuard`, as for the other arguments.
             metadata: with ``action_dim``; limits are compared where they are declared.
             on_violation: ``"hold"`` is refused for actions that are deltas.
-            max_step: see there.
-            keys: see there.
+            max_step: largest change per control step; None = no rate limit.
+            keys: of what is read and written; None = ``GuardKeys()``.
 
         Raises:
             MetadataError: the metadata do not declare ``action_dim``.
@@ -412,17 +386,3 @@ class ActionGuard(PolicyWrapper):
         """Show the embodiment and what happens to illegal actions."""
         tag = self.contract.embodiment_tag
         return f"embodiment={tag!r}, on_violation={self.on_violation!r}"
-
-
-def _step_limit(
-    max_step: float | Sequence[float] | None, action_dim: int
-) -> StepLimit | None:
-    if max_step is None:
-        return None
-    limit = StepLimit(max_step)
-    if limit.max_step.ndim and limit.max_step.shape != (action_dim,):
-        raise ValueError(
-            f"ActionGuard: expected one number or action_dim={action_dim} numbers at "
-            f"argument 'max_step', got {list(limit.max_step.shape)}."
-        )
-    return limit

@@ -65,9 +65,10 @@ class StepLimit:
     Args:
         max_step: largest change from one control step to the next, in the actions'
             units: one number per dimension, or one for all.
+        action_dim: ``A``, which as many numbers must match; None = not compared.
 
     Raises:
-        ValueError: a number is not positive and finite.
+        ValueError: a number is not positive and finite, or there are not ``A``.
 
     Examples:
         >>> limit = StepLimit(1.0)
@@ -78,12 +79,20 @@ class StepLimit:
         tensor([0.0000, 0.5000, 1.5000, 2.5000])
     """
 
-    def __init__(self, max_step: float | Sequence[float]) -> None:
+    def __init__(
+        self, max_step: float | Sequence[float], action_dim: int | None = None
+    ) -> None:
         self.max_step = torch.as_tensor(max_step, dtype=torch.float64)
         if not all(x > 0 and isfinite(x) for x in self.max_step.reshape(-1).tolist()):
             raise ValueError(
                 "ActionGuard: expected positive, finite numbers at argument "
                 f"'max_step', got {max_step}. Leave it out for no rate limit."
+            )
+        shape = self.max_step.shape
+        if shape and action_dim is not None and shape != (action_dim,):
+            raise ValueError(
+                f"ActionGuard: expected one number or action_dim={action_dim} numbers "
+                f"at argument 'max_step', got {list(shape)}."
             )
 
     def legal(

@@ -6,9 +6,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from typing import Any
+from typing import TypeVar
 
 import torch
+
+Result = TypeVar("Result")
 
 
 class InferenceWorker(ABC):
@@ -20,11 +22,11 @@ class InferenceWorker(ABC):
     """
 
     @abstractmethod
-    def submit(self, job: Callable[[], Any], step: int) -> Future[Any]:
+    def submit(self, job: Callable[[], Result], step: int) -> Future[Result]:
         """Take a job at a step; the future need not be done."""
 
     @abstractmethod
-    def is_ready(self, answer: Future[Any], step: int) -> bool:
+    def is_ready(self, answer: Future[Result], step: int) -> bool:
         """Return whether an answer has arrived by a step."""
 
     def close(self) -> None:  # noqa: B027 (most have nothing to close)
@@ -48,13 +50,13 @@ class ThreadWorker(InferenceWorker):
     def __init__(self) -> None:
         self._pool: ThreadPoolExecutor | None = None
 
-    def submit(self, job: Callable[[], Any], step: int) -> Future[Any]:
+    def submit(self, job: Callable[[], Result], step: int) -> Future[Result]:
         """Hand a job to the thread, behind those that it has."""
         if self._pool is None:
             self._pool = ThreadPoolExecutor(1, thread_name_prefix="torchrl_vla-policy")
         return self._pool.submit(job)
 
-    def is_ready(self, answer: Future[Any], step: int) -> bool:
+    def is_ready(self, answer: Future[Result], step: int) -> bool:
         """Return whether the thread is done with it."""
         return answer.done()
 
@@ -93,7 +95,7 @@ class StepClockWorker(InferenceWorker):
             )
         self.delay_steps = delay_steps
 
-    def submit(self, job: Callable[[], Any], step: int) -> Future[Any]:
+    def submit(self, job: Callable[[], Result], step: int) -> Future[Result]:
         """Run the job now; its answer is available later."""
         answer = _Timed(step + self.delay_steps)
         try:
@@ -102,7 +104,7 @@ class StepClockWorker(InferenceWorker):
             answer.set_exception(error)
         return answer
 
-    def is_ready(self, answer: Future[Any], step: int) -> bool:
+    def is_ready(self, answer: Future[Result], step: int) -> bool:
         """Return whether the delay is over."""
         assert isinstance(answer, _Timed)
         return step >= answer.ready_at

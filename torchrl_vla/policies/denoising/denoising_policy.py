@@ -38,8 +38,8 @@ class DenoisingVLAWrapper(StochasticVLAWrapper):
     **Reads** image, state and instruction. **Writes** ``action_chunk`` float
     ``[*B, H, A]``, ``denoising_path`` float ``[*B, K + 1, H, A]`` (noise first, chunk
     last) and, where the steps are noisy (``has_likelihood``), ``log_probs`` float
-    ``[*B]`` and ``element_log_probs`` float ``[*B, H, A]``. The surprise: without, the
-    policy does not announce the last two, and does not write them.
+    ``[*B]`` and ``element_log_probs`` float ``[*B, H, A]``. Where they
+    are not, the policy neither announces nor writes the last two.
 
     Keyword Args:
         action_dim: ``A``, size of one action.

@@ -94,11 +94,12 @@ class TinyBackbone(nn.Module):
         hidden, text_dim = config.hidden, config.text_dim
         self.text = ByteTextEncoder(text_dim, max_bytes=config.text_max_bytes)
         sizes = config.image_sizes or ((3, None, None),) * config.num_images
-        self.image_encoders = nn.ModuleList(
+        encoders = [
             KeypointImageEncoder(text_dim, channels=channels)
             for channels, *_ in (() if keys.image is None else sizes)
-        )
-        width = sum(encoder.out_dim for encoder in self.image_encoders) + hidden
+        ]
+        self.image_encoders = nn.ModuleList(encoders)
+        width = sum(encoder.out_dim for encoder in encoders) + hidden
         self.entry = nn.Linear(width, hidden)
         if keys.state is not None:
             self.state = _linear(config.state_dim, hidden)
@@ -120,7 +121,7 @@ class TinyBackbone(nn.Module):
         self._instructions = table
         self._table_bytes = None
         if table is not None and len(table):
-            self._read_table()
+            self._read_table(table)
 
     def forward(self, tensordict: TensorDictBase) -> Tensor:
         """Return ``[*B, out_dim]``."""
@@ -185,12 +186,12 @@ class TinyBackbone(nn.Module):
             or len(data) != len(self._instructions)
             or data.device != self.out.weight.device
         ):
-            data = self._read_table()
+            data = self._read_table(self._instructions)
         return data, rows
 
-    def _read_table(self) -> Tensor:
+    def _read_table(self, table: InstructionTable) -> Tensor:
         device = self.out.weight.device
-        self._table_bytes = self.text.to_bytes(self._instructions.texts).to(device)
+        self._table_bytes = self.text.to_bytes(table.texts).to(device)
         return self._table_bytes
 
     def _images(self, tensordict: TensorDictBase) -> list[Tensor]:
@@ -206,9 +207,7 @@ class TinyBackbone(nn.Module):
                     f"cameras={tuple(sorted(value.keys()))}."
                 )
             images = [value]
-        elif not is_tensor_collection(value) or set(value.keys()) != set(
-            self.config.cameras
-        ):
+        elif not is_tensor_collection(value) or set(value.keys()) != set(cameras):
             got = (
                 sorted(value.keys())
                 if is_tensor_collection(value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from typing import Protocol
 
 from tensordict import NestedKey, TensorDictBase, unravel_key
 from tensordict.nn import TensorDictModuleBase
@@ -21,6 +22,13 @@ from torchrl_vla.schema import (
 )
 
 VALUE_KEY: NestedKey = "state_value"
+
+
+class HasBackbone(Protocol):
+    """A tiny policy, as far as its critic needs it."""
+
+    backbone: TinyBackbone
+    instructions: InstructionTable | None
 
 
 class TinyCritic(TensorDictModuleBase):
@@ -66,7 +74,7 @@ class TinyCritic(TensorDictModuleBase):
         self.out_keys = [value_key]
 
     @classmethod
-    def from_policy(cls, policy: nn.Module) -> TinyCritic:
+    def from_policy(cls, policy: HasBackbone) -> TinyCritic:
         """Make the critic of one of the tiny policies, from a copy of its backbone."""
         critic = cls(policy.backbone)
         critic.instructions = policy.instructions

@@ -9,8 +9,8 @@ from torchrl_vla.policies.denoising.diffusion_policy import (
     DiffusionConfig,
     DiffusionVLAWrapper,
 )
+from torchrl_vla.policies.denoising.flow_matching_policy import FlowVLAWrapper
 from torchrl_vla.policies.denoising.flow_noise import FlowNoise
-from torchrl_vla.policies.denoising.flow_policy import FlowVLAWrapper
 from torchrl_vla.policies.readable_weights import uncompiled
 from torchrl_vla.policies.tiny.backbone import BackboneConfig, TinyBackbone
 from torchrl_vla.policies.tiny.denoiser import TinyDenoiser

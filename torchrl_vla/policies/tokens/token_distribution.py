@@ -74,9 +74,9 @@ class TokenDistribution(ChunkDistribution):
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw tokens, int64 ``[*sample_shape, *B, H, A]``."""
         rows = self.logits.detach().exp().flatten(0, -2)
-        n = torch.Size(sample_shape).numel()
-        drawn = rows.multinomial(n, replacement=True).T
-        return drawn.reshape(self._extended_shape(sample_shape))
+        shape = torch.Size(sample_shape)
+        drawn = rows.multinomial(shape.numel(), replacement=True).T
+        return drawn.reshape(self._extended_shape(shape))
 
     def sample_with_seeds(self, noise_seeds: Tensor) -> Tensor:
         """Draw tokens, int64 ``[*B, H, A]``, by inverting the CDF of each number."""

@@ -10,6 +10,7 @@ from tensordict.nn import InteractionType
 from tensordict.nn.probabilistic import interaction_type
 from torch import Tensor
 
+from torchrl_vla.policies.chunk_distribution import ChunkDistribution
 from torchrl_vla.policies.stochastic_policy import OutputKeys, StochasticVLAWrapper
 from torchrl_vla.policies.tokens.token_distribution import TokenDistribution
 from torchrl_vla.policies.tokens.token_sampling import TokenSampling
@@ -121,7 +122,7 @@ class TokenVLAWrapper(StochasticVLAWrapper):
         with torch.no_grad():
             return self.action_tokenizer.decode(sample)
 
-    def _choose(self, dist: TokenDistribution, noise_seeds: Tensor | None) -> Tensor:
+    def _choose(self, dist: ChunkDistribution, noise_seeds: Tensor | None) -> Tensor:
         kind = interaction_type()
         if kind in (InteractionType.MEAN, InteractionType.MEDIAN):
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Which of a policy's tokens are drawn, and how boldly."""
+"""Choice and temperature of the tokens that are drawn."""
 
 from __future__ import annotations
 

@@ -181,6 +181,7 @@ def _improve(
 ) -> FinetuneResult:
     """Train the policy in place by reinforcement learning."""
     shutil.rmtree(folder / "finetuning", ignore_errors=True)
+    assert settings.improve is not None
     improve = replace(
         settings.improve,
         replan_interval=settings.replan_interval,

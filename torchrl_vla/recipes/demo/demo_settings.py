@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from torchrl_vla._internal.option_names import Head
-from torchrl_vla.recipes.environment_options import ENVIRONMENTS
+from torchrl_vla.envs.known_environments import ENVIRONMENTS
 from torchrl_vla.recipes.finetuning.algorithms import PPO
 from torchrl_vla.recipes.finetuning.finetune_settings import FinetuneSettings
 
@@ -48,11 +48,17 @@ class DemoSettings:
     improve: FinetuneSettings | None = None
 
 
+def _expert_noise(name: str) -> float:
+    noise = ENVIRONMENTS[name].noise
+    assert noise is not None, f"{name} has no expert"
+    return noise
+
+
 #: What the command line runs for each environment it knows.
 DEMO_SETTINGS: dict[str, DemoSettings] = {
     "tabletop": DemoSettings(
         demonstrations=240,  # 40 of each instruction
-        noise=ENVIRONMENTS["tabletop"].noise,
+        noise=_expert_noise("tabletop"),
         head="tokens",
         chunk_size=8,
         replan_interval=None,
@@ -72,7 +78,7 @@ DEMO_SETTINGS: dict[str, DemoSettings] = {
     ),
     "metaworld": DemoSettings(
         demonstrations=300,
-        noise=ENVIRONMENTS["metaworld"].noise,
+        noise=_expert_noise("metaworld"),
         head="regression",
         chunk_size=8,
         replan_interval=None,

@@ -33,6 +33,10 @@ class Algorithm(Protocol):
         """True = a critic is trained beside the policy, at its ``critic_lr``."""
 
     @property
+    def critic_lr(self) -> float:
+        """Learning rate of the critic; 0 where none is needed."""
+
+    @property
     def critic_warmup(self) -> int:
         """Iterations at the start in which the critic alone learns."""
 
@@ -98,6 +102,7 @@ class GRPO:
     keep: tuple[float, float] | None = (0.0, 1.0)
     divide_by_std: bool = True
     needs_critic: ClassVar[bool] = False
+    critic_lr: ClassVar[float] = 0.0
     critic_warmup: ClassVar[int] = 0
 
     def estimate_advantages(
@@ -122,6 +127,7 @@ class RLOO:
     group_size: int = 8
     keep: tuple[float, float] | None = (0.0, 1.0)
     needs_critic: ClassVar[bool] = False
+    critic_lr: ClassVar[float] = 0.0
     critic_warmup: ClassVar[int] = 0
 
     def estimate_advantages(

@@ -24,6 +24,7 @@ from torchrl_vla.evaluation import (
     hash_weights,
 )
 from torchrl_vla.policies import StochasticVLAWrapper, as_policy
+from torchrl_vla.recipes.checkpoints import interval_of
 from torchrl_vla.recipes.dataset_opening import Demonstrations
 from torchrl_vla.recipes.devices import check_device
 from torchrl_vla.recipes.finetuning.finetune_settings import FinetuneSettings
@@ -144,8 +145,8 @@ def finetune(
     """
     settings = FinetuneSettings() if settings is None else settings
     policy = as_policy(policy)
-    check_finetunable(policy, space, env)
     check_device("finetune", policy, env)
+    check_finetunable(policy, space, env)
     folder = Path(folder)
     check_training_folder("finetune", folder, _OWN_NAMES)
     (folder / "evaluations").mkdir(parents=True, exist_ok=True)
@@ -292,16 +293,16 @@ def _open_rollouts(
             f"{num_envs} in {type(env).__name__}. Pass a multiple of the group size as "
             "its number of environments."
         )
+    executed = interval_of(policy, settings.replan_interval) or policy.chunk_size
     decision_env = make_decision_env(
         env,
         space,
         chunk_size=policy.chunk_size,
-        replan_interval=settings.replan_interval,
+        replan_interval=executed,
         seed=settings.seed,
         group_size=group_size,
         reward=settings.reward,
     )
-    executed = settings.replan_interval or policy.chunk_size
     num_decisions = settings.num_decisions or _decisions_of_episode(env, executed)
     return Rollouts(decision_env, policy, num_decisions)
 

@@ -26,7 +26,8 @@ class FinetuneSettings:
         iterations: Number of batches that are collected and learned from.
         num_decisions: Decisions per environment index and batch. With None, an episode
             of the environment's ``max_steps`` fits.
-        replan_interval: Actions of a chunk to execute; None = all.
+        replan_interval: Actions of a chunk to execute; None = all, or LeRobot's
+            ``n_action_steps``.
         reward: Reward of a decision: ``success`` = 1 in success, ``environment`` = the
             sum of what the environment pays.
         epochs: Passes over each batch.

@@ -190,6 +190,7 @@ class _Cloning:
 
     def __call__(self) -> Tensor:
         """Return the weighted loss of the next batch."""
+        assert self.loss is not None, "there are no demonstrations"
         (name,) = self.loss.out_keys
         return self.settings.bc_coeff * self.loss(self.buffer.sample())[name]
 

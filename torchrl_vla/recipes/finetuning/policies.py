@@ -15,7 +15,7 @@ from torchrl_vla.policies import (
     make_critic,
     make_critic_for,
 )
-from torchrl_vla.recipes.checkpoints import save_checkpoint
+from torchrl_vla.recipes.checkpoints import interval_of, save_checkpoint
 from torchrl_vla.recipes.finetuning.algorithms import Algorithm
 from torchrl_vla.recipes.finetuning.finetune_settings import SettingsError
 from torchrl_vla.schema import ROBOT_SPACE, RobotDatasetMetadata, mark_space
@@ -77,6 +77,7 @@ def make_executor(
     policy: VLAWrapperBase, space: ModelSpace | None, replan_interval: int | None
 ) -> MultiStepActorWrapper:
     """Return the executor that is evaluated, in robot space."""
+    replan_interval = interval_of(policy, replan_interval)
     if space is None:
         return MultiStepActorWrapper(policy, replan_interval=replan_interval)
     return space.executor(policy, replan_interval=replan_interval)

@@ -107,8 +107,8 @@ class Rollouts:
     """Collect one batch of outer steps per iteration, in this process.
 
     Every iteration begins with new episodes, which are a function of the schedule's
-    seed and the iteration: with the weights, all that a batch depends on. The
-    surprise: episodes that the batch cuts off are not gone on with.
+    seed and the iteration: with the weights, all that a batch depends on. Episodes
+    that the batch cuts off are not continued in the next one.
 
     Args:
         env: of :func:`make_decision_env`.
@@ -157,8 +157,8 @@ class WorkerRollouts:
     schedules of episodes again.
 
     Every batch is checked: some of its decisions are asked about again, and the
-    weights that are trained must find them as likely as the worker did. The surprise:
-    several of TorchRL's collectors lag, and none says so by itself.
+    weights that are trained must find them as likely as the worker did. Several of
+    TorchRL's collectors lag, and none says so by itself.
 
     Args:
         collector: of outer steps; ours from here on, and shut down by ``close``.

@@ -1,4 +1,4 @@
-"""Whether a checkpoint's weights are all in the policy that was read from it."""
+"""Check that a checkpoint's weights are all in the policy read from it."""
 
 from __future__ import annotations
 

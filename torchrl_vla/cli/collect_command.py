@@ -11,9 +11,9 @@ from tyro.conf import OmitArgPrefixes
 
 from torchrl_vla.cli import library
 from torchrl_vla.cli.options import OptionError, open_environment
+from torchrl_vla.envs.known_environments import ENVIRONMENTS
 from torchrl_vla.recipes.environment_options import (
     DEFAULT_ENVIRONMENT,
-    ENVIRONMENTS,
     EnvironmentOptions,
 )
 

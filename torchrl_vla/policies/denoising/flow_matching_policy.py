@@ -119,12 +119,14 @@ class FlowVLAWrapper(DenoisingVLAWrapper):
 
     def mean(self, condition: Tensor, x: Tensor, step: Tensor) -> Tensor:
         """Return where the noisy step goes on average."""
+        assert self.noise is not None, "only noisy steps have a distribution"
         t = self._time(x, step)
         velocity = self.velocity(condition, x, t)
         return self.noise.mean(x, velocity, t, 1 / self.num_steps)
 
     def std(self, condition: Tensor, step: Tensor) -> Tensor:
         """Return the noise of the step."""
+        assert self.noise is not None, "only noisy steps have a distribution"
         return self.noise.std(
             condition, self._time(condition, step), 1 / self.num_steps
         )
