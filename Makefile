@@ -95,7 +95,7 @@ dist: $(VENV)/.all
 
 # Write the checked-in list of public names and signatures anew.
 api: $(VENV)/.all
-	$(BIN)/python test/public_api.py
+	$(BIN)/python test/support/public_api.py
 
 .venv-core/.done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-core

@@ -2,15 +2,13 @@ from __future__ import annotations
 
 import difflib
 import re
-import sys
 from pathlib import Path
+
+import public_api
 
 import torchrl_vla
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "test"))
-
-import public_api  # noqa: E402
 
 
 def test_public_names_and_signatures_are_those_of_the_checked_in_list():

@@ -1,6 +1,6 @@
 """Public names with their signatures, one line each, as ``public_api.txt`` holds them.
 
-``python test/public_api.py`` (``make api``) writes the file anew.
+``python test/support/public_api.py`` (``make api``) writes the file anew.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 import torchrl_vla
 
-FILE = Path(__file__).with_name("public_api.txt")
+FILE = Path(__file__).parents[1] / "public_api.txt"
 
 
 def public_lines() -> list[str]:
