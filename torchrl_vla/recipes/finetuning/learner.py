@@ -29,7 +29,7 @@ from torchrl_vla.recipes.finetuning.finetune_settings import (
 from torchrl_vla.recipes.finetuning.policies import choose_critic
 from torchrl_vla.recipes.policy_factory import make_cloning_loss
 from torchrl_vla.rollout import iteration_seed
-from torchrl_vla.schema import EXECUTED_STEPS_KEY
+from torchrl_vla.schema import EXECUTED_STEPS_KEY, SchemaError
 from torchrl_vla.spaces import ModelSpace
 
 
@@ -174,7 +174,7 @@ class _Cloning:
         self.settings = settings
         self.loss: LossModule | None = None
         if demonstrations is not None:
-            self.loss = make_cloning_loss(policy)
+            self.loss = _loss_beside(policy)
             self.buffer = demonstrations.replay_buffer(
                 settings.minibatch_size,
                 transform=make_training_transform(
@@ -203,3 +203,14 @@ def _frozen_copy(policy: StochasticVLAWrapper) -> StochasticVLAWrapper:
     """Copy a policy; frozen weights are shared, not copied."""
     frozen = {id(p): p for p in policy.parameters() if not p.requires_grad}
     return copy.deepcopy(policy, frozen).requires_grad_(False).eval()
+
+
+def _loss_beside(policy: StochasticVLAWrapper) -> LossModule:
+    try:
+        return make_cloning_loss(policy)
+    except SchemaError as error:
+        raise SettingsError(
+            "finetune: expected a policy whose cloning loss takes demonstrations as "
+            f"they are, got a refusal: {error} Leave demonstrations and bc_coeff out; "
+            "to clone first, call train_lerobot with that option."
+        ) from error
