@@ -39,6 +39,20 @@ def test_the_ablation_runs_the_same_episodes_and_is_compared(policy, tmp_path, c
     assert comparison.remarks == []
 
 
+def test_the_demonstrations_episodes_are_run_by_name(policy, tmp_path):
+    seeds = {}
+    for purpose in ("evaluation", "demonstrations"):
+        out = tmp_path / f"{purpose}.json"
+        arguments = ["--policy", str(policy), "--json", str(out), *SMALL]
+        assert main(["evaluate", *arguments, "--purpose", purpose]) == 0
+        result = EvaluationResult.from_json(out)
+        assert result.provenance["purpose"] == purpose
+        seeds[purpose] = [episode.seed for episode in result.episodes]
+    count = len(seeds["evaluation"])
+    assert seeds["demonstrations"] == list(range(count))
+    assert seeds["evaluation"] == [2**29 + i for i in range(count)]
+
+
 def test_the_json_says_what_was_evaluated_where_and_how(policy, tmp_path):
     out = tmp_path / "result.json"
     arguments = ["--policy", str(policy), "--json", str(out), "--seed", "5", *SMALL]

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
+#: What episodes are run for. Episodes of two purposes never share a seed.
+Purpose = Literal["demonstrations", "evaluation", "training"]
+
 #: What one importance ratio covers: a whole chunk, an action or a token.
 Granularity = Literal["chunk", "action", "token"]
 

@@ -11,7 +11,7 @@ from tyro.conf import OmitArgPrefixes
 
 from torchrl_vla import recipes
 from torchrl_vla._internal.durable_files import write_text
-from torchrl_vla._internal.option_names import AblationName
+from torchrl_vla._internal.option_names import AblationName, Purpose
 from torchrl_vla.cli import library
 from torchrl_vla.cli.options import OptionError, open_environment, read_json
 from torchrl_vla.recipes.environment_options import (
@@ -48,7 +48,10 @@ class Evaluate:
     """Device of the policy, e.g. `cuda`. Left out, the CPU, or where a LeRobot policy
     was trained."""
     seed: int = 0
-    """Seed of the episodes. None of them is an episode of `collect` or `finetune`."""
+    """Number of the run, from which the seeds of its episodes follow."""
+    purpose: Purpose = "evaluation"
+    """Purpose of the episodes. None of `evaluation` is one of `collect` or `finetune`;
+    `demonstrations` and `training` run those of them that have the same seed."""
     ablate: AblationName | None = None
     """Evaluate once more on the same seeds with this input taken away from the policy,
     and compare."""
@@ -110,6 +113,7 @@ class Evaluate:
             executor,
             self.episodes,
             seed=self.seed,
+            purpose=self.purpose,
             recorder=recorder,
             provenance=provenance,
         )

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 
+from torchrl_vla._internal.option_names import Purpose as Purpose
 from torchrl_vla.rollout.random_numbers import hash_numbers
-
-#: What episodes are run for. Episodes of two purposes never share a seed.
-Purpose = Literal["demonstrations", "evaluation", "training"]
 
 #: Distance between the seeds of two runs: that many episodes never share a seed.
 _EPISODES_PER_RUN = 1_000_003
