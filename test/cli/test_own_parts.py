@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from own_parts import OwnPolicy
 
 from torchrl_vla.cli.main import main
+from torchrl_vla.data import DemonstrationDataset
 from torchrl_vla.recipes import load_checkpoint
 
 ENV = ["--env", "own_parts:make_env", "--num-envs", "4"]
@@ -67,3 +71,44 @@ def test_options_of_the_tiny_policies_are_refused(dataset, tmp_path, capsys):
     own = ["--policy", "own_parts:make_policy", "--hidden", "16"]
     assert main(["train", *paths, *own]) == 1
     assert "expected no --hidden with --policy own_parts:" in capsys.readouterr().err
+
+
+MODULE = """
+from torch import nn
+
+class Policy(nn.Module):
+    chunk_size, action_dim = 2, {action_dim}
+    in_keys = [("observation", "state")]
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Linear({state_dim}, 2 * {action_dim})
+
+    def forward(self, data):
+        return self.net(data["observation", "state"]).unflatten(-1, (2, {action_dim}))
+"""
+
+FACTORY = """
+def make_policy():
+    return Policy()
+"""
+
+
+def test_the_installed_command_finds_modules_of_the_current_directory(
+    dataset, tmp_path
+):
+    metadata = DemonstrationDataset.from_folder(dataset).metadata
+    sizes = {"action_dim": metadata.action_dim, "state_dim": metadata.state_dim}
+    (tmp_path / "typed_by_hand.py").write_text(MODULE.format(**sizes) + FACTORY)
+    command = [Path(sys.executable).with_name("torchrl-vla"), "train"]
+    own = ["--policy", "typed_by_hand:make_policy", "--steps", "2"]
+    paths = ["--dataset", dataset, "--folder", "policy"]
+    done = subprocess.run(
+        [*command, *own, *paths],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "policy" / "policy" / "config.json").exists()

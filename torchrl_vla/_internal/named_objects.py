@@ -27,6 +27,12 @@ def is_named_object(text: str) -> bool:
     return _NAME.fullmatch(text) is not None
 
 
+def make_current_directory_importable() -> None:
+    """Let modules of the current directory be imported, as ``python -m`` does."""
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+
+
 def import_named(caller: str, text: str) -> Callable[..., object]:
     """Import a function or class by ``module:name``.
 
@@ -44,8 +50,7 @@ def import_named(caller: str, text: str) -> Callable[..., object]:
         Fraction(1, 1)
     """
     module_name, _, name = text.partition(":")
-    if "" not in sys.path:
-        sys.path.insert(0, "")
+    make_current_directory_importable()
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:

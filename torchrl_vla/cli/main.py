@@ -16,6 +16,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from torchrl_vla._internal.named_objects import make_current_directory_importable
 from torchrl_vla.cli.collect_command import Collect
 from torchrl_vla.cli.compare_command import Compare
 from torchrl_vla.cli.demo_command import Demo
@@ -32,6 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 0, or 1 after an error.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    # A user's own class is imported by name, also when its checkpoint is read.
+    make_current_directory_importable()
     try:
         _parse(arguments).run()
     except (ValueError, TypeError, RuntimeError, OSError, ImportError) as error:
