@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import pickle
 
 import numpy as np
 import pyarrow as pa
@@ -66,13 +67,14 @@ def test_any_rows_in_any_order_and_more_than_once(reader):
     run()
 
 
-@pytest.mark.parametrize("n_threads", [1, 3])
-def test_threads_change_nothing(reader, monkeypatch, n_threads):
+@pytest.mark.parametrize("num_threads", [1, 3])
+def test_threads_change_nothing(reader, monkeypatch, num_threads):
     monkeypatch.setattr(image_reader, "_PIXELS_WORTH_A_THREAD", 1)
-    monkeypatch.setattr(reader, "_n_threads", n_threads)
-    reader._reset()
+    threaded = image_reader.ImageReader(reader.cameras, reader.decoder, num_threads)
     rows = [4, 4, 0, 14, 7, 3, 9]
-    check(reader.read(torch.tensor(rows)), rows)
+    check(threaded.read(torch.tensor(rows)), rows)
+    copy = pickle.loads(pickle.dumps(threaded))
+    check(copy.read(torch.tensor(rows)), rows)
 
 
 def read_in_child(reader, rows, queue):

@@ -174,16 +174,23 @@ class ImageReader:
     Args:
         cameras: by name.
         decoder: ``"pyav"`` or ``"torchcodec"``.
+        num_threads: at most four, one per CPU, by default.
     """
 
-    def __init__(self, cameras: Mapping[str, Camera], decoder: str) -> None:
+    def __init__(
+        self,
+        cameras: Mapping[str, Camera],
+        decoder: str,
+        num_threads: int | None = None,
+    ) -> None:
         self.cameras, self.decoder = dict(cameras), decoder
-        self._n_threads = min(4, _cpus())
+        self._num_threads = num_threads or min(4, _cpus())
         self._reset()
 
     def _reset(self) -> None:
-        limit = max(1, _OPEN_VIDEOS // self._n_threads)
-        self._videos = [OpenVideos(self.decoder, limit) for _ in range(self._n_threads)]
+        n = self._num_threads
+        limit = max(1, _OPEN_VIDEOS // n)
+        self._videos = [OpenVideos(self.decoder, limit) for _ in range(n)]
         self._pool: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()
         self._process = os.getpid()
@@ -207,13 +214,13 @@ class ImageReader:
     def _read(self, camera: Camera, rows: np.ndarray, out: np.ndarray) -> None:
         order = camera.order(rows)
         _, h, w = camera.shape
-        n_threads = self._n_threads if h * w >= _PIXELS_WORTH_A_THREAD else 1
-        parts = [part for part in np.array_split(order, n_threads) if len(part)]
+        n = len(self._videos) if h * w >= _PIXELS_WORTH_A_THREAD else 1
+        parts = [part for part in np.array_split(order, n) if len(part)]
         if len(parts) == 1:
             camera.decode(rows[order], order, out, self._videos[0])
             return
         if self._pool is None:
-            self._pool = ThreadPoolExecutor(self._n_threads)
+            self._pool = ThreadPoolExecutor(len(self._videos))
         jobs = [
             self._pool.submit(camera.decode, rows[part], part, out, videos)
             for part, videos in zip(parts, self._videos)
@@ -222,8 +229,8 @@ class ImageReader:
         for job in jobs:
             job.result()
 
-    def __reduce__(self) -> tuple[type[ImageReader], tuple[dict[str, Camera], str]]:
-        return type(self), (self.cameras, self.decoder)
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.cameras, self.decoder, self._num_threads)
 
 
 def _cpus() -> int:
