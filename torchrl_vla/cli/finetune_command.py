@@ -117,7 +117,7 @@ def finetune_command(arguments: Sequence[str]) -> type[Finetune]:
 
 def _value_of(option: str, arguments: Sequence[str]) -> str | None:
     """Return the value of an option, written ``--option value`` or with ``=``."""
-    for argument, following in zip(arguments, [*arguments[1:], None]):
+    for argument, following in zip(arguments, [*arguments[1:], None], strict=True):
         name, equals, value = argument.partition("=")
         if name == option:
             return value if equals else following

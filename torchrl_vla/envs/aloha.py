@@ -224,7 +224,7 @@ def _graphics_without_a_display() -> Iterator[None]:
 
 def _make_metadata(task: str, images: bool) -> RobotDatasetMetadata:
     units = tuple("1" if name.endswith("gripper") else "rad" for name in _NAMES)
-    low, high = zip(*(2 * list(_JOINTS.values())))
+    low, high = zip(*(2 * list(_JOINTS.values())), strict=True)
     return RobotDatasetMetadata(
         f"aloha_{task}",
         embodiment_id="aloha",

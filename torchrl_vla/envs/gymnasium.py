@@ -288,7 +288,9 @@ class GymnasiumEnv(EnvBase):
         actions = tensordict.get(ACTION_KEY).detach().cpu().numpy()[indices]
         if not np.isfinite(actions).all():
             bad = [
-                index for index, a in zip(indices, actions) if not np.isfinite(a).all()
+                index
+                for index, a in zip(indices, actions, strict=True)
+                if not np.isfinite(a).all()
             ]
             raise SchemaError(
                 f"{type(self).__name__}: expected finite numbers at 'action', got NaN "
@@ -302,7 +304,9 @@ class GymnasiumEnv(EnvBase):
         rendered = arrays.pop(RENDERED)
         if self.render_on_demand:
             arrays[IMAGE_IS_STALE_KEY] = ~rendered
-        with_image = [i for i, is_rendered in zip(indices, rendered) if is_rendered]
+        with_image = [
+            i for i, is_rendered in zip(indices, rendered, strict=True) if is_rendered
+        ]
         for key, array in arrays.items():
             to = with_image if _is_image(key) else indices
             value = torch.from_numpy(array)

@@ -192,7 +192,8 @@ class MetaWorldExpert(TensorDictModuleBase):
             # The policies warn of actions beyond [-1, 1], which are clipped below.
             warnings.simplefilter("ignore", UserWarning)
             actions = [
-                self._policies[task].get_action(row) for task, row in zip(tasks, states)
+                self._policies[task].get_action(row)
+                for task, row in zip(tasks, states, strict=True)
             ]
         intended = torch.from_numpy(np.stack(actions)).to(torch.float32).clamp(-1, 1)
         intended = intended.reshape(*state.shape[:-1], -1)

@@ -87,10 +87,11 @@ class SimulatorGroup:
         """
         seen = [
             self._observe(self._envs[index].reset(seed=int(seed))[0])
-            for index, seed in zip(indices, seeds)
+            for index, seed in zip(indices, seeds, strict=True)
         ]
         out = self._stack(
-            indices, [self._map(index, s) for index, s in zip(indices, seen)]
+            indices,
+            [self._map(index, s) for index, s in zip(indices, seen, strict=True)],
         )
         out |= {**self.render(indices), RENDERED: np.ones((len(indices), 1), bool)}
         if self._layouts[indices[0]].has_instruction:
@@ -122,7 +123,11 @@ class SimulatorGroup:
         return {
             **self._stack(indices, observations),
             **self.render(
-                [index for index, is_rendered in zip(indices, rendered) if is_rendered]
+                [
+                    index
+                    for index, is_rendered in zip(indices, rendered, strict=True)
+                    if is_rendered
+                ]
             ),
             RENDERED: rendered,
             "reward": reward,
@@ -153,7 +158,7 @@ class SimulatorGroup:
         return info[self._success_key]
 
     def _stack(self, indices: Sequence[int], observations: list[Arrays]) -> Arrays:
-        for index, observation in zip(indices, observations):
+        for index, observation in zip(indices, observations, strict=True):
             expected = tuple(
                 (key, shape)
                 for key, shape in self._layouts[index].observation

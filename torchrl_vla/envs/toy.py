@@ -300,7 +300,7 @@ def _where_env(
 def _targets(seeds: Tensor, action_dim: int) -> Tensor:
     """Sample one target in [-0.5, 0.5] per seed, independent of the other seeds."""
     rows = torch.empty(seeds.numel(), action_dim)
-    for row, seed in zip(rows, seeds.flatten().tolist()):
+    for row, seed in zip(rows, seeds.flatten().tolist(), strict=True):
         generator = torch.Generator().manual_seed(seed)
         torch.rand((action_dim,), generator=generator, out=row)
     return rows.sub_(0.5).reshape(*seeds.shape, action_dim)

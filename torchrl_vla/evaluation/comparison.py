@@ -155,7 +155,9 @@ class Comparison:
     def __str__(self) -> str:
         lines = [
             f"{letter} ({name}): {str(result).splitlines()[0]}"
-            for letter, name, result in zip("ab", self.names, (self.a, self.b))
+            for letter, name, result in zip(
+                "ab", self.names, (self.a, self.b), strict=True
+            )
         ]
         counts = [name.replace("_", " ") for name in self.table.counts]
         interval = f"{100 * self.confidence:g} % interval"

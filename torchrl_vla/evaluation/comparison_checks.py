@@ -61,7 +61,9 @@ def check_same_episodes(
             "state. Evaluate both with the same purpose; or pass unpaired=True "
             "(--unpaired)."
         )
-    texts_a, texts_b = (_instruction_of(*pair) for pair in zip((a, b), names))
+    texts_a, texts_b = (
+        _instruction_of(*pair) for pair in zip((a, b), names, strict=True)
+    )
     shared = texts_a.keys() & texts_b.keys()
     only_a, only_b = len(texts_a) - len(shared), len(texts_b) - len(shared)
     if only_a or only_b:

@@ -106,7 +106,7 @@ def evaluate(
                 bar.update()
     records = [
         EpisodeRecord(seed, run.instruction, run.success, run.total, run.length)
-        for seed, run in zip(seeds, running)
+        for seed, run in zip(seeds, running, strict=True)
     ]
     known = make_provenance(
         env, seed=seed, purpose=purpose, deterministic=deterministic

@@ -90,7 +90,7 @@ class PairedTable(OutcomeTable):
         cls, a: Sequence[EpisodeRecord], b: Sequence[EpisodeRecord]
     ) -> PairedTable:
         """Count the outcomes of the pairs."""
-        pairs = [(one.success, two.success) for one, two in zip(a, b)]
+        pairs = [(one.success, two.success) for one, two in zip(a, b, strict=True)]
         kinds = ((True, True), (True, False), (False, True), (False, False))
         return cls(*(pairs.count(kind) for kind in kinds))
 

@@ -135,7 +135,9 @@ def _accumulate(delta: Tensor, carry: Tensor) -> Tensor:
     """
     total = torch.zeros_like(delta[..., 0, :])
     steps = []
-    for one, carried in zip(delta.flip(-2).unbind(-2), carry.flip(-2).unbind(-2)):
+    for one, carried in zip(
+        delta.flip(-2).unbind(-2), carry.flip(-2).unbind(-2), strict=True
+    ):
         total = one + carried * total
         steps.append(total)
     return torch.stack(steps, -2).flip(-2)

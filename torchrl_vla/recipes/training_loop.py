@@ -189,7 +189,7 @@ class _Loop:
             return
         with torch.no_grad():
             averages = self.average.module.parameters()
-            for weight, mean in zip(self.policy.parameters(), averages):
+            for weight, mean in zip(self.policy.parameters(), averages, strict=True):
                 weight.copy_(mean)
 
     def _remember(self, loss: Tensor, step: int) -> None:
@@ -204,7 +204,7 @@ class _Loop:
         sizes = [count_elements(self.loss_module, part) for part in parts]
         total = torch.stack(sizes).sum()
         losses = []
-        for part, size in zip(parts, sizes):
+        for part, size in zip(parts, sizes, strict=True):
             if size == 0:  # all of its rows have weight 0
                 continue
             loss = total_loss(self.loss_module, part.to(self.device))

@@ -190,7 +190,7 @@ class RobotDatasetMetadata:
             return
         if not all(abs(value) < float("inf") for value in (*low, *high)):
             yield f"expected finite action bounds, got low={low}, high={high}."
-        bad = [i for i, (a, b) in enumerate(zip(low, high)) if not a < b]
+        bad = [i for i, (a, b) in enumerate(zip(low, high, strict=True)) if not a < b]
         if bad:
             yield (
                 f"expected action_low < action_high, got low={low}, high={high} "

@@ -286,7 +286,7 @@ def _check_drawing(
     _check_same(name, what, other, blind)
     everybody = torch.ones((*env.batch_size, 1), dtype=torch.bool, device=env.device)
     last = played[0].select(*shown)
-    for look, always, td in zip([everybody, *looks], played, blind):
+    for look, always, td in zip([everybody, *looks], played, blind, strict=True):
         is_stale = td[IMAGE_IS_STALE_KEY]
         if always[IMAGE_IS_STALE_KEY].any() or (is_stale & look).any():
             raise AssertionError(
@@ -335,7 +335,7 @@ def _check_same(
     expected: Sequence[TensorDictBase],
     got: Sequence[TensorDictBase],
 ) -> None:
-    for td, other in zip(expected, got):
+    for td, other in zip(expected, got, strict=True):
         for key in td.keys(True, True, is_leaf=_is_leaf):
             if not _equal(td.get(key), other.get(key)):
                 raise AssertionError(f"{name}: expected the same {key!r} {when}.")

@@ -198,7 +198,7 @@ def _play(
             may_look = may_look | td.get(IS_WAITING_KEY)  # shown what it has seen
         handed_out.append(td.copy())
         copies.append(td.clone())
-    for step, (td, copy) in enumerate(zip(handed_out, copies)):
+    for step, (td, copy) in enumerate(zip(handed_out, copies, strict=True)):
         for key, value in copy.items(True, True):
             if not torch.equal(td.get(key), value):
                 raise AssertionError(

@@ -303,7 +303,7 @@ class ActionChunkTransform(Transform):
 
     def _get(self, tensordict: TensorDictBase, keys: list[NestedKey]) -> list[Tensor]:
         leaves = [tensordict.get(key, None) for key in keys]
-        missing = [key for key, leaf in zip(keys, leaves) if leaf is None]
+        missing = [key for key, leaf in zip(keys, leaves, strict=True) if leaf is None]
         if missing:
             raise MissingKeyError(
                 f"ActionChunkTransform: expected {keys} in the data, got no {missing}. "

@@ -72,7 +72,7 @@ def write_frames(layout: LeRobotLayout, folder: Path) -> InstructionTable:
 def _batches(
     layout: LeRobotLayout, files: list[pq.ParquetFile], columns: list[str]
 ) -> Iterator[tuple[Path, pa.RecordBatch]]:
-    for path, file in zip(layout.data_files, files):
+    for path, file in zip(layout.data_files, files, strict=True):
         for batch in file.iter_batches(_ROWS_AT_ONCE, columns=columns):
             yield path, batch
 
@@ -126,7 +126,7 @@ class ImageWriter:
 def _check_columns(
     layout: LeRobotLayout, files: list[pq.ParquetFile], names: list[str]
 ) -> None:
-    for path, file in zip(layout.data_files, files):
+    for path, file in zip(layout.data_files, files, strict=True):
         missing = sorted(set(names) - set(file.schema_arrow.names))
         if missing:
             raise SchemaError(
@@ -213,7 +213,11 @@ def _instructions(
 def _check_frames(layout: LeRobotLayout, frames: TensorDict) -> None:
     """Refuse rows that contradict the episodes in the metadata."""
     episode, frame = frames.get(EPISODE_KEY), frames.get(FRAME_KEY)
-    found = dict(zip(*(part.tolist() for part in episode.unique(return_counts=True))))
+    found = dict(
+        zip(
+            *(part.tolist() for part in episode.unique(return_counts=True)), strict=True
+        )
+    )
     lengths = {entry.index: entry.length for entry in layout.episodes}
     for number in sorted({**lengths, **found}):
         if lengths.get(number) != found.get(number):

@@ -89,7 +89,7 @@ class EncodedCamera:
         """Write the image of each row to its place in ``out``."""
         pil = import_extra("PIL.Image", "datasets", OWNER)
         last, last_place = None, 0
-        for row, place in zip(rows.tolist(), places.tolist()):
+        for row, place in zip(rows.tolist(), places.tolist(), strict=True):
             if row == last:
                 out[place] = out[last_place]
                 continue
@@ -118,7 +118,9 @@ class VideoCamera:
             pieces = [np.split(files[key], ends) for key in ("pts", "is_key")]
             self._indices = [
                 VideoIndex(pts, is_key, float(time_base_s))
-                for pts, is_key, time_base_s in zip(*pieces, files["time_base_s"])
+                for pts, is_key, time_base_s in zip(
+                    *pieces, files["time_base_s"], strict=True
+                )
             ]
             self._paths = [Path(path) for path in files["paths"]]
         self._file = np.load(folder / "file.npy", mmap_mode="r")
@@ -144,7 +146,9 @@ class VideoCamera:
             numbers, first = np.unique(self._frame[rows[part]], return_index=True)
             ends = [*first[1:], len(part)]
             images = video.read(numbers.tolist())
-            for number, start, end, pixels in zip(numbers, first, ends, images):
+            for number, start, end, pixels in zip(
+                numbers, first, ends, images, strict=True
+            ):
                 check_image(self.name, self.shape, pixels, f"frame {number} of {path}")
                 for place in places[part[start:end]]:
                     out[place] = pixels
@@ -223,7 +227,7 @@ class ImageReader:
             self._pool = ThreadPoolExecutor(len(self._videos))
         jobs = [
             self._pool.submit(camera.decode, rows[part], part, out, videos)
-            for part, videos in zip(parts, self._videos)
+            for part, videos in zip(parts, self._videos[: len(parts)], strict=True)
         ]
         wait(jobs)  # even if one fails: the others still write to out
         for job in jobs:

@@ -69,7 +69,7 @@ class VideoIndex(NamedTuple):
             raise SchemaError(
                 f"{_CALLER}: expected a finished video at {str(path)!r}, got no frames."
             )
-        pts, is_key = zip(*sorted(packets))
+        pts, is_key = zip(*sorted(packets), strict=True)
         return cls(np.array(pts, np.int64), np.array(is_key, bool), time_base_s)
 
     @property

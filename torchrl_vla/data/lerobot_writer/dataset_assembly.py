@@ -118,7 +118,7 @@ def _write_data(
     tasks: dict[str, int] = {}
     start = 0
     data = RollingTables(folder / "data", file_size_mb=settings.data_file_size_mb)
-    for row, episode in zip(rows, episodes):
+    for row, episode in zip(rows, episodes, strict=True):
         table = parquet().read_table(episode.table_path)
         texts = table.column(TASK_COLUMN).to_pylist()
         for text in dict.fromkeys(texts):
@@ -209,7 +209,7 @@ def _add_statistics(row: Row, name: str, statistics: Statistics) -> None:
 
 
 def _add_image_statistics(episodes: Sequence[RecordedEpisode], rows: list[Row]) -> None:
-    for row, episode in zip(rows, episodes):
+    for row, episode in zip(rows, episodes, strict=True):
         for name, histogram in episode.histograms.items():
             _add_statistics(row, name, histogram.statistics())
 

@@ -34,7 +34,7 @@ def number_statistics(values: np.ndarray) -> Statistics:
         "mean": rows.mean(0),
         "std": rows.std(0),
         "count": np.array([len(values)]),
-        **dict(zip(QUANTILES, quantiles)),
+        **dict(zip(QUANTILES, quantiles, strict=True)),
     }
 
 

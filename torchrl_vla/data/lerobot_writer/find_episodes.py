@@ -68,7 +68,7 @@ def _numbered(frames: TensorDictBase) -> list[Tensor]:
     order = order[episode[order].argsort(stable=True)]
     numbers, lengths = episode[order].unique_consecutive(return_counts=True)
     episodes = list(order.split(lengths.tolist()))
-    for number, rows in zip(numbers.tolist(), episodes):
+    for number, rows in zip(numbers.tolist(), episodes, strict=True):
         found = frame[rows]
         if not torch.equal(found, torch.arange(len(rows))):
             place = int((found != torch.arange(len(rows))).nonzero()[0])

@@ -83,7 +83,7 @@ def common_layout(
     sizes: MixtureSizes,
 ) -> MixtureLayout:
     """Return the common sizes, read from one frame of each dataset."""
-    for name, first in zip(names, firsts):
+    for name, first in zip(names, firsts, strict=True):
         if first.get(ACTION_KEY, None) is None:
             raise MissingKeyError(
                 f"MixtureReplay: expected {ACTION_KEY!r} in the frames of {name!r}, "
@@ -112,7 +112,7 @@ def _common_size(
     if size is not None and size < max(dims):
         raise ValueError(
             f"MixtureReplay: expected {what} >= {max(dims)}, the largest of "
-            f"{dict(zip(names, dims))}, got {size}."
+            f"{dict(zip(names, dims, strict=True))}, got {size}."
         )
     return max(dims) if size is None else size
 
@@ -120,7 +120,10 @@ def _common_size(
 def _same_images(
     names: Sequence[str], images: list[dict[NestedKey, Tensor]]
 ) -> list[dict[NestedKey, Tensor | None]]:
-    found = {name: sorted(map(str, leaves)) for name, leaves in zip(names, images)}
+    found = {
+        name: sorted(map(str, leaves))
+        for name, leaves in zip(names, images, strict=True)
+    }
     if any(set(leaves) != set(images[0]) for leaves in images):
         raise SchemaError(
             f"MixtureReplay: expected the same images in all datasets, got {found}. "
@@ -141,13 +144,13 @@ def _named_images(
             f"datasets, got {len(cameras)}."
         )
     if any(set(mapping) != set(cameras[0]) for mapping in cameras):
+        found = {n: sorted(mapping) for n, mapping in zip(names, cameras, strict=True)}
         raise SchemaError(
             "MixtureReplay: expected the same camera names for all datasets, got "
-            f"{ {n: sorted(mapping) for n, mapping in zip(names, cameras)} }. Map a "
-            "camera that a dataset lacks to None."
+            f"{found}. Map a camera that a dataset lacks to None."
         )
     renamed = []
-    for name, leaves, mapping in zip(names, images, cameras):
+    for name, leaves, mapping in zip(names, images, cameras, strict=True):
         keys = {camera: key and unravel_key(key) for camera, key in mapping.items()}
         missing = {c: k for c, k in keys.items() if k is not None and k not in leaves}
         if missing:
@@ -170,7 +173,7 @@ def _image_shapes(
     for key in images[0]:
         found = {
             name: image.shape[-3:]
-            for name, leaves in zip(names, images)
+            for name, leaves in zip(names, images, strict=True)
             if (image := leaves[key]) is not None
         }
         if not found:

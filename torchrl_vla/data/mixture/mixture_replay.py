@@ -208,7 +208,9 @@ class MixtureReplay(TensorDictReplayBuffer):
             f"{type(self).__name__}: {len(self)} frames",
             f"{'share':>8} {'frames':>9}  embodiment",
         ]
-        for weight, frames, member in zip(self.weights, lengths, self.embodiments):
+        for weight, frames, member in zip(
+            self.weights, lengths, self.embodiments, strict=True
+        ):
             lines.append(f"{weight:>8.3f} {frames:>9}  {member}")
         return "\n".join(lines)
 

@@ -200,7 +200,7 @@ class EmbodimentContract:
         if (low is None) != (high is None):
             yield "expected both of 'action_low' and 'action_high' or none."
         elif low is not None and high is not None:
-            pairs = enumerate(zip(low, high))
+            pairs = enumerate(zip(low, high, strict=True))
             bad = [d for d, (a, b) in pairs if not (a < b and isfinite(b - a))]
             if bad:
                 yield (

@@ -193,7 +193,9 @@ class RealTimeChunking(ChunkExecutor):
         if running is None:
             guide, weight = torch.zeros_like(chunk), torch.zeros_like(chunk[..., 0])
         age = torch.where(begins, 0, self.inference_delay).unsqueeze(-1)
-        added = dict(zip((OBSERVATION_AGE_KEY, *_GUIDE_KEYS), (age, guide, weight)))
+        added = dict(
+            zip((OBSERVATION_AGE_KEY, *_GUIDE_KEYS), (age, guide, weight), strict=True)
+        )
         if envs is not None:
             added = {key: value[envs] for key, value in added.items()}
         return chunk, {**outputs, **added}, serial

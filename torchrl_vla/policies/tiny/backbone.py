@@ -129,7 +129,9 @@ class TinyBackbone(nn.Module):
         text = self._encode_instruction(tensordict)  # [N, E]
         parts = [
             encode(_rows(image, batch), text)
-            for encode, image in zip(self.image_encoders, self._images(tensordict))
+            for encode, image in zip(
+                self.image_encoders, self._images(tensordict), strict=True
+            )
         ]
         parts.append(self._encode_state(tensordict, len(text)))
         x = self.entry(torch.cat(parts, -1))
@@ -233,7 +235,9 @@ class TinyBackbone(nn.Module):
 
     def _check_sizes(self, images: list[Tensor]) -> None:
         names = self.config.cameras or ("image",)
-        for name, image, size in zip(names, images, self.config.image_sizes or ()):
+        for name, image, size in zip(
+            names, images, self.config.image_sizes or (), strict=True
+        ):
             if image.shape[-3:] != size:
                 raise SchemaError(
                     f"TinyBackbone: expected images [*B, C, h, w] with (C, h, w) = "

@@ -49,7 +49,7 @@ class ByteTextEncoder(nn.Module):
             ValueError: a text is empty, or longer than ``max_bytes``.
         """
         rows = torch.full((len(texts), self.max_bytes), _PAD, dtype=torch.int64)
-        for row, text in zip(rows, texts):
+        for row, text in zip(rows, texts, strict=True):
             data = text.encode("utf-8", "surrogatepass")  # any str has bytes
             if not 0 < len(data) <= self.max_bytes:
                 raise ValueError(

@@ -73,7 +73,7 @@ def line_chart(
         )
     path = " ".join(
         f"{x:.1f},{y:.1f}"
-        for x, y in (place(x, up) for (x, _), up in zip(points, heights))
+        for x, y in (place(x, up) for (x, _), up in zip(points, heights, strict=True))
     )
     parts.append(
         f'<polyline points="{path}" fill="none" stroke="{_ACCENT}" stroke-width="2"/>'

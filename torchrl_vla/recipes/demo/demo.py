@@ -213,7 +213,7 @@ def _write_clips(
         progress=False,
     )
     strips = {}
-    for clip, episode in zip(recorder.videos, result.episodes):
+    for clip, episode in zip(recorder.videos, result.episodes, strict=True):
         outcome = "success" if episode.success else "failure"
         caption = f"{episode.instruction}: {outcome} after {episode.length} steps"
         words = re.sub(r"\W+", "_", episode.instruction)

@@ -56,7 +56,7 @@ def check_pretrained_arguments(
             its default.
     """
     read = {"chunk_size": adapter.chunk_size, "action_dim": adapter.action_dim}
-    for (name, size), given in zip(read.items(), sizes):
+    for (name, size), given in zip(read.items(), sizes, strict=True):
         if given not in (None, size):
             raise ValueError(
                 f"{_CALLER}: expected {name}={size}, as the policy's configuration "
