@@ -143,7 +143,7 @@ class _Loop:
         buffer.set_rng(self.random)
         self.average = None
         if settings.ema_decay:
-            average = get_ema_multi_avg_fn(settings.ema_decay)
+            average = ramped_average(settings.ema_decay)
             self.average = AveragedModel(policy, multi_avg_fn=average)
         self.done = 0
         self.log = TrainingLog()
@@ -259,6 +259,24 @@ def _open_state(folder: Path, loop: _Loop) -> TrainingState:
     if state.read() is None:
         state.write(0)
     return state
+
+
+def ramped_average(decay: float) -> Callable[..., None]:
+    """Return the update of a moving average of weights, whose decay rises to its value.
+
+    At step ``t`` the decay is ``min(decay, (1 + t) / (10 + t))``: the average spans the
+    last tenth of the steps until it spans ``1 / (1 - decay)`` of them, so that a short
+    training is not left with its first weights.
+
+    Source: the ``num_updates`` of TensorFlow's ``ExponentialMovingAverage``.
+    """
+
+    def update(averages: list[Tensor], weights: list[Tensor], count: Tensor) -> None:
+        step = float(count)
+        ramped = min(decay, (1 + step) / (10 + step))
+        get_ema_multi_avg_fn(ramped)(averages, weights, count)
+
+    return update
 
 
 def warmup_cosine(steps: int) -> Callable[[int], float]:

@@ -31,8 +31,9 @@ class TrainingSettings:
         max_grad_norm: Gradients are clipped to this norm. With None, cloning uses 1.0,
             and a LeRobot policy uses the norm of its own configuration.
         ema_decay: Decay of the moving average of the weights, which the policy holds at
-            the end; 0 keeps the last weights. With None, cloning uses 0.99, and a
-            LeRobot policy keeps the last weights.
+            the end; it rises to this value as the training goes on. 0 keeps the last
+            weights. With None, cloning uses 0.99, and a LeRobot policy keeps the last
+            weights.
         accumulation_steps: Parts of a batch that go through the network one after the
             other. The accumulated gradient is that of the whole batch.
         seed: Seed of the batches. The initial weights are the policy's.

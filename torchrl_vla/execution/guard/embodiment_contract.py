@@ -200,7 +200,8 @@ class EmbodimentContract:
         if (low is None) != (high is None):
             yield "expected both of 'action_low' and 'action_high' or none."
         elif low is not None and high is not None:
-            pairs = enumerate(zip(low, high, strict=True))
+            # Both are reported above when their lengths differ.
+            pairs = enumerate(zip(low, high, strict=False))
             bad = [d for d, (a, b) in pairs if not (a < b and isfinite(b - a))]
             if bad:
                 yield (

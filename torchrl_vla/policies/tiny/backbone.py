@@ -234,9 +234,11 @@ class TinyBackbone(nn.Module):
         return images
 
     def _check_sizes(self, images: list[Tensor]) -> None:
+        if self.config.image_sizes is None:
+            return
         names = self.config.cameras or ("image",)
         for name, image, size in zip(
-            names, images, self.config.image_sizes or (), strict=True
+            names, images, self.config.image_sizes, strict=True
         ):
             if image.shape[-3:] != size:
                 raise SchemaError(
