@@ -15,7 +15,7 @@ INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c co
 endif
 
 .PHONY: demo demo-metaworld test test-main test-lerobot test-core test-oldest
-.PHONY: coverage lint format docs bench dist api clean
+.PHONY: coverage lint format docs notebooks bench dist api clean
 
 # One thread per worker: small networks on two threads each wait for one another.
 PYTEST = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -n 2 --dist loadgroup
@@ -64,6 +64,16 @@ format: $(VENV)/.all
 
 docs: $(VENV)/.all
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
+
+# Run the tutorials and write them as notebooks; that of LeRobot where it is installed.
+LEROBOT ?= .venv-lerobot-0.6
+notebooks: $(VENV)/.all
+	$(INSTALL) -e '.[notebooks]'
+	$(BIN)/python notebooks/make_notebooks.py
+	if [ -e $(LEROBOT)/.done ]; then \
+		$(LEROBOT)/bin/python -m pip install --quiet -e '.[docs,notebooks]' && \
+		$(LEROBOT)/bin/python notebooks/make_notebooks.py 06_lerobot; \
+	fi
 
 # Those with LeRobot as peer run where it is: in the environments of test-lerobot.
 bench: $(VENV)/.all

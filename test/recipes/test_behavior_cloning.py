@@ -76,7 +76,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others():
 def test_the_policy_ends_with_the_average_of_its_weights_or_with_the_last():
     dataset = counting_dataset((0.0, 2.0))
     averaged, last, history = Constant(1), Constant(1), []
-    train(averaged, dataset, steps=3, ema_decay=0.5)
+    train(averaged, dataset, steps=3, ema_decay=0.9)
     train(
         last,
         dataset,
@@ -85,8 +85,10 @@ def test_the_policy_ends_with_the_average_of_its_weights_or_with_the_last():
         log_interval=1,
         callback=lambda step: history.append(last.chunk.item()),
     )
-    # Both go through the same weights. The first average is the first weights.
-    mean = 0.5 * (0.5 * history[0] + 0.5 * history[1]) + 0.5 * history[2]
+    # Both go through the same weights. The first average is the first weights; then
+    # the decay rises: 2/11 and 3/12, from below 0.9.
+    mean = 2 / 11 * history[0] + 9 / 11 * history[1]
+    mean = 3 / 12 * mean + 9 / 12 * history[2]
     assert averaged.chunk.item() == pytest.approx(mean, abs=1e-6)
     assert last.chunk.item() == history[2]
 

@@ -22,6 +22,7 @@ from torchrl_vla.recipes.training_loop import (
     _Loop,
     constant_rate,
     count_elements,
+    ramped_average,
     total_loss,
 )
 
@@ -283,3 +284,13 @@ def test_the_state_is_read_by_its_class(tmp_path):
     assert state["iteration"] == 9
     assert set(state["parts"]) == {"policy", "optimizer", "schedule", "loop", "average"}
     assert TrainingState(tmp_path, {}, state["settings"], "other").path.is_file()
+
+
+def test_the_decay_of_the_average_rises_to_its_value_and_stays():
+    averages, weights = [torch.zeros(1)], [torch.ones(1)]
+    kept = []
+    for step in (1, 8, 1000):
+        averages[0].zero_()
+        ramped_average(0.9)(averages, weights, torch.tensor(step))
+        kept.append(1 - averages[0].item())
+    assert kept == pytest.approx([2 / 11, 9 / 18, 0.9])
