@@ -6,23 +6,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
-from tensordict import unravel_key
-
 from torchrl_vla._internal.json_source import read_json
+from torchrl_vla.data.lerobot.feature_selection import (
+    EVERYTHING,
+    Selection,
+    select_features,
+)
 from torchrl_vla.data.lerobot.lerobot_feature import (
     IMAGE_DTYPES,
     INDEX_FEATURES,
     NUMBER_DTYPES,
+    OWNER,
     TEXT_DTYPES,
     Feature,
     FeatureInfo,
 )
-from torchrl_vla.schema import SchemaError, import_extra, to_canonical
+from torchrl_vla.schema import SchemaError, import_extra
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
-
-OWNER = "LeRobotDemonstrations"
 
 _VERSIONS = ("v2.1", "v3.0")
 
@@ -73,10 +75,11 @@ class LeRobotLayout:
         version: ``"v2.1"`` or ``"v3.0"``.
         rate_hz: frames per second.
         robot_type: the declared name of the robot.
-        features: the columns by LeRobot's names.
+        features: the selected columns by LeRobot's names.
         tasks: the texts by ``task_index``.
         episodes: in order of their index.
         data_files: the parquet files, in order.
+        selection: what was asked for.
     """
 
     root: Path
@@ -87,10 +90,13 @@ class LeRobotLayout:
     tasks: dict[int, str]
     episodes: tuple[Episode, ...]
     data_files: tuple[Path, ...]
+    selection: Selection = EVERYTHING
 
     @classmethod
-    def from_folder(cls, root: Path) -> LeRobotLayout:
-        """Read and check ``meta/``.
+    def from_folder(
+        cls, root: Path, selection: Selection = EVERYTHING
+    ) -> LeRobotLayout:
+        """Read and check ``meta/``; cameras that are not selected are passed over.
 
         Raises:
             FileNotFoundError: a file that the metadata list is missing.
@@ -103,6 +109,7 @@ class LeRobotLayout:
             name: _read_feature(name, value) for name, value in info["features"].items()
         }
         _check_features(root, features)
+        features = select_features(features, selection)
         videos = [name for name, value in features.items() if value.dtype == "video"]
         tasks, episodes, data_files = read(root, info, videos)
         _check_episodes(root, info, episodes)
@@ -120,9 +127,13 @@ class LeRobotLayout:
             rate_hz=float(info["fps"]),
             robot_type=info.get("robot_type"),
             features=features,
-            tasks=tasks,
+            tasks={
+                number: text if text.strip() else selection.empty_task or text
+                for number, text in tasks.items()
+            },
             episodes=episodes,
             data_files=data_files,
+            selection=selection,
         )
 
     @property
@@ -164,18 +175,8 @@ def _read_feature(name: str, value: FeatureInfo) -> Feature:
         )
     shape = tuple(int(size) for size in value.get("shape") or (1,))
     details = {**(value.get("info") or {}), **(value.get("video_info") or {})}
-    feature = Feature(name, dtype, shape, names)
     is_depth = details.get("is_depth_map") or details.get("video.is_depth_map")
-    if feature.is_image and is_depth:
-        raise SchemaError(
-            f"{OWNER}: expected RGB cameras, got a depth map at feature {name!r}. "
-            "Remove the feature from the dataset with `lerobot-edit-dataset`."
-        )
-    if feature.is_image and len(shape) != 3:
-        raise SchemaError(
-            f"{OWNER}: expected a shape of three at camera {name!r}, got {shape}."
-        )
-    return feature
+    return Feature(name, dtype, shape, names, is_depth=bool(is_depth))
 
 
 def _flat_names(
@@ -197,24 +198,6 @@ def _check_features(root: Path, features: dict[str, Feature]) -> None:
             f"{OWNER}: expected the features {tuple(INDEX_FEATURES)} in "
             f"{str(root)!r}, got no {missing}."
         )
-    leaves: dict[tuple[str, ...], str] = {}
-    groups: dict[tuple[str, ...], str] = {}
-    for name in features:
-        path = _path(name)
-        above = [path[:depth] for depth in range(1, len(path))]
-        for other in (*(leaves.get(part) for part in (*above, path)), groups.get(path)):
-            if other is not None:
-                raise SchemaError(
-                    f"{OWNER}: expected features with different keys, got {name!r} "
-                    f"and {other!r}, whose keys overlap. Rename one of them."
-                )
-        leaves[path] = name
-        groups.update(dict.fromkeys(above, name))
-
-
-def _path(name: str) -> tuple[str, ...]:
-    """Return our key of a LeRobot feature as a tuple."""
-    return unravel_key(("", to_canonical(name)))[1:]
 
 
 def _check_episodes(

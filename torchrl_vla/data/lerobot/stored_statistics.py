@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from torchrl_vla._internal.json_source import read_json
-from torchrl_vla.data.lerobot.folder_layout import OWNER, read_json_lines
-from torchrl_vla.schema import FeatureStatistics, MetadataError
+from torchrl_vla.data.lerobot.folder_layout import read_json_lines
+from torchrl_vla.data.lerobot.lerobot_feature import OWNER, Feature
+from torchrl_vla.schema import FeatureStatistics, check_statistics
 
+_NAMES = ("mean", "std", "min", "max", "q01", "q99")
 #: Float64 statistics by LeRobot's feature and statistic.
 Stored = dict[str, dict[str, Tensor]]
 
-STATISTICS = ("stored", "exact")
+StatisticsSource = Literal["exact", "stored"]
 
 
 def read_stored(root: Path) -> Stored:
@@ -75,50 +78,45 @@ def _merge(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def feature_statistics(
-    stored: Stored, feature: str, samples: Tensor, statistics: str
+    stored: Stored, features: Sequence[Feature], samples: Tensor, statistics: str
 ) -> FeatureStatistics:
-    """Return the statistics of one feature, as stored or computed from ``samples``.
+    """Return statistics of a vector, as stored or computed from ``samples``.
 
     Stored quantiles are averages over the episodes; see
-    :class:`LeRobotDemonstrations`. Quantiles that rounding puts outside of min and max
-    are clamped. Quantiles that an old file lacks are computed.
+    :class:`LeRobotDemonstrations`. Quantiles that an old file lacks are computed.
+
+    Args:
+        stored: by LeRobot's feature.
+        features: whose concatenation ``samples`` is.
+        samples: ``[N, D]``.
+        statistics: ``"exact"`` or ``"stored"``.
 
     Raises:
-        MetadataError: the stored statistics are missing or impossible.
+        MetadataError: the stored statistics are missing, impossible, or not those of
+            the samples.
     """
     if statistics == "exact":
-        return FeatureStatistics.from_samples(samples.reshape(len(samples), -1))
-    advice = "Pass statistics='exact' to compute them from all frames."
-    values = {k: v.reshape(-1) for k, v in stored.get(feature, {}).items()}
-    missing = sorted({"mean", "std", "min", "max"} - set(values))
-    if missing:
-        raise MetadataError(
-            f"{OWNER}: expected statistics of {feature!r} in the dataset's 'meta/', "
-            f"got no {missing}. {advice}"
+        return FeatureStatistics.from_samples(samples)
+    parts = []
+    for feature in features:
+        columns = slice(*(feature.columns or (None,)))
+        own = samples[:, columns]
+        values = dict(stored.get(feature.name, {}))
+        if not {"q01", "q99"} <= set(values):
+            computed = FeatureStatistics.from_samples(own)
+            values |= {"q01": computed.q01, "q99": computed.q99}
+        values["count"] = values.get("count", torch.tensor([len(samples)]))
+        checked = check_statistics(
+            OWNER,
+            values,
+            feature=feature.name,
+            dim=feature.shape[0],
+            needed=("mean", "std", "min", "max"),
+            samples=own,
+            advice="Pass statistics='exact' (--statistics exact) to compute them from "
+            "all frames instead of reading 'meta/'.",
         )
-    if not {"q01", "q99"} <= set(values):
-        computed = FeatureStatistics.from_samples(samples.reshape(len(samples), -1))
-        values |= {"q01": computed.q01, "q99": computed.q99}
-    low, high = values["min"], values["max"]
-    count = values.get("count", torch.tensor([float(len(samples))]))
-    try:
-        return FeatureStatistics(
-            mean=values["mean"],
-            std=values["std"],
-            min=low,
-            max=high,
-            q01=_without_rounding(values["q01"], low, high),
-            q99=_without_rounding(values["q99"], low, high),
-            count=int(count[0]),
-        )
-    except MetadataError as error:
-        raise MetadataError(
-            f"{OWNER}: expected statistics of {feature!r} in the dataset's 'meta/' "
-            f"that are possible, got: {error} {advice}"
-        ) from error
-
-
-def _without_rounding(quantile: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    inside = quantile.clamp(low, high)
-    close = (inside - quantile).abs() <= 1e-6 * torch.maximum(low.abs(), high.abs())
-    return torch.where(close, inside, quantile)
+        parts.append({name: checked[name] for name in _NAMES})
+        count = int(values["count"].reshape(-1)[0])
+    whole = {name: torch.cat([part[name] for part in parts]) for name in _NAMES}
+    return FeatureStatistics(**whole, count=count)
