@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +13,8 @@ from torchrl.data import TensorStorage
 
 from torchrl_vla._internal.durable_files import write_text
 from torchrl_vla.data.demonstrations import Demonstrations, check_folder_is_free
+from torchrl_vla.data.episode_choice import choose_episodes
+from torchrl_vla.data.frame_checks import check_finite_frames
 from torchrl_vla.data.rollout_frames import frame_statistics, frames_of_rollout
 from torchrl_vla.schema import (
     EPISODE_KEY,
@@ -67,12 +69,19 @@ class DemonstrationDataset(Demonstrations):
         self.storage = TensorStorage(frames)
 
     @classmethod
-    def from_folder(cls, folder: Path | str) -> DemonstrationDataset:
+    def from_folder(
+        cls, folder: Path | str, *, exclude_episodes: Sequence[int] = ()
+    ) -> DemonstrationDataset:
         """Open a folder that :func:`collect` or :meth:`to_folder` wrote.
+
+        Args:
+            folder: contains ``metadata.json``.
+            exclude_episodes: indices of episodes to leave out; the statistics remain
+                those of the whole dataset.
 
         Raises:
             FileNotFoundError: the folder does not exist.
-            SchemaError: the folder is unfinished.
+            SchemaError: the folder is unfinished, or an action or state is not finite.
         """
         folder = Path(folder)
         if not folder.is_dir():
@@ -87,8 +96,11 @@ class DemonstrationDataset(Demonstrations):
                 "last: the recording was not finished. Collect it again."
             )
         provenance = folder / _PROVENANCE
+        frames = TensorDict.load_memmap(folder / _FRAMES)
+        frames = choose_episodes(cls.__name__, frames, exclude=exclude_episodes)
+        check_finite_frames(cls.__name__, frames)
         return cls(
-            TensorDict.load_memmap(folder / _FRAMES),
+            frames,
             RobotDatasetMetadata.from_json(folder / _METADATA),
             InstructionTable.from_json((folder / _INSTRUCTIONS).read_text()),
             json.loads(provenance.read_text()) if provenance.is_file() else None,

@@ -5,36 +5,51 @@ from __future__ import annotations
 from tensordict import NestedKey, TensorDictBase
 from torch import Tensor
 
-from torchrl_vla.schema import EPISODE_KEY, FRAME_KEY, SchemaError
+from torchrl_vla.schema import (
+    ACTION_KEY,
+    ENVIRONMENT_STATE_KEY,
+    EPISODE_KEY,
+    FRAME_KEY,
+    IS_LABELED_KEY,
+    STATE_KEY,
+    SchemaError,
+)
 
 
-def check_finite_numbers(
-    owner: str, frames: TensorDictBase, key: NestedKey, rows: Tensor | None = None
-) -> None:
+def check_finite_frames(owner: str, frames: TensorDictBase) -> None:
     """Refuse NaN and infinity, which only a NaN loss would show after training.
+
+    Actions of frames without a label are no targets and are passed over.
 
     Args:
         owner: starts the error message.
         frames: ``[F]`` with ``episode_index`` and ``frame_index``.
-        key: float ``[F, D]``.
-        rows: bool ``[F]``, True = check this frame. None = all.
 
     Raises:
         SchemaError: names the first episode, frame and dimension, and all episodes.
     """
-    good = frames.get(key).as_subclass(Tensor).isfinite().flatten(1).all(1)
-    bad = ~good if rows is None else ~good & rows
-    if not bad.any():
-        return
+    labels = frames.get(IS_LABELED_KEY, None)
+    for key in (ACTION_KEY, STATE_KEY, ENVIRONMENT_STATE_KEY):
+        value = frames.get(key, None)
+        if value is None or not value.is_floating_point():
+            continue
+        bad = ~value.as_subclass(Tensor).isfinite().flatten(1).all(1)
+        if key == ACTION_KEY and labels is not None:
+            bad = bad & labels.reshape(-1)
+        if bad.any():
+            raise SchemaError(_describe(owner, frames, key, bad))
+
+
+def _describe(owner: str, frames: TensorDictBase, key: NestedKey, bad: Tensor) -> str:
     row = int(bad.nonzero()[0])
     value = frames.get(key)[row].flatten()
     dims = (~value.isfinite()).nonzero().flatten().tolist()
-    episode, frame = frames.get(EPISODE_KEY), frames.get(FRAME_KEY)
+    frame, episode = int(frames.get(FRAME_KEY)[row]), frames.get(EPISODE_KEY)
     episodes = episode[bad].unique().tolist()
-    raise SchemaError(
+    listed = " ".join(map(str, episodes))
+    return (
         f"{owner}: expected finite numbers at {key!r}, got {value[dims].tolist()} at "
-        f"dimensions {dims} of frame {int(frame[row])} of episode {int(episode[row])} "
-        f"(row {row}), and in {int(bad.sum()) - 1} more frames. Repair them, or leave "
-        f"their episodes out: exclude_episodes={episodes} (--exclude-episodes "
-        f"{' '.join(map(str, episodes))})."
+        f"dimensions {dims} of frame {frame} of episode {int(episode[row])} (row "
+        f"{row}), the first of {int(bad.sum())} such frames. Repair them, or leave out "
+        f"exclude_episodes={episodes} (--exclude-episodes {listed})."
     )

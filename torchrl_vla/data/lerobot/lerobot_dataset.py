@@ -12,6 +12,7 @@ from torchrl.data import TensorStorage
 
 from torchrl_vla.data.demonstrations import Demonstrations, describe
 from torchrl_vla.data.episode_choice import choose_episodes
+from torchrl_vla.data.frame_checks import check_finite_frames
 from torchrl_vla.data.lerobot.dataset_cache import cached_copy, default_cache_folder
 from torchrl_vla.data.lerobot.feature_selection import TOLERANCE_S, Selection
 from torchrl_vla.data.lerobot.folder_layout import LeRobotLayout
@@ -207,6 +208,7 @@ class LeRobotDemonstrations(Demonstrations):
         copy = cached_copy(layout, Path(where))
         recorded, instructions = read_frames(copy)
         frames = choose_episodes(OWNER, recorded, episodes, exclude_episodes)
+        check_finite_frames(OWNER, frames)
         stored = read_stored(folder)
         return cls(
             frames,

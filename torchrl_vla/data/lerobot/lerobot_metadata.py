@@ -10,7 +10,6 @@ from pathlib import Path
 from tensordict import NestedKey, TensorDict
 from torch import Tensor
 
-from torchrl_vla.data.frame_checks import check_finite_numbers
 from torchrl_vla.data.lerobot.folder_layout import LeRobotLayout
 from torchrl_vla.data.lerobot.lerobot_feature import OWNER, Feature
 from torchrl_vla.data.lerobot.stored_statistics import Stored, feature_statistics
@@ -58,7 +57,6 @@ def read_metadata(
                 )
         parts.sort(key=lambda part: part.columns or (0, 0))
         samples = frames.get(key).as_subclass(Tensor)
-        check_finite_numbers(OWNER, frames, key)
         return _usable_names(parts), feature_statistics(
             stored, parts, samples, statistics
         )
