@@ -94,7 +94,8 @@ class Demonstrations(Protocol):
         steps = [self.observations(history_size), transform]
         found = [step for step in steps if step is not None]
         buffer = TensorDictReplayBuffer(
-            storage=self.storage,
+            # Its own: TorchRL keeps the generator of a buffer's draws in its storage.
+            storage=TensorStorage(self.frames),
             sampler=frame_sampler(self.frames) if sampler is None else sampler,
             batch_size=batch_size,
             transform=Compose(*found) if found else None,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from tensordict import TensorDictBase
-from torchrl.data import TensorDictReplayBuffer
+from torchrl.data import TensorDictReplayBuffer, TensorStorage
 from torchrl.data.replay_buffers.samplers import Sampler
 from torchrl.envs import Compose, Transform
 
@@ -119,7 +119,8 @@ class LeRobotExperienceReplay(TensorDictReplayBuffer):
             steps.append(chunks)
         found = [step for step in (*steps, transform) if step is not None]
         super().__init__(
-            storage=dataset.storage,
+            # Its own: TorchRL keeps the generator of a buffer's draws in its storage.
+            storage=TensorStorage(dataset.frames),
             sampler=frame_sampler(dataset.frames) if sampler is None else sampler,
             batch_size=batch_size,
             transform=Compose(*found) if found else None,
@@ -186,7 +187,7 @@ def _open(
     """Open a folder, which takes precedence, or a repository of the Hub."""
     if isinstance(source, LeRobotDemonstrations):
         given = {**options, "episodes": None}
-        unused = [name for name, x in given.items() if x not in (None, "stored")]
+        unused = [name for name, value in given.items() if value is not None]
         if unused:
             raise ValueError(
                 f"LeRobotExperienceReplay: expected no {unused} beside an open "
