@@ -16,6 +16,7 @@ from torchrl.data.datasets import openx as torchrl_openx
 
 from torchrl_vla.data import MixtureReplay, OpenXConvention, OpenXExperienceReplay
 from torchrl_vla.data.openx import OPEN_X_CONVENTIONS
+from torchrl_vla.errors import SettingsError
 from torchrl_vla.schema import MissingKeyError, SchemaError, validate_vla_tensordict
 from torchrl_vla.transforms import ActionChunkTransform
 
@@ -252,3 +253,9 @@ def test_a_dataset_without_a_known_convention_needs_one(tmp_path):
 def test_a_missing_folder_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"folder at .*bridge.*download=True"):
         OpenXExperienceReplay.from_root("bridge", tmp_path)
+
+
+def test_the_arguments_of_torchrls_class_name_their_replacement():
+    message = r"got str and \['batch_size', 'slice_len'\].*from_root\(.*slice_len="
+    with pytest.raises(SettingsError, match=message):
+        OpenXExperienceReplay("bridge", batch_size=32, slice_len=16)

@@ -92,6 +92,7 @@ def _with_declared(metadata: RobotDatasetMetadata, path: Path) -> RobotDatasetMe
         action_statistics=metadata.action_statistics,
         state_statistics=metadata.state_statistics,
         cameras=metadata.cameras,
+        control_frequency_hz=metadata.control_frequency_hz,
     )
 
 
