@@ -255,6 +255,25 @@ def test_a_missing_folder_is_refused(tmp_path):
         OpenXExperienceReplay.from_root("bridge", tmp_path)
 
 
+def test_an_episode_with_a_number_that_is_not_finite_is_left_out_by_name():
+    steps = TensorDict(
+        action=torch.tensor([[0.0], [float("nan")], [2.0]]),
+        episode=torch.tensor([4, 4, 5], dtype=torch.int32),
+        batch_size=[3],
+    )
+    steps["language_instruction"] = "lift the lid"
+    stored = TensorDictReplayBuffer(storage=LazyTensorStorage(3), batch_size=2)
+    stored.extend(steps)
+    convention = OpenXConvention(state_keys=(), cameras={})
+    options = {"dataset_id": "lab"}
+    with pytest.raises(SchemaError, match=r"of frame 1 of episode 4 .*episodes=\[4\]"):
+        OpenXExperienceReplay.from_torchrl(stored, convention, **options)
+    rest = OpenXExperienceReplay.from_torchrl(
+        stored, convention, exclude_episodes=[4], **options
+    )
+    assert rest.frames["action"].tolist() == [[2.0]]
+
+
 def test_the_arguments_of_torchrls_class_name_their_replacement():
     message = r"got str and \['batch_size', 'slice_len'\].*from_root\(.*slice_len="
     with pytest.raises(SettingsError, match=message):
