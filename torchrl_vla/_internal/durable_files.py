@@ -86,7 +86,7 @@ def writing_file(path: Path) -> Iterator[Path]:
     Yields:
         The temporary path to write to.
     """
-    partial = path.with_name(f".partial.{path.name}")
+    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
     try:
         yield partial
         flush_to_disk(partial)
