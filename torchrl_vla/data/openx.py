@@ -13,6 +13,7 @@ from torchrl.data import ReplayBuffer
 from torchrl.data.datasets import OpenXExperienceReplay as _TorchRLOpenX
 
 from torchrl_vla.data.demonstration_dataset import DemonstrationDataset
+from torchrl_vla.data.episode_choice import choose_episodes
 from torchrl_vla.data.rollout_frames import frame_statistics
 from torchrl_vla.schema import (
     ACTION_KEY,
@@ -166,6 +167,7 @@ class OpenXExperienceReplay(DemonstrationDataset):
         *,
         convention: OpenXConvention | None = None,
         download: bool = False,
+        exclude_episodes: Sequence[int] = (),
     ) -> OpenXExperienceReplay:
         """Open a dataset that TorchRL has written to ``<root>/<dataset_id>``.
 
@@ -175,6 +177,7 @@ class OpenXExperienceReplay(DemonstrationDataset):
             convention: names of the entries; None = that of ``OPEN_X_CONVENTIONS``.
             download: True = let TorchRL download missing files (needs
                 ``datasets`` below 4 and ``torchvision``).
+            exclude_episodes: values of ``episode`` to leave out.
 
         Raises:
             ValueError: no convention is known and none is given.
@@ -191,13 +194,29 @@ class OpenXExperienceReplay(DemonstrationDataset):
         replay = _TorchRLOpenX(
             dataset_id, root=root, download=download, streaming=False, batch_size=1
         )
-        return cls.from_torchrl(replay, convention, dataset_id=dataset_id)
+        return cls.from_torchrl(
+            replay,
+            convention,
+            dataset_id=dataset_id,
+            exclude_episodes=exclude_episodes,
+        )
 
     @classmethod
     def from_torchrl(
-        cls, replay: ReplayBuffer, convention: OpenXConvention, *, dataset_id: str
+        cls,
+        replay: ReplayBuffer,
+        convention: OpenXConvention,
+        *,
+        dataset_id: str,
+        exclude_episodes: Sequence[int] = (),
     ) -> OpenXExperienceReplay:
         """Map an open buffer of TorchRL's layout.
+
+        Args:
+            replay: of TorchRL's ``OpenXExperienceReplay``.
+            convention: names of the entries.
+            dataset_id: for the metadata.
+            exclude_episodes: values of ``episode`` to leave out.
 
         Raises:
             MissingKeyError: an entry is missing; lists those that exist.
@@ -225,7 +244,11 @@ class OpenXExperienceReplay(DemonstrationDataset):
             if (value := steps.get(("next", name), None)) is not None:
                 frames.set(("next", name), value.reshape(count, 1))
         metadata = convention.metadata or RobotDatasetMetadata(dataset_id)
-        return cls(frames, replace(metadata, **frame_statistics(frames)), table)
+        frames = choose_episodes(
+            "OpenXExperienceReplay", frames, exclude=exclude_episodes
+        )
+        statistics = frame_statistics(frames, "OpenXExperienceReplay")
+        return cls(frames, replace(metadata, **statistics), table)
 
 
 def _known_convention(dataset_id: str) -> OpenXConvention:

@@ -47,6 +47,34 @@ def demo_names(data: h5py.Group) -> list[str]:
     return sorted(names, key=lambda name: int(name.removeprefix("demo_")))
 
 
+def masked_demos(
+    file: h5py.File, names: list[str], filter_key: str | None
+) -> list[str]:
+    """Return the demonstrations that a mask of robomimic's lists, in order.
+
+    Raises:
+        MissingKeyError: the file has no such mask; lists those it has.
+        SchemaError: the mask is empty, or lists demonstrations that do not exist.
+    """
+    if filter_key is None:
+        return names
+    masks = file.get("mask", {})
+    if filter_key not in masks:
+        raise MissingKeyError(
+            f"Hdf5Demonstrations: expected filter_key (--filter-key) of "
+            f"{sorted(masks)}, the masks of the file, got {filter_key!r}."
+        )
+    listed = {name.decode() for name in masks[filter_key][()].astype("S").tolist()}
+    unknown = sorted(listed - set(names))
+    if unknown or not listed:
+        raise SchemaError(
+            f"Hdf5Demonstrations: expected mask {filter_key!r} to list demonstrations "
+            f"of the file, got {unknown or 'none'}. Choose another filter_key "
+            "(--filter-key)."
+        )
+    return [name for name in names if name in listed]
+
+
 def read_demo(
     data: h5py.Group, name: str, state_keys: Sequence[str], cameras: dict[str, str]
 ) -> tuple[TensorDict, tuple[tuple[str | int, ...], ...]]:
@@ -140,7 +168,7 @@ def with_statistics(
     Raises:
         SchemaError: the metadata declare other sizes.
     """
-    statistics = frame_statistics(frames)
+    statistics = frame_statistics(frames, "Hdf5Demonstrations")
     state = statistics.get("state_statistics")
     sizes = {"action_dim": statistics["action_statistics"].dim}
     declared = {"action_dim": metadata.action_dim}
@@ -149,7 +177,7 @@ def with_statistics(
     if any(declared[name] not in (None, size) for name, size in sizes.items()):
         raise SchemaError(
             f"Hdf5Demonstrations: expected {declared}, as the metadata "
-            f"{metadata.dataset_id!r} declare, got {sizes}. Choose other state_keys, "
-            "or correct the metadata."
+            f"{metadata.dataset_id!r} declare, got {sizes}. Choose other state_keys "
+            "(--state-keys), or correct the metadata."
         )
     return replace(metadata, **statistics)
