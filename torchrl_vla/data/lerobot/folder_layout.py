@@ -147,7 +147,7 @@ class LeRobotLayout:
         return cls(
             root=root,
             version=version,
-            rate_hz=info["fps"],
+            rate_hz=float(info["fps"]),
             robot_type=info["robot_type"],
             features=features,
             tasks={
