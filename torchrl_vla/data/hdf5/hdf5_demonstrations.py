@@ -18,6 +18,7 @@ from torchrl_vla.data.hdf5.hdf5_file import (
     group,
     libero_instruction,
     masked_demos,
+    opened,
     read_demo,
     with_statistics,
 )
@@ -32,7 +33,6 @@ from torchrl_vla.schema import (
     InstructionTable,
     RobotDatasetMetadata,
     SchemaError,
-    import_extra,
 )
 
 Hdf5Layout = Literal["robomimic", "libero"]
@@ -133,13 +133,13 @@ class Hdf5Demonstrations(DemonstrationDataset):
             FileNotFoundError: the file does not exist.
             ValueError: an argument is missing or has an unknown value.
             MissingKeyError: the file lacks an entry; lists those that exist.
-            SchemaError: lengths or images of a demonstration do not agree.
+            SchemaError: lengths or images of a demonstration do not agree, or the file
+                is damaged.
             MissingExtraError: ``h5py`` is not installed.
         """
         path = Path(path)
         _check_arguments(path, layout, cameras, flip_images, instruction)
-        h5py = import_extra("h5py", "datasets", "Hdf5Demonstrations")
-        with h5py.File(path, "r") as file:
+        with opened(path) as file:
             data = group(file, "data", path.name)
             text = libero_instruction(data) if instruction is None else instruction
             table = InstructionTable([text])

@@ -2,23 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypedDict
 
 import torch
 from torch import Tensor
 
-from torchrl_vla._internal.json_source import read_json
-from torchrl_vla.data.lerobot.folder_layout import read_json_lines
+from torchrl_vla._internal.file_origin import Origin
+from torchrl_vla._internal.json_source import read_json, read_json_lines
 from torchrl_vla.data.lerobot.lerobot_feature import OWNER, Feature
-from torchrl_vla.schema import FeatureStatistics, check_statistics
+from torchrl_vla.schema import (
+    FeatureStatistics,
+    MetadataError,
+    check_statistics,
+)
 
 _NAMES = ("mean", "std", "min", "max", "q01", "q99")
 #: Float64 statistics by LeRobot's feature and statistic.
 Stored = dict[str, dict[str, Tensor]]
 
 StatisticsSource = Literal["exact", "stored"]
+
+
+class _Row(TypedDict):
+    stats: Stored
+
+
+_MERGED = ("mean", "std", "min", "max", "count")
+_DELETE = (
+    "Fetch the dataset again, or delete the file: statistics='exact' computes them "
+    "from all frames."
+)
+_ADVICE = (
+    "Pass statistics='exact' (--statistics exact) to compute them from all frames "
+    "instead of reading 'meta/'."
+)
 
 
 def read_stored(root: Path) -> Stored:
@@ -28,35 +47,48 @@ def read_stored(root: Path) -> Stored:
         Float64 statistics by LeRobot's feature and statistic (``mean``, ``std``,
         ``min``, ``max``, ``count`` and, in newer datasets, ``q01`` to ``q99``);
         empty if the dataset stores none.
+
+    Raises:
+        SchemaError: they are damaged.
     """
     whole = root / "meta" / "stats.json"
     if whole.is_file():
-        return _tensors(read_json(OWNER, whole))
-    by_episode = root / "meta" / "episodes_stats.jsonl"
-    if not by_episode.is_file():
+        return read_json(OWNER, whole, Stored, remedy=_DELETE)
+    path = root / "meta" / "episodes_stats.jsonl"
+    if not path.is_file():
         return {}
-    return merge([_tensors(row["stats"]) for row in read_json_lines(by_episode)])
+    rows = read_json_lines(OWNER, path, _Row, remedy=_DELETE)
+    return merge([row["stats"] for row in rows], Origin.of_file(OWNER, path, _DELETE))
 
 
-def _tensors(stats: Mapping[str, Mapping[str, object]]) -> Stored:
-    return {
-        feature: {
-            name: torch.tensor(value, dtype=torch.float64)
-            for name, value in values.items()
-        }
-        for feature, values in stats.items()
-    }
-
-
-def merge(parts: list[Stored]) -> Stored:
+def merge(parts: list[Stored], origin: Origin) -> Stored:
     r"""Merge the statistics of parts of the data.
 
     With :math:`n_i` frames of mean :math:`\mu_i` and standard deviation
     :math:`\sigma_i`, :math:`\mu = \sum n_i \mu_i / n` and
     :math:`\sigma^2 = \sum n_i (\sigma_i^2 + (\mu_i - \mu)^2) / n`, which is exact.
     Quantiles of the whole do not follow from those of parts and are left out.
+
+    Raises:
+        SchemaError: a part lacks a number that another has, or has another shape.
     """
+    if not parts:
+        raise origin.refuse("statistics of each episode", "none")
+    sizes = [_sizes(part) for part in parts]
+    for row, size in enumerate(sizes):
+        for feature, shapes in size.items() | sizes[0].items():
+            if size.get(feature) != shapes or {*_MERGED} - {*dict(shapes)}:
+                expected = f"{list(_MERGED)} of one shape in each line"
+                got = f"{dict(size.get(feature, ()))} in line {row + 1}"
+                raise origin.refuse(expected, got, feature)
     return {feature: _merge([part[feature] for part in parts]) for feature in parts[0]}
+
+
+def _sizes(part: Stored) -> dict[str, tuple[tuple[str, tuple[int, ...]], ...]]:
+    return {
+        feature: tuple((n, tuple(values[n].shape)) for n in _MERGED if n in values)
+        for feature, values in part.items()
+    }
 
 
 def _merge(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -64,7 +96,7 @@ def _merge(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         torch.stack([part[name] for part in parts])
         for name in ("mean", "std", "min", "max")
     )
-    count = torch.stack([part["count"].reshape(-1)[:1].squeeze(0) for part in parts])
+    count = torch.stack([part["count"].flatten()[:1].sum() for part in parts])
     weight = (count / count.sum()).view(-1, *[1] * (mean.ndim - 1))
     whole = (weight * mean).sum(0)
     variance = (weight * (std**2 + (mean - whole) ** 2)).sum(0)
@@ -106,6 +138,11 @@ def feature_statistics(
             computed = FeatureStatistics.from_samples(own)
             values |= {"q01": computed.q01, "q99": computed.q99}
         values["count"] = values.get("count", torch.tensor([len(samples)]))
+        if values["count"].numel() != 1 or not values["count"].isfinite().all():
+            raise MetadataError(
+                f"{OWNER}: expected one count of {feature.name!r} in the dataset's "
+                f"'meta/', got {values['count'].tolist()}. {_ADVICE}"
+            )
         checked = check_statistics(
             OWNER,
             values,
@@ -113,8 +150,7 @@ def feature_statistics(
             dim=feature.shape[0],
             needed=("mean", "std", "min", "max"),
             samples=own,
-            advice="Pass statistics='exact' (--statistics exact) to compute them from "
-            "all frames instead of reading 'meta/'.",
+            advice=_ADVICE,
         )
         parts.append({name: checked[name] for name in _NAMES})
         count = int(values["count"].reshape(-1)[0])
