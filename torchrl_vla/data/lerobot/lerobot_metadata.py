@@ -92,7 +92,8 @@ def _with_declared(metadata: RobotDatasetMetadata, path: Path) -> RobotDatasetMe
         action_statistics=metadata.action_statistics,
         state_statistics=metadata.state_statistics,
         cameras=metadata.cameras,
-        control_frequency_hz=metadata.control_frequency_hz,
+        control_frequency_hz=declared.control_frequency_hz
+        or metadata.control_frequency_hz,
     )
 
 
