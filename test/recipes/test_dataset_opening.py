@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from lerobot_folders import record, write_folder
 
 from torchrl_vla.data import (
     DemonstrationDataset,
@@ -198,3 +199,15 @@ def test_every_option_that_a_reader_names_is_one_of_the_command_line():
     known = {field.name.replace("_", "-") for field in fields(DatasetOptions)}
     assert len(named) >= 9
     assert named <= known
+
+
+def test_actions_of_another_name_are_found_by_rename(tmp_path):
+    recording = record((3,), cameras=())
+    columns = dict(recording.columns)
+    action = columns["actions"] = columns.pop("action")
+    folder = write_folder(tmp_path / "d", replace(recording, columns=columns))
+    with pytest.raises(SchemaError, match=r"'actions'.*\(--rename NAME action\)"):
+        open_dataset(folder)
+    options = DatasetOptions(rename={"actions": "action"})
+    dataset = open_dataset(folder, options)
+    assert np.array_equal(dataset.frames["action"], action)
