@@ -189,12 +189,12 @@ class AffineScaling(Transform, ABC):
             )
         size = torch.maximum(stats.min.abs(), stats.max.abs()).clamp_min(1.0)
         spread = stats.max - stats.min
+        where = f"{cls.__name__}.from_metadata: of {metadata.dataset_id!r}"
         _report(
             (spread > 0) & (spread <= 2 * CONSTANT * size),
-            f"{cls.__name__}.from_metadata: expected dimensions of "
-            f"{metadata.dataset_id!r} that move or do not, got <dims> that move by less "
-            "than a millionth, as rounding does: they are centred and not scaled. "
-            "Change their unit if it is motion.",
+            where,
+            "move by less than a millionth, as rounding does: they are centred and not "
+            "scaled. Change their unit if it is motion.",
         )
         if mode == "mean_std":
             pair = {"mean": stats.mean, "std": stats.std}
@@ -203,10 +203,9 @@ class AffineScaling(Transform, ABC):
             pair = {"q01": covered.q01, "q99": covered.q99}
             _report(
                 stats.is_sparse,
-                f"{cls.__name__}.from_metadata: expected dimensions of "
-                f"{metadata.dataset_id!r} that move in more than 2 % of the samples, "
-                "got <dims> that move more rarely: min and max scale them. Mode 'mean_std' "
-                "takes the deviation.",
+                where,
+                "move so rarely that their quantiles miss it: min and max scale them. "
+                "Mode 'mean_std' takes the deviation.",
             )
         elif mode == "min_max":
             # Seen extremes, not declared bounds: equal ones are a constant dimension.
@@ -326,9 +325,8 @@ class AffineScaling(Transform, ABC):
         return f"{type(self).__name__}(loc={loc}, scale={scale})"
 
 
-def _report(dimensions: Tensor, message: str) -> None:
+def _report(dimensions: Tensor, where: str, choice: str) -> None:
     """Warn of a choice that was made for some dimensions, if there are any."""
     if dimensions.any():
         chosen = dimensions.nonzero().flatten().tolist()
-        message = message.replace("<dims>", f"dimensions {chosen}")
-        warnings.warn(message, stacklevel=3)
+        warnings.warn(f"{where}, dimensions {chosen} {choice}", stacklevel=3)
