@@ -130,14 +130,15 @@ def damaged_table(data: bytes, rng: random.Random) -> bytes:
     rows = damaged_value(table.column(name).to_pylist(), rng)
     if rng.random() < 0.3:
         rows = [rng.choice(STRANGE) for _ in range(len(table))]
+    sink = pa.BufferOutputStream()
     try:
         column = pa.array((list(rows) + [None] * len(table))[: len(table)])
         where = table.column_names.index(name)
-        table = table.set_column(where, rng.choice((name, name, "a")), column)
+        strange = table.set_column(where, rng.choice((name, name, "a")), column)
+        pq.write_table(strange, sink)
     except (pa.ArrowException, TypeError, ValueError, OverflowError):
-        table = table.drop_columns([name])
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink)
+        sink = pa.BufferOutputStream()
+        pq.write_table(table.drop_columns([name]), sink)
     return sink.getvalue().to_pybytes()
 
 
