@@ -10,11 +10,7 @@ from __future__ import annotations
 import json
 import os
 import random
-import resource
 import shutil
-import warnings
-from collections import Counter
-from pathlib import Path
 
 import h5py
 import numpy as np
@@ -25,6 +21,8 @@ import torch
 from lerobot_folders import record, write_folder
 from mutations import (
     STRANGE,
+    Outcomes,
+    damage_files,
     damaged_bytes,
     damaged_json,
     damaged_lines,
@@ -48,69 +46,8 @@ from torchrl_vla.schema import (
     FeatureStatistics,
     InstructionTable,
     RobotDatasetMetadata,
-    VLAError,
 )
 from torchrl_vla.spaces import ModelSpace
-
-#: Bytes that a damaged input of a few kilobytes may take.
-MOST_BYTES = 600 << 20
-
-
-class Outcomes(Counter):
-    """Read damaged inputs, and count how each ended."""
-
-    def __init__(self, outside: Path) -> None:
-        super().__init__()
-        self._outside = outside
-        self._there = self._listing()
-        self._before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-    def _listing(self) -> set[Path]:
-        paths = [*self._outside.iterdir(), *self._outside.parent.iterdir()]
-        return {path for path in paths if not path.name.startswith("pytest-")}
-
-    def read(self, read, seed: object) -> None:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                read()
-            self["read"] += 1
-        except (VLAError, FileNotFoundError):
-            self["refused"] += 1
-        except Exception as error:
-            raise AssertionError(f"{seed}: {type(error)} escaped: {error}") from error
-
-    def check(self, inputs: int, refused: int) -> None:
-        assert self.total() == inputs
-        assert self["refused"] >= refused, self
-        assert self._listing() == self._there
-        grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - self._before
-        assert grown * 1024 < MOST_BYTES
-
-
-def damage_files(root: Path, damage, inputs: int, read, outcomes: Outcomes) -> None:
-    """Damage one file of a folder at a time, read, and put it back.
-
-    Args:
-        root: of the whole folder.
-        damage: pattern of files to how their bytes are damaged.
-        inputs: how many.
-        read: is called with the number of the input.
-        outcomes: takes the results.
-    """
-    files = [
-        (path, how)
-        for pattern, how in damage.items()
-        for path in sorted(root.glob(pattern))
-        if path.is_file()
-    ]
-    for seed in range(inputs):
-        rng = random.Random(seed)
-        path, how = files[seed % len(files)]
-        whole = path.read_bytes()
-        path.write_bytes(how(whole, rng))
-        outcomes.read(lambda seed=seed: read(seed), (seed, path.name))
-        path.write_bytes(whole)
 
 
 @pytest.fixture
@@ -130,14 +67,15 @@ def damaged_table(data: bytes, rng: random.Random) -> bytes:
     rows = damaged_value(table.column(name).to_pylist(), rng)
     if rng.random() < 0.3:
         rows = [rng.choice(STRANGE) for _ in range(len(table))]
+    sink = pa.BufferOutputStream()
     try:
         column = pa.array((list(rows) + [None] * len(table))[: len(table)])
         where = table.column_names.index(name)
-        table = table.set_column(where, rng.choice((name, name, "a")), column)
+        strange = table.set_column(where, rng.choice((name, name, "a")), column)
+        pq.write_table(strange, sink)
     except (pa.ArrowException, TypeError, ValueError, OverflowError):
-        table = table.drop_columns([name])
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink)
+        sink = pa.BufferOutputStream()
+        pq.write_table(table.drop_columns([name]), sink)
     return sink.getvalue().to_pybytes()
 
 

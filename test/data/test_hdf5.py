@@ -362,3 +362,89 @@ def test_a_number_that_is_not_finite_is_named(robomimic):
         Hdf5Demonstrations.from_file(robomimic, **ROBOMIMIC)
     rest = Hdf5Demonstrations.from_file(robomimic, exclude_episodes=[1], **ROBOMIMIC)
     assert rest.episodes.tolist() == [0]
+
+
+@pytest.mark.parametrize("part", [0.0, 0.2, 0.9])
+def test_a_file_that_was_cut_off_is_refused(robomimic, part):
+    data = robomimic.read_bytes()
+    robomimic.write_bytes(data[: int(len(data) * part)])
+    with pytest.raises(SchemaError, match=r"a whole HDF5 file in '.*', got \w*Error"):
+        Hdf5Demonstrations.from_file(robomimic, **ROBOMIMIC)
+
+
+def test_numbers_of_another_kind_are_named_by_their_demonstration(robomimic):
+    with h5py.File(robomimic, "r+") as file:
+        del file["data/demo_1/actions"]
+        file["data/demo_1/actions"] = "none"
+    with pytest.raises(SchemaError, match=r"a whole demonstration in 'demo_1' of '.*"):
+        Hdf5Demonstrations.from_file(robomimic, **ROBOMIMIC)
+
+
+@pytest.mark.parametrize("name", ["demo_x", "demo_01", "demo_-1", "demo_"])
+def test_demonstrations_without_a_number_are_refused(robomimic, name):
+    with h5py.File(robomimic, "r+") as file:
+        file.move("data/demo_1", f"data/{name}")
+    with pytest.raises(SchemaError, match=rf"'demo_0', 'demo_1', .*got \['{name}'\]"):
+        Hdf5Demonstrations.from_file(robomimic, **ROBOMIMIC)
+
+
+def link(file, secret):
+    file["data/demo_1/actions"] = h5py.ExternalLink(secret, "data/demo_0/actions")
+
+
+def virtual(file, secret):
+    layout = h5py.VirtualLayout(shape=(3, 2), dtype=float)
+    layout[:] = h5py.VirtualSource(secret, "data/demo_0/actions", shape=(3, 2))
+    file.create_virtual_dataset("data/demo_1/actions", layout)
+
+
+def raw(file, secret):
+    file.create_dataset(
+        "data/demo_1/actions", (3, 2), float, external=[(secret, 0, 48)]
+    )
+
+
+@pytest.mark.parametrize("make", [link, virtual, raw])
+def test_data_of_another_file_are_refused(robomimic, tmp_path, make):
+    secret = write_robomimic(tmp_path / "secret.hdf5")
+    with h5py.File(robomimic, "r+") as file:
+        del file["data/demo_1/actions"]
+        make(file, str(secret))
+    with pytest.raises(SchemaError, match=r"data in the file itself at 'actions' in"):
+        Hdf5Demonstrations.from_file(robomimic, **ROBOMIMIC)
+
+
+def test_a_size_that_is_only_declared_is_not_allocated(robomimic):
+    with h5py.File(robomimic, "r+") as file:
+        del file["data/demo_1/actions"]
+        file["data/demo_1"].create_dataset(
+            "actions", (10**12, 2), "f4", chunks=(1000, 2)
+        )
+    message = r"numbers that are stored at 'actions' .*got 8000000000000 declared bytes"
+    with pytest.raises(SchemaError, match=message):
+        Hdf5Demonstrations.from_file(robomimic, **ROBOMIMIC)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "expected JSON in 'env_args' of"),
+        ("[]", "expected an object in 'env_args' of"),
+        ('{"env_kwargs": 3}', "expected an object at 'env_kwargs'"),
+        ('{"env_kwargs": {"control_freq": "x"}}', "a number at 'env_kwargs.control_fr"),
+        ('{"env_kwargs": {"robots": [1]}}', "expected a text at 'env_kwargs.robots"),
+    ],
+)
+def test_damaged_attributes_are_named(robomimic, text, message):
+    with h5py.File(robomimic, "r+") as file:
+        file["data"].attrs["env_args"] = text
+    with pytest.raises(SchemaError, match=message):
+        Hdf5Demonstrations.from_file(robomimic, **ROBOMIMIC)
+
+
+def test_a_file_that_is_cut_off_after_it_was_opened_raises_at_sampling(libero):
+    dataset = Hdf5Demonstrations.from_file(libero, **LIBERO)
+    data = libero.read_bytes()
+    libero.write_bytes(data[: len(data) // 2])
+    with pytest.raises(SchemaError, match=r"stored images in '.*drawer_demo\.hdf5'"):
+        dataset.replay_buffer(2)[:]

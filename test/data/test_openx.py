@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import io
+import os
 import sys
 import types
 
@@ -111,6 +112,19 @@ def test_the_steps_that_torchrl_wrote_become_frames(root):
 def test_images_stay_memory_mapped(root):
     images = open_stretch(root).frames["observation", "image"]
     assert isinstance(images, MemoryMappedTensor)
+
+
+@pytest.mark.parametrize("name", ["action", "observation/image"])
+def test_a_file_that_was_cut_off_is_refused_and_left_as_it_is(root, name):
+    path = root / "cmu_stretch" / f"{name}.memmap"
+    size = path.stat().st_size // 2
+    os.truncate(path, size)
+    message = (
+        rf"OpenXExperienceReplay: expected .* bytes .*{name}\.memmap', got {size}:"
+    )
+    with pytest.raises(SchemaError, match=message):
+        open_stretch(root)
+    assert path.stat().st_size == size
 
 
 def test_samples_follow_the_schema(root):

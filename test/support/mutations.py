@@ -5,7 +5,13 @@ from __future__ import annotations
 import copy
 import json
 import random
+import resource
+import warnings
+from collections import Counter
+from pathlib import Path
 from typing import Any
+
+from torchrl_vla.errors import VLAError
 
 DEEP: Any = 0
 for _ in range(60):
@@ -105,3 +111,64 @@ def _children(value: Any) -> Any:
     if type(value) is dict:
         return list(value)
     return range(len(value)) if type(value) is list else ()
+
+
+#: Bytes that a damaged input of a few kilobytes may take.
+MOST_BYTES = 600 << 20
+
+
+class Outcomes(Counter):
+    """Read damaged inputs, and count how each ended."""
+
+    def __init__(self, outside: Path) -> None:
+        super().__init__()
+        self._outside = outside
+        self._there = self._listing()
+        self._before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+    def _listing(self) -> set[Path]:
+        paths = [*self._outside.iterdir(), *self._outside.parent.iterdir()]
+        return {path for path in paths if not path.name.startswith("pytest-")}
+
+    def read(self, read, seed: object) -> None:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                read()
+            self["read"] += 1
+        except (VLAError, FileNotFoundError):
+            self["refused"] += 1
+        except Exception as error:
+            raise AssertionError(f"{seed}: {type(error)} escaped: {error}") from error
+
+    def check(self, inputs: int, refused: int) -> None:
+        assert self.total() == inputs
+        assert self["refused"] >= refused, self
+        assert self._listing() == self._there
+        grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - self._before
+        assert grown * 1024 < MOST_BYTES
+
+
+def damage_files(root: Path, damage, inputs: int, read, outcomes: Outcomes) -> None:
+    """Damage one file of a folder at a time, read, and put it back.
+
+    Args:
+        root: of the whole folder.
+        damage: pattern of files to how their bytes are damaged.
+        inputs: how many.
+        read: is called with the number of the input.
+        outcomes: takes the results.
+    """
+    files = [
+        (path, how)
+        for pattern, how in damage.items()
+        for path in sorted(root.glob(pattern))
+        if path.is_file()
+    ]
+    for seed in range(inputs):
+        rng = random.Random(seed)
+        path, how = files[seed % len(files)]
+        whole = path.read_bytes()
+        path.write_bytes(how(whole, rng))
+        outcomes.read(lambda seed=seed: read(seed), (seed, path.name))
+        path.write_bytes(whole)

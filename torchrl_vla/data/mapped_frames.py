@@ -74,7 +74,38 @@ def map_frames(caller: str, folder: Path, remedy: str) -> TensorDict:
     return frames
 
 
-def _map(origin: Origin, path: Path, entry: _Entry) -> Tensor:
+def check_sizes(caller: str, folder: Path, remedy: str) -> None:
+    """Refuse a folder of ``TensorDict.memmap`` of which a file was cut off or grew.
+
+    For folders with texts, which ``TensorDict.load_memmap`` alone can open.
+
+    Args:
+        caller: whose errors these are.
+        folder: of the TensorDict.
+        remedy: what helps if a file is damaged.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        SchemaError: a file has another size than ``meta.json`` says, or that is
+            damaged.
+    """
+    for path in sorted(folder.rglob(_META)):
+        origin = Origin.of_file(caller, path, remedy)
+        contents = read_json(caller, path, dict[str, object], remedy=remedy)
+        for key, value in contents.items():
+            match value:
+                case {"shape": list(), "dtype": str(), **rest} if not rest.get(
+                    "is_nested"
+                ):
+                    name = f"{_ESCAPED.sub(_escape, key) or '%'}.memmap"
+                    file = path_below(origin, path.parent, name, key)
+                    entry = typed(value, _Entry, origin, key)
+                    if 0 not in (entry["shape"] or ()):
+                        _dtype(Origin.of_file(caller, file, remedy), file, entry)
+
+
+def _dtype(origin: Origin, path: Path, entry: _Entry) -> torch.dtype:
+    """Return the dtype of a file whose size agrees with what is declared."""
     shape, name = entry["shape"] or (), str(entry["dtype"])
     dtype = vars(torch).get(name.removeprefix("torch."))
     if type(dtype) is not torch.dtype or min(shape, default=0) < 0:
@@ -84,6 +115,11 @@ def _map(origin: Origin, path: Path, entry: _Entry) -> Tensor:
     if size != expected_bytes:
         expected = f"{expected_bytes} bytes ({name} {list(shape)})"
         raise origin.refuse(expected, f"{size}: the file was cut off or grew")
+    return dtype
+
+
+def _map(origin: Origin, path: Path, entry: _Entry) -> Tensor:
+    shape, dtype = entry["shape"] or (), _dtype(origin, path, entry)
     with origin.reading("numbers"):
         count = math.prod(shape)
         tensor = torch.from_file(str(path), shared=False, size=count, dtype=dtype)

@@ -11,9 +11,12 @@ from tensordict import NestedKey, TensorDict, is_non_tensor
 from torch import Tensor
 from torchrl.data import ReplayBuffer
 from torchrl.data.datasets import OpenXExperienceReplay as _TorchRLOpenX
+from torchrl.data.datasets.utils import _get_root_dir
 
+from torchrl_vla._internal.file_origin import Origin
 from torchrl_vla.data.demonstration_dataset import DemonstrationDataset
 from torchrl_vla.data.episode_choice import choose_episodes
+from torchrl_vla.data.mapped_frames import check_sizes
 from torchrl_vla.data.rollout_frames import frame_statistics
 from torchrl_vla.errors import SettingsError
 from torchrl_vla.schema import (
@@ -201,6 +204,7 @@ class OpenXExperienceReplay(DemonstrationDataset):
         Raises:
             ValueError: no convention is known and none is given.
             FileNotFoundError: the folder does not exist and ``download`` is False.
+            SchemaError: a file was cut off, or is damaged.
         """
         if convention is None:
             convention = _known_convention(dataset_id)
@@ -210,9 +214,15 @@ class OpenXExperienceReplay(DemonstrationDataset):
                 f"{str(Path(root) / dataset_id)!r}, got nothing. Pass download=True, "
                 "or the root that TorchRL wrote to."
             )
-        replay = _TorchRLOpenX(
-            dataset_id, root=root, download=download, streaming=False, batch_size=1
-        )
+        remedy = "Delete the folder, and pass download=True to write it again."
+        owner = "OpenXExperienceReplay"
+        place = Path(_get_root_dir("openx") if root is None else root) / dataset_id
+        if place.is_dir():
+            check_sizes(owner, place, remedy)
+        with Origin(owner, repr(str(place)), remedy).reading("a dataset of TorchRL's"):
+            replay = _TorchRLOpenX(
+                dataset_id, root=root, download=download, streaming=False, batch_size=1
+            )
         return cls.from_torchrl(
             replay,
             convention,

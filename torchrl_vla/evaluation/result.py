@@ -11,6 +11,7 @@ from typing import TypedDict
 from torchrl_vla._internal.json_source import read_json
 from torchrl_vla.evaluation.confidence_sequence import rate_confidence_sequence
 from torchrl_vla.evaluation.success_statistics import wilson_interval
+from torchrl_vla.schema import SchemaError
 
 #: Entry of the provenance of an evaluation that its own outcomes stopped.
 STOPPING = "stopping"
@@ -68,7 +69,7 @@ class EvaluationResult:
     def __post_init__(self) -> None:
         object.__setattr__(self, "episodes", tuple(self.episodes))
         if not self.episodes:
-            raise ValueError("EvaluationResult: expected at least one episode, got 0.")
+            raise SchemaError("EvaluationResult: expected at least one episode, got 0.")
 
     def __len__(self) -> int:
         return len(self.episodes)

@@ -181,3 +181,33 @@ def test_a_video_of_another_size_is_refused(tmp_path):
     reader = reader_of(folder, tmp_path / "cache")
     with pytest.raises(SchemaError, match=r"images of 32 x 24 .* in frame 1 of"):
         reader.read(torch.tensor([1]))
+
+
+@pytest.mark.parametrize(
+    "path", ["../secret.png", "/secret.png", "images/../../secret.png"]
+)
+def test_the_path_of_a_picture_stays_below_the_dataset(tmp_path, path):
+    folder = write_folder(tmp_path / "push", record((2,), cameras=("front",)))
+    png = encode_png(np.zeros((HEIGHT, WIDTH, 3), np.uint8))
+    (tmp_path / "secret.png").write_bytes(png)
+    rewrite_images(
+        folder, [{"bytes": png, "path": None}, {"bytes": None, "path": path}]
+    )
+    message = r"a path below '.*push' for a picture in row 1 of camera .*front', got"
+    with pytest.raises(SchemaError, match=message):
+        reader_of(folder, tmp_path / "cache")
+
+
+@pytest.mark.parametrize("data", [b"hello", None])
+def test_a_picture_that_does_not_decode_is_found_when_the_dataset_is_opened(
+    tmp_path, data
+):
+    folder = write_folder(tmp_path / "push", record((2,), cameras=("front",)))
+    png = encode_png(np.zeros((HEIGHT, WIDTH, 3), np.uint8))
+    data = png[:60] if data is None else data
+    rewrite_images(
+        folder, [{"bytes": png, "path": None}, {"bytes": data, "path": None}]
+    )
+    with pytest.raises(SchemaError, match=r"a picture in row 1 of camera .*front'"):
+        reader_of(folder, tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []

@@ -18,7 +18,7 @@ from torchrl_vla.data.lerobot.stored_statistics import (
     merge,
     read_stored,
 )
-from torchrl_vla.schema import FeatureStatistics, MetadataError
+from torchrl_vla.schema import FeatureStatistics, MetadataError, SchemaError
 
 ORIGIN = Origin("Reader", "'meta'", "Fetch it again.")
 ACTION = Feature("action", "float32", (1,), key="action")
@@ -135,3 +135,72 @@ def test_stored_statistics_of_concatenated_features_are_concatenated():
     }
     found = feature_statistics(stored, parts, samples, "stored")
     assert found == FeatureStatistics.from_samples(samples)
+
+
+def write_statistics(tmp_path, name, change):
+    version = "v3.0" if name == "stats.json" else "v2.1"
+    folder = write_folder(tmp_path / "d", record((2, 3), cameras=()), version=version)
+    path = folder / "meta" / name
+    text = path.read_text()
+    if version == "v3.0":
+        values = json.loads(text)
+        path.write_text(change(values) or json.dumps(values))
+    else:
+        rows = [json.loads(line) for line in text.splitlines()]
+        lines = change(rows)
+        path.write_text("\n".join(map(json.dumps, rows)) if lines is None else lines)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("stats.json", lambda s: '{"action": ', "expected JSON"),
+        (
+            "stats.json",
+            lambda s: s["action"]["mean"].__setitem__(0, None),
+            "expected numbers at 'action.mean'",
+        ),
+        (
+            "stats.json",
+            lambda s: s.update(caption={"min": ["a"]}),
+            "expected numbers at 'caption.min'",
+        ),
+        ("stats.json", lambda s: s.update(action=3), "expected an object at 'action'"),
+        ("episodes_stats.jsonl", lambda rows: "", "statistics of each episode .*none"),
+        (
+            "episodes_stats.jsonl",
+            lambda rows: rows[1]["stats"].pop("action"),
+            r"of one shape in each line at 'action' .*got \{\} in line 2",
+        ),
+        (
+            "episodes_stats.jsonl",
+            lambda rows: [v.pop("count") for r in rows for v in r["stats"].values()],
+            "of one shape in each line at",
+        ),
+        (
+            "episodes_stats.jsonl",
+            lambda rows: rows[1]["stats"]["action"].update(mean=[1.0]),
+            r"of one shape in each line at 'action' .* in line 2",
+        ),
+    ],
+)
+def test_damaged_statistics_are_named_by_file_and_key(tmp_path, name, change, message):
+    folder = write_statistics(tmp_path, name, lambda s: _text(change(s)))
+    with pytest.raises(SchemaError, match=rf"{message}.*statistics='exact' computes"):
+        read_stored(folder)
+    (folder / "meta" / name).unlink()
+    assert read_stored(folder) == {}
+
+
+def _text(value):
+    return value if isinstance(value, str) else None
+
+
+@pytest.mark.parametrize("count", [[], [1.0, 2.0], [float("nan")]])
+def test_a_count_that_is_none_is_refused(count):
+    samples = torch.rand(4, 1, dtype=torch.float64)
+    values = tensors(statistics(samples.numpy(), True))
+    values["count"] = torch.tensor(count)
+    with pytest.raises(MetadataError, match=r"count .*statistics='exact'"):
+        feature_statistics({"action": values}, [ACTION], samples, "stored")
