@@ -349,6 +349,22 @@ def test_a_mask_chooses_demonstrations(robomimic):
         Hdf5Demonstrations.from_file(robomimic, filter_key="test", **ROBOMIMIC)
 
 
+@pytest.mark.parametrize("mask", ["group", "link", "numbers"])
+def test_a_mask_that_lists_no_names_is_refused(robomimic, mask, tmp_path):
+    with h5py.File(robomimic, "a") as file:
+        if mask == "group":
+            file.create_group("mask/train/inner")
+        elif mask == "numbers":
+            file["mask/train"] = np.arange(3)
+        else:
+            file.create_group("mask")
+            with h5py.File(tmp_path / "other.hdf5", "w") as other:
+                other["train"] = np.array(["demo_0"], dtype="S")
+            file["mask/train"] = h5py.ExternalLink("other.hdf5", "/train")
+    with pytest.raises(SchemaError, match="Hdf5Demonstrations"):
+        Hdf5Demonstrations.from_file(robomimic, filter_key="train", **ROBOMIMIC)
+
+
 def test_a_file_without_masks_has_no_filter_key(robomimic):
     with pytest.raises(MissingKeyError, match=r"of \[\], the masks of the file, got"):
         Hdf5Demonstrations.from_file(robomimic, filter_key="train", **ROBOMIMIC)
