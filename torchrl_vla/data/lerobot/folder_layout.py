@@ -17,6 +17,7 @@ from torchrl_vla.data.lerobot.feature_selection import (
     select_features,
 )
 from torchrl_vla.data.lerobot.lerobot_feature import (
+    CAMERA_REMEDY,
     IMAGE_DTYPES,
     INDEX_FEATURES,
     NUMBER_DTYPES,
@@ -142,7 +143,7 @@ class LeRobotLayout:
                 raise FileNotFoundError(
                     f"{OWNER}: expected {str(path.relative_to(root))!r} in "
                     f"{str(root)!r}, got nothing. The copy or download was not "
-                    "finished: fetch the dataset again."
+                    f"finished. {CAMERA_REMEDY if path in clips else 'Fetch it again.'}"
                 )
         return cls(
             root=root,

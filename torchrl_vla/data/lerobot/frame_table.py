@@ -17,8 +17,8 @@ from torch import Tensor
 from torchrl_vla._internal.file_origin import Origin, read_bytes
 from torchrl_vla._internal.safe_paths import path_below
 from torchrl_vla.data.lerobot.encoded_picture import check_picture
-from torchrl_vla.data.lerobot.folder_layout import OWNER, LeRobotLayout, open_table
-from torchrl_vla.data.lerobot.lerobot_feature import Feature
+from torchrl_vla.data.lerobot.folder_layout import LeRobotLayout, open_table
+from torchrl_vla.data.lerobot.lerobot_feature import CAMERA_REMEDY, OWNER, Feature
 from torchrl_vla.data.lerobot.table_reader import TableFile
 from torchrl_vla.data.mapped_frames import map_frames
 from torchrl_vla.schema import (
@@ -115,7 +115,7 @@ class ImageWriter:
             SchemaError: names the row; it has no picture, one that cannot be decoded
                 or has another size, or a path that leaves the dataset's folder.
         """
-        origin = Origin(OWNER, f"camera {self.name!r}", "Fetch the dataset again.")
+        origin = Origin(OWNER, f"camera {self.name!r}", CAMERA_REMEDY)
         kinds = {}
         with origin.reading("a column of {'bytes': ..., 'path': ...}"):
             kinds = {field.name: str(field.type) for field in column.type}

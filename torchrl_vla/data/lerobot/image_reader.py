@@ -16,7 +16,7 @@ from torch import Tensor
 
 from torchrl_vla._internal.file_origin import Origin
 from torchrl_vla.data.lerobot.encoded_picture import check_pixels, decode_picture
-from torchrl_vla.data.lerobot.folder_layout import OWNER
+from torchrl_vla.data.lerobot.lerobot_feature import CAMERA_REMEDY, OWNER
 from torchrl_vla.data.lerobot.video_decoder import DECODERS, Video, VideoIndex
 
 _OPEN_VIDEOS = 64
@@ -94,7 +94,7 @@ class EncodedCamera:
                 continue
             data = self._blob[self._ends[row] : self._ends[row + 1]].tobytes()
             place_of = f"row {row} of camera {self.name!r}"
-            origin = Origin(OWNER, place_of, "Fetch the dataset again.")
+            origin = Origin(OWNER, place_of, CAMERA_REMEDY)
             out[place] = decode_picture(data, self.shape, origin)
             last, last_place = row, place
 
@@ -147,7 +147,7 @@ class VideoCamera:
                 numbers, first, ends, images, strict=True
             ):
                 place_of = f"frame {number} of {str(path)!r}"
-                origin = Origin(OWNER, place_of, "Fetch the dataset again.")
+                origin = Origin(OWNER, place_of, CAMERA_REMEDY)
                 check_pixels(pixels, self.shape, origin)
                 for place in places[part[start:end]]:
                     out[place] = pixels

@@ -8,6 +8,11 @@ from tensordict import NestedKey
 
 OWNER = "LeRobotDemonstrations"
 
+#: What to do about a picture or video that cannot be used.
+CAMERA_REMEDY = (
+    "Fetch the dataset again, or leave the camera out with cameras=... (--cameras)."
+)
+
 #: Features that number the frames, with their dtypes.
 INDEX_FEATURES = {
     "timestamp": "float32",

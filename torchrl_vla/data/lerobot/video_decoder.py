@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from torchcodec.decoders import VideoDecoder
 
 _CALLER = "LeRobotDemonstrations"
-_REMEDY = "The recording or the download was not finished: fetch the dataset again."
+_REMEDY = (
+    "The recording or the download was not finished: fetch the dataset again, or leave "
+    "the camera out with cameras=... (--cameras)."
+)
 _MOST_PIXELS = 1 << 26
 
 
