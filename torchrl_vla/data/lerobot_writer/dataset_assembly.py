@@ -157,7 +157,11 @@ def _data_table(
     for feature in schema.numbers:
         values = numbers_of(feature, table.column(feature.name))
         _add_statistics(row, feature.name, number_statistics(values))
-    columns = [stored(table.column(feature.name)) for feature in schema.features]
+    columns = [
+        stored(table.column(feature.name))
+        for feature in schema.features
+        if feature.dtype != "video"
+    ]
     for feature in index_features():
         columns.append(column(feature, index[feature.name]))
         _add_statistics(row, feature.name, number_statistics(index[feature.name]))
