@@ -56,6 +56,12 @@ class Finetune:
 
     def run(self) -> None:
         """Fine-tune, and print how the policy changed."""
+        given = self.dataset_options.given()
+        if self.demonstrations is None and given:
+            raise OptionError(
+                f"finetune: expected --demonstrations beside {dict(given)}, which are "
+                "options of a dataset, got none."
+            )
         settings = replace(self.settings, algorithm=self.algorithm_options)
         library.manual_seed(settings.seed)
         policy, space = recipes.load_checkpoint(self.policy)
@@ -73,10 +79,6 @@ class Finetune:
         if space is not None:
             space.metadata.check_compatible(env.metadata)
         demonstrations = None
-        if self.demonstrations is None and self.dataset_options.given():
-            raise OptionError(
-                f"finetune: expected --demonstrations beside {self.dataset_options}."
-            )
         if self.demonstrations is not None:
             demonstrations = recipes.open_dataset(
                 self.demonstrations, self.dataset_options

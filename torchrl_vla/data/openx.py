@@ -18,6 +18,7 @@ from torchrl_vla.data.demonstration_dataset import DemonstrationDataset
 from torchrl_vla.data.episode_choice import choose_episodes
 from torchrl_vla.data.mapped_frames import check_sizes
 from torchrl_vla.data.rollout_frames import frame_statistics
+from torchrl_vla.errors import SettingsError
 from torchrl_vla.schema import (
     ACTION_KEY,
     EPISODE_KEY,
@@ -161,6 +162,24 @@ class OpenXExperienceReplay(DemonstrationDataset):
         >>> dataset.frames["frame_index"], dataset.instructions.texts
         (tensor([0, 1, 0]), ('lift the lid',))
     """
+
+    def __init__(
+        self,
+        frames: TensorDict,
+        metadata: RobotDatasetMetadata | None = None,
+        instructions: InstructionTable | None = None,
+        provenance: Mapping[str, object] | None = None,
+        **torchrl: object,
+    ) -> None:
+        if torchrl or metadata is None or instructions is None:
+            raise SettingsError(
+                "OpenXExperienceReplay: expected frames, metadata and instructions, "
+                f"got {type(frames).__name__} and {sorted(torchrl)}. For TorchRL's "
+                "arguments write OpenXExperienceReplay.from_root(dataset_id, root, "
+                "download=...).replay_buffer(batch_size, slice_len=...), which also "
+                "takes num_slices=, sampler= and transform=."
+            )
+        super().__init__(frames, metadata, instructions, provenance)
 
     @classmethod
     def from_root(

@@ -17,7 +17,7 @@ from torchrl_vla.data import (
 )
 from torchrl_vla.errors import SettingsError
 from torchrl_vla.recipes.dataset_options import NO_DATASET_OPTIONS, DatasetOptions
-from torchrl_vla.schema import IMAGE_KEY
+from torchrl_vla.schema import ACTION_KEY, IMAGE_KEY, SchemaError
 from torchrl_vla.schema.lerobot_names import is_repo_id
 
 _LEROBOT = (
@@ -64,10 +64,10 @@ def open_dataset(
         return cast(Demonstrations, import_named("open_dataset", str(source))())
     if (path / "meta").is_dir():
         _check_options(given, _LEROBOT, "a LeRobot folder")
-        return LeRobotDemonstrations.from_folder(path, **given)
+        return _with_action(LeRobotDemonstrations.from_folder(path, **given))
     if not path.exists() and is_repo_id(source):
         _check_options(given, (*_LEROBOT, "revision"), "a LeRobot dataset of the Hub")
-        return LeRobotDemonstrations.from_hub(str(source), **given)
+        return _with_action(LeRobotDemonstrations.from_hub(str(source), **given))
     if path.is_file():
         _check_options(given, _HDF5, "an HDF5 file")
         names = given.pop("rename", {})
@@ -76,6 +76,17 @@ def open_dataset(
         return Hdf5Demonstrations.from_file(path, **(required | given))
     _check_options(given, ("exclude_episodes",), "a folder of `torchrl-vla collect`")
     return DemonstrationDataset.from_folder(path, **given)
+
+
+def _with_action(dataset: Demonstrations) -> Demonstrations:
+    """Refuse a dataset whose actions have another name."""
+    if ACTION_KEY not in dataset.frames:
+        raise SchemaError(
+            f"open_dataset: expected 'action' in {dataset.metadata.dataset_id!r}, got "
+            f"{sorted(map(str, dataset.frames.keys(True, True)))}. Name the feature "
+            "that is the action: rename={'...': 'action'} (--rename NAME action)."
+        )
+    return dataset
 
 
 def _check_options(

@@ -124,13 +124,14 @@ def masked_demos(
     """
     if filter_key is None:
         return names
-    masks = file.get("mask", {})
+    masks = group(file, "mask", "/") if "mask" in file else {}
     if filter_key not in masks:
         raise MissingKeyError(
             f"Hdf5Demonstrations: expected filter_key (--filter-key) of "
             f"{sorted(masks)}, the masks of the file, got {filter_key!r}."
         )
-    listed = {name.decode() for name in masks[filter_key][()].astype("S").tolist()}
+    stored = group(masks, filter_key, "mask")[()]
+    listed = {name.decode() for name in stored.astype("S").tolist()}
     unknown = sorted(listed - set(names))
     if unknown or not listed:
         raise SchemaError(

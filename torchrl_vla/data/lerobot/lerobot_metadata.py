@@ -53,7 +53,8 @@ def read_metadata(
             if not part.is_vector:
                 raise SchemaError(
                     f"{OWNER}: expected one dimension at feature {part.name!r}, got "
-                    f"shape {part.shape}."
+                    f"shape {part.shape}. Give it another name with rename={{"
+                    f"{part.name!r}: ...}} (--rename {part.name} NEW)."
                 )
         parts.sort(key=lambda part: part.columns or (0, 0))
         samples = frames.get(key).as_subclass(Tensor)
@@ -92,6 +93,8 @@ def _with_declared(metadata: RobotDatasetMetadata, path: Path) -> RobotDatasetMe
         action_statistics=metadata.action_statistics,
         state_statistics=metadata.state_statistics,
         cameras=metadata.cameras,
+        control_frequency_hz=declared.control_frequency_hz
+        or metadata.control_frequency_hz,
     )
 
 

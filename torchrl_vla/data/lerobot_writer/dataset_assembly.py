@@ -157,11 +157,8 @@ def _data_table(
     for feature in schema.numbers:
         values = numbers_of(feature, table.column(feature.name))
         _add_statistics(row, feature.name, number_statistics(values))
-    columns = [
-        stored(table.column(feature.name))
-        for feature in schema.features
-        if feature.dtype != "video"
-    ]
+    kept = [feature for feature in schema.features if feature.dtype != "video"]
+    columns = [stored(table.column(feature.name)) for feature in kept]
     for feature in index_features():
         columns.append(column(feature, index[feature.name]))
         _add_statistics(row, feature.name, number_statistics(index[feature.name]))
