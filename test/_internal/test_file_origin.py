@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import ast
+from pathlib import Path
+
 import pytest
 
 from torchrl_vla._internal.file_origin import Origin, read_text
 from torchrl_vla.schema import MissingKeyError, SchemaError
 
+PACKAGE = Path(__file__).parent.parent.parent / "torchrl_vla"
 ORIGIN = Origin("Reader", "'a.bin'", "Fetch it again.")
 
 
@@ -61,3 +65,28 @@ def test_text_is_utf_8_or_refused(tmp_path):
     path.write_bytes("grün".encode("utf-16"))
     with pytest.raises(SchemaError, match=r"expected UTF-8 text in .*a\.txt'"):
         read_text(origin, path)
+
+
+#: Calls of libraries that read a file, and the one file of the package for each kind.
+READERS = {
+    "read_text": {"file_origin.py"},
+    "read_bytes": {"file_origin.py", "report.py"},  # its own pictures
+    "ParquetFile": {"table_reader.py"},
+    "load_memmap": set(),
+    "safe_open": {"weights.py"},
+    "torch.load": {"tensor_file.py"},
+    "json.load": set(),
+    "h5py.File": {"hdf5_file.py", "hdf5_images.py"},
+}
+
+
+def test_each_kind_of_file_is_read_in_one_place():
+    found = {
+        f"{path.name}:{node.lineno} {call}"
+        for path in sorted(PACKAGE.rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+        for call in (node.func.attr, ast.unparse(node.func))
+        if path.name not in READERS.get(call, {path.name})
+    }
+    assert found == set()

@@ -24,7 +24,7 @@ from torchrl_vla.evaluation.tables import (
 )
 
 
-class _Stored(TypedDict):
+class _StoredComparison(TypedDict):
     """What :meth:`Comparison.to_json` writes, without the summary."""
 
     names: tuple[str, str]
@@ -154,7 +154,7 @@ class Comparison:
             ComparisonError: what it holds cannot be compared.
             SchemaError: it is no JSON, or not that of a comparison.
         """
-        values = read_json("Comparison.from_json", source, _Stored)
+        values = read_json("Comparison.from_json", source, _StoredComparison)
         a, b = (
             EvaluationResult(part["episodes"], part["provenance"] or {})
             for part in (values["a"], values["b"])

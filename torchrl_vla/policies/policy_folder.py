@@ -38,7 +38,7 @@ _REMEDY = "Pass a whole folder that save_policy wrote, or write the policy again
 Policy = TypeVar("Policy", bound=nn.Module)
 
 
-class _Stored(TypedDict):
+class _StoredPolicy(TypedDict):
     policy: str
     description: dict[str, object]
     space: PolicySpace | None
@@ -123,14 +123,14 @@ def read_policy(folder: str | Path, cls: type[Policy] | None = None) -> Policy:
     return cast(Policy, policy)
 
 
-def _read_config(folder: Path, caller: str) -> _Stored:
+def _read_config(folder: Path, caller: str) -> _StoredPolicy:
     path = folder / _CONFIG
     if not path.is_file():
         raise FileNotFoundError(
             f"{caller}: expected {_CONFIG} in {folder}, got none. Write the policy "
             "with save_policy; an interrupted write leaves none either."
         )
-    return read_json(caller, path, _Stored, remedy=_REMEDY)
+    return read_json(caller, path, _StoredPolicy, remedy=_REMEDY)
 
 
 def _check_written(

@@ -245,11 +245,6 @@ def _feature(
     key: NestedKey, value: Tensor, metadata: RobotDatasetMetadata, image_dtype: str
 ) -> Feature:
     name = to_lerobot(key)
-    if "/" in name:
-        raise SchemaError(
-            f"{OWNER}: expected names without '/', which LeRobot refuses, got "
-            f"{name!r}. Rename the entry."
-        )
     if is_non_tensor(value) or value.dtype not in _DTYPES:
         kind = type(value).__name__ if is_non_tensor(value) else value.dtype
         raise SchemaError(

@@ -234,14 +234,14 @@ def read_noise(folder: str | Path) -> FlowNoise | None:
     if not path.is_file():
         return None
     remedy = "Write the policy again with save_policy."
-    payload = read_tensors("read_noise", path, _Stored, remedy=remedy)
+    payload = read_tensors("read_noise", path, _StoredNoise, remedy=remedy)
     with Origin.of_file("read_noise", path, remedy).reading(f"one of {[*_KINDS]}"):
         noise = _KINDS[payload["noise"]](**payload["arguments"])
         noise.load_state_dict(payload["weights"])
     return noise
 
 
-class _Stored(TypedDict):
+class _StoredNoise(TypedDict):
     noise: str
     arguments: dict[str, Any]
     weights: dict[str, object]

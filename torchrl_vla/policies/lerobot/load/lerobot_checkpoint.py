@@ -9,6 +9,7 @@ from typing import Any, TypedDict
 
 import torch
 
+from torchrl_vla._internal.durable_files import writing_folder
 from torchrl_vla._internal.json_source import read_json
 from torchrl_vla.policies.lerobot.lerobot_types import Config, Policy
 from torchrl_vla.policies.lerobot.load.lora_adapters import (
@@ -81,7 +82,7 @@ def write_checkpoint(
     pipeline: LeRobotPipeline,
     ensemble_coefficient: float | None,
 ) -> None:
-    """Write policy and processors to a folder that LeRobot itself loads.
+    """Write policy and processors, whole or not at all, as LeRobot itself loads them.
 
     Args:
         folder: is created if need be.
@@ -93,17 +94,16 @@ def write_checkpoint(
     Raises:
         SchemaError: the checkpoint under an adapter is not on disk, or is another.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    if ensemble_coefficient is not None:
-        config.temporal_ensemble_coeff = ensemble_coefficient
-    try:
-        save_policy(policy, config, folder)
-    finally:
+    with writing_folder(Path(folder), "config.json") as partial:
         if ensemble_coefficient is not None:
-            config.temporal_ensemble_coeff = None
-    pipeline.preprocessor.save_pretrained(folder)
-    pipeline.postprocessor.save_pretrained(folder)
+            config.temporal_ensemble_coeff = ensemble_coefficient
+        try:
+            save_policy(policy, config, partial)
+        finally:
+            if ensemble_coefficient is not None:
+                config.temporal_ensemble_coeff = None
+        pipeline.preprocessor.save_pretrained(partial)
+        pipeline.postprocessor.save_pretrained(partial)
 
 
 def read_ensemble_coefficient(
