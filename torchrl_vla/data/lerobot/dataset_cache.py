@@ -132,7 +132,7 @@ def _find(
     numbers, late_s = index.find(times_s)
     rounding = np.abs(timestamp) * np.finfo(np.float32).eps
     tolerance_s = layout.selection.tolerance_s
-    off = np.flatnonzero(late_s > tolerance_s + rounding)
+    off = np.flatnonzero(~(late_s <= tolerance_s + rounding))
     if len(off):
         at = int(off[0])
         raise SchemaError(

@@ -291,7 +291,7 @@ def _check_frames(layout: LeRobotLayout, frames: TensorDict) -> None:
     late = time_s - frame.double() / layout.rate_hz
     rounding = time_s.abs() * torch.finfo(torch.float32).eps
     tolerance_s = layout.selection.tolerance_s
-    off = (late.abs() > tolerance_s + rounding).nonzero()
+    off = (~(late.abs() <= tolerance_s + rounding)).nonzero()  # NaN is off too
     if len(off):
         row = int(off[0])
         raise SchemaError(
