@@ -77,9 +77,9 @@ def test_a_file_written_before_provenance_was_is_still_compared(
     ("content", "found"),
     [
         (None, "FileNotFoundError"),
-        ("no json", "expected JSON, got another text"),
-        ('{"names": ["a", "b"]}', "KeyError: 'episodes'"),
-        ("[1]", "TypeError"),
+        ("no json", "expected JSON in "),
+        ('{"names": ["a", "b"]}', "expected 'episodes' in "),
+        ("[1]", "expected an object in "),
         ('{"episodes": []}', "expected at least one episode"),
     ],
 )

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from tensordict import MemoryMappedTensor, TensorDict
 from torchrl.data import SliceSampler
 from torchrl.envs import Transform
 
-from torchrl_vla.data import DemonstrationDataset
+from torchrl_vla.data import DemonstrationDataset, demonstration_dataset
 from torchrl_vla.schema import (
     FeatureStatistics,
     InstructionTable,
@@ -50,6 +52,72 @@ def test_a_folder_that_was_not_finished_is_refused(tmp_path):
     (folder / "metadata.json").unlink()
     with pytest.raises(
         SchemaError, match=r"expected 'metadata\.json' in .*not finished"
+    ):
+        DemonstrationDataset.from_folder(folder)
+
+
+@pytest.mark.parametrize("name", ["action", "observation/state", "episode_index"])
+@pytest.mark.parametrize("part", [0.5, 2.0])
+@pytest.mark.parametrize("has_manifest", [True, False])
+def test_a_file_that_was_cut_off_or_grew_is_refused(tmp_path, name, part, has_manifest):
+    folder = make_dataset().to_folder(tmp_path / "made")
+    if not has_manifest:  # as older versions wrote it
+        (folder / "files.json").unlink()
+    path = folder / "frames" / f"{name}.memmap"
+    size = int(path.stat().st_size * part)
+    os.truncate(path, size)
+    with pytest.raises(
+        SchemaError, match=rf"bytes.*{name}\.memmap', got {size}: the fi"
+    ):
+        DemonstrationDataset.from_folder(folder)
+    assert path.stat().st_size == size
+
+
+def test_another_instruction_than_the_recorded_one_is_refused(tmp_path):
+    folder = make_dataset().to_folder(tmp_path / "made")
+    path = folder / "instructions.json"
+    path.write_text(path.read_text().replace("lift", "loft"))
+    with pytest.raises(SchemaError, match=r"the checksum .*instructions\.json'"):
+        DemonstrationDataset.from_folder(folder)
+
+
+def test_a_changed_number_is_found_where_the_checksums_are_verified(tmp_path):
+    dataset = make_dataset((3, 200_000))
+    folder = dataset.to_folder(tmp_path / "made")
+    path = folder / "frames" / "episode_index.memmap"  # 1.6 MB
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + b"\1")
+    assert len(DemonstrationDataset.from_folder(folder)) == 200_003
+    with pytest.raises(SchemaError, match=r"the checksum .*episode_index\.memmap'"):
+        DemonstrationDataset.from_folder(folder, verify=True)
+
+
+def test_training_on_a_dataset_does_not_change_its_files(tmp_path):
+    folder = make_dataset().to_folder(tmp_path / "made")
+    loaded = DemonstrationDataset.from_folder(folder)
+    loaded.frames["action"].zero_()
+    again = DemonstrationDataset.from_folder(folder, verify=True)
+    assert (again.frames == make_dataset().frames).exclude("observation").all()
+
+
+def test_an_interrupted_overwrite_leaves_the_old_dataset(tmp_path, monkeypatch):
+    folder = make_dataset().to_folder(tmp_path / "made")
+
+    def fail(*_):
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(demonstration_dataset, "write_manifest", fail)
+    with pytest.raises(OSError, match="the disk is full"):
+        make_dataset((2,)).to_folder(folder, overwrite=True)
+    assert len(DemonstrationDataset.from_folder(folder, verify=True)) == 9
+
+
+def test_frames_without_numbers_of_episodes_are_refused(tmp_path):
+    dataset = make_dataset()
+    dataset.frames = dataset.frames.exclude("episode_index")
+    folder = dataset.to_folder(tmp_path / "made")
+    with pytest.raises(
+        SchemaError, match=r"expected frames \[F\] with .*episode_index"
     ):
         DemonstrationDataset.from_folder(folder)
 

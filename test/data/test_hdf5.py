@@ -328,3 +328,139 @@ def test_history_is_gathered_without_images_and_refused_with_them(libero, robomi
     assert batch["observation_history", "state"].shape[:2] == (8, 2)
     with pytest.raises(SchemaError, match="history_size=1 with cameras, got 2"):
         Hdf5Demonstrations.from_file(libero, **LIBERO).replay_buffer(8, history_size=2)
+
+
+def test_a_mask_chooses_demonstrations(robomimic):
+    with h5py.File(robomimic, "a") as file:
+        file["mask/valid"] = np.array(["demo_1"], dtype="S")
+        file["mask/text"] = ["demo_1", "demo_0"]  # variable-length strings
+        file["mask/none"] = np.array([], dtype="S6")
+        file["mask/other"] = np.array(["demo_7"], dtype="S")
+    valid = Hdf5Demonstrations.from_file(robomimic, filter_key="valid", **ROBOMIMIC)
+    assert valid.frames["action"][:, 0].tolist() == [100.0, 102.0]
+    assert valid.episodes.tolist() == [1]
+    assert valid.metadata.action_statistics.min[0] == 100.0
+    both = Hdf5Demonstrations.from_file(robomimic, filter_key="text", **ROBOMIMIC)
+    assert both.episodes.tolist() == [0, 1]
+    for name, message in (("none", "got none"), ("other", r"got \['demo_7'\]")):
+        with pytest.raises(SchemaError, match=rf"{message}.*\(--filter-key\)"):
+            Hdf5Demonstrations.from_file(robomimic, filter_key=name, **ROBOMIMIC)
+    with pytest.raises(MissingKeyError, match=r"--filter-key\) of \['none', .*'test'"):
+        Hdf5Demonstrations.from_file(robomimic, filter_key="test", **ROBOMIMIC)
+
+
+@pytest.mark.parametrize("mask", ["group", "link", "numbers"])
+def test_a_mask_that_lists_no_names_is_refused(robomimic, mask, tmp_path):
+    with h5py.File(robomimic, "a") as file:
+        if mask == "group":
+            file.create_group("mask/train/inner")
+        elif mask == "numbers":
+            file["mask/train"] = np.arange(3)
+        else:
+            file.create_group("mask")
+            with h5py.File(tmp_path / "other.hdf5", "w") as other:
+                other["train"] = np.array(["demo_0"], dtype="S")
+            file["mask/train"] = h5py.ExternalLink("other.hdf5", "/train")
+    with pytest.raises(SchemaError, match="Hdf5Demonstrations"):
+        Hdf5Demonstrations.from_file(robomimic, filter_key="train", **ROBOMIMIC)
+
+
+def test_a_file_without_masks_has_no_filter_key(robomimic):
+    with pytest.raises(MissingKeyError, match=r"of \[\], the masks of the file, got"):
+        Hdf5Demonstrations.from_file(robomimic, filter_key="train", **ROBOMIMIC)
+
+
+def test_a_number_that_is_not_finite_is_named(robomimic):
+    with h5py.File(robomimic, "a") as file:
+        file["data/demo_1/obs/robot0_eef_pos"][1, 2] = np.nan
+    message = r"'state'\), got \[nan\] at dimensions \[2\] of frame 1 of"
+    with pytest.raises(SchemaError, match=message + r" episode 1 .*episodes=\[1\]"):
+        Hdf5Demonstrations.from_file(robomimic, **ROBOMIMIC)
+    rest = Hdf5Demonstrations.from_file(robomimic, exclude_episodes=[1], **ROBOMIMIC)
+    assert rest.episodes.tolist() == [0]
+
+
+@pytest.mark.parametrize("part", [0.0, 0.2, 0.9])
+def test_a_file_that_was_cut_off_is_refused(robomimic, part):
+    data = robomimic.read_bytes()
+    robomimic.write_bytes(data[: int(len(data) * part)])
+    with pytest.raises(SchemaError, match=r"a whole HDF5 file in '.*', got \w*Error"):
+        Hdf5Demonstrations.from_file(robomimic, **ROBOMIMIC)
+
+
+def test_numbers_of_another_kind_are_named_by_their_demonstration(robomimic):
+    with h5py.File(robomimic, "r+") as file:
+        del file["data/demo_1/actions"]
+        file["data/demo_1/actions"] = "none"
+    with pytest.raises(SchemaError, match=r"a whole demonstration in 'demo_1' of '.*"):
+        Hdf5Demonstrations.from_file(robomimic, **ROBOMIMIC)
+
+
+@pytest.mark.parametrize("name", ["demo_x", "demo_01", "demo_-1", "demo_"])
+def test_demonstrations_without_a_number_are_refused(robomimic, name):
+    with h5py.File(robomimic, "r+") as file:
+        file.move("data/demo_1", f"data/{name}")
+    with pytest.raises(SchemaError, match=rf"'demo_0', 'demo_1', .*got \['{name}'\]"):
+        Hdf5Demonstrations.from_file(robomimic, **ROBOMIMIC)
+
+
+def link(file, secret):
+    file["data/demo_1/actions"] = h5py.ExternalLink(secret, "data/demo_0/actions")
+
+
+def virtual(file, secret):
+    layout = h5py.VirtualLayout(shape=(3, 2), dtype=float)
+    layout[:] = h5py.VirtualSource(secret, "data/demo_0/actions", shape=(3, 2))
+    file.create_virtual_dataset("data/demo_1/actions", layout)
+
+
+def raw(file, secret):
+    file.create_dataset(
+        "data/demo_1/actions", (3, 2), float, external=[(secret, 0, 48)]
+    )
+
+
+@pytest.mark.parametrize("make", [link, virtual, raw])
+def test_data_of_another_file_are_refused(robomimic, tmp_path, make):
+    secret = write_robomimic(tmp_path / "secret.hdf5")
+    with h5py.File(robomimic, "r+") as file:
+        del file["data/demo_1/actions"]
+        make(file, str(secret))
+    with pytest.raises(SchemaError, match=r"data in the file itself at 'actions' in"):
+        Hdf5Demonstrations.from_file(robomimic, **ROBOMIMIC)
+
+
+def test_a_size_that_is_only_declared_is_not_allocated(robomimic):
+    with h5py.File(robomimic, "r+") as file:
+        del file["data/demo_1/actions"]
+        file["data/demo_1"].create_dataset(
+            "actions", (10**12, 2), "f4", chunks=(1000, 2)
+        )
+    message = r"numbers that are stored at 'actions' .*got 8000000000000 declared bytes"
+    with pytest.raises(SchemaError, match=message):
+        Hdf5Demonstrations.from_file(robomimic, **ROBOMIMIC)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "expected JSON in 'env_args' of"),
+        ("[]", "expected an object in 'env_args' of"),
+        ('{"env_kwargs": 3}', "expected an object at 'env_kwargs'"),
+        ('{"env_kwargs": {"control_freq": "x"}}', "a number at 'env_kwargs.control_fr"),
+        ('{"env_kwargs": {"robots": [1]}}', "expected a text at 'env_kwargs.robots"),
+    ],
+)
+def test_damaged_attributes_are_named(robomimic, text, message):
+    with h5py.File(robomimic, "r+") as file:
+        file["data"].attrs["env_args"] = text
+    with pytest.raises(SchemaError, match=message):
+        Hdf5Demonstrations.from_file(robomimic, **ROBOMIMIC)
+
+
+def test_a_file_that_is_cut_off_after_it_was_opened_raises_at_sampling(libero):
+    dataset = Hdf5Demonstrations.from_file(libero, **LIBERO)
+    data = libero.read_bytes()
+    libero.write_bytes(data[: len(data) // 2])
+    with pytest.raises(SchemaError, match=r"stored images in '.*drawer_demo\.hdf5'"):
+        dataset.replay_buffer(2)[:]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import io
+import os
 import sys
 import types
 
@@ -16,6 +17,7 @@ from torchrl.data.datasets import openx as torchrl_openx
 
 from torchrl_vla.data import MixtureReplay, OpenXConvention, OpenXExperienceReplay
 from torchrl_vla.data.openx import OPEN_X_CONVENTIONS
+from torchrl_vla.errors import SettingsError
 from torchrl_vla.schema import MissingKeyError, SchemaError, validate_vla_tensordict
 from torchrl_vla.transforms import ActionChunkTransform
 
@@ -110,6 +112,19 @@ def test_the_steps_that_torchrl_wrote_become_frames(root):
 def test_images_stay_memory_mapped(root):
     images = open_stretch(root).frames["observation", "image"]
     assert isinstance(images, MemoryMappedTensor)
+
+
+@pytest.mark.parametrize("name", ["action", "observation/image"])
+def test_a_file_that_was_cut_off_is_refused_and_left_as_it_is(root, name):
+    path = root / "cmu_stretch" / f"{name}.memmap"
+    size = path.stat().st_size // 2
+    os.truncate(path, size)
+    message = (
+        rf"OpenXExperienceReplay: expected .* bytes .*{name}\.memmap', got {size}:"
+    )
+    with pytest.raises(SchemaError, match=message):
+        open_stretch(root)
+    assert path.stat().st_size == size
 
 
 def test_samples_follow_the_schema(root):
@@ -252,3 +267,28 @@ def test_a_dataset_without_a_known_convention_needs_one(tmp_path):
 def test_a_missing_folder_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"folder at .*bridge.*download=True"):
         OpenXExperienceReplay.from_root("bridge", tmp_path)
+
+
+def test_an_episode_with_a_number_that_is_not_finite_is_left_out_by_name():
+    steps = TensorDict(
+        action=torch.tensor([[0.0], [float("nan")], [2.0]]),
+        episode=torch.tensor([4, 4, 5], dtype=torch.int32),
+        batch_size=[3],
+    )
+    steps["language_instruction"] = "lift the lid"
+    stored = TensorDictReplayBuffer(storage=LazyTensorStorage(3), batch_size=2)
+    stored.extend(steps)
+    convention = OpenXConvention(state_keys=(), cameras={})
+    options = {"dataset_id": "lab"}
+    with pytest.raises(SchemaError, match=r"of frame 1 of episode 4 .*episodes=\[4\]"):
+        OpenXExperienceReplay.from_torchrl(stored, convention, **options)
+    rest = OpenXExperienceReplay.from_torchrl(
+        stored, convention, exclude_episodes=[4], **options
+    )
+    assert rest.frames["action"].tolist() == [[2.0]]
+
+
+def test_the_arguments_of_torchrls_class_name_their_replacement():
+    message = r"got str and \['batch_size', 'slice_len'\].*from_root\(.*slice_len="
+    with pytest.raises(SettingsError, match=message):
+        OpenXExperienceReplay("bridge", batch_size=32, slice_len=16)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import sys
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ from torchrl_vla.data import collect
 from torchrl_vla.envs import TabletopEnv
 from torchrl_vla.execution import ActionInterpolation
 from torchrl_vla.recipes import (
+    checkpoints,
     load_executor,
     make_policy,
     prepare_environment,
@@ -18,6 +20,7 @@ from torchrl_vla.recipes import (
 )
 from torchrl_vla.schema import (
     IncompatibleMetadataError,
+    MetadataError,
     MissingExtraError,
     RobotDatasetMetadata,
     SchemaError,
@@ -133,3 +136,44 @@ def test_an_environment_skips_the_rows_that_an_executor_makes_wait(policy, datas
     for actor in (aligned, twice):
         prepared = prepare_environment(env, actor)
         assert not prepared.reset()["is_waiting"].any()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("metadata.json", "{", "expected JSON in '.*metadata.json'"),
+        ("metadata.json", '{"dataset_id": 3}', "a text at 'dataset_id' in '.*metadata"),
+        ("model_space.json", "[]", "an object in '.*model_space.json'"),
+        ("model_space.json", '{"mode": "all"}', "one of .* at 'mode' in '.*model_sp"),
+        ("policy/config.json", "{}", "expected 'policy' in '.*config.json'"),
+        ("policy/config.json", None, "arguments of the policy at 'description' in"),
+        ("policy/instructions.json", "[3]", r"a text at '\[0\]' in '.*instructions"),
+        ("policy/weights.pt", "PK", "a complete file of torch.save in '.*weights.pt'"),
+    ],
+)
+def test_a_damaged_file_is_named(dataset, policy, tmp_path, name, text, message):
+    folder = save_checkpoint(tmp_path, policy, ModelSpace(dataset.metadata))
+    path = folder / name
+    if text is None:
+        values = json.loads(path.read_text())
+        values["description"]["arguments"]["chunk_size"] = "many"
+        text = json.dumps(values)
+    path.write_text(text)
+    with pytest.raises((SchemaError, MetadataError), match=message):
+        load_executor(folder, metadata=dataset.metadata)
+
+
+def test_a_failed_write_leaves_the_checkpoint_that_was_there(
+    dataset, policy, tmp_path, monkeypatch
+):
+    space = ModelSpace(dataset.metadata)
+    folder = save_checkpoint(tmp_path, policy, space)
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+    def fail(*_):
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(checkpoints, "write_json", fail)
+    with pytest.raises(OSError, match="the disk is full"):
+        save_checkpoint(tmp_path, policy, space)
+    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from torch import nn
@@ -60,3 +62,23 @@ def test_other_settings_are_listed(tmp_path):
     state = make(tmp_path, settings={"lr": 0.2, "epochs": 2})[2]
     with pytest.raises(ResumeError, match=r"got others .*\{'lr': \(0\.1, 0\.2\)\}"):
         state.read()
+
+
+@pytest.mark.parametrize("part", [0.0, 0.5, 0.99])
+def test_a_state_that_was_cut_off_is_refused_with_the_way_out(tmp_path, part):
+    *_, state = make(tmp_path)
+    state.write(1)
+    os.truncate(state.path, int(state.path.stat().st_size * part))
+    with pytest.raises(ResumeError, match=r"training_state\.pt', got .*another folder"):
+        make(tmp_path)[2].read()
+
+
+def test_a_state_of_other_parts_is_refused_by_their_name(tmp_path):
+    *_, state = make(tmp_path)
+    state.parts["layer"] = nn.Linear(3, 1)
+    state.write(1)
+    with pytest.raises(ResumeError, match=r"a state that fits at 'layer' in .*Runt"):
+        make(tmp_path)[2].read()
+    torch.save({"iteration": 1}, state.path)
+    with pytest.raises(ResumeError, match=r"expected 'settings' in .*only \['iter"):
+        make(tmp_path)[2].read()

@@ -57,7 +57,7 @@ class Compare:
 def _read(path: Path) -> library.EvaluationResult:
     try:
         return library.EvaluationResult.from_json(path)
-    except (OSError, ValueError, LookupError, TypeError) as error:
+    except (OSError, ValueError) as error:
         why = str(error).removesuffix(".")
         raise OptionError(
             f"compare: expected a file that `torchrl-vla evaluate --json` wrote at "

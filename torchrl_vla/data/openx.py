@@ -11,9 +11,14 @@ from tensordict import NestedKey, TensorDict, is_non_tensor
 from torch import Tensor
 from torchrl.data import ReplayBuffer
 from torchrl.data.datasets import OpenXExperienceReplay as _TorchRLOpenX
+from torchrl.data.datasets.utils import _get_root_dir
 
+from torchrl_vla._internal.file_origin import Origin
 from torchrl_vla.data.demonstration_dataset import DemonstrationDataset
+from torchrl_vla.data.episode_choice import choose_episodes
+from torchrl_vla.data.mapped_frames import check_sizes
 from torchrl_vla.data.rollout_frames import frame_statistics
+from torchrl_vla.errors import SettingsError
 from torchrl_vla.schema import (
     ACTION_KEY,
     EPISODE_KEY,
@@ -158,6 +163,24 @@ class OpenXExperienceReplay(DemonstrationDataset):
         (tensor([0, 1, 0]), ('lift the lid',))
     """
 
+    def __init__(
+        self,
+        frames: TensorDict,
+        metadata: RobotDatasetMetadata | None = None,
+        instructions: InstructionTable | None = None,
+        provenance: Mapping[str, object] | None = None,
+        **torchrl: object,
+    ) -> None:
+        if torchrl or metadata is None or instructions is None:
+            raise SettingsError(
+                "OpenXExperienceReplay: expected frames, metadata and instructions, "
+                f"got {type(frames).__name__} and {sorted(torchrl)}. For TorchRL's "
+                "arguments write OpenXExperienceReplay.from_root(dataset_id, root, "
+                "download=...).replay_buffer(batch_size, slice_len=...), which also "
+                "takes num_slices=, sampler= and transform=."
+            )
+        super().__init__(frames, metadata, instructions, provenance)
+
     @classmethod
     def from_root(
         cls,
@@ -166,6 +189,7 @@ class OpenXExperienceReplay(DemonstrationDataset):
         *,
         convention: OpenXConvention | None = None,
         download: bool = False,
+        exclude_episodes: Sequence[int] = (),
     ) -> OpenXExperienceReplay:
         """Open a dataset that TorchRL has written to ``<root>/<dataset_id>``.
 
@@ -175,10 +199,12 @@ class OpenXExperienceReplay(DemonstrationDataset):
             convention: names of the entries; None = that of ``OPEN_X_CONVENTIONS``.
             download: True = let TorchRL download missing files (needs
                 ``datasets`` below 4 and ``torchvision``).
+            exclude_episodes: values of ``episode`` to leave out.
 
         Raises:
             ValueError: no convention is known and none is given.
             FileNotFoundError: the folder does not exist and ``download`` is False.
+            SchemaError: a file was cut off, or is damaged.
         """
         if convention is None:
             convention = _known_convention(dataset_id)
@@ -188,16 +214,38 @@ class OpenXExperienceReplay(DemonstrationDataset):
                 f"{str(Path(root) / dataset_id)!r}, got nothing. Pass download=True, "
                 "or the root that TorchRL wrote to."
             )
-        replay = _TorchRLOpenX(
-            dataset_id, root=root, download=download, streaming=False, batch_size=1
+        remedy = "Delete the folder, and pass download=True to write it again."
+        owner = "OpenXExperienceReplay"
+        place = Path(_get_root_dir("openx") if root is None else root) / dataset_id
+        if place.is_dir():
+            check_sizes(owner, place, remedy)
+        with Origin(owner, repr(str(place)), remedy).reading("a dataset of TorchRL's"):
+            replay = _TorchRLOpenX(
+                dataset_id, root=root, download=download, streaming=False, batch_size=1
+            )
+        return cls.from_torchrl(
+            replay,
+            convention,
+            dataset_id=dataset_id,
+            exclude_episodes=exclude_episodes,
         )
-        return cls.from_torchrl(replay, convention, dataset_id=dataset_id)
 
     @classmethod
     def from_torchrl(
-        cls, replay: ReplayBuffer, convention: OpenXConvention, *, dataset_id: str
+        cls,
+        replay: ReplayBuffer,
+        convention: OpenXConvention,
+        *,
+        dataset_id: str,
+        exclude_episodes: Sequence[int] = (),
     ) -> OpenXExperienceReplay:
         """Map an open buffer of TorchRL's layout.
+
+        Args:
+            replay: of TorchRL's ``OpenXExperienceReplay``.
+            convention: names of the entries.
+            dataset_id: for the metadata.
+            exclude_episodes: values of ``episode`` to leave out.
 
         Raises:
             MissingKeyError: an entry is missing; lists those that exist.
@@ -225,7 +273,11 @@ class OpenXExperienceReplay(DemonstrationDataset):
             if (value := steps.get(("next", name), None)) is not None:
                 frames.set(("next", name), value.reshape(count, 1))
         metadata = convention.metadata or RobotDatasetMetadata(dataset_id)
-        return cls(frames, replace(metadata, **frame_statistics(frames)), table)
+        frames = choose_episodes(
+            "OpenXExperienceReplay", frames, exclude=exclude_episodes
+        )
+        statistics = frame_statistics(frames, "OpenXExperienceReplay")
+        return cls(frames, replace(metadata, **statistics), table)
 
 
 def _known_convention(dataset_id: str) -> OpenXConvention:

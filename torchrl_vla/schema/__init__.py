@@ -16,7 +16,7 @@ from torchrl_vla.errors import (
     VLAError,
 )
 from torchrl_vla.schema.conventions import GripperConvention, RotationConvention
-from torchrl_vla.schema.feature_statistics import FeatureStatistics
+from torchrl_vla.schema.feature_statistics import FeatureStatistics, check_statistics
 from torchrl_vla.schema.instructions import (
     InstructionTable,
     instruction_texts,
@@ -144,6 +144,7 @@ __all__ = [
     "check_images_are_fresh",
     "check_positive_int",
     "check_robot_space",
+    "check_statistics",
     "import_extra",
     "instruction_texts",
     "is_text",

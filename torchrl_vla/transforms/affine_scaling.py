@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -19,6 +20,7 @@ from torchrl_vla.schema import (
     RobotDatasetMetadata,
     SchemaError,
     SpaceError,
+    check_statistics,
 )
 from torchrl_vla.transforms.placement import acts_in_environment, chain_of
 
@@ -111,8 +113,9 @@ class AffineScaling(Transform, ABC):
             **keys: the keys of the class.
 
         Raises:
-            ValueError: not exactly one complete pair, NaN or infinite statistics,
-                ``low >= high``, ``q01 > q99``, or ``std < 0``.
+            ValueError: not exactly one complete pair.
+            MetadataError: NaN or infinite statistics, ``low >= high``, ``q01 > q99``,
+                or ``std < 0``.
         """
         pairs = {("mean", "std"): (mean, std), ("low", "high"): (low, high)}
         pairs["q01", "q99"] = (q01, q99)
@@ -137,14 +140,12 @@ class AffineScaling(Transform, ABC):
                 f"of one shape, got {tuple(first.shape)}, {tuple(second.shape)} and "
                 f"{tuple(used.shape)}."
             )
-        good = first.isfinite() & second.isfinite() & _ordered(names, first, second)
-        if bad := (used & ~good).nonzero().flatten().tolist():
-            raise ValueError(
-                f"{cls.__name__}.from_stats: expected finite {_ORDER[names]}, got "
-                f"{names[0]}={first.tolist()}, {names[1]}={second.tolist()} "
-                f"(dimensions {bad}). Repair the statistics, or leave the dimension "
-                "out by the mask."
-            )
+        check_statistics(
+            f"{cls.__name__}.from_stats",
+            dict(zip(names, (first.reshape(-1), second.reshape(-1)), strict=True)),
+            mask=used.reshape(-1),
+            advice="Repair the statistics, or leave the dimension out by the mask.",
+        )
         if names == ("mean", "std"):
             loc, scale = first, second
         else:
@@ -173,6 +174,11 @@ class AffineScaling(Transform, ABC):
         Raises:
             MetadataError: the metadata has no statistics of the feature.
             ValueError: unknown mode.
+
+        Warns:
+            UserWarning: in mode ``"quantile"``, a dimension moves in so few samples
+                that its quantiles miss the motion, and its min and max scale it; or a
+                dimension moves by rounding alone and is not scaled.
         """
         stats, moving = cls._from(metadata)
         if stats is None:
@@ -181,10 +187,26 @@ class AffineScaling(Transform, ABC):
                 f"{metadata.dataset_id!r}, got None. Compute them with "
                 "FeatureStatistics.from_samples."
             )
+        size = torch.maximum(stats.min.abs(), stats.max.abs()).clamp_min(1.0)
+        spread = stats.max - stats.min
+        where = f"{cls.__name__}.from_metadata: of {metadata.dataset_id!r}"
+        _report(
+            (spread > 0) & (spread <= 2 * CONSTANT * size),
+            where,
+            "move by less than a millionth, as rounding does: they are centred and not "
+            "scaled. Change their unit if it is motion.",
+        )
         if mode == "mean_std":
             pair = {"mean": stats.mean, "std": stats.std}
         elif mode == "quantile":
-            pair = {"q01": stats.q01, "q99": stats.q99}
+            covered = stats.cover_sparse()
+            pair = {"q01": covered.q01, "q99": covered.q99}
+            _report(
+                stats.is_sparse,
+                where,
+                "move so rarely that their quantiles miss it: min and max scale them. "
+                "Mode 'mean_std' takes the deviation.",
+            )
         elif mode == "min_max":
             # Seen extremes, not declared bounds: equal ones are a constant dimension.
             pair = {"q01": stats.min, "q99": stats.max}
@@ -303,14 +325,8 @@ class AffineScaling(Transform, ABC):
         return f"{type(self).__name__}(loc={loc}, scale={scale})"
 
 
-_ORDER = {
-    ("mean", "std"): "mean and std >= 0",
-    ("low", "high"): "low < high",
-    ("q01", "q99"): "q01 <= q99",
-}
-
-
-def _ordered(names: tuple[str, str], first: Tensor, second: Tensor) -> Tensor:
-    if names == ("mean", "std"):
-        return second >= 0
-    return first < second if names == ("low", "high") else first <= second
+def _report(dimensions: Tensor, where: str, choice: str) -> None:
+    """Warn of a choice that was made for some dimensions, if there are any."""
+    if dimensions.any():
+        chosen = dimensions.nonzero().flatten().tolist()
+        warnings.warn(f"{where}, dimensions {chosen} {choice}", stacklevel=3)

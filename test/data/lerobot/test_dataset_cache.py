@@ -124,3 +124,37 @@ def test_the_default_folder_is_in_the_users_cache(monkeypatch, tmp_path):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert default_cache_folder() == tmp_path / ".cache/torchrl_vla/lerobot"
+
+
+def test_a_file_that_is_changed_and_keeps_its_size_and_time_needs_a_new_copy(folder):
+    path = folder / "meta" / "info.json"
+    before, about = fingerprint(folder), path.stat()
+    path.write_text(path.read_text().replace('"fps": 10', '"fps": 20'))
+    os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns))
+    assert path.stat().st_size == about.st_size
+    assert fingerprint(folder) != before
+
+
+def test_pictures_in_any_folder_belong_to_the_content(folder):
+    (folder / "photos").mkdir()
+    before = fingerprint(folder)
+    (folder / "photos" / "a.png").write_bytes(b"1")
+    assert fingerprint(folder) != before
+    (folder / "dangling").symlink_to("/nowhere/notes.txt")
+    assert fingerprint(folder) != before
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["frames/action.memmap", "instructions.json", "frames/observation/meta.json"],
+)
+def test_a_copy_of_which_a_file_was_cut_off_is_refused(folder, tmp_path, name):
+    layout = LeRobotLayout.from_folder(folder)
+    path = cached_copy(layout, tmp_path / "cache") / name
+    size = path.stat().st_size // 2
+    os.truncate(path, size)
+    with pytest.raises(
+        SchemaError, match=rf"{name}', got {size}: .* Delete this folder"
+    ):
+        cached_copy(layout, tmp_path / "cache")
+    assert path.stat().st_size == size

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from lerobot_folders import CAMERAS, TASKS, edit_info, record, write_folder
 
+from torchrl_vla.data.lerobot.feature_selection import Selection
 from torchrl_vla.data.lerobot.folder_layout import LeRobotLayout
 from torchrl_vla.data.lerobot.lerobot_feature import Feature
 from torchrl_vla.schema import SchemaError
@@ -37,7 +38,7 @@ def test_the_layout_of_a_folder_is_read(folder):
     assert (layout.num_frames, layout.rate_hz, layout.robot_type) == (7, 10.0, "fake")
     assert list(layout.tasks.values()) == list(TASKS)
     assert layout.features["action"] == Feature(
-        "action", "float32", (2,), ("action_0", "action_1")
+        "action", "float32", (2,), ("action_0", "action_1"), key="action"
     )
     clip = layout.episodes[1].clips[f"observation.images.{CAMERAS[0]}"]
     # v2.1 has a file for each episode, v3.0 here one for the first two.
@@ -138,15 +139,22 @@ def test_an_unknown_dtype_is_refused(folder):
 def test_a_depth_camera_is_refused(folder):
     feature = {"dtype": "video", "shape": [4, 4, 1], "info": {"is_depth_map": True}}
     edit_features(folder, **{"observation.images.depth": feature})
-    with pytest.raises(SchemaError, match=r"a depth map at feature .*images.depth"):
+    message = r"a depth map at camera .*images.depth'. .*cameras=\['front'.*--cameras f"
+    with pytest.raises(SchemaError, match=message):
         LeRobotLayout.from_folder(folder)
+    with pytest.raises(SchemaError, match=message):
+        LeRobotLayout.from_folder(folder, Selection(cameras=("depth",)))
+    layout = LeRobotLayout.from_folder(folder, Selection(cameras=("front",)))
+    images = [name for name, value in layout.features.items() if value.is_image]
+    assert images == ["observation.images.front"]
+    assert all(list(episode.clips) == images for episode in layout.episodes)
 
 
 def test_a_camera_without_three_dimensions_is_refused(folder):
     edit_features(
         folder, **{"observation.images.flat": {"dtype": "image", "shape": [4]}}
     )
-    with pytest.raises(SchemaError, match=r"a shape of three at camera .*images.flat"):
+    with pytest.raises(SchemaError, match=r"three, got \(4,\) at camera .*s.flat"):
         LeRobotLayout.from_folder(folder)
 
 
@@ -167,5 +175,142 @@ def test_episodes_without_their_place_are_refused(tmp_path):
     folder = write_folder(tmp_path / "push", record((2,), cameras=()))
     path = folder / "meta/episodes/chunk-000/file-000.parquet"
     pq.write_table(pq.read_table(path).drop_columns(["length"]), path)
-    with pytest.raises(SchemaError, match=r"expected columns \['length'\]"):
+    with pytest.raises(SchemaError, match=r"expected columns \[.*got no \['length'\]"):
+        LeRobotLayout.from_folder(folder)
+
+
+def damage_info(folder, change):
+    path = folder / "meta/info.json"
+    info = json.loads(path.read_text())
+    change(info)
+    path.write_text(json.dumps(info))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda i: i.pop("fps"), "expected 'fps'"),
+        (lambda i: i.update(fps="ten"), "expected a number at 'fps'"),
+        (lambda i: i.update(fps=0), "expected a positive number at 'fps'"),
+        (lambda i: i.update(fps=float("nan")), "expected a positive number at 'fps'"),
+        (lambda i: i.pop("features"), "expected 'features'"),
+        (lambda i: i.update(features=[]), "expected an object at 'features'"),
+        (lambda i: i.pop("data_path"), "expected 'data_path'"),
+        (lambda i: i.update(total_frames="7"), "a whole number at 'total_frames'"),
+        (
+            lambda i: i["features"]["action"].pop("dtype"),
+            "'dtype' at 'features.action'",
+        ),
+        (
+            lambda i: i["features"]["action"].update(shape=["two"]),
+            r"a whole number at 'features\.action\.shape\[0\]'",
+        ),
+        (
+            lambda i: i["features"]["action"].update(shape=[-2]),
+            r"sizes from 1 on .* at 'features\.action\.shape'",
+        ),
+        (
+            lambda i: i["features"]["action"].update(shape=[10**13]),
+            r"at most 16777216 numbers together at 'features\.action\.shape'",
+        ),
+        (
+            lambda i: i["features"]["episode_index"].update(dtype="float32"),
+            r"one int64 a frame at 'features\.episode_index'",
+        ),
+        (
+            lambda i: i["features"]["action"].update(dtype="string"),
+            r"numbers at 'features\.action\.dtype'",
+        ),
+    ],
+)
+def test_damaged_metadata_are_named_by_file_and_key(folder, change, message):
+    with pytest.raises(SchemaError, match=rf"{message}.* in '.*meta/info\.json', got"):
+        LeRobotLayout.from_folder(damage_info(folder, change))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"fps": 1', "\x00"])
+def test_metadata_that_were_cut_off_are_refused(folder, text):
+    (folder / "meta/info.json").write_text(text)
+    with pytest.raises(
+        SchemaError, match=r"expected (JSON|an object) in '.*info\.json'"
+    ):
+        LeRobotLayout.from_folder(folder)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("observation.images.x/../../../../../owned", "observation.state/../../owned"),
+        *("/owned", "..", "", "observation.a\\b", "observation.a\0b", "next.x/y"),
+    ],
+)
+def test_a_feature_whose_name_is_a_path_is_refused(folder, name):
+    value = {"dtype": "float32", "shape": [1], "names": None}
+    damage_info(folder, lambda info: info["features"].update({name: value}))
+    with pytest.raises(SchemaError, match=r"a plain name, .* for a feature in '.*info"):
+        LeRobotLayout.from_folder(folder)
+
+
+@pytest.mark.parametrize("key", ["data_path", "video_path"])
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("/etc/passwd", "a path below"),
+        ("../owned/{episode_index}{chunk_index}", "a template with fields of"),
+        ("../owned.parquet", "a path below"),
+        ("data/../../owned.parquet", "a path below"),
+        ("{video_key.__class__}", "a template with fields of"),
+        ("{chunk}/x.parquet", "a template with fields of"),
+        ("data/{", "a template with fields of"),
+        ("", "a path below"),
+    ],
+)
+def test_templates_of_paths_stay_below_the_dataset(folder, key, template, message):
+    edit_info(folder, **{key: template})
+    with pytest.raises(SchemaError, match=rf"{message} .*in '.*info\.json', got"):
+        LeRobotLayout.from_folder(folder)
+
+
+def test_a_link_out_of_the_dataset_is_refused(folder, tmp_path):
+    layout = LeRobotLayout.from_folder(folder)
+    victim = layout.data_files[0]
+    victim.rename(tmp_path / "elsewhere.parquet")
+    victim.symlink_to(tmp_path / "elsewhere.parquet")
+    with pytest.raises(SchemaError, match=r"a link to '.*elsewhere\.parquet'"):
+        LeRobotLayout.from_folder(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "message"),
+    [
+        (
+            "episodes",
+            '{"episode_index": 0, "length": null}',
+            "whole number at 'length'",
+        ),
+        ("episodes", '{"length": 2}', "expected 'episode_index'"),
+        ("episodes", "[]", "expected an object"),
+        ("episodes", '{"episode', "expected JSON"),
+        ("tasks", '{"task_index": 0, "task": 3}', "expected a text at 'task'"),
+        ("tasks", '{"task_index": "0", "task": "a"}', "whole number at 'task_index'"),
+    ],
+)
+def test_a_damaged_line_is_named_by_its_number(tmp_path, name, line, message):
+    recording = record((2, 3), cameras=())
+    folder = write_folder(tmp_path / "push", recording, version="v2.1")
+    path = folder / f"meta/{name}.jsonl"
+    first, *_ = path.read_text().splitlines()
+    path.write_text(f"{first}\n{line}\n")
+    with pytest.raises(SchemaError, match=rf"{message} in line 2 of '.*{name}\.jsonl'"):
+        LeRobotLayout.from_folder(folder)
+
+
+def test_an_episode_without_a_length_is_named_by_its_row(tmp_path):
+    folder = write_folder(tmp_path / "push", record((2, 3), cameras=()))
+    path = folder / "meta/episodes/chunk-000/file-000.parquet"
+    rows = pq.read_table(path).to_pylist()
+    rows[1]["length"] = None
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    with pytest.raises(SchemaError, match=r"at 'length' in row 1 of .*got None"):
         LeRobotLayout.from_folder(folder)

@@ -159,3 +159,11 @@ def test_float32_rounding_of_a_long_time_is_not_late(tmp_path):
     folder = edit_info(write_folder(tmp_path / "long", recording), fps=1 / time_s)
     frames, _ = read(folder, tmp_path)
     assert float(frames["timestamp"][1]) == 4000.0
+
+
+def test_a_timestamp_that_is_no_number_is_refused(tmp_path):
+    recording = record((3, 2), cameras=())
+    recording.columns["timestamp"][1] = float("nan")
+    folder = write_folder(tmp_path / "push", recording)
+    with pytest.raises(SchemaError, match=r"got nan s at frame 1 of episode 0"):
+        read(folder, tmp_path)

@@ -227,3 +227,10 @@ def test_an_image_of_an_earlier_step_is_not_written(tmp_path):
             writer.add_episode(steps)
         writer.add_episode(steps.set("image_is_stale", torch.zeros(3, 1).bool()))
         assert writer.num_episodes == 1
+
+
+def test_a_codec_that_does_not_exist_is_refused_before_anything_is_written(tmp_path):
+    message = r"expected an encoder 'h999' at 'images' in this FFmpeg, got .*h264\(\)"
+    with pytest.raises(SchemaError, match=message):
+        open_writer(tmp_path / "a", images=VideoEncoding("h999"))
+    assert not (tmp_path / "a").exists()

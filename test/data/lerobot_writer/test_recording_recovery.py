@@ -193,3 +193,50 @@ def test_a_journal_with_a_missing_episode_is_refused(tmp_path):
     episode.rename(tmp_path / "elsewhere")
     with pytest.raises(SchemaError, match=r"expected 'episode-000000' in .*000001"):
         LeRobotWriter.resume(tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("settings.json", "{", "expected JSON in '.*settings.json'"),
+        ("settings.json", '{"fps": 0}', "expected 'metadata' in '.*settings.json'"),
+        ("episode-000000/episode.json", "[]", "an object in '.*episode.json'"),
+        ("episode-000000/frames.parquet", "PAR1", "a finished parquet file in '.*fram"),
+    ],
+)
+def test_a_damaged_file_of_a_recording_is_named(tmp_path, name, text, message):
+    writer = LeRobotWriter(
+        tmp_path / "a", metadata=METADATA, instructions=TABLE, images="png"
+    )
+    writer.add_episode(make_episode(2))
+    writer.release()
+    path = tmp_path / "a" / "recording" / name
+    whole = path.read_bytes()
+    path.write_text(text)
+    for _ in range(2):  # the first releases the lock
+        with pytest.raises(SchemaError, match=message):
+            finish(tmp_path / "a")
+    path.write_bytes(whole)
+    finish(tmp_path / "a")
+    assert (tmp_path / "a" / "meta" / "info.json").is_file()
+
+
+def finish(folder):
+    writer = LeRobotWriter.resume(folder)
+    try:
+        writer.close()
+    finally:
+        writer.release()
+
+
+def test_a_camera_of_a_recording_leads_to_no_file_outside(tmp_path):
+    writer = LeRobotWriter(
+        tmp_path / "a", metadata=METADATA, instructions=TABLE, images="png"
+    )
+    writer.add_episode(make_episode(2))
+    writer.release()
+    path = tmp_path / "a" / "recording" / "episode-000000" / "episode.json"
+    text = path.read_text()
+    path.write_text(text.replace("observation.images.", "observation.images./../../"))
+    with pytest.raises(SchemaError, match=r"a plain name, .* for a feature in"):
+        LeRobotWriter.resume(tmp_path / "a")

@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from torchrl_vla.recipes import RunLog
+from torchrl_vla.recipes import ResumeError, RunLog
+from torchrl_vla.schema import SchemaError
 
 COLUMNS = ("iteration", "loss", "success")
 
@@ -78,3 +79,15 @@ def test_tensorboard_shows_the_same_numbers(tmp_path):
     losses = {event.step: event.value for event in events.Scalars("loss")}
     assert losses == pytest.approx({1: 1.0, 2: 0.5, 3: 1 / 3, 4: 0.0})
     assert [event.step for event in events.Scalars("success")] == [4]
+
+
+def test_a_damaged_log_is_refused_by_its_name(tmp_path):
+    log = write(tmp_path)
+    log.path.write_text("iteration,loss\n1,0.5\ntwo,x\n")
+    with pytest.raises(SchemaError, match=r"a number in each cell in '.*log\.csv'"):
+        log.read(log.path)
+    with pytest.raises(ResumeError, match=r"an iteration in each line in '.*log\.csv'"):
+        log.keep_until(1)
+    log.path.write_bytes(b"iteration\n\xff\n")
+    with pytest.raises(ResumeError, match=r"UTF-8 text in '.*log\.csv'"):
+        log.keep_until(1)

@@ -15,13 +15,19 @@ from torchrl_vla._internal.durable_files import (
     remove,
     write_json,
 )
+from torchrl_vla._internal.file_origin import Origin
 from torchrl_vla.data.lerobot.lerobot_feature import Feature
+from torchrl_vla.data.lerobot.table_reader import TableFile
 from torchrl_vla.data.lerobot_writer.episode_stats import (
     ImageHistogram,
     Statistics,
     number_statistics,
 )
-from torchrl_vla.data.lerobot_writer.frame_schema import FrameSchema, index_features
+from torchrl_vla.data.lerobot_writer.frame_schema import (
+    OWNER,
+    FrameSchema,
+    index_features,
+)
 from torchrl_vla.data.lerobot_writer.parquet_tables import (
     FILES_PER_CHUNK,
     TASK_COLUMN,
@@ -30,7 +36,6 @@ from torchrl_vla.data.lerobot_writer.parquet_tables import (
     column,
     data_schema,
     numbers_of,
-    parquet,
     place_name,
     stored,
     write_tasks,
@@ -119,20 +124,23 @@ def _write_data(
     start = 0
     data = RollingTables(folder / "data", file_size_mb=settings.data_file_size_mb)
     for row, episode in zip(rows, episodes, strict=True):
-        table = parquet().read_table(episode.table_path)
-        texts = table.column(TASK_COLUMN).to_pylist()
-        for text in dict.fromkeys(texts):
-            tasks.setdefault(text, len(tasks))
-        frame = np.arange(episode.length)
-        index: dict[str, np.ndarray] = {
-            "timestamp": (frame / settings.fps).astype(np.float32),
-            "frame_index": frame,
-            "episode_index": np.full_like(frame, row["episode_index"]),
-            "index": start + frame,
-            "task_index": np.array([tasks[text] for text in texts]),
-        }
+        origin = Origin(OWNER, repr(str(episode.table_path)), "Remove the episode.")
+        with origin.reading("the columns of a recorded episode"):
+            table = episode.read_table()
+            texts = table.column(TASK_COLUMN).to_pylist()
+            for text in dict.fromkeys(texts):
+                tasks.setdefault(text, len(tasks))
+            frame = np.arange(episode.length)
+            index: dict[str, np.ndarray] = {
+                "timestamp": (frame / settings.fps).astype(np.float32),
+                "frame_index": frame,
+                "episode_index": np.full_like(frame, row["episode_index"]),
+                "index": start + frame,
+                "task_index": np.array([tasks[text] for text in texts]),
+            }
+            table = _data_table(table, schema, index, row)
         place = data.place(episode.table_path.stat().st_size)
-        data.write(_data_table(table, schema, index, row), place)
+        data.write(table, place)
         row["tasks"] = list(dict.fromkeys(texts))
         row["dataset_from_index"] = start
         start += episode.length
@@ -149,7 +157,8 @@ def _data_table(
     for feature in schema.numbers:
         values = numbers_of(feature, table.column(feature.name))
         _add_statistics(row, feature.name, number_statistics(values))
-    columns = [stored(table.column(name)) for name in table.column_names[:-1]]
+    kept = [feature for feature in schema.features if feature.dtype != "video"]
+    columns = [stored(table.column(feature.name)) for feature in kept]
     for feature in index_features():
         columns.append(column(feature, index[feature.name]))
         _add_statistics(row, feature.name, number_statistics(index[feature.name]))
@@ -172,7 +181,11 @@ def _write_videos(
         path = folder / "videos" / name / place_name(place, "mp4")
         path.parent.mkdir(parents=True, exist_ok=True)
         parts = [(paths[index], episodes[index].length) for index in members]
-        concatenate(parts, path, fps=settings.fps)
+        origin = Origin(
+            OWNER, f"{str(folder)!r}", "Remove the episode that is damaged."
+        )
+        with origin.reading(f"finished videos of {name!r}"):
+            concatenate(parts, path, fps=settings.fps)
         flush_to_disk(path)
         n_before = 0
         for index in members:
@@ -238,7 +251,7 @@ def _whole_statistics(
     for feature in numbers:
         parts = []
         for path in files:
-            table = parquet().read_table(path, columns=[feature.name])
+            table = TableFile.from_path(OWNER, path, "").read([feature.name])
             parts.append(numbers_of(feature, table.column(feature.name)))
         out[feature.name] = number_statistics(np.concatenate(parts))
     for name in episodes[0].histograms:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -14,8 +13,12 @@ from typing import Any
 
 import torch
 
+from torchrl_vla._internal.file_origin import Origin, read_text
+from torchrl_vla._internal.json_source import read_json
+from torchrl_vla._internal.safe_paths import path_below
 from torchrl_vla.policies.lerobot.load.lerobot_checkpoint import PROCESSOR_FILES
 from torchrl_vla.policies.lerobot.load.lerobot_settings import LeRobotSettings
+from torchrl_vla.schema import SchemaError
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -218,7 +221,9 @@ def _find_folder(
     repo = cache / f"models--{name.replace('/', '--')}"
     reference = repo / "refs" / "main"
     if reference.is_file():
-        snapshot = repo / "snapshots" / reference.read_text().strip()
+        origin = Origin("check_lerobot_health", repr(str(reference)), "Fetch it again.")
+        commit = read_text(origin, reference).strip()
+        snapshot = path_below(origin, repo / "snapshots", commit, "a snapshot")
         if snapshot.is_dir():
             return snapshot, []
     if os.environ.get("HF_HUB_OFFLINE", "").lower() in _SWITCHED_ON:
@@ -234,12 +239,9 @@ def _read_json(file: Path) -> tuple[Mapping[str, Any], list[str]]:
     if not file.is_file():
         return {}, [f"{file.name!r} is missing"]
     try:
-        content = json.loads(file.read_text())
-    except ValueError as error:
-        return {}, [f"{file.name!r} is no JSON ({error})"]
-    if not isinstance(content, dict):
-        return {}, [f"{file.name!r} holds a {type(content).__name__}, no object"]
-    return content, []
+        return read_json("check_lerobot_health", file, dict[str, Any]), []
+    except SchemaError as error:
+        return {}, [f"{file.name!r} is no JSON object ({error})"]
 
 
 def _file_problems(folder: Path, found: list[str]) -> Iterator[str]:

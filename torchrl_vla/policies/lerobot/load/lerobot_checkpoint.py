@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 
+from torchrl_vla._internal.durable_files import writing_folder
+from torchrl_vla._internal.json_source import read_json
 from torchrl_vla.policies.lerobot.lerobot_types import Config, Policy
 from torchrl_vla.policies.lerobot.load.lora_adapters import (
     ADAPTER,
@@ -81,7 +82,7 @@ def write_checkpoint(
     pipeline: LeRobotPipeline,
     ensemble_coefficient: float | None,
 ) -> None:
-    """Write policy and processors to a folder that LeRobot itself loads.
+    """Write policy and processors, whole or not at all, as LeRobot itself loads them.
 
     Args:
         folder: is created if need be.
@@ -93,17 +94,16 @@ def write_checkpoint(
     Raises:
         SchemaError: the checkpoint under an adapter is not on disk, or is another.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    if ensemble_coefficient is not None:
-        config.temporal_ensemble_coeff = ensemble_coefficient
-    try:
-        save_policy(policy, config, folder)
-    finally:
+    with writing_folder(Path(folder), "config.json") as partial:
         if ensemble_coefficient is not None:
-            config.temporal_ensemble_coeff = None
-    pipeline.preprocessor.save_pretrained(folder)
-    pipeline.postprocessor.save_pretrained(folder)
+            config.temporal_ensemble_coeff = ensemble_coefficient
+        try:
+            save_policy(policy, config, partial)
+        finally:
+            if ensemble_coefficient is not None:
+                config.temporal_ensemble_coeff = None
+        pipeline.preprocessor.save_pretrained(partial)
+        pipeline.postprocessor.save_pretrained(partial)
 
 
 def read_ensemble_coefficient(
@@ -126,11 +126,13 @@ def read_ensemble_coefficient(
     import_extra("lerobot.policies.factory", "lerobot", _CALLER)
     folder = _find_folder(source, revision, cache_folder)
     _check_files(folder)
-    try:
-        config = json.loads((folder / "config.json").read_text())
-    except ValueError as error:
-        raise _unreadable(folder, "configuration", error) from error
-    return {**config, **(overrides or {})}.get("temporal_ensemble_coeff")
+    remedy = "Fetch the checkpoint again."
+    config = read_json(_CALLER, folder / "config.json", _Ensemble, remedy=remedy)
+    return {**config, **(overrides or {})}["temporal_ensemble_coeff"]
+
+
+class _Ensemble(TypedDict):
+    temporal_ensemble_coeff: float | None
 
 
 def _find_folder(
@@ -219,14 +221,14 @@ def _read_policy(factory: Any, folder: Path, config: Config) -> Policy:
     base = _find_base(folder) if is_adapter else folder
     try:
         policy = policy_class.from_pretrained(str(base), config=config)
-    except (OSError, ValueError, ImportError) as error:
-        raise _unreadable(folder, "policy", error) from error
     except RuntimeError as error:
         raise SchemaError(
             f"{_CALLER}: expected weights that fit the configuration in "
             f"{str(folder)!r}, got: {error}. An override changed a size, or the files "
             "are mixed up."
         ) from error
+    except Exception as error:  # safetensors' own, of a file that was cut off, too
+        raise _unreadable(folder, "policy", error) from error
     weights = policy.state_dict(keep_vars=True)
     check_weights(weights, base / WEIGHTS, type(policy).__name__)
     return put_adapter_on(policy, folder) if is_adapter else policy
