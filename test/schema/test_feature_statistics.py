@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 
 import numpy as np
@@ -165,6 +166,31 @@ def test_no_order_but_the_ascending_one_passes(numbers):
     elif gaps.min() < -1e-2:
         with pytest.raises(MetadataError, match=r"Demo: expected .* <= "):
             check_statistics("Demo", values)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.text(max_size=2), inner, max_size=2)
+    ),
+    max_leaves=6,
+)
+NAMES = ("min", "q01", "q99", "max", "mean", "std", "low", "high", "count", "other")
+
+
+@given(st.dictionaries(st.sampled_from(NAMES), JSON, max_size=5))
+def test_whatever_json_holds_is_statistics_or_an_error_of_ours(values):
+    with contextlib.suppress(MetadataError):  # any other error fails the test
+        checked = check_statistics("Demo", values)
+        assert all(value.isfinite().all() for value in checked.values())
+        assert set(checked) <= set(values)
+
+
+def test_samples_of_another_width_are_refused():
+    values = {"min": [0.0], "max": [1.0]}
+    with pytest.raises(MetadataError, match="the width 2 of the feature, got 1"):
+        check_statistics("Demo", values, samples=torch.zeros(3, 2))
 
 
 def test_quantiles_of_a_dimension_that_rarely_moves_are_its_extremes():

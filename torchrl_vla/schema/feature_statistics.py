@@ -74,11 +74,12 @@ def check_statistics(
         if name in values:
             try:
                 found[name] = _vector(values[name])
-            except (TypeError, ValueError, RuntimeError):
+            except (TypeError, ValueError, RuntimeError, OverflowError):
                 wrong.append(f"expected {name!r} to be numbers, got {values[name]!r}.")
     count = found.pop("count", torch.ones(1))
     if not (count >= 1).all():
         wrong.append(f"expected count >= 1, got {count.tolist()}.")
+    dim = dim if samples is None else samples.shape[-1]
     wrong += _shape_problems(found, dim)
     if not wrong:
         used = torch.ones_like(next(iter(found.values()), torch.ones(0))).bool()
