@@ -5,13 +5,14 @@ from __future__ import annotations
 import multiprocessing
 import traceback
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
-from typing import Any, cast
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -27,6 +28,8 @@ from torchrl_vla.schema import (
     MissingKeyError,
     SchemaError,
     VLAError,
+    read_flag,
+    read_number,
 )
 
 Arrays = dict[Key, np.ndarray]
@@ -34,6 +37,7 @@ Arrays = dict[Key, np.ndarray]
 #: Key of the environments that a group rendered, bool ``[n, 1]``.
 RENDERED = "rendered"
 
+_CALLER = "GymnasiumEnv"
 _VECTORS = {"state": STATE_KEY, "environment_state": ENVIRONMENT_STATE_KEY}
 
 
@@ -70,7 +74,7 @@ class SimulatorGroup:
         interface: SimulatorInterface,
         first: int = 0,
     ) -> None:
-        self._observe, self._success_key = interface.observe, interface.success_key
+        self._interface, self._observe = interface, interface.observe
         self._rendering, self._first = interface.rendering, first
         self._envs = [make_env() for make_env in make_envs]
         self._layouts = [self._describe(index) for index in range(len(self._envs))]
@@ -82,17 +86,20 @@ class SimulatorGroup:
     def reset(self, indices: Sequence[int], seeds: Sequence[int]) -> Arrays:
         """Begin the episode of each seed; returns the observations ``[n, ...]``.
 
-        Where the simulators have instructions, also ``language_instruction``: texts, in
-        an array of objects.
+        ``success`` bool ``[n, 1]`` is whether the task is done before any action. Where
+        the simulators have instructions, also ``language_instruction``: texts, in an
+        array of objects.
         """
-        seen = [
-            self._observe(self._envs[index].reset(seed=int(seed))[0])
-            for index, seed in zip(indices, seeds, strict=True)
-        ]
-        out = self._stack(
-            indices,
-            [self._map(index, s) for index, s in zip(indices, seen, strict=True)],
-        )
+        seen, mapped = [], []
+        success = np.empty((len(indices), 1), bool)
+        for i, (index, seed) in enumerate(zip(indices, seeds, strict=True)):
+            with self._blame(index):
+                raw, info = self._envs[index].reset(seed=int(seed))
+                success[i] = self._success_at_reset(index, raw, info)
+                seen.append(self._observe(raw))
+                mapped.append(self._map(index, seen[-1]))
+        out = self._stack(indices, mapped)
+        out[SUCCESS_KEY] = success
         out |= {**self.render(indices), RENDERED: np.ones((len(indices), 1), bool)}
         if self._layouts[indices[0]].has_instruction:
             texts = [observation["instruction"] for observation in seen]
@@ -107,18 +114,19 @@ class SimulatorGroup:
         The environments of ``to_render`` and those that end are rendered: the arrays
         of images hold these alone, in order.
         """
-        space = cast("gymnasium.spaces.Box", self._envs[indices[0]].action_space)
-        actions = np.clip(actions, space.low, space.high).astype(space.dtype)
+        actions = actions.astype(self._layouts[indices[0]].action_dtype)
         reward = np.empty((len(indices), 1), np.float32)
         terminated, truncated, success = np.empty((3, len(indices), 1), bool)
         observations = []
         for i, index in enumerate(indices):
-            raw, reward[i], terminated[i], truncated[i], info = self._envs[index].step(
-                actions[i]
-            )
-            observations.append(self._map(index, self._observe(raw)))
-            success[i] = self._success(index, info)
-        self._check_finite("reward", indices, reward)
+            with self._blame(index):
+                raw, gain, ended, cut, info = self._envs[index].step(actions[i])
+                where = self._where(index)
+                reward[i] = gain = read_number(_CALLER, f"the reward {where}", gain)
+                terminated[i] = read_flag(_CALLER, f"terminated {where}", ended)
+                truncated[i] = read_flag(_CALLER, f"truncated {where}", cut)
+                success[i] = self._success(index, raw, gain, bool(terminated[i]), info)
+                observations.append(self._map(index, self._observe(raw)))
         rendered = to_render[:, None] | terminated | truncated
         return {
             **self._stack(indices, observations),
@@ -147,15 +155,66 @@ class SimulatorGroup:
         for env in self._envs:
             env.close()
 
-    def _success(self, index: int, info: Mapping[str, object]) -> object:
-        if self._success_key not in info:
+    def _success(
+        self,
+        index: int,
+        observation: object,
+        reward: float,
+        terminated: bool,
+        info: Mapping[str, object],
+    ) -> bool:
+        where = f"in environment {index + self._first}"
+        if self._interface.success is not None:
+            value = self._interface.success(observation, reward, terminated, info)
+            return read_flag(_CALLER, f"the function success= {where}", value)
+        key = self._interface.success_key
+        if key not in info:
             raise MissingKeyError(
-                f"GymnasiumEnv: expected the success of the task at info["
-                f"{self._success_key!r}] in environment {index + self._first}, got "
-                f"info with {sorted(info)}. Give success_key= one of them, or wrap "
-                "the environment to write it."
+                f"GymnasiumEnv: expected the success of the task at info[{key!r}] "
+                f"{where}, got info with {sorted(map(str, info))}. Give success_key= "
+                "one of them, or say it with success=lambda obs, reward, terminated, "
+                "info: ..., which returns a bool, in SimulatorInterface."
             )
-        return info[self._success_key]
+        return read_flag(_CALLER, f"success, info[{key!r}] {where},", info[key])
+
+    def _success_at_reset(
+        self, index: int, observation: object, info: Mapping[str, object]
+    ) -> bool:
+        """Return whether the task is done before any action; False = not known."""
+        where = self._where(index)
+        try:
+            if self._interface.success is None:
+                value = info[self._interface.success_key]
+            else:
+                value = self._interface.success(observation, 0.0, False, info)
+        except (LookupError, TypeError):  # few simulators say as much at a reset
+            return False
+        return value is not None and read_flag(
+            _CALLER, f"success at the reset {where}", value
+        )
+
+    def _where(self, index: int) -> str:
+        return f"of environment {index + self._first}"
+
+    @contextmanager
+    def _blame(self, index: int) -> Iterator[None]:
+        """Say of an error in which environment it came up."""
+        try:
+            yield
+        except VLAError as error:
+            error.env_indices = (index + self._first,)
+            raise
+        except Exception as error:
+            raise self._broken(index, error) from error
+
+    def _broken(self, index: int, error: Exception) -> SimulationError:
+        # The text, too: what a simulator raises may not pickle.
+        broken = SimulationError(
+            f"GymnasiumEnv: expected the simulator {self._where(index)} to answer, got "
+            f"an error:\n{''.join(traceback.format_exception(error))}"
+        )
+        broken.env_indices = (index + self._first,)
+        return broken
 
     def _stack(self, indices: Sequence[int], observations: list[Arrays]) -> Arrays:
         for index, observation in zip(indices, observations, strict=True):
@@ -165,12 +224,14 @@ class SimulatorGroup:
                 if self._rendering is None or key not in self._rendering.layout
             )
             if _shapes(observation) != expected:
-                raise SchemaError(
+                error = SchemaError(
                     f"GymnasiumEnv: expected observations {dict(expected)} of "
                     f"environment {index + self._first}, as its observation_space "
                     f"says, got {dict(_shapes(observation))}. Correct the "
                     "environment's space."
                 )
+                error.env_indices = (index + self._first,)
+                raise error
         out = {key: np.stack([o[key] for o in observations]) for key in observations[0]}
         for key in _VECTORS.values():
             if key in out:
@@ -209,13 +270,16 @@ class SimulatorGroup:
     def _check_finite(
         self, name: str, indices: Sequence[int], values: np.ndarray
     ) -> None:
-        if not np.isfinite(values).all():
-            i, *_ = bad = np.argwhere(~np.isfinite(values))[0]
-            raise SchemaError(
+        bad = np.argwhere(~np.isfinite(values))
+        if len(bad):
+            i, dim = bad[0]
+            error = SchemaError(
                 f"GymnasiumEnv: expected finite numbers at {name} of environment "
-                f"{indices[i] + self._first}, got {values[tuple(bad)]} in dimension "
-                f"{bad[1]}. The simulation diverged, or the observation is undefined."
+                f"{indices[i] + self._first}, got {values[i, dim]} in dimension "
+                f"{dim}. The simulation diverged, or the observation is undefined."
             )
+            error.env_indices = tuple(indices[i] + self._first for i in set(bad[:, 0]))
+            raise error
 
     def _describe(self, index: int) -> SimulatorLayout:
         env = self._envs[index]
@@ -274,7 +338,7 @@ class SimulatorProcesses:
             self._processes.append(process)
             # Sent, not passed: the worker reports what it cannot unpickle.
             job: Any = partial(SimulatorGroup, make_envs[start:stop], interface, start)
-            self._send(len(self._pipes) - 1, CloudpickleWrapper(job))
+            _all_or_raise([self._send(len(self._pipes) - 1, CloudpickleWrapper(job))])
         self._close = weakref.finalize(self, _stop, self._pipes, self._processes)
         answers = [self._receive(worker) for worker in range(num_workers)]
         self._layouts = [
@@ -307,18 +371,22 @@ class SimulatorProcesses:
         share: dict[int, list[int]] = {}
         for position, index in enumerate(indices):
             share.setdefault(self._caller[index], []).append(position)
+        lost: dict[int, SimulationError | None] = {}
         for worker, positions in share.items():
             local = [indices[position] - self._starts[worker] for position in positions]
-            self._send(worker, (name, local, [value[positions] for value in values]))
-        # Indices are sorted and workers own runs of them, so the parts line up.
-        parts = _all_or_raise([self._receive(worker) for worker in share])
+            request = (name, local, [value[positions] for value in values])
+            lost[worker] = self._send(worker, request)
+        # Indices are sorted and workers own runs of them, so the parts line up. Each
+        # answer is read, also after an error: the next request must not find it.
+        parts = _all_or_raise([lost[w] or self._receive(w) for w in share])
         return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
-    def _send(self, worker: int, message: object) -> None:
+    def _send(self, worker: int, message: object) -> SimulationError | None:
         try:
             self._pipes[worker].send(message)
-        except OSError as error:
-            raise _dead(worker) from error
+        except OSError:
+            return _dead(worker)
+        return None
 
     def _receive(self, worker: int) -> Any:
         try:

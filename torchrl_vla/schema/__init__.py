@@ -4,6 +4,7 @@ from torchrl_vla._internal.arguments import check_positive_int
 from torchrl_vla._internal.extras import import_extra
 from torchrl_vla.errors import (
     ActionGuardError,
+    ArgumentTypeError,
     ExecutionError,
     IncompatibleMetadataError,
     MetadataError,
@@ -15,8 +16,16 @@ from torchrl_vla.errors import (
     UnknownInstructionError,
     VLAError,
 )
+from torchrl_vla.schema.action_border import (
+    check_actions,
+    describe_place,
+    missing_action,
+    read_action,
+    round_actions,
+)
 from torchrl_vla.schema.conventions import GripperConvention, RotationConvention
 from torchrl_vla.schema.feature_statistics import FeatureStatistics
+from torchrl_vla.schema.flags import read_flag, read_flags, read_number
 from torchrl_vla.schema.instructions import (
     InstructionTable,
     instruction_texts,
@@ -124,6 +133,7 @@ __all__ = [
     "STATE_KEY",
     "SUCCESS_KEY",
     "ActionGuardError",
+    "ArgumentTypeError",
     "ExecutionError",
     "FeatureStatistics",
     "GripperConvention",
@@ -141,13 +151,21 @@ __all__ = [
     "TokenError",
     "UnknownInstructionError",
     "VLAError",
+    "check_actions",
     "check_images_are_fresh",
     "check_positive_int",
     "check_robot_space",
+    "describe_place",
     "import_extra",
     "instruction_texts",
     "is_text",
     "mark_space",
+    "missing_action",
+    "read_action",
+    "read_flag",
+    "read_flags",
+    "read_number",
+    "round_actions",
     "space_of",
     "to_canonical",
     "to_lerobot",
