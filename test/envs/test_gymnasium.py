@@ -556,7 +556,7 @@ def test_a_reward_that_is_no_finite_number_is_refused(value):
 
 class Scores(Counter):
     def step(self, action):
-        *rest, info = super().step(action)
+        *rest, _ = super().step(action)
         return *rest, {"score": self.counters[1] / 4}
 
 

@@ -48,9 +48,9 @@ def check_actions(
         >>> check_actions("Demo", "action", torch.ones(1, 1), [1], [2])
         Traceback (most recent call last):
         ...
-        torchrl_vla.errors.SchemaError: Demo: expected actions [*B, A] with *B = [1], A = \
-2 at 'action', got [1, 1]. Nothing is broadcast: let the policy write one number per \
-environment and action dimension. No action was sent.
+        torchrl_vla.errors.SchemaError: Demo: expected actions [*B, A] with *B = [1], \
+A = 2 at 'action', got [1, 1]. Nothing is broadcast: let the policy write one number \
+per environment and action dimension. No action was sent.
     """
     wanted = [*batch_size, *sizes]
     try:
