@@ -29,6 +29,13 @@ class SchemaError(VLAError, ValueError):
     """A tensordict does not follow the canonical schema."""
 
 
+class DeclarationError(SchemaError):
+    """A simulator returns something else than was declared, such as a share as success.
+
+    No evaluation goes on after it: no rate would mean anything.
+    """
+
+
 class MetadataError(VLAError, ValueError):
     """Robot metadata contradicts itself."""
 

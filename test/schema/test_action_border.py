@@ -122,10 +122,11 @@ def test_integer_actions_are_rounded_and_never_clipped():
 def test_a_step_without_an_action_is_told_what_to_do_with_its_chunk():
     step = TensorDict({"action_chunk": torch.zeros(1, 4, 2)}, [1])
     with pytest.raises(
-        MissingKeyError, match=r"\['action'\], got only \['action_chunk'\].*space\.exec"
+        MissingKeyError,
+        match=r"'action' \[\*B, A\], got only \['action_chunk'\].*space\.exec",
     ):
         read_action("Demo", step, [1], 2)
-    with pytest.raises(MissingKeyError, match="Check the policy's out_keys"):
+    with pytest.raises(MissingKeyError, match="Check its out_keys"):
         read_action("Demo", TensorDict({}, [1]), [1], 2)
 
 

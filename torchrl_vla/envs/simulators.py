@@ -175,7 +175,7 @@ class SimulatorGroup:
                 "one of them, or say it with success=lambda obs, reward, terminated, "
                 "info: ..., which returns a bool, in SimulatorInterface."
             )
-        return read_flag(_CALLER, f"success, info[{key!r}] {where},", info[key])
+        return read_flag(_CALLER, f"success, info[{key!r}] {where}", info[key])
 
     def _success_at_reset(
         self, index: int, observation: object, info: Mapping[str, object]
@@ -326,19 +326,19 @@ class SimulatorProcesses:
         self._caller = [
             w for w, (a, b) in enumerate(pairwise(bounds)) for _ in range(a, b)
         ]
-        context = multiprocessing.get_context("spawn")
+        self._context = multiprocessing.get_context("spawn")
         self._pipes: list[Connection] = []
         self._processes: list[SpawnProcess] = []
-        for start, stop in pairwise(bounds):
-            here, there = context.Pipe()
-            process = context.Process(target=_serve, args=(there,), daemon=True)
-            process.start()
-            there.close()
-            self._pipes.append(here)
-            self._processes.append(process)
-            # Sent, not passed: the worker reports what it cannot unpickle.
-            job: Any = partial(SimulatorGroup, make_envs[start:stop], interface, start)
-            _all_or_raise([self._send(len(self._pipes) - 1, CloudpickleWrapper(job))])
+        self._ended: set[int] = set()  # workers
+        # Sent, not passed: the worker reports what it cannot unpickle.
+        self._jobs = [
+            CloudpickleWrapper(
+                partial(SimulatorGroup, make_envs[start:stop], interface, start)
+            )
+            for start, stop in pairwise(bounds)
+        ]
+        for worker in range(num_workers):
+            self._start(worker)
         self._close = weakref.finalize(self, _stop, self._pipes, self._processes)
         answers = [self._receive(worker) for worker in range(num_workers)]
         self._layouts = [
@@ -350,7 +350,14 @@ class SimulatorProcesses:
         return self._layouts
 
     def reset(self, indices: Sequence[int], seeds: Sequence[int]) -> Arrays:
-        """Begin the episode of each seed; see :class:`SimulatorGroup`."""
+        """Begin the episode of each seed; see :class:`SimulatorGroup`.
+
+        A process that has ended is started again, if all of its environments are reset.
+        """
+        for worker in sorted(self._ended):
+            if {i for i, w in enumerate(self._caller) if w == worker} <= set(indices):
+                self._start(worker)
+                _all_or_raise([self._receive(worker)])
         return self._call("reset", indices, np.asarray(seeds, dtype=np.int64))
 
     def step(
@@ -366,6 +373,19 @@ class SimulatorProcesses:
     def close(self) -> None:
         """Stop the workers."""
         self._close()
+
+    def _start(self, worker: int) -> None:
+        here, there = self._context.Pipe()
+        process = self._context.Process(target=_serve, args=(there,), daemon=True)
+        process.start()
+        there.close()
+        if worker < len(self._pipes):
+            self._pipes[worker].close()
+        # In place: the finalizer holds these lists.
+        self._pipes[worker : worker + 1] = [here]
+        self._processes[worker : worker + 1] = [process]
+        self._ended.discard(worker)
+        _all_or_raise([self._send(worker, self._jobs[worker])])
 
     def _call(self, name: str, indices: Sequence[int], *values: np.ndarray) -> Arrays:
         share: dict[int, list[int]] = {}
@@ -385,14 +405,18 @@ class SimulatorProcesses:
         try:
             self._pipes[worker].send(message)
         except OSError:
-            return _dead(worker)
+            return self._has_ended(worker)
         return None
 
     def _receive(self, worker: int) -> Any:
         try:
             return self._pipes[worker].recv()
         except (EOFError, OSError):
-            return _dead(worker)
+            return self._has_ended(worker)
+
+    def _has_ended(self, worker: int) -> SimulationError:
+        self._ended.add(worker)
+        return _dead(worker)
 
 
 def _all_or_raise(answers: list[Any]) -> list[Any]:

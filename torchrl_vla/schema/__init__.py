@@ -5,6 +5,7 @@ from torchrl_vla._internal.extras import import_extra
 from torchrl_vla.errors import (
     ActionGuardError,
     ArgumentTypeError,
+    DeclarationError,
     ExecutionError,
     IncompatibleMetadataError,
     MetadataError,
@@ -17,9 +18,9 @@ from torchrl_vla.errors import (
     VLAError,
 )
 from torchrl_vla.schema.action_border import (
+    advise_on_action,
     check_actions,
     describe_place,
-    missing_action,
     read_action,
     round_actions,
 )
@@ -134,6 +135,7 @@ __all__ = [
     "SUCCESS_KEY",
     "ActionGuardError",
     "ArgumentTypeError",
+    "DeclarationError",
     "ExecutionError",
     "FeatureStatistics",
     "GripperConvention",
@@ -151,6 +153,7 @@ __all__ = [
     "TokenError",
     "UnknownInstructionError",
     "VLAError",
+    "advise_on_action",
     "check_actions",
     "check_images_are_fresh",
     "check_positive_int",
@@ -160,7 +163,6 @@ __all__ = [
     "instruction_texts",
     "is_text",
     "mark_space",
-    "missing_action",
     "read_action",
     "read_flag",
     "read_flags",

@@ -111,27 +111,29 @@ def read_action(
     """
     action = tensordict.get(ACTION_KEY, None)
     if action is None:
-        raise missing_action(caller, [ACTION_KEY], tensordict)
+        raise MissingKeyError(
+            f"{caller}: expected the policy to write {ACTION_KEY!r} [*B, A], got only "
+            f"{sorted(map(str, tensordict.keys(True, True)))}. "
+            f"{advise_on_action([ACTION_KEY], tensordict)} No action was sent."
+        )
     check_actions(caller, ACTION_KEY, action, batch_size, [width], rows=rows)
     return action.to(torch.float32)
 
 
-def missing_action(
-    caller: str, missing: Sequence[NestedKey], tensordict: TensorDictBase
-) -> MissingKeyError:
-    """Make the error of a step without the action that its environment reads."""
-    hint = "Check the policy's out_keys."
+def advise_on_action(missing: Sequence[NestedKey], tensordict: TensorDictBase) -> str:
+    """Return what to do with a policy that did not write the action of a step.
+
+    Args:
+        missing: keys that the environment reads and the policy did not write.
+        tensordict: what the policy returned.
+    """
     if tensordict.get(ACTION_CHUNK_KEY, None) is not None and ACTION_KEY in missing:
-        hint = (
-            f"The policy writes {ACTION_CHUNK_KEY!r}: wrap it in "
-            "MultiStepActorWrapper(policy), or in space.executor(policy) if it was "
-            "trained in a ModelSpace; or append MultiAction() to the environment."
+        return (
+            f"It writes {ACTION_CHUNK_KEY!r}: wrap it in MultiStepActorWrapper, or in "
+            "space.executor(policy) if it was trained in a ModelSpace, or append "
+            "MultiAction to the environment."
         )
-    keys = sorted(map(str, tensordict.keys(True, True)))
-    return MissingKeyError(
-        f"{caller}: expected the policy to write {list(missing)}, got only {keys}. "
-        f"{hint} No action was sent."
-    )
+    return "Check its out_keys."
 
 
 def round_actions(

@@ -62,9 +62,10 @@ def make_decision_env(
         seed: of the schedule of episodes.
         group_size: rows that begin their episodes alike.
         reward: ``"success"`` = 1 for the first decision of an episode that achieves
-            the task, else 0: what an evaluation counts. ``"environment"`` = the sum of the environment's own
-            over a decision. Many simulators pay for being close at every step, and end
-            at success: then the best policy for their reward hovers and never succeeds.
+            the task, else 0: what an evaluation counts. ``"environment"`` = the sum of
+            the environment's own over a decision. Many simulators pay for being close
+            at every step, and end at success: then the best policy for their reward
+            hovers and never succeeds.
 
     Raises:
         MissingKeyError: the environment writes no ``success``.
