@@ -87,7 +87,7 @@ def test_failed_episodes_can_be_kept_out_of_the_rate(with_failures):
 def test_the_first_error_can_be_raised():
     with pytest.raises(SchemaError, match="The simulation diverged"):
         run(make_point(Diverges), act_by(towards), on_error="raise")
-    with pytest.raises(ValueError, match="expected on_error of .* got 'ignore'"):
+    with pytest.raises(ValueError, match=r"expected on_error of .* got 'ignore'"):
         run(make_point(), act_by(towards), on_error="ignore")
 
 
