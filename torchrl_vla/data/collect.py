@@ -127,7 +127,11 @@ def collect(
     def write(to: Path, overwrite: bool) -> Path:
         """Write the episodes that were kept."""
         frames = kept.frames()
-        provenance = {"purpose": purpose, "seed": seed, "attempts": attempts}
+        provenance: dict[str, object] = {
+            "purpose": purpose,
+            "seed": seed,
+            "attempts": attempts,
+        }
         if clamped:
             provenance["labels"] = {"beyond_bounds": labels, "frames": clamped}
         if failures:

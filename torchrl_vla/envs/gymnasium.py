@@ -16,12 +16,12 @@ from torchrl.envs import EnvBase
 from torchrl_vla.envs.first_reset import check_has_begun
 from torchrl_vla.envs.lazy_rendering import Key, observation_is_needed
 from torchrl_vla.envs.simulator_interface import SimulatorInterface, SimulatorOptions
+from torchrl_vla.envs.simulator_processes import SimulatorProcesses
 from torchrl_vla.envs.simulators import (
     RENDERED,
     Arrays,
     SimulatorGroup,
     SimulatorLayout,
-    SimulatorProcesses,
 )
 from torchrl_vla.schema import (
     ENVIRONMENT_STATE_KEY,

@@ -55,13 +55,15 @@ per environment and action dimension. No action was sent.
     wanted = [*batch_size, *sizes]
     try:
         shape, dtype, device = list(actions.shape), actions.dtype, actions.device.type
+        problem = f"{dtype} on {device}"
+        is_legal = dtype not in _REFUSED and device != "meta"
     except AttributeError:
-        shape, dtype, device = [], type(actions).__name__, ""
-    if dtype in _REFUSED or not device or device == "meta":
+        is_legal, problem = False, type(actions).__name__
+    if not is_legal:
         raise error(
-            f"{caller}: expected a tensor of real numbers at {key!r}, got {dtype}"
-            f"{' on ' + device if device else ''}. Let the policy write float32, with "
-            "its weights on a real device. No action was sent."
+            f"{caller}: expected a tensor of real numbers at {key!r}, got {problem}. "
+            "Let the policy write float32, with its weights on a real device. No "
+            "action was sent."
         )
     if len(shape) != len(wanted) or any(
         got < 1 if size is None else got != size
