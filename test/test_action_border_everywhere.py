@@ -15,6 +15,7 @@ from torchrl_vla.execution import MultiAction, MultiStepActorWrapper, TemporalEn
 from torchrl_vla.policies import LeRobotPolicyWrapper
 from torchrl_vla.recipes import make_decision_env
 from torchrl_vla.schema import (
+    ArgumentTypeError,
     ExecutionError,
     FeatureStatistics,
     MissingKeyError,
@@ -182,3 +183,11 @@ def test_an_evaluation_of_nan_has_no_rate():
         nan = constant((2,), value=float("nan"))
         with pytest.raises(VLAError, match="expected finite actions at 'action', got"):
             evaluate(env, nan, 4, progress=False)
+
+
+def test_an_executor_is_not_called_with_a_dict_of_arrays():
+    executor = MultiStepActorWrapper(constant((3, JOINTS), "action_chunk"))
+    with pytest.raises(
+        ArgumentTypeError, match=r"a tensordict, got dict\. Convert a d"
+    ):
+        executor({"is_init": torch.ones(1, 1, dtype=torch.bool)})

@@ -283,13 +283,15 @@ class SimulatorGroup:
                 f"environment {index + self._first}, got {space}. Wrap the "
                 "environment with gymnasium.wrappers.TransformAction."
             )
-        mapped = self._observe(env.observation_space.sample())
+        with self._blame(index):
+            mapped = self._observe(env.observation_space.sample())
+            shapes = _shapes(self._map(index, mapped))
         images = {} if self._rendering is None else self._rendering.layout
         return SimulatorLayout(
             str(space.dtype),
             tuple(space.low.astype(float).tolist()),
             tuple(space.high.astype(float).tolist()),
-            (*_shapes(self._map(index, mapped)), *images.items()),
+            (*shapes, *images.items()),
             "instruction" in mapped,
         )
 

@@ -87,6 +87,7 @@ from torchrl_vla.schema.policy_space import (
 )
 from torchrl_vla.schema.validation import (
     check_images_are_fresh,
+    check_tensordict,
     validate_vla_tensordict,
 )
 
@@ -158,6 +159,7 @@ __all__ = [
     "check_images_are_fresh",
     "check_positive_int",
     "check_robot_space",
+    "check_tensordict",
     "describe_place",
     "import_extra",
     "instruction_texts",
