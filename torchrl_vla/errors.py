@@ -6,13 +6,34 @@ Each also derives from the builtin that a caller would expect, so that
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from typing_extensions import Self
+
 
 class VLAError(Exception):
     """Base of every error that torchrl_vla raises on purpose."""
 
+    #: Environments of a batch that caused it, flattened; empty = it is not known which.
+    env_indices: tuple[int, ...] = ()
+
+    def at_envs(self, envs: Tensor) -> Self:
+        """Note the environments that caused it, bool ``[*B]``; return itself."""
+        self.env_indices = tuple(envs.reshape(-1).nonzero()[:, 0].tolist())
+        return self
+
 
 class SchemaError(VLAError, ValueError):
     """A tensordict does not follow the canonical schema."""
+
+
+class DeclarationError(SchemaError):
+    """A simulator returns something else than was declared, such as a share as success.
+
+    No evaluation goes on after it: no rate would mean anything.
+    """
 
 
 class MetadataError(VLAError, ValueError):
@@ -37,6 +58,10 @@ class ExecutionError(VLAError, RuntimeError):
 
 class ActionGuardError(VLAError, ValueError):
     """A chunk of actions is not what the embodiment takes; none of it was sent."""
+
+
+class ArgumentTypeError(VLAError, TypeError):
+    """An argument is of another kind than a function takes."""
 
 
 class MissingExtraError(VLAError, ImportError):

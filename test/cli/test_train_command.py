@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -149,3 +150,25 @@ def test_each_refusal_names_the_option_that_goes_on(tmp_path, monkeypatch, capsy
 def test_an_option_of_another_kind_of_dataset_is_refused(dataset, tmp_path, capsys):
     assert train(dataset, tmp_path / "policy", "--statistics", "stored") == 1
     assert "(--statistics), which have no effect on it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--episodes", "7"], "a multiple of the 6 instructions .* (--episodes)"),
+        (["--env", "own_parts:Point"], "make_environment: expected a TorchRL env"),
+        (["--env", "own_parts:make_env", "--noise", "1"], "leave --noise out"),
+    ],
+)
+def test_an_error_of_collect_is_never_a_traceback(tmp_path, capsys, options, message):
+    assert main(["collect", "--folder", str(tmp_path / "demos"), *options]) == 1
+    err = capsys.readouterr().err
+    assert re.search(re.escape(message).replace(r"\.\*", ".*"), err)
+    assert "Traceback" not in err
+
+
+def test_labels_beyond_the_bounds_are_refused_on_request(tmp_path, capsys):
+    own = ["--env", "own_parts:make_env", "--num-envs", "2", "--episodes", "2"]
+    arguments = ["collect", "--folder", str(tmp_path / "demos"), *own]
+    assert main([*arguments, "--labels", "refuse"]) == 0  # its expert clamps
+    assert "2 episodes" in capsys.readouterr().out

@@ -2,10 +2,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from point_robot import Diverges, Point, act_by, make_point, towards
 from tensordict.nn import TensorDictModule, TensorDictModuleBase
+from torchrl.envs import PendulumEnv
 
 from torchrl_vla.data import DemonstrationDataset, collect
 from torchrl_vla.envs import TabletopEnv, ToyVLAEnv
+from torchrl_vla.errors import ArgumentTypeError
 from torchrl_vla.rollout import episode_seeds
 from torchrl_vla.schema import (
     ExecutionError,
@@ -238,3 +241,90 @@ def test_an_image_that_was_not_drawn_is_not_recorded(tmp_path):
         collect_from(env, NobodyLooks(expert), 2, tmp_path / "stale")
     dataset = collect_from(env, expert, 2, tmp_path / "fresh")  # looks at every step
     assert "image_is_stale" not in dataset.frames
+
+
+def greedy(limit):
+    return act_by(lambda state: towards(state, limit))
+
+
+def test_targets_beyond_the_bounds_are_those_that_were_executed(tmp_path):
+    bold = collect_from(make_point(), greedy(1e9), 8, tmp_path / "bold")
+    modest = collect_from(make_point(), greedy(1.0), 8, tmp_path / "modest")
+    assert torch.equal(bold.frames["action"], modest.frames["action"])
+    assert bold.metadata == modest.metadata
+    assert bold.provenance["labels"]["beyond_bounds"] == "clamp"
+    assert 0 < bold.provenance["labels"]["frames"] <= len(bold)
+    assert "labels" not in modest.provenance
+
+
+def test_targets_beyond_the_bounds_can_be_refused(tmp_path):
+    with pytest.raises(SchemaError, match=r"or pass labels='clamp' \(--labels clamp\)"):
+        collect_from(make_point(), greedy(1e9), 8, tmp_path, labels="refuse")
+    with pytest.raises(ValueError, match=r"labels to be one of .* got 'keep'"):
+        collect_from(make_point(), greedy(1.0), 8, tmp_path, labels="keep")
+
+
+def test_a_rollout_of_a_bold_policy_is_clamped_too():
+    env = make_point()
+    rollout = env.rollout(5, greedy(1e9))
+    dataset = DemonstrationDataset.from_rollout(rollout, env.metadata, env.instructions)
+    assert dataset.frames["action"].abs().max() == 1.0
+    assert dataset.provenance["labels"]["frames"] > 0
+
+
+def test_bfloat16_actions_are_stored_in_float32(tmp_path):
+    expert = act_by(lambda state: towards(state).bfloat16())
+    dataset = collect_from(make_point(), expert, 2, tmp_path)
+    assert dataset.frames["action"].dtype == torch.float32
+
+
+def test_an_attempt_that_ends_in_an_error_is_replaced_and_recorded(tmp_path):
+    dataset = collect_from(make_point(Diverges), greedy(1.0), 40, tmp_path)
+    assert dataset.num_episodes == 40
+    failed = dataset.provenance["failed"]
+    assert dataset.provenance["attempts"] == 40 + len(failed)
+    assert all("The simulation diverged" in entry["error"] for entry in failed)
+    seeds = set(dataset.frames["episode_seed"].unique().tolist())
+    bad = {entry["seed"] for entry in failed}
+    assert len(bad) == len(failed) > 0
+    assert not seeds & bad
+    reread = DemonstrationDataset.from_folder(tmp_path)
+    assert reread.provenance["failed"] == failed
+
+
+def test_what_was_kept_before_an_error_is_written_beside_the_folder(tmp_path):
+    class ForgetsSuccess(Point):
+        def info(self, distance):
+            return {"success": None if self.goal[0] > 0.9 else distance < 0.1}
+
+    folder = tmp_path / "demos"
+    env = make_point(ForgetsSuccess, 2)
+    with pytest.raises(
+        ExecutionError, match=r"expected 60 episodes, got \d+ before an e"
+    ):
+        collect_from(env, greedy(1.0), 60, folder)
+    assert not folder.exists()
+    partial = DemonstrationDataset.from_folder(tmp_path / "demos.partial")
+    assert 0 < partial.num_episodes < 60
+    assert partial.frames["episode_index"].unique().tolist() == list(
+        range(partial.num_episodes)
+    )
+
+
+def test_what_cannot_act_or_be_acted_in_is_refused(tmp_path):
+    env = make_env()
+    with pytest.raises(ArgumentTypeError, match=r"^collect: .*'policy', got function"):
+        collect_from(env, lambda td: td, 2, tmp_path)
+    with pytest.raises(ArgumentTypeError, match=r"^collect: .*'env', got .*Point"):
+        collect_from(Point(), env.make_expert(), 2, tmp_path)
+    with pytest.raises(MissingKeyError, match=r"PendulumEnv to have .*'instructions'"):
+        collect_from(PendulumEnv(), env.make_expert(), 2, tmp_path)
+
+
+def test_collect_judges_in_evaluation_mode_and_restores_the_mode(tmp_path):
+    modes = []
+    expert = greedy(1.0).train()
+    expert.register_forward_hook(lambda m, *_: modes.append(m.training))
+    collect_from(make_point(), expert, 2, tmp_path)
+    assert set(modes) == {False}
+    assert expert.training

@@ -17,11 +17,14 @@ from torchrl_vla.envs.gymnasium import GymnasiumEnv
 from torchrl_vla.envs.simulator_interface import SimulatorInterface, SimulatorOptions
 from torchrl_vla.envs.simulator_keys import SimulatorKeys
 from torchrl_vla.envs.simulators import SimulationError
+from torchrl_vla.errors import SettingsError
 from torchrl_vla.schema import (
+    ExecutionError,
     MissingKeyError,
     RobotDatasetMetadata,
     SchemaError,
     UnknownInstructionError,
+    VLAError,
     validate_vla_tensordict,
 )
 
@@ -318,7 +321,7 @@ def test_non_finite_action_moves_no_row():
     env = make(2)
     td = env.reset(episode_seeds=torch.tensor([1, 2]))
     td["action"] = torch.tensor([[0.0, 0.0], [0.0, torch.nan]])
-    with pytest.raises(SchemaError, match=r"'action'.*environments \[1\]"):
+    with pytest.raises(SchemaError, match=r"nan at env index 1, dimension 1\."):
         env.step(td)
     assert state(act(env, td)) == [[1, 1, 1], [2, 1, 1]]
 
@@ -456,3 +459,202 @@ class Upright(gymnasium.Wrapper):
     def step(self, action):
         observation, *rest, info = self.env.step(action)
         return observation, *rest, {**info, "upright": observation[0] > 0.95}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_an_action_of_another_float_is_executed(dtype):
+    env = make(2)
+    td = env.reset(episode_seeds=torch.tensor([1, 2]))
+    td["action"] = torch.full((2, 2), 0.5, dtype=dtype)
+    assert state(env.step(td)["next"]) == [[1, 1, 1], [2, 1, 1]]
+
+
+@pytest.mark.parametrize("width", [1, 3])
+def test_an_action_of_another_width_moves_nothing(width):
+    env = make(2)
+    td = env.reset(episode_seeds=torch.tensor([1, 2]))
+    td["action"] = torch.zeros(2, width)
+    with pytest.raises(SchemaError, match=rf"A = 2 at 'action', got \[2, {width}\]"):
+        env.step(td)
+    assert state(act(env, td)) == [[1, 1, 1], [2, 1, 1]]
+
+
+def make_counting_whole_numbers(num_envs=2):
+    space = Box(0, 3, (2,), np.int64)
+    return make(num_envs, functools.partial(Counter, action_space=space))
+
+
+def test_an_integer_action_is_rounded_not_cut_off():
+    env = make_counting_whole_numbers()
+    td = env.reset(episode_seeds=torch.tensor([1, 2]))
+    td["action"] = torch.tensor([[1.9, 0.2], [3.4, -0.4]])
+    assert state(env.step(td)["next"]) == [[1, 1, 2], [2, 1, 3]]
+
+
+def test_an_integer_action_out_of_range_is_refused():
+    env = make_counting_whole_numbers()
+    td = env.reset(episode_seeds=torch.tensor([1, 2]))
+    td["action"] = torch.tensor([[0.0, 0.0], [0.0, 3.6]])
+    with pytest.raises(SchemaError, match=r"whole numbers .* env index 1, dimension 1"):
+        env.step(td)
+
+
+def test_a_step_before_the_first_reset_is_refused():
+    env = make(2)
+    td = env.fake_tensordict().set("action", torch.zeros(2, 2))
+    with pytest.raises(
+        ExecutionError, match=r"a step before the first reset\. Call td"
+    ):
+        env.step(td)
+
+
+class Says(Counter):
+    """Says a value as success, and maybe other flags or rewards."""
+
+    def __init__(self, answer, name="is_success", at_reset=None):
+        super().__init__()
+        self.answer, self.name, self.at_reset = answer, name, at_reset
+
+    def reset(self, *, seed=None, options=None):
+        observation, info = super().reset(seed=seed)
+        return observation, info if self.at_reset is None else self.at_reset
+
+    def step(self, action):
+        observation, reward, terminated, truncated, info = super().step(action)
+        answers = {"reward": reward, "terminated": terminated, "truncated": truncated}
+        answers |= {self.name: self.answer}
+        info |= {"is_success": answers.get("is_success", False)}
+        return (
+            observation,
+            *(answers[key] for key in ("reward", "terminated", "truncated")),
+            info,
+        )
+
+
+@pytest.mark.parametrize("value", [0.02, 2, float("nan"), "False", {"a": False}, None])
+@pytest.mark.parametrize("name", ["is_success", "terminated", "truncated"])
+def test_a_flag_is_never_judged_by_its_truth_value(name, value):
+    env = make(2, functools.partial(Says, value, name))
+    advice = "success=lambda obs" if name == "is_success" else "Wrap the simulator"
+    with pytest.raises(SchemaError, match=rf"a bool, 0 or 1 at .*{advice}") as e:
+        act(env, env.reset())
+    assert e.value.env_indices == (0,)
+
+
+@pytest.mark.parametrize("value", [True, 1, 1.0, np.array([1]), np.bool_(True)])
+def test_a_success_of_one_number_is_one(value):
+    env = make(1, functools.partial(Says, value))
+    assert act(env, env.reset())["success"].item()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), None, "much"])
+def test_a_reward_that_is_no_finite_number_is_refused(value):
+    env = make(1, functools.partial(Says, value, "reward"))
+    with pytest.raises(SchemaError, match="one finite number at the reward of env"):
+        act(env, env.reset())
+
+
+class Scores(Counter):
+    def step(self, action):
+        *rest, _ = super().step(action)
+        return *rest, {"score": self.counters[1] / 4}
+
+
+def make_scoring(success, num_workers=0):
+    interface = SimulatorInterface(OBSERVE, success=success)
+    return GymnasiumEnv(
+        Scores,
+        interface,
+        instructions="count",
+        options=SimulatorOptions(num_workers=num_workers),
+    )
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_function_says_when_the_task_is_done(num_workers):
+    env = make_scoring(
+        lambda obs, reward, terminated, info: info["score"] >= 0.5 and not terminated,
+        num_workers,
+    )
+    td = env.reset()
+    assert not td["success"].item()  # the info of a reset has no score
+    for expected in (False, True):
+        td = act(env, td)
+        assert td["success"].item() is expected
+    env.close()
+
+
+def test_what_the_function_returns_is_a_flag_too():
+    env = make_scoring(lambda obs, reward, terminated, info: info["score"])
+    with pytest.raises(SchemaError, match=r"function success= .* got .*0\.25"):
+        act(env, env.reset())
+
+
+def test_success_is_declared_exactly_once():
+    for options in ({}, {"success_key": "a", "success": lambda *args: True}):
+        with pytest.raises(SettingsError, match="expected success_key= or success=, g"):
+            SimulatorInterface(OBSERVE, **options)
+
+
+@pytest.mark.parametrize(
+    ("info", "expected"),
+    [({"is_success": True}, True), ({"is_success": None}, False), ({}, False)],
+)
+def test_a_task_may_be_done_at_the_reset(info, expected):
+    env = make(1, functools.partial(Says, False, at_reset=info))
+    assert env.reset()["success"].item() is expected
+
+
+def test_the_answer_of_a_reset_is_a_flag_too():
+    env = make(1, functools.partial(Says, False, at_reset={"is_success": 0.3}))
+    with pytest.raises(SchemaError, match=r"success at the reset .* got 0\.3"):
+        env.reset()
+
+
+def test_an_error_of_the_simulator_names_its_environment():
+    makers = [Counter, functools.partial(Counter, breaks_at=1)]
+    env = make(None, makers)
+    with pytest.raises(SimulationError, match="environment 1 to answer, got") as e:
+        act(env, env.reset())
+    assert "the robot fell off the table" in str(e.value)
+    assert e.value.env_indices == (1,)
+
+
+infos = st.dictionaries(
+    st.sampled_from(["is_success", "other"]) | st.text(max_size=3),
+    st.none()
+    | st.booleans()
+    | st.integers(-2, 2)
+    | st.floats()
+    | st.text(max_size=3)
+    | st.lists(st.booleans(), max_size=2)
+    | st.just({"is_success": True}),
+    max_size=3,
+)
+
+
+@settings(deadline=None)
+@given(infos, st.booleans())
+def test_any_info_is_read_as_it_is_or_refused(info, at_reset):
+    class Random(Counter):
+        def reset(self, *, seed=None, options=None):
+            observation, _ = super().reset(seed=seed)
+            return observation, info if at_reset else {}
+
+        def step(self, action):
+            *rest, own = super().step(action)
+            return *rest, own if at_reset else info
+
+    value = info.get("is_success")
+    while isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    legal = isinstance(value, bool | int | float) and value in (0, 1)
+    env = make(1, Random)
+    try:
+        td = env.reset() if at_reset else act(env, env.reset())
+    except VLAError:
+        assert not legal
+        assert not at_reset or value is not None
+    else:
+        assert td["success"].item() == (value if legal else False)
+        assert legal or (at_reset and value is None)

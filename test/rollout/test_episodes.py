@@ -8,6 +8,7 @@ from tensordict.nn import TensorDictModule, TensorDictModuleBase
 from torchrl.envs import ExcludeTransform, StepCounter, TransformedEnv
 
 from torchrl_vla.envs import TabletopEnv, ToyVLAEnv
+from torchrl_vla.errors import SettingsError
 from torchrl_vla.rollout import episode_seeds, noise_seeds, run_episodes
 from torchrl_vla.schema import ExecutionError, MissingKeyError
 
@@ -158,3 +159,126 @@ def test_an_unbatched_environment_gets_one_noise_seed():
     env = TransformedEnv(ToyVLAEnv(action_dim=2, state_dim=2), StepCounter(2))
     step = next(iter(run_episodes(env, act_at("action", (2,)), [3])))
     assert step.data["noise_seed"].shape == ()
+
+
+class Fragile(TabletopEnv):
+    """Raises at the second step of some seeds; may say in which environments."""
+
+    def __init__(self, num_envs, bad, *, says_where=True):
+        super().__init__(num_envs, image_size=8, max_steps=5)
+        self.bad, self.says_where = torch.tensor(bad), says_where
+
+    def _step(self, tensordict):
+        out = super()._step(tensordict)
+        fails = torch.isin(self._seeds, self.bad) & (self._steps == 2)
+        if fails.any():
+            error = ExecutionError("the gripper broke")
+            raise error.at_envs(fails) if self.says_where else OSError("it broke")
+        return out
+
+
+def away():
+    """A policy that neither succeeds nor fails: episodes take five steps."""
+    return TensorDictModule(
+        lambda state: torch.ones_like(state), [("observation", "state")], ["action"]
+    )
+
+
+@pytest.mark.parametrize("says_where", [True, False])
+@pytest.mark.parametrize("num_envs", [1, 3, 8])
+def test_an_episode_that_fails_costs_no_other(num_envs, says_where):
+    env = Fragile(num_envs, [2, 3, 9], says_where=says_where)
+    failures, finished, frames = [], [], {}
+    for step in run_episodes(env, away(), list(range(12)), failures=failures):
+        for env_index, index in enumerate(step.episode.tolist()):
+            if index < 0:
+                continue
+            frame = int(step.frame[env_index])
+            frames[index] = [frame] if frame == 0 else [*frames[index], frame]
+            finished += [index] if step.done[env_index] else []
+    assert sorted(failure.index for failure in failures) == [2, 3, 9]
+    assert [failure.seed for failure in failures] == [f.index for f in failures]
+    assert sorted(finished) == [0, 1, 4, 5, 6, 7, 8, 10, 11]
+    assert all(frames[index] == [0, 1, 2, 3, 4] for index in finished)
+    assert "broke" in str(failures[0])
+
+
+def test_the_first_episode_may_fail_while_the_last_ones_run():
+    # Environments without an episode repeat a running one, not the one that fails.
+    failures = []
+    env = Fragile(8, [0])
+    list(run_episodes(env, away(), [0, 1, 2], failures=failures))
+    assert [failure.index for failure in failures] == [0]
+
+
+def test_without_a_list_an_error_is_raised():
+    with pytest.raises(ExecutionError, match="the gripper broke"):
+        list(run_episodes(Fragile(2, [1]), away(), [0, 1, 2]))
+
+
+def test_an_error_of_every_episode_is_raised_after_a_few():
+    failures = []
+    env = Fragile(2, list(range(99)))
+    with pytest.raises(ExecutionError, match="the gripper broke"):
+        list(run_episodes(env, away(), list(range(99)), failures=failures))
+    assert len(failures) == 8
+
+
+def test_an_error_of_the_policy_before_the_first_step_is_raised():
+    def fail(state):
+        raise KeyError("no such weight")
+
+    policy = TensorDictModule(fail, [("observation", "state")], ["action"])
+    failures = []
+    with pytest.raises(KeyError, match="no such weight"):
+        list(run_episodes(TabletopEnv(2, image_size=8), policy, [0], failures=failures))
+    assert failures == []
+
+
+def test_a_policy_on_another_device_is_named():
+    policy = TensorDictModule(
+        torch.nn.Linear(2, 2, device="meta"), [("observation", "state")], ["action"]
+    )
+    with pytest.raises(
+        SettingsError, match=r"the policy on 'cpu', .* got one on 'meta'"
+    ):
+        list(run_episodes(TabletopEnv(2, image_size=8), policy, [0]))
+
+
+class Counts(torch.nn.Module):
+    """Changes a stored buffer even in evaluation mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(1))
+        self.register_buffer("cache", torch.zeros(1), persistent=False)
+
+    def forward(self, state):
+        self.calls += 1
+        self.cache += 1
+        return torch.zeros(*state.shape[:-1], 2)
+
+
+def test_a_buffer_that_evaluation_changes_gets_its_value_back():
+    module = Counts()
+    policy = TensorDictModule(module, [("observation", "state")], ["action"])
+    env = TabletopEnv(1, image_size=8, max_steps=3)
+    with pytest.warns(UserWarning, match=r"got changes of \['module\.calls'\]"):
+        list(run_episodes(env, policy, [0]))
+    assert module.calls.item() == 0
+    assert module.cache.item() == 3
+
+
+@pytest.mark.parametrize("reward", [float("nan"), float("inf")])
+def test_a_reward_that_is_not_finite_ends_its_episode_only(reward):
+    class Diverges(TabletopEnv):
+        def _step(self, tensordict):
+            out = super()._step(tensordict)
+            out["reward"][self._seeds == 1] = reward
+            return out
+
+    failures = []
+    env = Diverges(3, image_size=8, max_steps=3)
+    list(run_episodes(env, away(), [0, 1, 2], failures=failures))
+    assert [failure.seed for failure in failures] == [1]
+    assert "expected finite rewards" in str(failures[0])

@@ -240,6 +240,54 @@ class DoneAlone(Broken):
         return out.set("truncated", torch.ones(3, 1, dtype=torch.bool))
 
 
+class Leftovers(Broken):
+    """The target of an episode lies where the episode before ended."""
+
+    def _reset(self, tensordict=None, episode_seeds=None, **kwargs):
+        action = self._episode["action"].clone()
+        super()._reset(tensordict, episode_seeds=episode_seeds, **kwargs)
+        self._episode["target"] = action
+        return self._observe()
+
+
+class WarmStart(Broken):
+    """The physics begin where the solver of the episode before stopped."""
+
+    warm = 0.0
+
+    def _step(self, tensordict):
+        out = super()._step(tensordict)
+        if self._episode["step"].max() == 1:
+            out["reward"] = out["reward"] + self.warm
+        self.warm = float(self._episode["target"].sum())
+        return out
+
+
+class GlobalDraws(Broken):
+    def _reset(self, tensordict=None, episode_seeds=None, **kwargs):
+        super()._reset(tensordict, episode_seeds=episode_seeds, **kwargs)
+        self._episode["target"] = torch.rand(3, 2) - 0.5
+        return self._observe()
+
+
+@pytest.mark.parametrize(
+    ("env", "where", "cause"),
+    [
+        (Leftovers, "at the reset", "on the episode before it: something of that one"),
+        (WarmStart, "after 1 steps", "on the episode before it: something of that"),
+        (
+            GlobalDraws,
+            "at the reset",
+            r"reset\(episode_seeds=\.\.\.\) does not set: ran",
+        ),
+        (HiddenState, "after 1 steps", "or a count over episodes"),
+    ],
+)
+def test_an_environment_that_depends_on_its_past_is_told_on_which(env, where, cause):
+    with pytest.raises(AssertionError, match=rf"got another {where}\. .*past.*{cause}"):
+        check_env(env())
+
+
 @pytest.mark.parametrize(
     ("env", "complaint"),
     [

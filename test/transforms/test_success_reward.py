@@ -9,7 +9,7 @@ from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.envs import Compose, RewardSum, TransformedEnv, check_env_specs
 
 from torchrl_vla.envs import ToyVLAEnv
-from torchrl_vla.schema import MissingKeyError
+from torchrl_vla.schema import MissingKeyError, SchemaError
 from torchrl_vla.transforms import SuccessReward
 
 
@@ -127,3 +127,71 @@ def test_an_environment_without_the_flag_raises_and_names_what_it_has():
     )
     with pytest.raises(MissingKeyError, match=message):
         env.reward_spec  # noqa: B018
+
+
+class Blinks(ToyVLAEnv):
+    """The episode goes on after a success, which holds at every second step."""
+
+    begins_solved = False
+
+    def _ended(self):
+        ended = super()._ended()
+        never = torch.zeros_like(ended["done"])
+        return {**ended, "terminated": never, "done": ended["truncated"]}
+
+    def _success(self):
+        step = self._episode["step"].unsqueeze(-1)
+        return step % 2 == (0 if self.begins_solved else 1)
+
+
+class BeginsSolved(Blinks):
+    begins_solved = True
+
+
+@pytest.mark.parametrize("env_class", [Blinks, BeginsSolved])
+def test_an_episode_that_goes_on_after_its_success_is_paid_once(env_class):
+    env = TransformedEnv(
+        env_class(2, 4, success_steps=1, max_steps=5, batch_size=[2]), SuccessReward()
+    )
+    check_env_specs(env)
+    rollout = env.rollout(
+        15, lambda td: td.set("action", torch.ones(2, 2)), break_when_any_done=False
+    )
+    reward = rollout["next", "reward"][..., 0]
+    assert reward.tolist() == [[1.0, 0.0, 0.0, 0.0, 0.0] * 3] * 2
+    assert rollout["next", "success"].sum() >= 12
+
+
+def test_a_row_that_sits_a_step_out_is_not_paid_for_it():
+    env = TransformedEnv(
+        Blinks(2, 4, success_steps=1, max_steps=5, batch_size=[2]), SuccessReward()
+    )
+    td = env.reset().set("action", torch.ones(2, 2))
+    td["_step"] = torch.tensor([True, False])
+    after = env.step(td)["next"]
+    assert after["reward"].tolist() == [[1.0], [0.0]]
+    assert after["success_so_far"].tolist() == [[True], [False]]
+
+
+def test_one_environment_that_begins_anew_is_paid_again_alone():
+    env = TransformedEnv(
+        Blinks(2, 4, success_steps=1, max_steps=9, batch_size=[2]), SuccessReward()
+    )
+    td = env.step(env.reset().set("action", torch.ones(2, 2)))["next"]
+    td["_reset"] = torch.tensor([[True], [False]])
+    td = env.reset(td).set("action", torch.ones(2, 2))
+    assert td["success_so_far"].tolist() == [[False], [True]]
+    assert env.step(td)["next", "reward"].tolist() == [[1.0], [0.0]]
+
+
+def test_a_step_that_does_not_say_what_was_paid_raises():
+    env = make_env()
+    td = env.reset().exclude("success_so_far").set("action", torch.ones(2, 2))
+    with pytest.raises(MissingKeyError, match="at 'success_so_far' of a step"):
+        env.step(td)
+
+
+def test_a_share_of_a_task_is_no_success():
+    data = TensorDict({"success": torch.tensor([[0.02]])}, [1])
+    with pytest.raises(SchemaError, match="A share of a task is no success"):
+        SuccessReward()(data)

@@ -7,6 +7,13 @@ from typing import Literal
 #: What episodes are run for. Episodes of two purposes never share a seed.
 Purpose = Literal["demonstrations", "evaluation", "training"]
 
+#: What an episode counts as that ends in an error: a failure, nothing (it is listed
+#: apart), or the end of the evaluation.
+OnError = Literal["failure", "apart", "raise"]
+
+#: What becomes of a label beyond the bounds of the actions.
+Labels = Literal["refuse", "clamp"]
+
 #: What one importance ratio covers: a whole chunk, an action or a token.
 Granularity = Literal["chunk", "action", "token"]
 

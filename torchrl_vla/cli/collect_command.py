@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import tempfile
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from tyro.conf import OmitArgPrefixes
 
+from torchrl_vla._internal.option_names import Labels
 from torchrl_vla.cli import library
 from torchrl_vla.cli.options import OptionError, open_environment
 from torchrl_vla.envs.known_environments import ENVIRONMENTS
@@ -40,6 +41,9 @@ class Collect:
     target. Left out, the environment's default."""
     seed: int = 0
     """Seed of the initial states and the noise."""
+    labels: Labels = "clamp"
+    """Labels beyond the bounds of the environment's actions: clamp them, which is what
+    an environment that clips executes, or refuse them."""
     format: Literal["memmap", "lerobot"] = "memmap"
     """Format of the folder: ours, or LeRobot v3.0, which needs the extra `datasets`."""
     images: Literal["video", "png"] = "video"
@@ -54,18 +58,26 @@ class Collect:
         else:  # refuse what can be refused before all the episodes
             library.check_folder_is_free(self.folder, "collect")
             library.check_writer_extras(self.images)
-            self.folder.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=self.folder.parent) as folder:
-                recorded = self._collect(env, expert, Path(folder) / "ours")
-                library.write_lerobot(recorded, self.folder, images=self.images)
-                print(recorded)
+            # Beside the folder, where it stays if the conversion fails.
+            ours = self.folder.with_name(f"{self.folder.name}.recording")
+            recorded = self._collect(env, expert, ours)
+            library.write_lerobot(recorded, self.folder, images=self.images)
+            print(recorded)
+            del recorded  # its frames are files of the folder
+            shutil.rmtree(ours)
         env.close()
 
     def _collect(
         self, env: EnvBase, expert: TensorDictModuleBase, folder: Path
     ) -> library.Demonstrations:
         return library.collect(
-            env, expert, self.episodes, folder=folder, seed=self.seed, balanced=True
+            env,
+            expert,
+            self.episodes,
+            folder=folder,
+            seed=self.seed,
+            balanced=True,
+            labels=self.labels,
         )
 
     def _make_expert(self, env: EnvBase) -> TensorDictModuleBase:
@@ -80,4 +92,11 @@ class Collect:
         if noise is None and self.env.name.partition("/")[0] in ENVIRONMENTS:
             noise = ENVIRONMENTS[self.env.name.partition("/")[0]].noise
         options = {} if noise is None else {"noise": noise}
-        return make_expert(**options, seed=self.seed)
+        try:
+            return make_expert(**options, seed=self.seed)
+        except TypeError as error:
+            raise OptionError(
+                f"collect: expected {type(env).__name__}.make_expert to take "
+                f"{[*options, 'seed']} by name, got {error}. Declare them, or leave "
+                "--noise out."
+            ) from error

@@ -11,7 +11,7 @@ from tyro.conf import OmitArgPrefixes
 
 from torchrl_vla import recipes
 from torchrl_vla._internal.durable_files import write_text
-from torchrl_vla._internal.option_names import AblationName, Purpose
+from torchrl_vla._internal.option_names import AblationName, OnError, Purpose
 from torchrl_vla.cli import library
 from torchrl_vla.cli.options import OptionError, open_environment, read_json
 from torchrl_vla.recipes.environment_options import (
@@ -52,6 +52,9 @@ class Evaluate:
     purpose: Purpose = "evaluation"
     """Purpose of the episodes. None of `evaluation` is one of `collect` or `finetune`;
     `demonstrations` and `training` run those of them that have the same seed."""
+    on_error: OnError = "failure"
+    """Outcome of an episode that ends in an error: it counts as a failure, is listed
+    apart from the rate, or is raised and ends the evaluation."""
     ablate: AblationName | None = None
     """Evaluate once more on the same seeds with this input taken away from the policy,
     and compare."""
@@ -115,6 +118,7 @@ class Evaluate:
             seed=self.seed,
             purpose=self.purpose,
             recorder=recorder,
+            on_error=self.on_error,
             provenance=provenance,
         )
 

@@ -37,7 +37,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     make_current_directory_importable()
     try:
         _parse(arguments).run()
-    except (ValueError, TypeError, RuntimeError, OSError, ImportError) as error:
+    except (
+        VLAError,
+        ValueError,
+        TypeError,
+        RuntimeError,
+        OSError,
+        ImportError,
+    ) as error:
         if not _is_ours(error):
             raise
         print(f"torchrl-vla: {error}", file=sys.stderr)

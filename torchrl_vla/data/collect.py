@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,9 +17,18 @@ from tqdm import tqdm
 
 from torchrl_vla.data.demonstration_dataset import DemonstrationDataset
 from torchrl_vla.data.demonstrations import check_folder_is_free
+from torchrl_vla.data.label_bounds import Labels, bound_labels, check_labels_option
 from torchrl_vla.data.rollout_frames import frame_columns, frame_statistics
-from torchrl_vla.rollout import EpisodeStep, Purpose, episode_seeds, run_episodes
+from torchrl_vla.rollout import (
+    EpisodeFailure,
+    EpisodeStep,
+    Purpose,
+    check_acting,
+    episode_seeds,
+    run_episodes,
+)
 from torchrl_vla.schema import (
+    ACTION_KEY,
     EPISODE_KEY,
     EPISODE_SEED_KEY,
     FRAME_KEY,
@@ -26,6 +36,8 @@ from torchrl_vla.schema import (
     SUCCESS_KEY,
     ExecutionError,
     InstructionTable,
+    MissingKeyError,
+    RobotDatasetMetadata,
     check_images_are_fresh,
 )
 
@@ -41,6 +53,7 @@ def collect(
     successes_only: bool = True,
     balanced: bool = False,
     max_attempts: int | None = None,
+    labels: Labels = "clamp",
     overwrite: bool = False,
     progress: bool = True,
 ) -> DemonstrationDataset:
@@ -52,7 +65,13 @@ def collect(
     and ``is_labeled`` are stored, too; give it ``successes_only=False``, as failures
     are what it corrects. Statistics are computed from what is stored, of actions from
     those that are labeled. Frames are held in memory until the end, then written at
-    once. The dataset's ``provenance`` holds purpose, seed and number of attempts.
+    once. The dataset's ``provenance`` holds purpose, seed and number of attempts, and
+    where there are any, how many frames had labels beyond the bounds of the actions,
+    and the attempts that ended in an error (``failed``, with seed and error).
+
+    An attempt that ends in an error is replaced, like one without success. Where the
+    collection cannot be completed, the episodes that were kept are written to
+    ``<folder>.partial``, which the error names.
 
     Args:
         env: with ``instructions``, ``metadata`` and episode seeds.
@@ -65,6 +84,9 @@ def collect(
         balanced: True = as many episodes of each of the environment's instructions;
             ``episodes`` must be a multiple of their number.
         max_attempts: give up after so many; four times ``episodes`` by default.
+        labels: what becomes of a target beyond the action bounds in ``env.metadata``:
+            ``"clamp"`` = the nearest legal number, which is what an environment that
+            clips executes; ``"refuse"`` = an error.
         overwrite: True = an old dataset in the folder is replaced.
         progress: True = show a progress bar.
 
@@ -73,52 +95,110 @@ def collect(
 
     Raises:
         ValueError: ``episodes`` is below 1, or no multiple with ``balanced``; there is
-            no such purpose.
-        ExecutionError: ``max_attempts`` gave too few successes.
+            no such purpose or choice of ``labels``.
+        ArgumentTypeError: the environment or the policy is of another kind.
+        ExecutionError: ``max_attempts`` gave too few successes; or an error came up
+            after the first episode was kept.
         MissingKeyError: the environment does not write what a dataset holds.
-        SchemaError: the environment renders on demand, and did not render a frame.
+        SchemaError: the environment renders on demand, and did not render a frame; or
+            targets are not finite, of another width or, with ``labels="refuse"``, out
+            of bounds.
         FileExistsError: the folder has contents and ``overwrite`` is False.
     """
     if episodes < 1:
         raise ValueError(f"collect: expected episodes >= 1, got {episodes}.")
-    if balanced and episodes % len(env.instructions):
+    check_acting("collect", env, policy)
+    check_labels_option("collect", labels)
+    instructions, metadata = _description(env)
+    if balanced and episodes % len(instructions):
         raise ValueError(
             "collect: expected episodes to be a multiple of the "
-            f"{len(env.instructions)} instructions with balanced=True, got {episodes}."
+            f"{len(instructions)} instructions with balanced=True, got {episodes}. "
+            f"Pass a multiple, such as episodes={len(instructions)} (--episodes)."
         )
     folder = Path(folder)
     if not overwrite:
         check_folder_is_free(folder, "collect")  # now, not after all the episodes
     limit = 4 * episodes if max_attempts is None else max_attempts
-    kept = _Kept(episodes, len(env.instructions) if balanced else 1)
-    attempts = 0
-    with tqdm(total=episodes, desc="collect", unit="ep", disable=not progress) as bar:
+    kept = _Kept(episodes, len(instructions) if balanced else 1)
+    failures: list[EpisodeFailure] = []
+    attempts = clamped = 0
+
+    def write(to: Path, overwrite: bool) -> Path:
+        """Write the episodes that were kept."""
+        frames = kept.frames()
+        provenance: dict[str, object] = {
+            "purpose": purpose,
+            "seed": seed,
+            "attempts": attempts,
+        }
+        if clamped:
+            provenance["labels"] = {"beyond_bounds": labels, "frames": clamped}
+        if failures:
+            failed = [{"seed": f.seed, "error": str(f)} for f in failures]
+            provenance["failed"] = failed
+        described = replace(metadata, **frame_statistics(frames))
+        dataset = DemonstrationDataset(frames, described, instructions, provenance)
+        return dataset.to_folder(to, overwrite=overwrite)
+
+    with (
+        tqdm(total=episodes, desc="collect", unit="ep", disable=not progress) as bar,
+        _keeping_what_is_finished(kept, episodes, folder, write),
+    ):
         while kept.missing and attempts < limit:
             count = min(
                 kept.missing * (kept.groups if attempts else 1), limit - attempts
             )
             seeds = episode_seeds(seed, count, purpose, attempts)
             attempts += count
-            finished: dict[int, TensorDict] = {}
-            for index, episode in _record(env, policy, seeds):
-                if not successes_only or bool(episode["next", SUCCESS_KEY].any()):
-                    finished[index] = episode
-                    bar.update(min(len(kept) + len(finished), episodes) - bar.n)
-            kept.add(finished)
+            with kept.batch() as finished:
+                for index, episode in _record(env, policy, seeds, failures):
+                    bounded, changed = bound_labels(
+                        "collect", episode[ACTION_KEY], metadata, labels
+                    )
+                    clamped += changed
+                    episode[ACTION_KEY] = bounded
+                    if not successes_only or bool(episode["next", SUCCESS_KEY].any()):
+                        finished[index] = episode
+                        bar.update(min(len(kept) + len(finished), episodes) - bar.n)
             bar.update(len(kept) - bar.n)
-    if kept.missing:
+        if kept.missing:
+            raise ExecutionError(
+                f"collect: expected {episodes} successful episodes, got {len(kept)} in "
+                f"{attempts} attempts, {len(failures)} of which ended in an error. "
+                "Improve the expert, lower its noise, or raise max_attempts."
+            )
+    return DemonstrationDataset.from_folder(write(folder, overwrite))
+
+
+def _description(env: EnvBase) -> tuple[InstructionTable, RobotDatasetMetadata]:
+    """Return what a dataset says about the environment's numbers and texts."""
+    try:
+        return env.instructions, env.metadata
+    except AttributeError as error:
+        raise MissingKeyError(
+            f"collect: expected {type(env).__name__} to have the attributes "
+            f"'instructions' and 'metadata', got none: {error}. Set env.instructions = "
+            "InstructionTable([...]) and env.metadata = RobotDatasetMetadata(...)."
+        ) from error
+
+
+@contextmanager
+def _keeping_what_is_finished(
+    kept: _Kept, wanted: int, folder: Path, write: Callable[[Path, bool], Path]
+) -> Iterator[None]:
+    """Write the episodes that were kept beside the folder when an error comes up."""
+    try:
+        yield
+    except Exception as error:
+        if not len(kept):
+            raise
+        partial = write(folder.with_name(f"{folder.name}.partial"), True)
         raise ExecutionError(
-            f"collect: expected {episodes} successful episodes, got {len(kept)} in "
-            f"{attempts} attempts. Improve the expert, lower its noise, or raise "
-            "max_attempts."
-        )
-    frames = kept.frames()
-    metadata = replace(env.metadata, **frame_statistics(frames))
-    provenance = {"purpose": purpose, "seed": seed, "attempts": attempts}
-    dataset = DemonstrationDataset(frames, metadata, env.instructions, provenance)
-    return DemonstrationDataset.from_folder(
-        dataset.to_folder(folder, overwrite=overwrite)
-    )
+            f"collect: expected {wanted} episodes, got {len(kept)} before an error "
+            f"({type(error).__name__}). These are in {str(partial)!r}, a dataset of "
+            f"their own. {error}"
+        ) from error
 
 
 class _Kept:
@@ -145,8 +225,19 @@ class _Kept:
     def missing(self) -> int:
         return self._wanted - len(self)
 
-    def add(self, finished: dict[int, TensorDict]) -> None:
-        """Keep finished episodes, in the order of their seeds, up to the number."""
+    @contextmanager
+    def batch(self) -> Iterator[dict[int, TensorDict]]:
+        """Collect finished episodes, and keep them, also when an error comes up.
+
+        They are kept in the order of their seeds, up to the number.
+        """
+        finished: dict[int, TensorDict] = {}
+        try:
+            yield finished
+        finally:
+            self._add(finished)
+
+    def _add(self, finished: dict[int, TensorDict]) -> None:
         for index in sorted(finished):
             episode = finished[index]
             group = int(episode[INSTRUCTION_KEY][0]) if self.groups > 1 else 0
@@ -162,18 +253,24 @@ class _Kept:
 
 
 def _record(
-    env: EnvBase, policy: TensorDictModuleBase, seeds: list[int]
+    env: EnvBase,
+    policy: TensorDictModuleBase,
+    seeds: list[int],
+    failures: list[EpisodeFailure],
 ) -> Iterator[tuple[int, TensorDict]]:
     """Yield ``(index of the seed, frames)`` as episodes finish."""
     frames: dict[int, list[dict[NestedKey, Tensor]]] = {}
     with torch.no_grad():
-        for step in run_episodes(env, policy, seeds):
+        steps = run_episodes(env, policy, seeds, failures=failures, caller="collect")
+        for step in steps:
             columns = _columns(step, seeds, env.instructions)
             for env_index, index in enumerate(step.episode.tolist()):
                 if index < 0:
                     continue
+                if step.frame[env_index] == 0:  # maybe again, after an error elsewhere
+                    frames[index] = []
                 frame = {key: value[env_index] for key, value in columns.items()}
-                frames.setdefault(index, []).append(frame)
+                frames[index].append(frame)
                 if step.done[env_index]:
                     yield index, _stack(frames.pop(index))
 

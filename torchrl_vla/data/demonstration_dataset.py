@@ -24,6 +24,7 @@ from torchrl_vla._internal.json_source import read_json
 from torchrl_vla.data.demonstrations import Demonstrations, check_folder_is_free
 from torchrl_vla.data.episode_choice import choose_episodes
 from torchrl_vla.data.frame_checks import check_finite_frames
+from torchrl_vla.data.label_bounds import Labels, bound_labels, check_labels_option
 from torchrl_vla.data.mapped_frames import map_frames
 from torchrl_vla.data.rollout_frames import frame_statistics, frames_of_rollout
 from torchrl_vla.schema import (
@@ -143,6 +144,8 @@ class DemonstrationDataset(Demonstrations):
         rollout: TensorDictBase,
         metadata: RobotDatasetMetadata,
         instructions: InstructionTable,
+        *,
+        labels: Labels = "clamp",
     ) -> DemonstrationDataset:
         """Make a dataset, in memory, of the steps of a rollout ``[*B, T]``.
 
@@ -155,18 +158,28 @@ class DemonstrationDataset(Demonstrations):
             rollout: of an environment with ``("next", "success")``.
             metadata: its statistics are kept; missing ones are computed.
             instructions: the texts of its ids; texts in the rollout are added.
+            labels: what becomes of an action beyond the bounds in the metadata, as in
+                :func:`collect`; the number of such frames is in ``provenance``.
 
         Raises:
             MissingKeyError: the rollout lacks an entry that a dataset holds.
-            SchemaError: the rollout does not contain the start of an episode.
+            SchemaError: the rollout does not contain the start of an episode; or an
+                action is not finite or, with ``labels="refuse"``, out of bounds.
+            ValueError: there is no such choice of ``labels``.
         """
+        check_labels_option("from_rollout", labels)
         frames = frames_of_rollout(rollout, instructions)
+        action = frames.get(ACTION_KEY)
+        bounded, beyond = bound_labels("from_rollout", action, metadata, labels)
+        frames.set(ACTION_KEY, bounded)
         computed = frame_statistics(frames)
         if metadata.action_statistics is not None:
             computed["action_statistics"] = metadata.action_statistics
         if metadata.state_statistics is not None:
             computed["state_statistics"] = metadata.state_statistics
-        return cls(frames, replace(metadata, **computed), instructions)
+        known = {"labels": {"beyond_bounds": labels, "frames": beyond}}
+        metadata = replace(metadata, **computed)
+        return cls(frames, metadata, instructions, known if beyond else None)
 
     def to_folder(self, folder: Path | str, *, overwrite: bool = False) -> Path:
         """Write the dataset whole or not at all, the metadata last.

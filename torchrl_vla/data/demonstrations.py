@@ -25,6 +25,7 @@ from torchrl_vla.schema import (
     FRAME_KEY,
     INSTRUCTION_KEY,
     IS_LABELED_KEY,
+    ArgumentTypeError,
     InstructionTable,
     RobotDatasetMetadata,
 )
@@ -230,3 +231,25 @@ def check_folder_is_free(folder: Path, caller: str) -> None:
             f"{sorted(path.name for path in folder.iterdir())}. Choose another folder, "
             "or pass overwrite=True."
         )
+
+
+def check_demonstrations(caller: str, dataset: Demonstrations) -> None:
+    """Refuse what are no demonstrations, such as the folder that holds them.
+
+    Args:
+        caller: opens the error message.
+        dataset: what was passed for it.
+
+    Raises:
+        ArgumentTypeError: it is something else; says how to open or make one.
+    """
+    try:
+        dataset.storage, dataset.metadata, dataset.replay_buffer  # noqa: B018 (EAFP)
+    except AttributeError:
+        text = " ".join(repr(dataset).split())
+        raise ArgumentTypeError(
+            f"{caller}: expected demonstrations at argument 'dataset', got "
+            f"{type(dataset).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
+            ". Open a folder or repo id with recipes.open_dataset(...); make one of "
+            "steps with DemonstrationDataset(frames, metadata, instructions)."
+        ) from None

@@ -13,17 +13,17 @@ from torch import Tensor
 from torchrl.data import Binary, Bounded, Composite, Unbounded
 from torchrl.envs import EnvBase
 
+from torchrl_vla.envs.first_reset import check_has_begun
 from torchrl_vla.envs.lazy_rendering import Key, observation_is_needed
 from torchrl_vla.envs.simulator_interface import SimulatorInterface, SimulatorOptions
+from torchrl_vla.envs.simulator_processes import SimulatorProcesses
 from torchrl_vla.envs.simulators import (
     RENDERED,
     Arrays,
     SimulatorGroup,
     SimulatorLayout,
-    SimulatorProcesses,
 )
 from torchrl_vla.schema import (
-    ACTION_KEY,
     ENVIRONMENT_STATE_KEY,
     EPISODE_SEED_KEY,
     IMAGE_IS_STALE_KEY,
@@ -35,10 +35,11 @@ from torchrl_vla.schema import (
     MissingKeyError,
     RobotDatasetMetadata,
     SchemaError,
+    read_action,
+    round_actions,
 )
 
 _T = TypeVar("_T")
-_FLAGS = ("terminated", "truncated", SUCCESS_KEY)
 
 
 class GymnasiumEnv(EnvBase):
@@ -52,9 +53,10 @@ class GymnasiumEnv(EnvBase):
 
     Note:
         Actions outside the simulator's bounds are clipped before they are executed; the
-        tensordict keeps the policy's action.
+        tensordict keeps the policy's action. Those of an integer action space are
+        rounded, and refused out of range.
 
-    **Reads** ``action`` float32 ``[N, A]``, in the simulator's units.
+    **Reads** ``action`` ``[N, A]``, in the simulator's units; any float dtype.
 
     **Writes** ``("observation", "state")`` float32 ``[N, S]``;
     ``("observation", "environment_state")`` float32 ``[N, E]``;
@@ -84,7 +86,11 @@ class GymnasiumEnv(EnvBase):
         ValueError: the numbers of constructors, environments, workers and texts
             disagree; or there is no ``rendering`` to render on demand.
         SchemaError: a simulator has another action or observation than the rest, than
-            its own space or than ``metadata``; or returns non-finite numbers.
+            its own space or than ``metadata``; or returns non-finite numbers, or
+            something else than a bool, 0 or 1 as a flag or success. An action is not
+            a finite ``[N, A]``.
+        SimulationError: a simulator raised something, or its process has ended.
+        ExecutionError: a step before the first reset.
         MissingKeyError: a declared entry is missing; names the available ones.
         UnknownInstructionError: a simulator has an instruction outside
             ``instructions``.
@@ -156,7 +162,8 @@ class GymnasiumEnv(EnvBase):
         self.instructions = InstructionTable(texts)
         self.metadata = _checked_metadata(metadata, layout)
         self._make_specs(layout)
-        self._elapsed = torch.zeros(count, 1, dtype=torch.int64)
+        self._elapsed = torch.full((count, 1), -1)  # -1 = it was never reset
+        self._layout = layout
         blank = self.full_observation_spec.zero().update(self.full_done_spec.zero())
         self._now: dict[Any, Tensor] = dict(blank.items(True, True))
         if not layout.has_instruction:
@@ -244,7 +251,7 @@ class GymnasiumEnv(EnvBase):
                 )
         if indices:
             arrays = self._simulators.reset(indices, seeds.tolist())
-            for name in _FLAGS:
+            for name in ("terminated", "truncated"):
                 arrays[name] = np.zeros((len(indices), 1), dtype=bool)
             arrays[EPISODE_SEED_KEY] = seeds.numpy()
             if INSTRUCTION_KEY in arrays:
@@ -256,6 +263,7 @@ class GymnasiumEnv(EnvBase):
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         indices = self._indices(tensordict.get("_step", None))
+        check_has_begun(self, bool((self._elapsed[indices] >= 0).all()))
         arrays = self._simulators.step(
             indices,
             self._actions(tensordict, indices),
@@ -285,19 +293,14 @@ class GymnasiumEnv(EnvBase):
         return seen.numpy()
 
     def _actions(self, tensordict: TensorDictBase, indices: list[int]) -> np.ndarray:
-        actions = tensordict.get(ACTION_KEY).detach().cpu().numpy()[indices]
-        if not np.isfinite(actions).all():
-            bad = [
-                index
-                for index, a in zip(indices, actions, strict=True)
-                if not np.isfinite(a).all()
-            ]
-            raise SchemaError(
-                f"{type(self).__name__}: expected finite numbers at 'action', got NaN "
-                f"or infinity in environments {bad}. No environment was stepped. Check "
-                "the policy's output and the statistics that denormalize it."
-            )
-        return actions
+        name, layout = type(self).__name__, self._layout
+        low, high = layout.action_low, layout.action_high
+        rows = tensordict.get("_step", None)
+        actions = read_action(name, tensordict, self.batch_size, len(low), rows=rows)
+        actions = actions.detach().cpu()
+        if np.issubdtype(layout.action_dtype, np.integer):
+            return round_actions(name, actions, low, high, rows=rows).numpy()[indices]
+        return np.clip(actions.numpy()[indices], low, high)
 
     def _update(self, indices: list[int], arrays: Arrays) -> None:
         """Store the outputs of the environments ``indices``; keep those of the rest."""

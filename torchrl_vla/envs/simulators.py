@@ -1,21 +1,15 @@
-"""Groups of gymnasium environments, in this process or in worker processes."""
+"""Group of gymnasium environments that are stepped in one process."""
 
 from __future__ import annotations
 
-import multiprocessing
 import traceback
-import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
-from itertools import pairwise
-from multiprocessing.connection import Connection
-from multiprocessing.context import SpawnProcess
-from typing import Any, cast
+from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium.vector.utils import CloudpickleWrapper
 
 from torchrl_vla.envs.lazy_rendering import Key, to_images
 from torchrl_vla.envs.simulator_interface import SimulatorInterface
@@ -27,6 +21,8 @@ from torchrl_vla.schema import (
     MissingKeyError,
     SchemaError,
     VLAError,
+    read_flag,
+    read_number,
 )
 
 Arrays = dict[Key, np.ndarray]
@@ -34,6 +30,7 @@ Arrays = dict[Key, np.ndarray]
 #: Key of the environments that a group rendered, bool ``[n, 1]``.
 RENDERED = "rendered"
 
+_CALLER = "GymnasiumEnv"
 _VECTORS = {"state": STATE_KEY, "environment_state": ENVIRONMENT_STATE_KEY}
 
 
@@ -70,7 +67,7 @@ class SimulatorGroup:
         interface: SimulatorInterface,
         first: int = 0,
     ) -> None:
-        self._observe, self._success_key = interface.observe, interface.success_key
+        self._interface, self._observe = interface, interface.observe
         self._rendering, self._first = interface.rendering, first
         self._envs = [make_env() for make_env in make_envs]
         self._layouts = [self._describe(index) for index in range(len(self._envs))]
@@ -82,17 +79,20 @@ class SimulatorGroup:
     def reset(self, indices: Sequence[int], seeds: Sequence[int]) -> Arrays:
         """Begin the episode of each seed; returns the observations ``[n, ...]``.
 
-        Where the simulators have instructions, also ``language_instruction``: texts, in
-        an array of objects.
+        ``success`` bool ``[n, 1]`` is whether the task is done before any action. Where
+        the simulators have instructions, also ``language_instruction``: texts, in an
+        array of objects.
         """
-        seen = [
-            self._observe(self._envs[index].reset(seed=int(seed))[0])
-            for index, seed in zip(indices, seeds, strict=True)
-        ]
-        out = self._stack(
-            indices,
-            [self._map(index, s) for index, s in zip(indices, seen, strict=True)],
-        )
+        seen, mapped = [], []
+        success = np.empty((len(indices), 1), bool)
+        for i, (index, seed) in enumerate(zip(indices, seeds, strict=True)):
+            with self._blame(index):
+                raw, info = self._envs[index].reset(seed=int(seed))
+                success[i] = self._success_at_reset(index, raw, info)
+                seen.append(self._observe(raw))
+                mapped.append(self._map(index, seen[-1]))
+        out = self._stack(indices, mapped)
+        out[SUCCESS_KEY] = success
         out |= {**self.render(indices), RENDERED: np.ones((len(indices), 1), bool)}
         if self._layouts[indices[0]].has_instruction:
             texts = [observation["instruction"] for observation in seen]
@@ -107,18 +107,19 @@ class SimulatorGroup:
         The environments of ``to_render`` and those that end are rendered: the arrays
         of images hold these alone, in order.
         """
-        space = cast("gymnasium.spaces.Box", self._envs[indices[0]].action_space)
-        actions = np.clip(actions, space.low, space.high).astype(space.dtype)
+        actions = actions.astype(self._layouts[indices[0]].action_dtype)
         reward = np.empty((len(indices), 1), np.float32)
         terminated, truncated, success = np.empty((3, len(indices), 1), bool)
         observations = []
         for i, index in enumerate(indices):
-            raw, reward[i], terminated[i], truncated[i], info = self._envs[index].step(
-                actions[i]
-            )
-            observations.append(self._map(index, self._observe(raw)))
-            success[i] = self._success(index, info)
-        self._check_finite("reward", indices, reward)
+            with self._blame(index):
+                raw, gain, ended, cut, info = self._envs[index].step(actions[i])
+                where = self._where(index)
+                reward[i] = gain = read_number(_CALLER, f"the reward {where}", gain)
+                terminated[i] = read_flag(_CALLER, f"terminated {where}", ended)
+                truncated[i] = read_flag(_CALLER, f"truncated {where}", cut)
+                success[i] = self._success(index, raw, gain, bool(terminated[i]), info)
+                observations.append(self._map(index, self._observe(raw)))
         rendered = to_render[:, None] | terminated | truncated
         return {
             **self._stack(indices, observations),
@@ -147,15 +148,66 @@ class SimulatorGroup:
         for env in self._envs:
             env.close()
 
-    def _success(self, index: int, info: Mapping[str, object]) -> object:
-        if self._success_key not in info:
+    def _success(
+        self,
+        index: int,
+        observation: object,
+        reward: float,
+        terminated: bool,
+        info: Mapping[str, object],
+    ) -> bool:
+        where = f"in environment {index + self._first}"
+        if self._interface.success is not None:
+            value = self._interface.success(observation, reward, terminated, info)
+            return read_flag(_CALLER, f"the function success= {where}", value)
+        key = str(self._interface.success_key)
+        if key not in info:
             raise MissingKeyError(
-                f"GymnasiumEnv: expected the success of the task at info["
-                f"{self._success_key!r}] in environment {index + self._first}, got "
-                f"info with {sorted(info)}. Give success_key= one of them, or wrap "
-                "the environment to write it."
+                f"GymnasiumEnv: expected the success of the task at info[{key!r}] "
+                f"{where}, got info with {sorted(map(str, info))}. Give success_key= "
+                "one of them, or say it with success=lambda obs, reward, terminated, "
+                "info: ..., which returns a bool, in SimulatorInterface."
             )
-        return info[self._success_key]
+        return read_flag(_CALLER, f"success, info[{key!r}] {where}", info[key])
+
+    def _success_at_reset(
+        self, index: int, observation: object, info: Mapping[str, object]
+    ) -> bool:
+        """Return whether the task is done before any action; False = not known."""
+        where = self._where(index)
+        try:
+            if self._interface.success is None:
+                value = info[str(self._interface.success_key)]
+            else:
+                value = self._interface.success(observation, 0.0, False, info)
+        except (LookupError, TypeError):  # few simulators say as much at a reset
+            return False
+        return value is not None and read_flag(
+            _CALLER, f"success at the reset {where}", value
+        )
+
+    def _where(self, index: int) -> str:
+        return f"of environment {index + self._first}"
+
+    @contextmanager
+    def _blame(self, index: int) -> Iterator[None]:
+        """Say of an error in which environment it came up."""
+        try:
+            yield
+        except VLAError as error:
+            error.env_indices = (index + self._first,)
+            raise
+        except Exception as error:
+            raise self._broken(index, error) from error
+
+    def _broken(self, index: int, error: Exception) -> SimulationError:
+        # The text, too: what a simulator raises may not pickle.
+        broken = SimulationError(
+            f"GymnasiumEnv: expected the simulator {self._where(index)} to answer, got "
+            f"an error:\n{''.join(traceback.format_exception(error))}"
+        )
+        broken.env_indices = (index + self._first,)
+        return broken
 
     def _stack(self, indices: Sequence[int], observations: list[Arrays]) -> Arrays:
         for index, observation in zip(indices, observations, strict=True):
@@ -165,12 +217,14 @@ class SimulatorGroup:
                 if self._rendering is None or key not in self._rendering.layout
             )
             if _shapes(observation) != expected:
-                raise SchemaError(
+                error = SchemaError(
                     f"GymnasiumEnv: expected observations {dict(expected)} of "
                     f"environment {index + self._first}, as its observation_space "
                     f"says, got {dict(_shapes(observation))}. Correct the "
                     "environment's space."
                 )
+                error.env_indices = (index + self._first,)
+                raise error
         out = {key: np.stack([o[key] for o in observations]) for key in observations[0]}
         for key in _VECTORS.values():
             if key in out:
@@ -209,13 +263,16 @@ class SimulatorGroup:
     def _check_finite(
         self, name: str, indices: Sequence[int], values: np.ndarray
     ) -> None:
-        if not np.isfinite(values).all():
-            i, *_ = bad = np.argwhere(~np.isfinite(values))[0]
-            raise SchemaError(
+        bad = np.argwhere(~np.isfinite(values))
+        if len(bad):
+            i, dim = bad[0]
+            error = SchemaError(
                 f"GymnasiumEnv: expected finite numbers at {name} of environment "
-                f"{indices[i] + self._first}, got {values[tuple(bad)]} in dimension "
-                f"{bad[1]}. The simulation diverged, or the observation is undefined."
+                f"{indices[i] + self._first}, got {values[i, dim]} in dimension "
+                f"{dim}. The simulation diverged, or the observation is undefined."
             )
+            error.env_indices = tuple(indices[i] + self._first for i in set(bad[:, 0]))
+            raise error
 
     def _describe(self, index: int) -> SimulatorLayout:
         env = self._envs[index]
@@ -226,160 +283,17 @@ class SimulatorGroup:
                 f"environment {index + self._first}, got {space}. Wrap the "
                 "environment with gymnasium.wrappers.TransformAction."
             )
-        mapped = self._observe(env.observation_space.sample())
+        with self._blame(index):
+            mapped = self._observe(env.observation_space.sample())
+            shapes = _shapes(self._map(index, mapped))
         images = {} if self._rendering is None else self._rendering.layout
         return SimulatorLayout(
             str(space.dtype),
             tuple(space.low.astype(float).tolist()),
             tuple(space.high.astype(float).tolist()),
-            (*_shapes(self._map(index, mapped)), *images.items()),
+            (*shapes, *images.items()),
             "instruction" in mapped,
         )
-
-
-class SimulatorProcesses:
-    """Step environments in worker processes, each a :class:`SimulatorGroup`.
-
-    Physics scales with the cores while the main process waits. Workers are spawned,
-    never forked (threads and graphics contexts do not survive a fork), so a script
-    that uses them needs ``if __name__ == "__main__":``.
-
-    Args:
-        make_envs: one constructor per environment; pickled by value, so lambdas work.
-        interface: of the simulators.
-        num_workers: processes; each gets an equal run of environments.
-    """
-
-    def __init__(
-        self,
-        make_envs: Sequence[Callable[[], gymnasium.Env]],
-        interface: SimulatorInterface,
-        num_workers: int,
-    ) -> None:
-        count = len(make_envs)
-        bounds = [count * worker // num_workers for worker in range(num_workers + 1)]
-        self._starts = bounds[:-1]
-        self._caller = [
-            w for w, (a, b) in enumerate(pairwise(bounds)) for _ in range(a, b)
-        ]
-        context = multiprocessing.get_context("spawn")
-        self._pipes: list[Connection] = []
-        self._processes: list[SpawnProcess] = []
-        for start, stop in pairwise(bounds):
-            here, there = context.Pipe()
-            process = context.Process(target=_serve, args=(there,), daemon=True)
-            process.start()
-            there.close()
-            self._pipes.append(here)
-            self._processes.append(process)
-            # Sent, not passed: the worker reports what it cannot unpickle.
-            job: Any = partial(SimulatorGroup, make_envs[start:stop], interface, start)
-            self._send(len(self._pipes) - 1, CloudpickleWrapper(job))
-        self._close = weakref.finalize(self, _stop, self._pipes, self._processes)
-        answers = [self._receive(worker) for worker in range(num_workers)]
-        self._layouts = [
-            layout for answer in _all_or_raise(answers) for layout in answer
-        ]
-
-    def layouts(self) -> list[SimulatorLayout]:
-        """Return the layout of every environment."""
-        return self._layouts
-
-    def reset(self, indices: Sequence[int], seeds: Sequence[int]) -> Arrays:
-        """Begin the episode of each seed; see :class:`SimulatorGroup`."""
-        return self._call("reset", indices, np.asarray(seeds, dtype=np.int64))
-
-    def step(
-        self, indices: Sequence[int], actions: np.ndarray, to_render: np.ndarray
-    ) -> Arrays:
-        """Execute ``actions[i]`` in ``indices[i]``; see :class:`SimulatorGroup`."""
-        return self._call("step", indices, actions, to_render)
-
-    def render(self, indices: Sequence[int]) -> Arrays:
-        """Render environments now; see :class:`SimulatorGroup`."""
-        return self._call("render", indices)
-
-    def close(self) -> None:
-        """Stop the workers."""
-        self._close()
-
-    def _call(self, name: str, indices: Sequence[int], *values: np.ndarray) -> Arrays:
-        share: dict[int, list[int]] = {}
-        for position, index in enumerate(indices):
-            share.setdefault(self._caller[index], []).append(position)
-        for worker, positions in share.items():
-            local = [indices[position] - self._starts[worker] for position in positions]
-            self._send(worker, (name, local, [value[positions] for value in values]))
-        # Indices are sorted and workers own runs of them, so the parts line up.
-        parts = _all_or_raise([self._receive(worker) for worker in share])
-        return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-
-    def _send(self, worker: int, message: object) -> None:
-        try:
-            self._pipes[worker].send(message)
-        except OSError as error:
-            raise _dead(worker) from error
-
-    def _receive(self, worker: int) -> Any:
-        try:
-            return self._pipes[worker].recv()
-        except (EOFError, OSError):
-            return _dead(worker)
-
-
-def _all_or_raise(answers: list[Any]) -> list[Any]:
-    for answer in answers:
-        if isinstance(answer, Exception):
-            raise answer
-    return answers
-
-
-def _dead(worker: int) -> SimulationError:
-    return SimulationError(
-        f"GymnasiumEnv: expected an answer of worker process {worker}, got none: it "
-        "has ended. See its output above; a script that uses num_workers needs "
-        "if __name__ == '__main__': around its code."
-    )
-
-
-def _serve(pipe: Connection) -> None:
-    """Answer requests until the caller closes the pipe."""
-    group = None
-    try:
-        group = pipe.recv()()
-        pipe.send(group.layouts())
-        while True:
-            name, indices, values = pipe.recv()
-            try:
-                pipe.send(getattr(group, name)(indices, *values))
-            except Exception as error:
-                pipe.send(_portable(error))
-    except (EOFError, KeyboardInterrupt):
-        pass
-    except Exception as error:
-        pipe.send(_portable(error))
-    finally:
-        if group is not None:
-            group.close()
-
-
-def _portable(error: Exception) -> VLAError:
-    """Keep our errors as they are; turn others, which may not pickle, into text."""
-    if isinstance(error, VLAError):
-        return error
-    return SimulationError(
-        "GymnasiumEnv: expected the simulator to answer, got an error in its worker "
-        f"process:\n{''.join(traceback.format_exception(error))}"
-    )
-
-
-def _stop(pipes: list[Connection], processes: list[SpawnProcess]) -> None:
-    for pipe in pipes:
-        pipe.close()
-    for process in processes:
-        process.join(timeout=5.0)
-        if process.is_alive():
-            process.terminate()
 
 
 def _shapes(arrays: Arrays) -> tuple[tuple[Key, tuple[int, ...]], ...]:

@@ -9,8 +9,8 @@ from torchrl.data import Binary, Bounded, Composite, NonTensor, Unbounded
 from torchrl.envs import EnvBase
 
 from torchrl_vla._internal.env_masks import env_mask, where_env
+from torchrl_vla.envs.first_reset import check_has_begun
 from torchrl_vla.schema import (
-    ACTION_KEY,
     EPISODE_SEED_KEY,
     IMAGE_KEY,
     INSTRUCTION_KEY,
@@ -18,6 +18,7 @@ from torchrl_vla.schema import (
     SUCCESS_KEY,
     InstructionTable,
     RobotDatasetMetadata,
+    read_action,
 )
 
 
@@ -119,6 +120,7 @@ class ToyVLAEnv(EnvBase):
             "action": self._zeros(action_dim),
             "target": self._zeros(action_dim),
         }
+        self._has_begun = False
         self._generator = torch.Generator()
         self._set_seed(seed)
 
@@ -208,6 +210,7 @@ class ToyVLAEnv(EnvBase):
                 self.device
             )
         self._episode = _where_env(reset, fresh, self._episode)
+        self._has_begun = True
         out = self._observe()
         ended = self._ended()
         return out.update(
@@ -215,20 +218,24 @@ class ToyVLAEnv(EnvBase):
         )
 
     def _step(self, tensordict: TensorDictBase) -> TensorDict:
-        action = tensordict.get(ACTION_KEY)
+        check_has_begun(self, self._has_begun)
+        mask = tensordict.get("_step", None)
+        if mask is not None:  # a masked environment keeps its episode, without reward
+            mask = mask.reshape(self.batch_size)
+        action = read_action(
+            "ToyVLAEnv", tensordict, self.batch_size, self.action_dim, rows=mask
+        )
         before = self._episode
         near = (action - before["target"]).abs().amax(-1) <= self.success_tol
         after = {
             **before,
-            "action": action.to(torch.float32),
+            "action": action,
             "step": before["step"] + 1,
             "streak": torch.where(near, before["streak"] + 1, 0),
         }
         # In echo mode the target is zero: the reward is minus the action's norm.
         reward = -(action - before["target"]).norm(dim=-1, keepdim=True)
-        mask = tensordict.get("_step", None)
-        if mask is not None:  # a masked environment keeps its episode, without reward
-            mask = mask.reshape(self.batch_size)
+        if mask is not None:
             after = _where_env(mask, after, before)
             reward = torch.where(mask[..., None], reward, 0)
         self._episode = after

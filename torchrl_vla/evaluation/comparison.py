@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypedDict
@@ -15,7 +15,11 @@ from torchrl_vla.evaluation.comparison_checks import (
     check_same_setting,
     remark_differences,
 )
-from torchrl_vla.evaluation.result import EvaluationResult, StoredResult
+from torchrl_vla.evaluation.result import (
+    EpisodeRecord,
+    EvaluationResult,
+    StoredResult,
+)
 from torchrl_vla.evaluation.tables import (
     OutcomeTable,
     PairedTable,
@@ -156,7 +160,9 @@ class Comparison:
         """
         values = read_json("Comparison.from_json", source, _StoredComparison)
         a, b = (
-            EvaluationResult(part["episodes"], part["provenance"] or {})
+            EvaluationResult(
+                part["episodes"], part["provenance"] or {}, part["apart"] or []
+            )
             for part in (values["a"], values["b"])
         )
         return compare(
@@ -216,7 +222,8 @@ def compare(
     Both must have run the same episodes: each of one is paired with that of the other
     with the same seed and instruction. The difficulty of an episode then cancels, and
     a few hundred show a difference that would take thousands otherwise. An evaluation
-    that was stopped by its own outcomes gets an anytime-valid interval.
+    that was stopped by its own outcomes gets an anytime-valid interval. A pair is left
+    out where one of the two episodes ended in an error and is not counted.
 
     Args:
         a: the first evaluation; differences are its rate minus the second's.
@@ -248,6 +255,7 @@ def compare(
             f"compare: expected a confidence between 0 and 1, got {confidence}."
         )
     check_same_setting(a, b, names)
+    a, b = _without(a, b.apart), _without(b, a.apart)
     kind: type[OutcomeTable] = UnpairedTable
     if not unpaired:
         check_same_episodes(a, b, names)
@@ -255,6 +263,13 @@ def compare(
         kind = SequentialTable if a.stopped_early or b.stopped_early else PairedTable
     table = kind.from_episodes(a.episodes, b.episodes)
     return Comparison(a, b, table, names, confidence)
+
+
+def _without(
+    result: EvaluationResult, apart: Sequence[EpisodeRecord]
+) -> EvaluationResult:
+    seeds = {episode.seed for episode in apart}
+    return replace(result, episodes=[e for e in result.episodes if e.seed not in seeds])
 
 
 def _in_the_order_of(a: EvaluationResult, b: EvaluationResult) -> EvaluationResult:

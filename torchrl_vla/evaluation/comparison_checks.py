@@ -116,6 +116,11 @@ def remark_differences(
         for result, name in ((a, names[0]), (b, names[1]))
         if (purpose := result.provenance.get("purpose")) not in (None, "evaluation")
     ]
+    remarks += [
+        f"{name}: {remark}"
+        for result, name in ((a, names[0]), (b, names[1]))
+        for remark in result.remarks
+    ]
     versions_a, versions_b = (_mapping(result, "versions") for result in (a, b))
     differing = [
         f"{package} {versions_a.get(package)} and {versions_b.get(package)}"

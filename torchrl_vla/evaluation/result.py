@@ -27,6 +27,8 @@ class EpisodeRecord:
         success: True = the task was achieved at some step.
         episode_return: sum of the rewards.
         length: steps.
+        solved_at_reset: True = the task was achieved before any action.
+        error: with which it ended instead of an outcome; None = it was finished.
     """
 
     seed: int
@@ -34,6 +36,8 @@ class EpisodeRecord:
     success: bool
     episode_return: float
     length: int
+    solved_at_reset: bool = False
+    error: str | None = None
 
 
 class StoredResult(TypedDict):
@@ -41,16 +45,22 @@ class StoredResult(TypedDict):
 
     episodes: list[EpisodeRecord]
     provenance: dict[str, object] | None
+    apart: list[EpisodeRecord] | None
 
 
 @dataclass(frozen=True)
 class EvaluationResult:
     """Every episode of an evaluation, with success rate and interval.
 
+    The rate is of ``episodes``. Those that ended in an error are among them, as
+    failures, or in ``apart`` and not in the rate: the evaluation's ``on_error`` says
+    which.
+
     Args:
         episodes: in the order of their seeds.
         provenance: what is needed to repeat it (seed, purpose, versions, environment,
             policy), in what JSON holds.
+        apart: episodes that ended in an error and are not counted.
 
     Examples:
         >>> records = [EpisodeRecord(i, "pick", i < 9, 1.0, 5) for i in range(10)]
@@ -65,9 +75,11 @@ class EvaluationResult:
 
     episodes: Sequence[EpisodeRecord]
     provenance: Mapping[str, object] = field(default_factory=dict)
+    apart: Sequence[EpisodeRecord] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "episodes", tuple(self.episodes))
+        object.__setattr__(self, "apart", tuple(self.apart))
         if not self.episodes:
             raise SchemaError("EvaluationResult: expected at least one episode, got 0.")
 
@@ -83,6 +95,30 @@ class EvaluationResult:
     def success_rate(self) -> float:
         """Successes per episode, in ``[0, 1]``."""
         return self.successes / len(self)
+
+    @property
+    def failed(self) -> list[EpisodeRecord]:
+        """The episodes that ended in an error, with their seeds and errors."""
+        return [e for e in (*self.episodes, *self.apart) if e.error is not None]
+
+    @property
+    def remarks(self) -> list[str]:
+        """Sentences about what the rate does not say; mostly none."""
+        remarks = []
+        if self.failed:
+            how = "are not in the rate" if self.apart else "count as failures"
+            first = self.failed[0]
+            remarks.append(
+                f"{len(self.failed)} of {len(self) + len(self.apart)} episodes ended "
+                f"in an error and {how}; seed {first.seed}: {_first_line(first.error)}"
+            )
+        solved = sum(episode.solved_at_reset for episode in self.episodes)
+        if solved:
+            remarks.append(
+                f"{solved} of {len(self)} episodes were solved at their reset, before "
+                "any action, and count as successes."
+            )
+        return remarks
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -135,12 +171,14 @@ class EvaluationResult:
             "success_rate": self.success_rate,
             "interval_95": [low, high],
             "episodes": len(self),
+            **({"remarks": self.remarks} if self.remarks else {}),
         }
         return json.dumps(
             {
                 "summary": summary,
                 "provenance": dict(self.provenance),
-                "episodes": [asdict(episode) for episode in self.episodes],
+                "episodes": [_values(episode) for episode in self.episodes],
+                **({"apart": list(map(_values, self.apart))} if self.apart else {}),
             },
             indent=2,
         )
@@ -154,7 +192,8 @@ class EvaluationResult:
             SchemaError: it is no JSON, or not that of an evaluation.
         """
         values = read_json("EvaluationResult.from_json", source, StoredResult)
-        return cls(values["episodes"], values["provenance"] or {})
+        apart = values.get("apart") or []
+        return cls(values["episodes"], values["provenance"] or {}, apart)
 
     def __str__(self) -> str:
         low, high = self.interval
@@ -171,4 +210,17 @@ class EvaluationResult:
                 f"{100 * part.success_rate:>6.1f} %  {len(part):>8}  {interval:>13}  "
                 f"{part.mean_length:>11.1f}  {text}"
             )
+        lines += [f"note: {remark}" for remark in self.remarks]
         return "\n".join(lines)
+
+
+def _values(episode: EpisodeRecord) -> dict[str, object]:
+    """Return a record for JSON, without what is true of nearly every episode."""
+    values = asdict(episode)
+    rare = {"solved_at_reset": False, "error": None}
+    return {k: v for k, v in values.items() if k not in rare or v != rare[k]}
+
+
+def _first_line(text: str | None) -> str:
+    line = (text or "").strip().split("\n")[0]
+    return line if len(line) <= 200 else f"{line[:197]}..."

@@ -15,10 +15,11 @@ from tqdm import tqdm
 
 from torchrl_vla.evaluation.comparison import Comparison, compare
 from torchrl_vla.evaluation.confidence_sequence import rate_confidence_sequence
-from torchrl_vla.evaluation.evaluate import evaluate
-from torchrl_vla.evaluation.result import STOPPING, EpisodeRecord, EvaluationResult
+from torchrl_vla.evaluation.evaluate import EvaluationRun, OnError
+from torchrl_vla.evaluation.provenance import make_provenance
+from torchrl_vla.evaluation.result import STOPPING, EvaluationResult
 from torchrl_vla.evaluation.success_statistics import check_confidence
-from torchrl_vla.rollout import Purpose
+from torchrl_vla.rollout import Purpose, check_acting
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,6 +34,7 @@ class EvaluateOptions(TypedDict, total=False):
     purpose: Purpose
     deterministic: bool
     max_steps: int | None
+    on_error: OnError
     provenance: Mapping[str, object] | None
 
 
@@ -62,8 +64,8 @@ def evaluate_until(
             by side wastes none of them.
         confidence: of the interval that is looked at.
         progress: True = show a progress bar.
-        options: ``seed``, ``purpose``, ``deterministic``, ``max_steps`` and
-            ``provenance`` of :func:`evaluate`.
+        options: ``seed``, ``purpose``, ``deterministic``, ``max_steps``, ``on_error``
+            and ``provenance`` of :func:`evaluate`.
 
     Raises:
         ValueError: neither target nor width, a number that is none, or no episodes.
@@ -92,18 +94,18 @@ def evaluate_until(
             )
     rule = {"target": target, "width": width, "block": block}
     rule |= {"max_episodes": max_episodes, "confidence": confidence}
-    blocks = _Blocks(env, policy, rule, options)
+    blocks = _Blocks("evaluate_until", env, policy, rule, options)
     with _bar("evaluate_until", max_episodes, block, progress) as bar:
         while True:
             result = blocks.run(block, max_episodes)
-            bar.update(len(result) - bar.n)
+            bar.update(len(blocks.so_far) - bar.n)
             bar.set_postfix(success=f"{100 * result.success_rate:.0f} %")
             low, high = rate_confidence_sequence(
                 result.successes, len(result), confidence
             )
             is_narrow = width is not None and high - low <= width
             is_clear = target is not None and not low <= target <= high
-            if is_narrow or is_clear or len(result) == max_episodes:
+            if is_narrow or is_clear or len(blocks.so_far) == max_episodes:
                 return result
 
 
@@ -138,8 +140,8 @@ def compare_policies(
         confidence: of the interval that is looked at.
         names: what to call them.
         progress: True = show a progress bar.
-        options: ``seed``, ``purpose``, ``deterministic``, ``max_steps`` and
-            ``provenance`` of :func:`evaluate`.
+        options: ``seed``, ``purpose``, ``deterministic``, ``max_steps``, ``on_error``
+            and ``provenance`` of :func:`evaluate`.
 
     Returns:
         The comparison; its ``a`` and ``b`` hold the episodes.
@@ -171,17 +173,19 @@ def compare_policies(
         )
     rule = {"margin": margin, "block": block}
     rule |= {"max_episodes": max_episodes, "confidence": confidence}
-    both = [_Blocks(env, policy, rule, options) for policy in (policy_a, policy_b)]
+    policies = (policy_a, policy_b)
+    both = [_Blocks("compare_policies", env, p, rule, options) for p in policies]
     with _bar("compare_policies", max_episodes, block, progress) as bar:
         while True:
             a, b = (blocks.run(block, max_episodes) for blocks in both)
-            bar.update(len(a) - bar.n)
+            done = len(both[0].so_far)
+            bar.update(done - bar.n)
             comparison = compare(a, b, names=names, confidence=confidence)
             bar.set_postfix(difference=f"{100 * comparison.difference:+.0f}")
             is_equal = (
                 margin is not None and max(map(abs, comparison.interval)) <= margin
             )
-            if comparison.is_decided or is_equal or len(a) == max_episodes:
+            if comparison.is_decided or is_equal or done == max_episodes:
                 return comparison
 
 
@@ -190,25 +194,39 @@ class _Blocks:
 
     def __init__(
         self,
+        caller: str,
         env: EnvBase,
         policy: TensorDictModuleBase,
         rule: Mapping[str, float | None],
         options: EvaluateOptions,
     ) -> None:
-        self._env, self._policy = env, policy
-        known = {**(options.get("provenance") or {}), STOPPING: dict(rule)}
-        self._options: EvaluateOptions = {**options, "provenance": known}
-        self._episodes: list[EpisodeRecord] = []
+        check_acting(caller, env, policy)
+        on_error = options.get("on_error", "failure")
+        self.so_far = EvaluationRun(env, policy, on_error, progress=False)
+        self._seed = options.get("seed", 0)
+        self._purpose = options.get("purpose", "evaluation")
+        self._deterministic = options.get("deterministic", True)
+        self._max_steps = options.get("max_steps")
+        self._known = {**(options.get("provenance") or {}), STOPPING: dict(rule)}
 
     def run(self, block: int, max_episodes: int) -> EvaluationResult:
         """Run the next episodes; return all so far."""
-        first = len(self._episodes)
-        count = min(block, max_episodes - first)
-        result = evaluate(
-            self._env, self._policy, count, first=first, progress=False, **self._options
+        run, first = self.so_far, len(self.so_far)
+        run.add(
+            min(block, max_episodes - first),
+            seed=self._seed,
+            purpose=self._purpose,
+            first=first,
+            deterministic=self._deterministic,
+            max_steps=self._max_steps,
         )
-        self._episodes += result.episodes
-        return EvaluationResult(self._episodes, result.provenance)
+        known = make_provenance(
+            run.env,
+            seed=self._seed,
+            purpose=self._purpose,
+            deterministic=self._deterministic,
+        )
+        return run.result({**known, **self._known})
 
 
 def _bar(caller: str, max_episodes: int, block: int, progress: bool) -> tqdm:

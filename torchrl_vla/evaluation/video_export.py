@@ -52,6 +52,8 @@ class Recorder:
         images = self.image(env).cpu()
         for env_index in wanted.nonzero()[:, 0].tolist():
             index = int(step.episode[env_index])
+            if step.frame[env_index] == 0:  # maybe again, after an error elsewhere
+                self._frames[index] = []
             self._frames.setdefault(index, []).append(images[env_index])
 
     @property

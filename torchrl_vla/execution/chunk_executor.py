@@ -13,7 +13,6 @@ from torchrl.envs import Transform
 from torchrl_vla.execution.chunk_cache import Outputs, take_envs
 from torchrl_vla.execution.executor import Executor, transforms_of
 from torchrl_vla.execution.executor_keys import ExecutorKeys
-from torchrl_vla.execution.guard.finite import check_finite
 from torchrl_vla.schema import (
     ACTION_CHUNK_KEY,
     IMAGE_IS_STALE_KEY,
@@ -22,6 +21,7 @@ from torchrl_vla.schema import (
     OBSERVATION_NEEDED_KEY,
     ExecutionError,
     MissingKeyError,
+    check_actions,
     check_robot_space,
 )
 
@@ -143,18 +143,14 @@ class ChunkExecutor(Executor):
         return value
 
     def _check_chunk(self, chunk: Tensor, batch_size: torch.Size) -> None:
-        if chunk.ndim != len(batch_size) + 2 or chunk.shape[:-2] != batch_size:
-            raise ExecutionError(
-                f"{self._name}: expected a chunk [*B, H, A] with *B = "
-                f"{list(batch_size)} at {self.chunk_key!r}, got {list(chunk.shape)}. "
-                "No action was sent."
-            )
-        if chunk.shape[-2] == 0:
-            raise ExecutionError(
-                f"{self._name}: expected a chunk of at least one action at "
-                f"{self.chunk_key!r}, got 0. No action was sent."
-            )
-        check_finite(self._name, self.chunk_key, chunk)
+        check_actions(
+            self._name,
+            self.chunk_key,
+            chunk,
+            batch_size,
+            (None, None),
+            error=ExecutionError,
+        )
 
     def _find_chunk_key(self, policy: TensorDictModuleBase) -> NestedKey:
         out_keys = [unravel_key(key) for key in policy.out_keys]

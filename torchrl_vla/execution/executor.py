@@ -20,6 +20,7 @@ from torchrl_vla.schema import (
     OBSERVATION_NEEDED_KEY,
     ExecutionError,
     MissingKeyError,
+    check_tensordict,
 )
 
 
@@ -48,6 +49,7 @@ class Executor(TensorDictModuleBase, ABC):
         keys: of what is read and written; None = ``ExecutorKeys()``.
 
     Raises:
+        ArgumentTypeError: what it is called with is no tensordict.
         MissingKeyError: the tensordict has no ``is_init``, or environments have to wait
             and there is no :class:`SkipWaiting`.
         ExecutionError: the batch size changed in mid-episode, or the tensordict comes
@@ -86,6 +88,7 @@ class Executor(TensorDictModuleBase, ABC):
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write the next action; call the policy where it is due."""
+        check_tensordict(self._name, tensordict)
         if self.makes_wait:
             self._check_can_wait(tensordict)
         return self._serve(tensordict, self._envs_that_begin(tensordict))

@@ -28,6 +28,7 @@ from torchrl_vla.schema import (
     SUCCESS_KEY,
     ExecutionError,
     MissingKeyError,
+    check_actions,
     check_positive_int,
 )
 from torchrl_vla.transforms.placement import acts_in_environment
@@ -282,16 +283,15 @@ class MultiAction(Transform):
                 f"only {sorted(map(str, tensordict.keys(True, True)))}. Name the "
                 "policy's key with chunk_key=... No action was sent."
             )
-        batch_size = tensordict.batch_size
-        wrong_length = self.chunk_size is not None and self.chunk_size != (
-            chunk.shape[-2] if chunk.ndim > 1 else None
+        check_actions(
+            "MultiAction",
+            self.chunk_key,
+            chunk,
+            tensordict.batch_size,
+            (self.chunk_size, None),
+            rows=_mask_of_step(tensordict),
+            error=ExecutionError,
         )
-        if chunk.ndim != len(batch_size) + 2 or wrong_length:
-            raise ExecutionError(
-                "MultiAction: expected a chunk [*B, H, A] with *B = "
-                f"{list(batch_size)} and H = {self.chunk_size or 'any'} at "
-                f"{self.chunk_key!r}, got {list(chunk.shape)}. No action was sent."
-            )
         if chunk.shape[-2] < (self.replan_interval or 1):
             raise ExecutionError(
                 "MultiAction: expected at least "

@@ -10,6 +10,7 @@ from torchrl_vla.objectives.cloning_losses import (
 )
 from torchrl_vla.objectives.decision_gae import DecisionGAE
 from torchrl_vla.objectives.diffusion_bc import DiffusionBCLoss
+from torchrl_vla.objectives.episode_outcomes import EpisodeOutcomes
 from torchrl_vla.objectives.flow_matching import FlowMatchingLoss
 from torchrl_vla.objectives.group_advantage import (
     GroupAdvantage,
@@ -31,6 +32,7 @@ __all__ = [
     "CloningOptions",
     "DecisionGAE",
     "DiffusionBCLoss",
+    "EpisodeOutcomes",
     "FlowMatchingLoss",
     "GRPOAdvantage",
     "Granularity",

@@ -8,6 +8,7 @@ import torch
 from tensordict import NestedKey, TensorDictBase
 from torch import Tensor
 
+from torchrl_vla.objectives.episode_outcomes import EpisodeOutcomes
 from torchrl_vla.schema import EPISODE_SEED_KEY, MissingKeyError, SchemaError
 
 
@@ -18,19 +19,22 @@ class GroupAdvantage(ABC):
     :meth:`relative`.
     A group is the episodes with one seed, that is, one initial state and instruction.
     Episodes that the batch cuts off have no return yet and are dropped, as are groups
-    of one episode, and groups whose mean return is not strictly inside ``keep``
-    (dynamic sampling: where all succeed or all fail, every advantage is 0). TorchRL's
+    of one episode, and groups whose success rate is not strictly inside ``keep``
+    (dynamic sampling: where all succeed or all fail, there is nothing to learn). An
+    episode succeeds when its task is achieved at any of its steps. TorchRL's
     ``MCAdvantage`` does the same in Python, one trajectory at a time, on its way into a
     buffer.
 
     **Reads** decisions ``[*B, T]``: ``episode_seed`` int64 ``[*B, T]``,
-    ``("next", "reward")`` float and ``("next", "done")`` bool ``[*B, T, 1]``.
+    ``("next", "reward")`` float, ``("next", "done")`` bool and, if it is there,
+    ``("next", "success")`` bool ``[*B, T, 1]``.
     **Writes** a new tensordict ``[N]`` with the decisions that are kept, in order,
     and their ``advantage`` float ``[N, 1]``; ``group_return`` float ``[N, 1]``, their
     group's mean.
 
     Keyword Args:
-        keep: bounds of a kept group's mean return, exclusive. None keeps every group.
+        keep: bounds of a kept group's success rate, exclusive; of its mean return,
+            where there is no success. None keeps every group.
         group_key: integer that the episodes of a group share.
 
     Raises:
@@ -74,7 +78,7 @@ class GroupAdvantage(ABC):
                 f"got batch size {list(tensordict.batch_size)}."
             )
         horizon = tensordict.batch_size[-1]
-        done = self._read(tensordict, ("next", "done")).reshape(-1, horizon)
+        self._read(tensordict, ("next", "done"))
         reward = self._read(tensordict, ("next", "reward")).reshape(-1, horizon)
         seeds = self._read(tensordict, self.group_key).reshape(-1, horizon)
         if seeds.dtype.is_floating_point:
@@ -82,24 +86,21 @@ class GroupAdvantage(ABC):
                 f"{type(self).__name__}: expected integers at {self.group_key!r}, got "
                 f"{seeds.dtype}."
             )
-        # An episode's number: those of the environments before, and its place there.
-        ended_before = done.long().cumsum(-1) - done.long()
-        per_env = ended_before[:, -1] + 1
-        episode = ended_before + (per_env.cumsum(0) - per_env).unsqueeze(-1)
-        n_episodes = int(per_env.sum())
-        flat = episode.flatten()
-        returns = reward.new_zeros(n_episodes).index_add_(0, flat, reward.flatten())
-        complete = torch.zeros_like(returns).index_add_(
-            0, flat, done.flatten().to(returns.dtype)
-        )
-        seed_of = seeds.new_zeros(n_episodes).scatter_(0, flat, seeds.flatten())
+        outcomes = EpisodeOutcomes.from_rollout(tensordict)
+        flat = outcomes.number.flatten()
+        returns = outcomes.sum(reward)
+        complete = outcomes.is_complete
+        seed_of = seeds.new_zeros(len(returns)).scatter_(0, flat, seeds.flatten())
+        judged = returns
+        if outcomes.success is not None:
+            judged = outcomes.success.to(returns.dtype)
 
-        kept = (complete > 0).nonzero().squeeze(-1)
+        kept = complete.nonzero().squeeze(-1)
         _, group = seed_of[kept].unique(return_inverse=True)
-        kept, group, n_groups = self._comparable(kept, group, returns)
+        kept, group, n_groups = self._comparable(kept, group, judged)
         advantage = torch.zeros_like(returns)
         mean = torch.zeros_like(returns)
-        is_comparable = torch.zeros_like(complete, dtype=torch.bool)
+        is_comparable = torch.zeros_like(complete)
         if len(kept):
             advantage[kept] = self.relative(returns[kept], group, n_groups)
             mean[kept] = _group_mean(returns[kept], group, n_groups)[group]
@@ -110,13 +111,13 @@ class GroupAdvantage(ABC):
         return out.set("group_return", mean[flat[index]].unsqueeze(-1))
 
     def _comparable(
-        self, kept: Tensor, group: Tensor, returns: Tensor
+        self, kept: Tensor, group: Tensor, judged: Tensor
     ) -> tuple[Tensor, Tensor, int]:
-        """Drop episodes whose group has one member or a mean return outside keep."""
+        """Drop episodes whose group has one member or a mean outcome outside keep."""
         n_groups = int(group.max()) + 1 if len(group) else 0
         good = torch.bincount(group, minlength=n_groups) >= 2
         if self.keep is not None and n_groups:
-            mean = _group_mean(returns[kept], group, n_groups)
+            mean = _group_mean(judged[kept], group, n_groups)
             good &= (mean > self.keep[0]) & (mean < self.keep[1])
         chosen = good[group] if n_groups else torch.zeros_like(group, dtype=torch.bool)
         kept = kept[chosen]

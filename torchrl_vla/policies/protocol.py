@@ -38,6 +38,7 @@ from torchrl_vla.policies.tiny.tiny_critic import TinyCritic
 from torchrl_vla.policies.vla_policy import ContinuousVLAWrapper, VLAWrapperBase
 from torchrl_vla.schema import (
     ROBOT_SPACE,
+    ArgumentTypeError,
     InstructionTable,
     ObservationKeys,
     RobotDatasetMetadata,
@@ -76,7 +77,7 @@ def as_policy(
             its class; see :func:`make_from_factory`.
 
     Raises:
-        TypeError: it is no ``nn.Module``.
+        ArgumentTypeError: it is no ``nn.Module``.
         SchemaError: a size is unknown, or an argument contradicts an attribute.
 
     Examples:
@@ -94,12 +95,8 @@ def as_policy(
         >>> as_policy(Linear()).chunk_size
         4
     """
+    check_module("as_policy", module)
     inside = uncompiled(module)
-    if not isinstance(inside, nn.Module):
-        raise TypeError(
-            "as_policy: expected a policy or an nn.Module, got "
-            f"{type(inside).__name__}. {_INSTEAD}"
-        )
     chunk_size = _size(inside, "chunk_size", chunk_size)
     action_dim = _size(inside, "action_dim", action_dim)
     if factory is not None:
@@ -107,6 +104,24 @@ def as_policy(
     if isinstance(inside, VLAWrapperBase):
         return module  # type: ignore[return-value]  # compiled: stands for it
     return ModulePolicy(module, action_dim=action_dim, chunk_size=chunk_size, keys=keys)
+
+
+def check_module(caller: str, policy: nn.Module) -> None:
+    """Refuse what is no module where a policy is asked for.
+
+    Args:
+        caller: opens the error message.
+        policy: what was passed for it.
+
+    Raises:
+        ArgumentTypeError: it is something else; says what to write.
+    """
+    inside = uncompiled(policy)
+    if not isinstance(inside, nn.Module):
+        raise ArgumentTypeError(
+            f"{caller}: expected a policy or an nn.Module, got "
+            f"{type(inside).__name__}. {_INSTEAD}"
+        )
 
 
 def make_from_factory(

@@ -12,7 +12,9 @@ from torchrl.data.replay_buffers import Storage
 from torchrl.envs import Compose
 from torchrl.objectives import LossModule
 
+from torchrl_vla.data.demonstrations import check_demonstrations
 from torchrl_vla.policies import as_policy
+from torchrl_vla.policies.protocol import check_module
 from torchrl_vla.recipes.dataset_opening import Demonstrations
 from torchrl_vla.recipes.policy_factory import make_cloning_loss
 from torchrl_vla.recipes.training_loop import TrainingLog, run_training, warmup_cosine
@@ -53,18 +55,22 @@ def train_behavior_cloning(
             ``set_keys(weight="sample_weight")``.
         folder: receives the state from which the training resumes, see
             :func:`run_training`.
-        callback: called with the step after each entry, e.g. to evaluate.
+        callback: called with the step after each entry, e.g. to evaluate; the policy is
+            in evaluation mode meanwhile.
         progress: True = show a progress bar.
 
     Returns:
         The learning curve.
 
     Raises:
+        ArgumentTypeError: the policy or the dataset is of another kind, such as a path.
         RuntimeError: the loss is not finite; names the step.
         SpaceError: the policy was trained in another space.
         FileExistsError: the folder holds something else than an unfinished training.
         ResumeError: the folder was begun with other settings or another policy.
     """
+    check_module("train_behavior_cloning", policy)
+    check_demonstrations("train_behavior_cloning", dataset)
     settings = (settings or TrainingSettings()).with_defaults(
         batch_size=128,
         lr=1e-3,

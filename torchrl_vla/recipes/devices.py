@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
 from torchrl.envs import DeviceCastTransform, EnvBase, TransformedEnv
 
 from torchrl_vla.errors import SettingsError
+from torchrl_vla.rollout import check_device as check_device
 
 
 def parse_device(caller: str, name: str) -> torch.device:
@@ -47,26 +47,3 @@ def on_device(env: EnvBase, device: str | None) -> EnvBase:
         return env
     cast = DeviceCastTransform(torch.device(device), orig_device=own)
     return TransformedEnv(env, cast)
-
-
-def check_device(caller: str, policy: nn.Module, env: EnvBase) -> None:
-    """Refuse a policy on another device than the observations that it reads.
-
-    Args:
-        caller: opens the error message.
-        policy: whose weights are looked at; one without weights fits every device.
-        env: that gives the observations.
-
-    Raises:
-        SettingsError: the devices differ.
-    """
-    weight = next(policy.parameters(), None)
-    own = torch.device("cpu") if env.device is None else env.device
-    if weight is not None and weight.device.type != own.type:
-        raise SettingsError(
-            f"{caller}: expected the policy on {str(own)!r}, where the environment "
-            f"{type(env).__name__} writes its observations, got one on "
-            f"{str(weight.device)!r}. Move it with policy.to({str(own)!r}), or wrap "
-            "the environment: TransformedEnv(env, DeviceCastTransform("
-            f"{str(weight.device)!r}))."
-        )

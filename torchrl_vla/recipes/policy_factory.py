@@ -8,6 +8,7 @@ from torch import nn
 from torchrl.objectives import LossModule
 
 from torchrl_vla._internal.option_names import Head
+from torchrl_vla.data.demonstrations import check_demonstrations
 from torchrl_vla.objectives import CloningOptions, cloning_loss
 from torchrl_vla.policies import (
     HEADS,
@@ -44,11 +45,13 @@ def make_policy(
 
     Raises:
         ValueError: there is no such head.
+        ArgumentTypeError: the dataset is of another kind, such as a path.
     """
     if head not in get_args(Head):
         raise ValueError(
             f"make_policy: expected a head of {get_args(Head)}, got {head!r}."
         )
+    check_demonstrations("make_policy", dataset)
     sizes = image_sizes_of(dataset)
     cameras = None if None in sizes else tuple(name for name in sizes if name)
     backbone = BackboneConfig(

@@ -27,6 +27,7 @@ from torchrl_vla.recipes.training_state import (
     TrainingState,
     check_training_folder,
 )
+from torchrl_vla.rollout import evaluation_mode
 
 
 @dataclass
@@ -81,7 +82,8 @@ def run_training(
     Keyword Args:
         folder: receives ``training_state.pt``; a new or empty folder, or one of an
             unfinished training. None = the training cannot be resumed.
-        callback: called with the step after each entry of the learning curve.
+        callback: called with the step after each entry of the learning curve; the
+            policy is in evaluation mode meanwhile.
         progress: True = show a progress bar.
 
     Returns:
@@ -110,7 +112,8 @@ def run_training(
                 mean = loop.log_entry(step)
                 bar.set_postfix(loss=f"{mean:.4f}")
                 if callback is not None:
-                    callback(step)
+                    with evaluation_mode(policy):
+                        callback(step)
             if step % settings.checkpoint_interval == 0 or step == steps:
                 loop.check_finite(step)
                 loop.log.seconds = time.perf_counter() - started

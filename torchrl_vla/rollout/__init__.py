@@ -1,7 +1,13 @@
 """Seeds of episodes by purpose, and the loop that runs episodes."""
 
+from torchrl_vla.rollout.acting_border import (
+    check_acting,
+    check_device,
+    check_environment,
+)
 from torchrl_vla.rollout.episodes import EpisodeStep, run_episodes
 from torchrl_vla.rollout.evaluation_mode import evaluation_mode
+from torchrl_vla.rollout.interrupted_episodes import EpisodeFailure
 from torchrl_vla.rollout.random_numbers import (
     hash_numbers,
     noise_seeds,
@@ -12,9 +18,13 @@ from torchrl_vla.rollout.scheduled_episodes import ScheduledEpisodes
 from torchrl_vla.rollout.seeds import Purpose, episode_seeds, iteration_seed
 
 __all__ = [
+    "EpisodeFailure",
     "EpisodeStep",
     "Purpose",
     "ScheduledEpisodes",
+    "check_acting",
+    "check_device",
+    "check_environment",
     "episode_seeds",
     "evaluation_mode",
     "hash_numbers",

@@ -4,6 +4,8 @@ from torchrl_vla._internal.arguments import check_positive_int
 from torchrl_vla._internal.extras import import_extra
 from torchrl_vla.errors import (
     ActionGuardError,
+    ArgumentTypeError,
+    DeclarationError,
     ExecutionError,
     IncompatibleMetadataError,
     MetadataError,
@@ -15,8 +17,16 @@ from torchrl_vla.errors import (
     UnknownInstructionError,
     VLAError,
 )
+from torchrl_vla.schema.action_border import (
+    advise_on_action,
+    check_actions,
+    describe_place,
+    read_action,
+    round_actions,
+)
 from torchrl_vla.schema.conventions import GripperConvention, RotationConvention
 from torchrl_vla.schema.feature_statistics import FeatureStatistics, check_statistics
+from torchrl_vla.schema.flags import read_flag, read_flags, read_number
 from torchrl_vla.schema.instructions import (
     InstructionTable,
     instruction_texts,
@@ -77,6 +87,7 @@ from torchrl_vla.schema.policy_space import (
 )
 from torchrl_vla.schema.validation import (
     check_images_are_fresh,
+    check_tensordict,
     validate_vla_tensordict,
 )
 
@@ -124,6 +135,8 @@ __all__ = [
     "STATE_KEY",
     "SUCCESS_KEY",
     "ActionGuardError",
+    "ArgumentTypeError",
+    "DeclarationError",
     "ExecutionError",
     "FeatureStatistics",
     "GripperConvention",
@@ -141,14 +154,23 @@ __all__ = [
     "TokenError",
     "UnknownInstructionError",
     "VLAError",
+    "advise_on_action",
+    "check_actions",
     "check_images_are_fresh",
     "check_positive_int",
     "check_robot_space",
     "check_statistics",
+    "check_tensordict",
+    "describe_place",
     "import_extra",
     "instruction_texts",
     "is_text",
     "mark_space",
+    "read_action",
+    "read_flag",
+    "read_flags",
+    "read_number",
+    "round_actions",
     "space_of",
     "to_canonical",
     "to_lerobot",

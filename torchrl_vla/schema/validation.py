@@ -9,7 +9,7 @@ import torch
 from tensordict import NestedKey, TensorDictBase, is_tensor_collection
 from torch import Tensor
 
-from torchrl_vla.errors import SchemaError
+from torchrl_vla.errors import ArgumentTypeError, SchemaError
 from torchrl_vla.schema.instructions import instruction_texts, is_text
 from torchrl_vla.schema.keys import (
     ACTION_CHUNK_KEY,
@@ -26,6 +26,24 @@ from torchrl_vla.schema.keys import (
 from torchrl_vla.schema.metadata import RobotDatasetMetadata
 
 _CHANNELS = (1, 3, 4)
+
+
+def check_tensordict(caller: str, tensordict: TensorDictBase) -> None:
+    """Refuse what is no tensordict, such as a dict of arrays.
+
+    Args:
+        caller: opens the error message.
+        tensordict: what was passed for it.
+
+    Raises:
+        ArgumentTypeError: it is something else; says how to convert it.
+    """
+    if not isinstance(tensordict, TensorDictBase):
+        raise ArgumentTypeError(
+            f"{caller}: expected a tensordict, got {type(tensordict).__name__}. "
+            "Convert a dict of arrays with TensorDict(observations, batch_size=[N]), "
+            "its entries named as in the schema."
+        )
 
 
 def validate_vla_tensordict(

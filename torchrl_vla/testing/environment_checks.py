@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from tensordict import TensorDictBase, is_non_tensor, is_tensor_collection
+from tensordict import NestedKey, TensorDictBase, is_non_tensor, is_tensor_collection
 from torch import Tensor
 from torchrl.envs import EnvBase, step_mdp
 from torchrl.envs.utils import check_env_specs
@@ -32,7 +32,8 @@ def check_env(env: EnvBase, *, max_steps: int | None = None, seed: int = 0) -> N
     The contract: data agree with specs (TorchRL's ``check_env_specs``) and with the
     schema (uint8 images, float32 state, text or int64 ids of ``env.instructions``,
     bool ``success``); ``reset(episode_seeds=...)`` begins, in each row, an episode that
-    is a function of the row's seed alone, and every step carries the seed; a partial
+    is a function of the row's seed alone, whatever was played before, and every step
+    carries the seed; a partial
     reset and a step masked by ``_step`` leave the other rows as they are; what was
     handed out is never written to again; an episode is truncated at the time limit,
     and only there. An environment that draws on demand (it has ``image_is_stale``)
@@ -80,9 +81,9 @@ got [...].
                 "steps under random actions, got a shorter one. Try another seed=."
             )
         _check_schema(name, env, played)
+        _check_carried_seeds(name, seeds, played)
+        _check_past(name, env, seeds, actions, played)
         _check_seeds(name, env, seeds, played)
-        again = _play(env, seeds, actions)
-        _check_same(name, "when an episode is played again", played, again)
         if env.batch_size.numel() > 1:
             _check_masked_step(name, env, seeds, actions, played)
             _check_partial_reset(name, env, seeds, actions, played)
@@ -171,8 +172,8 @@ def _check_instruction(name: str, env: EnvBase, td: TensorDictBase) -> None:
         )
 
 
-def _check_seeds(
-    name: str, env: EnvBase, seeds: Tensor, played: list[TensorDictBase]
+def _check_carried_seeds(
+    name: str, seeds: Tensor, played: list[TensorDictBase]
 ) -> None:
     for when, td in enumerate(played):
         if not torch.equal(td[EPISODE_SEED_KEY].cpu(), seeds):
@@ -181,6 +182,43 @@ def _check_seeds(
                 f"{EPISODE_SEED_KEY!r} after {when} steps, got "
                 f"{td[EPISODE_SEED_KEY].tolist()}."
             )
+
+
+def _check_past(
+    name: str,
+    env: EnvBase,
+    seeds: Tensor,
+    actions: list[TensorDictBase],
+    played: list[TensorDictBase],
+) -> None:
+    """An episode is the same after any other; if it is not, say what it depends on."""
+    again = _play(env, seeds, actions)
+    found = _difference(played, again)
+    once_more = _play(env, seeds, actions)  # after the same episode as the one before
+    depends_on_chance = _difference(again, once_more) is not None
+    if found is None:
+        _play(env, seeds + 1, actions)
+        found = _difference(once_more, _play(env, seeds, actions))
+    if found is None:
+        return
+    when, key = found
+    cause = (
+        "something that reset(episode_seeds=...) does not set: random numbers that are "
+        "not drawn from the episode's seed, or a count over episodes"
+        if depends_on_chance
+        else "the episode before it: something of that one is left after the reset"
+    )
+    place = "at the reset" if when == 0 else f"after {when} steps"
+    raise AssertionError(
+        f"{name}: expected the same {key!r} when an episode is played again, got "
+        f"another {place}. The environment depends on its past: on {cause}. Set all "
+        "of it in reset, from the seed."
+    )
+
+
+def _check_seeds(
+    name: str, env: EnvBase, seeds: Tensor, played: list[TensorDictBase]
+) -> None:
     first, second = env.reset()[EPISODE_SEED_KEY], env.reset()[EPISODE_SEED_KEY]
     if torch.equal(first, second):
         raise AssertionError(
@@ -335,10 +373,20 @@ def _check_same(
     expected: Sequence[TensorDictBase],
     got: Sequence[TensorDictBase],
 ) -> None:
-    for td, other in zip(expected, got, strict=True):
+    found = _difference(expected, got)
+    if found is not None:
+        raise AssertionError(f"{name}: expected the same {found[1]!r} {when}.")
+
+
+def _difference(
+    expected: Sequence[TensorDictBase], got: Sequence[TensorDictBase]
+) -> tuple[int, NestedKey] | None:
+    """Return where two sequences first differ, and in which key; None = nowhere."""
+    for index, (td, other) in enumerate(zip(expected, got, strict=True)):
         for key in td.keys(True, True, is_leaf=_is_leaf):
             if not _equal(td.get(key), other.get(key)):
-                raise AssertionError(f"{name}: expected the same {key!r} {when}.")
+                return index, key
+    return None
 
 
 def _is_leaf(cls: type) -> bool:

@@ -5,21 +5,25 @@ from __future__ import annotations
 import torch
 from tensordict import NestedKey, TensorDictBase, unravel_key
 from torch import Tensor
-from torchrl.data import Bounded, Composite
+from torchrl.data import Binary, Bounded, Composite
 from torchrl.envs import Transform
 
-from torchrl_vla.schema import SUCCESS_KEY, MissingKeyError
+from torchrl_vla._internal.env_masks import env_mask
+from torchrl_vla.schema import SUCCESS_KEY, MissingKeyError, read_flags
 
 
 class SuccessReward(Transform):
     """Reward success, and nothing else.
 
-    In an environment, the reward of a step is that of the state it leads to; a reset
-    has none. In data with a ``next``, both keys are those under ``next``, for the same
-    reason.
+    In an environment, the first step of an episode that leads to a success, or that
+    begins in one, is rewarded, and no other: the return is ``scale`` or 0 also where
+    the episode goes on after a success. A reset has no reward. In data with a ``next``
+    every success is rewarded, and both keys are those under ``next``.
 
-    **Reads** ``success`` bool ``[*B, 1]``; **writes** ``reward`` float of the same
-    shape: ``scale`` where it is True, else 0.
+    **Reads** ``success`` bool ``[*B, 1]``; in an environment also
+    ``success_so_far``. **Writes** ``reward`` float of the same shape: ``scale`` or 0;
+    in an environment ``success_so_far`` bool ``[*B, 1]``, True = the reward of this
+    episode was paid.
 
     Args:
         success_key: True = task achieved.
@@ -29,7 +33,9 @@ class SuccessReward(Transform):
         scale: the reward of a success.
 
     Raises:
-        MissingKeyError: there is no success at ``success_key``.
+        MissingKeyError: there is no success at ``success_key``; or a step does not
+            carry ``success_so_far`` from the step or reset before.
+        SchemaError: success is something else than bool, or 0 and 1.
 
     Examples:
         >>> import torch
@@ -49,6 +55,8 @@ class SuccessReward(Transform):
     ) -> None:
         super().__init__(in_keys=[success_key], out_keys=[reward_key])
         self.scale = float(scale)
+        *path, name = (success_key,) if isinstance(success_key, str) else success_key
+        self.so_far_key: NestedKey = unravel_key((*path, f"{name}_so_far"))
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write the reward of sampled data."""
@@ -57,14 +65,45 @@ class SuccessReward(Transform):
         return tensordict
 
     def _call(self, next_tensordict: TensorDictBase) -> TensorDictBase:
-        success = next_tensordict.get(self.in_keys[0], None)
+        success = self._success(next_tensordict)
+        return next_tensordict.set(self.out_keys[0], self._apply_transform(success))
+
+    def _step(
+        self, tensordict: TensorDictBase, next_tensordict: TensorDictBase
+    ) -> TensorDictBase:
+        paid = tensordict.get(self.so_far_key, None)
+        if paid is None:
+            raise MissingKeyError(
+                f"SuccessReward: expected bool [*B, 1] at {self.so_far_key!r} of a "
+                "step in an environment, got none. Step from the tensordict that "
+                "reset() or step_mdp() returned, which carries it."
+            )
+        steps = env_mask(tensordict.get("_step", None), paid.shape[:-1], paid.device)
+        before, after = self._success(tensordict), self._success(next_tensordict)
+        achieved = paid | (steps.unsqueeze(-1) & (before | after))
+        next_tensordict.set(self.so_far_key, achieved)
+        gained = self._apply_transform(achieved & ~paid)
+        return next_tensordict.set(self.out_keys[0], gained)
+
+    def _reset(
+        self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase
+    ) -> TensorDictBase:
+        paid = torch.zeros_like(self._success(tensordict_reset))
+        known = tensordict.get(self.so_far_key, None)
+        mask = tensordict.get("_reset", None)
+        if known is not None and mask is not None:
+            paid = known & ~mask.reshape(known.shape)
+        return tensordict_reset.set(self.so_far_key, paid)
+
+    def _success(self, tensordict: TensorDictBase) -> Tensor:
+        success = tensordict.get(self.in_keys[0], None)
         if success is None:
             raise MissingKeyError(
                 f"SuccessReward: expected a success flag at {self.in_keys[0]!r}, got "
                 "nothing. Available: "
-                f"{sorted(map(str, next_tensordict.keys(True, True)))}."
+                f"{sorted(map(str, tensordict.keys(True, True)))}."
             )
-        return next_tensordict.set(self.out_keys[0], self._apply_transform(success))
+        return read_flags("SuccessReward", self.in_keys[0], success)
 
     def _apply_transform(self, success: Tensor) -> Tensor:
         return success.to(torch.get_default_dtype()) * self.scale
@@ -90,5 +129,8 @@ class SuccessReward(Transform):
             shape=leaf.shape,
             device=leaf.device,
             dtype=torch.get_default_dtype(),
+        )
+        output_spec["full_observation_spec"][self.so_far_key] = Binary(
+            shape=leaf.shape, device=leaf.device, dtype=torch.bool
         )
         return output_spec

@@ -11,18 +11,19 @@ from torchrl.data import Binary, Bounded, Composite, Unbounded
 from torchrl.envs import EnvBase
 
 from torchrl_vla._internal.env_masks import env_mask
+from torchrl_vla.envs.first_reset import check_has_begun
 from torchrl_vla.envs.lazy_rendering import observation_is_needed
 from torchrl_vla.envs.tabletop.expert import TabletopExpert
 from torchrl_vla.envs.tabletop.scene import MAX_SPEED, PALETTE, PLACES, Scene
 from torchrl_vla.envs.tabletop.tabletop_rendering import render_camera, render_scene
 from torchrl_vla.schema import (
-    ACTION_KEY,
     EPISODE_SEED_KEY,
     IMAGE_IS_STALE_KEY,
     INSTRUCTION_KEY,
     SUCCESS_KEY,
     InstructionTable,
     RobotDatasetMetadata,
+    read_action,
 )
 
 _TASKS = ("reach", "push")
@@ -245,11 +246,16 @@ class TabletopEnv(EnvBase):
         return self._observe(success)
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
-        before = Scene(**vars(self.scene))
-        self.scene.move(tensordict.get(ACTION_KEY))
+        check_has_begun(self, "scene" in self.__dict__)
         running = tensordict.get("_step", None)
         if running is not None:
             running = running.view(self.batch_size)
+        action = read_action(
+            "TabletopEnv", tensordict, self.batch_size, 2, rows=running
+        )
+        before = Scene(**vars(self.scene))
+        self.scene.move(action)
+        if running is not None:
             self.scene.replace(~running, before)
         self._steps = self._steps + (1 if running is None else running.long())
         if self.scene.blocks is not before.blocks:

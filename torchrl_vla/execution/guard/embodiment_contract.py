@@ -12,12 +12,12 @@ from typing import Any
 from torch import Tensor
 
 from torchrl_vla.execution.guard.action_limits import ActionLimits
-from torchrl_vla.execution.guard.finite import describe_place
 from torchrl_vla.schema import (
     ActionGuardError,
     MetadataError,
     RobotDatasetMetadata,
     check_positive_int,
+    describe_place,
 )
 
 _LISTED = 32  # bad values that an error spells out; it counts the rest

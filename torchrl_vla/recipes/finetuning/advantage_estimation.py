@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 
-from torchrl_vla.objectives import DecisionGAE, GRPOAdvantage, RLOOAdvantage
+from torchrl_vla.objectives import (
+    DecisionGAE,
+    EpisodeOutcomes,
+    GRPOAdvantage,
+    RLOOAdvantage,
+)
 
 
 def estimate_by_critic(
@@ -38,7 +42,7 @@ def estimate_by_group(
 
     Args:
         rollout: outer steps ``[N, T]``.
-        keep: bounds of a group's mean return; None = keep all groups.
+        keep: bounds of a group's success rate; None = keep all groups.
         divide_by_std: of :class:`GRPOAdvantage`; None = RLOO.
     """
     if divide_by_std is None:
@@ -47,10 +51,9 @@ def estimate_by_group(
 
 
 def count_outcomes(rollout: TensorDictBase) -> tuple[int, int]:
-    """Return how many episodes ended in a rollout, and how many in success."""
-    done = rollout["next", "done"]
-    success = rollout.get(("next", "success"), None)
-    ended = int(done.sum())
-    if success is None:
-        return ended, 0
-    return ended, int(torch.logical_and(success, done).sum())
+    """Return how many episodes ended in a rollout, and how many of them succeeded."""
+    outcomes = EpisodeOutcomes.from_rollout(rollout)
+    ended = outcomes.is_complete
+    if outcomes.success is None:
+        return int(ended.sum()), 0
+    return int(ended.sum()), int((ended & outcomes.success).sum())

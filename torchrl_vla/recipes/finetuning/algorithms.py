@@ -92,9 +92,9 @@ class GRPO:
 
     Args:
         group_size: Episodes of a group, which begin alike.
-        keep: Groups whose mean return is not strictly between these bounds are left
+        keep: Groups whose success rate is not strictly between these bounds are left
             out: where all episodes succeed, or all fail, there is nothing to compare
-            (dynamic sampling). For rewards that sum up to 0 or 1.
+            (dynamic sampling). None = keep all groups.
         divide_by_std: False = only subtract the group's mean.
     """
 
@@ -120,8 +120,8 @@ class RLOO:
 
     Args:
         group_size: Episodes of a group, which begin alike.
-        keep: Groups whose mean return is not strictly between these bounds are left
-            out.
+        keep: Groups whose success rate is not strictly between these bounds are left
+            out; None = keep all groups.
     """
 
     group_size: int = 8

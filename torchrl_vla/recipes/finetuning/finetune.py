@@ -15,6 +15,7 @@ from torchrl.envs import EnvBase
 from tqdm import tqdm
 
 from torchrl_vla._internal.durable_files import write_text
+from torchrl_vla.data.demonstrations import check_demonstrations
 from torchrl_vla.errors import ResumeError, SettingsError
 from torchrl_vla.evaluation import (
     Comparison,
@@ -24,9 +25,9 @@ from torchrl_vla.evaluation import (
     hash_weights,
 )
 from torchrl_vla.policies import StochasticVLAWrapper, as_policy
+from torchrl_vla.policies.protocol import check_module
 from torchrl_vla.recipes.checkpoints import interval_of
 from torchrl_vla.recipes.dataset_opening import Demonstrations
-from torchrl_vla.recipes.devices import check_device
 from torchrl_vla.recipes.finetuning.finetune_settings import FinetuneSettings
 from torchrl_vla.recipes.finetuning.learner import Learner
 from torchrl_vla.recipes.finetuning.policies import (
@@ -41,7 +42,7 @@ from torchrl_vla.recipes.finetuning.rollouts import (
 )
 from torchrl_vla.recipes.finetuning.run_log import RunLog
 from torchrl_vla.recipes.training_state import TrainingState, check_training_folder
-from torchrl_vla.rollout import iteration_seed
+from torchrl_vla.rollout import check_device, check_environment, iteration_seed
 from torchrl_vla.spaces import ModelSpace
 
 #: What a fine-tuning writes to its folder beside its state.
@@ -136,6 +137,8 @@ def finetune(
         progress: True = show progress bars.
 
     Raises:
+        ArgumentTypeError: an argument is of another kind, such as a gymnasium
+            environment or the path of a dataset.
         TypeError: the policy has no log-probabilities.
         SettingsError: settings contradict each other, the policy or the environment;
             the space is not the policy's; a critic is missing or not needed.
@@ -144,6 +147,11 @@ def finetune(
         RuntimeError: a loss is not finite; names the iteration.
     """
     settings = FinetuneSettings() if settings is None else settings
+    check_module("finetune", policy)
+    for where in (env, env if eval_env is None else eval_env):
+        check_environment("finetune", where)
+    if demonstrations is not None:
+        check_demonstrations("finetune", demonstrations)
     policy = as_policy(policy)
     check_device("finetune", policy, env)
     check_finetunable(policy, space, env)

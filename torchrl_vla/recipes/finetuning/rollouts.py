@@ -61,10 +61,11 @@ def make_decision_env(
         replan_interval: actions of a chunk to execute; None = all.
         seed: of the schedule of episodes.
         group_size: rows that begin their episodes alike.
-        reward: ``"success"`` = 1 for a decision that achieves the task, else 0: what an
-            evaluation counts. ``"environment"`` = the sum of the environment's own
-            over a decision. Many simulators pay for being close at every step, and end
-            at success: then the best policy for their reward hovers and never succeeds.
+        reward: ``"success"`` = 1 for the first decision of an episode that achieves
+            the task, else 0: what an evaluation counts. ``"environment"`` = the sum of
+            the environment's own over a decision. Many simulators pay for being close
+            at every step, and end at success: then the best policy for their reward
+            hovers and never succeeds.
 
     Raises:
         MissingKeyError: the environment writes no ``success``.

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from torchrl_vla.policies.lerobot.load.pipeline import LeRobotPipeline
 from torchrl_vla.policies.lerobot.run.policy_adapter import PolicyAdapter
-from torchrl_vla.schema import SchemaError
+from torchrl_vla.schema import ACTION_CHUNK_KEY, SchemaError, check_actions
 
 _CALLER = "LeRobotPolicyWrapper"
 _CAMERAS = (
@@ -91,13 +91,14 @@ def check_chunk(chunk: object, expected: tuple[int, ...], name: str) -> Tensor:
     """Return a chunk ``[N, H, A]``; ``name`` is the wrapped class, for the error.
 
     Raises:
-        SchemaError: it is no float tensor of the expected shape.
+        SchemaError: it is no finite float tensor of the expected shape.
     """
     if not isinstance(chunk, Tensor):
         got = type(chunk).__name__
     elif chunk.shape != expected or not chunk.is_floating_point():
         got = f"{chunk.dtype} {list(chunk.shape)}"
     else:
+        check_actions(_CALLER, ACTION_CHUNK_KEY, chunk, expected[:1], expected[1:])
         return chunk
     raise SchemaError(
         f"{_CALLER}: expected a float chunk [B, H, A] = {list(expected)} from {name}, "

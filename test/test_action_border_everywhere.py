@@ -1,0 +1,193 @@
+"""Actions that no environment and no executor lets through, tried on each of them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from point_robot import JOINTS, act_by, make_point, towards
+from tensordict import TensorDict
+from tensordict.nn import TensorDictModule
+from torchrl.envs import TransformedEnv
+
+from torchrl_vla.envs import AlohaEnv, MetaWorldEnv, PushTEnv, TabletopEnv, ToyVLAEnv
+from torchrl_vla.evaluation import evaluate
+from torchrl_vla.execution import MultiAction, MultiStepActorWrapper, TemporalEnsemble
+from torchrl_vla.policies import LeRobotPolicyWrapper
+from torchrl_vla.recipes import make_decision_env
+from torchrl_vla.schema import (
+    ArgumentTypeError,
+    ExecutionError,
+    FeatureStatistics,
+    MissingKeyError,
+    RobotDatasetMetadata,
+    SchemaError,
+    VLAError,
+)
+from torchrl_vla.spaces import ModelSpace
+
+ENVIRONMENTS = {
+    "gymnasium": lambda: make_point(num_envs=2),
+    "toy": lambda: ToyVLAEnv(batch_size=[2]),
+    "tabletop": lambda: TabletopEnv(2, image_size=8),
+    "pusht": lambda: PushTEnv(num_envs=2, images=False, environment_state=True),
+    "metaworld": lambda: MetaWorldEnv("reach", num_envs=2),
+    "aloha": lambda: AlohaEnv(num_envs=2, images=False),
+}
+
+
+@pytest.fixture(scope="module", params=list(ENVIRONMENTS))
+def env(request):
+    return ENVIRONMENTS[request.param]()
+
+
+def constant(shape, key="action", value=0.1, dtype=torch.float32):
+    return TensorDictModule(
+        lambda seed: torch.full((*seed.shape, *shape), value, dtype=dtype),
+        ["episode_seed"],
+        [key],
+    )
+
+
+def width_of(env):
+    return env.action_spec.shape[-1]
+
+
+@pytest.mark.parametrize(
+    "shape", [lambda a: (1,), lambda a: (1, a), lambda a: (a + 1,)]
+)
+def test_no_environment_broadcasts_an_action(env, shape):
+    shape, width = shape(width_of(env)), width_of(env)
+    with pytest.raises(SchemaError, match=rf"\[2\], A = {width} at 'action', got \[2"):
+        env.rollout(2, constant(shape))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_no_environment_executes_what_is_no_number(env, value):
+    td = env.reset()
+    td["action"] = torch.zeros(2, width_of(env))
+    td["action"][1, 1] = value
+    with pytest.raises(SchemaError, match=r"at env index 1, dimension 1\. Look at the"):
+        env.step(td)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_every_environment_executes_other_floats_as_float32(env, dtype):
+    seeds = torch.tensor([3, 4])
+    states = []
+    for kind in (torch.float32, dtype):
+        td = env.reset(episode_seeds=seeds)
+        td["action"] = torch.full((2, width_of(env)), 0.25, dtype=kind)
+        states.append(env.step(td)["next", "observation", "state"])
+    assert torch.equal(*states)
+    assert states[1].dtype == torch.float32
+
+
+def test_every_environment_says_what_to_do_with_a_chunk(env):
+    with pytest.raises(MissingKeyError, match="wrap it in MultiStepActorWrapper, or"):
+        env.rollout(2, constant((3, width_of(env)), "action_chunk"))
+
+
+@pytest.mark.parametrize("make", ENVIRONMENTS.values(), ids=list(ENVIRONMENTS))
+def test_no_environment_is_stepped_before_its_reset(make):
+    env = make()
+    td = env.fake_tensordict().exclude("next")
+    with pytest.raises(ExecutionError, match="a step before the first reset"):
+        env.step(td)
+    env.close()
+
+
+DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_policy_of_any_precision_acts(dtype):
+    def chunk(state):
+        half = (towards(state) / 2).to(dtype)
+        return half.unsqueeze(-2).expand(*state.shape[:-1], 2, JOINTS)
+
+    chunks = act_by(chunk, "action_chunk")
+    for env, policy in (
+        (make_point(), act_by(lambda state: towards(state).to(dtype))),
+        (make_point(), MultiStepActorWrapper(chunks)),
+        (TransformedEnv(make_point(), MultiAction(2)), chunks),
+    ):
+        assert evaluate(env, policy, 6, progress=False).success_rate == 1.0
+
+
+@pytest.mark.parametrize("shape", [(3, 1), (3, 5), (1, 3, 4), (4,)])
+def test_no_executor_lets_a_chunk_of_another_shape_through(shape):
+    chunks = constant(shape, "action_chunk")
+    with pytest.raises((SchemaError, ExecutionError), match="expected a"):
+        evaluate(make_point(), MultiStepActorWrapper(chunks), 2, progress=False)
+    with pytest.raises((SchemaError, ExecutionError), match="expected a"):
+        TransformedEnv(make_point(), MultiAction(3)).rollout(2, chunks)
+
+
+def test_no_space_broadcasts_a_chunk():
+    statistics = FeatureStatistics.from_samples(torch.randn(9, JOINTS))
+    states = FeatureStatistics.from_samples(torch.randn(9, 2 * JOINTS))
+    metadata = RobotDatasetMetadata(
+        "point",
+        action_dim=JOINTS,
+        state_dim=2 * JOINTS,
+        action_statistics=statistics,
+        state_statistics=states,
+    )
+    space = ModelSpace(metadata)
+    narrow = act_by(lambda state: torch.zeros(len(state), 2, 1), "action_chunk")
+    with pytest.raises(SchemaError, match=r"expected \[\.\.\., 4\], got shape"):
+        evaluate(make_point(), space.executor(narrow), 2, progress=False)
+    env = make_decision_env(make_point(), space, chunk_size=2)
+    with pytest.raises(SchemaError, match=r"expected \[\.\.\., 4\], got shape"):
+        env.rollout(2, narrow)
+
+
+def observation():
+    return TensorDict(
+        {
+            "observation": {"state": torch.full((2, 3), torch.nan)},
+            "is_init": torch.ones(2, 1, dtype=torch.bool),
+        },
+        [2],
+    )
+
+
+def test_no_executor_passes_a_chunk_of_nan_on():
+    echo = act_by(lambda s: s.unsqueeze(-2).expand(2, 4, 3), "action_chunk")
+    for executor in (
+        MultiStepActorWrapper(echo),
+        TemporalEnsemble(echo, action_reference="absolute"),
+    ):
+        with pytest.raises(ExecutionError, match="nan at env index 0, step 0, dimen"):
+            executor(observation())
+    env = TransformedEnv(make_point(num_envs=2), MultiAction(3))
+    chunks = constant((3, JOINTS), "action_chunk", float("nan"))
+    with pytest.raises(ExecutionError, match="nan at env index 0, step 0, dimension 0"):
+        env.rollout(2, chunks)
+
+
+def test_a_wrapped_lerobot_policy_does_not_say_nan():
+    wrapper = LeRobotPolicyWrapper(
+        lambda batch: torch.full((2, 4, 3), torch.nan), action_dim=3, chunk_size=4
+    )
+    step = observation()
+    step["observation", "state"] = torch.zeros(2, 3)
+    step["observation", "image"] = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+    step["language_instruction"] = "pick"
+    with pytest.raises(SchemaError, match="expected finite actions at 'action_chunk'"):
+        wrapper(step)
+
+
+def test_an_evaluation_of_nan_has_no_rate():
+    for env in (TabletopEnv(2, image_size=8), ToyVLAEnv(2, 4, success_steps=2)):
+        nan = constant((2,), value=float("nan"))
+        with pytest.raises(VLAError, match="expected finite actions at 'action', got"):
+            evaluate(env, nan, 4, progress=False)
+
+
+def test_an_executor_is_not_called_with_a_dict_of_arrays():
+    executor = MultiStepActorWrapper(constant((3, JOINTS), "action_chunk"))
+    with pytest.raises(
+        ArgumentTypeError, match=r"a tensordict, got dict\. Convert a d"
+    ):
+        executor({"is_init": torch.ones(1, 1, dtype=torch.bool)})

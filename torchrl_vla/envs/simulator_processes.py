@@ -1,0 +1,202 @@
+"""Worker processes that each step a group of gymnasium environments."""
+
+from __future__ import annotations
+
+import multiprocessing
+import traceback
+import weakref
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import pairwise
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
+from typing import Any, cast
+
+import gymnasium
+import numpy as np
+from gymnasium.vector.utils import CloudpickleWrapper
+
+from torchrl_vla.envs.simulator_interface import SimulatorInterface
+from torchrl_vla.envs.simulators import (
+    Arrays,
+    SimulationError,
+    SimulatorGroup,
+    SimulatorLayout,
+)
+from torchrl_vla.schema import VLAError
+
+
+class SimulatorProcesses:
+    """Step environments in worker processes, each a :class:`SimulatorGroup`.
+
+    Physics scales with the cores while the main process waits. Workers are spawned,
+    never forked (threads and graphics contexts do not survive a fork), so a script
+    that uses them needs ``if __name__ == "__main__":``.
+
+    Args:
+        make_envs: one constructor per environment; pickled by value, so lambdas work.
+        interface: of the simulators.
+        num_workers: processes; each gets an equal run of environments.
+    """
+
+    def __init__(
+        self,
+        make_envs: Sequence[Callable[[], gymnasium.Env]],
+        interface: SimulatorInterface,
+        num_workers: int,
+    ) -> None:
+        count = len(make_envs)
+        bounds = [count * worker // num_workers for worker in range(num_workers + 1)]
+        self._starts = bounds[:-1]
+        self._caller = [
+            w for w, (a, b) in enumerate(pairwise(bounds)) for _ in range(a, b)
+        ]
+        self._context = multiprocessing.get_context("spawn")
+        self._pipes: list[Connection] = []
+        self._processes: list[SpawnProcess] = []
+        self._ended: set[int] = set()  # workers
+        # Sent, not passed: the worker reports what it cannot unpickle.
+        self._jobs = [
+            CloudpickleWrapper(
+                cast(
+                    Any,
+                    partial(SimulatorGroup, make_envs[start:stop], interface, start),
+                )
+            )
+            for start, stop in pairwise(bounds)
+        ]
+        for worker in range(num_workers):
+            self._start(worker)
+        self._close = weakref.finalize(self, _stop, self._pipes, self._processes)
+        answers = [self._receive(worker) for worker in range(num_workers)]
+        self._layouts = [
+            layout for answer in _all_or_raise(answers) for layout in answer
+        ]
+
+    def layouts(self) -> list[SimulatorLayout]:
+        """Return the layout of every environment."""
+        return self._layouts
+
+    def reset(self, indices: Sequence[int], seeds: Sequence[int]) -> Arrays:
+        """Begin the episode of each seed; see :class:`SimulatorGroup`.
+
+        A process that has ended is started again, if all of its environments are reset.
+        """
+        for worker in sorted(self._ended):
+            if {i for i, w in enumerate(self._caller) if w == worker} <= set(indices):
+                self._start(worker)
+                _all_or_raise([self._receive(worker)])
+        return self._call("reset", indices, np.asarray(seeds, dtype=np.int64))
+
+    def step(
+        self, indices: Sequence[int], actions: np.ndarray, to_render: np.ndarray
+    ) -> Arrays:
+        """Execute ``actions[i]`` in ``indices[i]``; see :class:`SimulatorGroup`."""
+        return self._call("step", indices, actions, to_render)
+
+    def render(self, indices: Sequence[int]) -> Arrays:
+        """Render environments now; see :class:`SimulatorGroup`."""
+        return self._call("render", indices)
+
+    def close(self) -> None:
+        """Stop the workers."""
+        self._close()
+
+    def _start(self, worker: int) -> None:
+        here, there = self._context.Pipe()
+        process = self._context.Process(target=_serve, args=(there,), daemon=True)
+        process.start()
+        there.close()
+        if worker < len(self._pipes):
+            self._pipes[worker].close()
+        # In place: the finalizer holds these lists.
+        self._pipes[worker : worker + 1] = [here]
+        self._processes[worker : worker + 1] = [process]
+        self._ended.discard(worker)
+        _all_or_raise([self._send(worker, self._jobs[worker])])
+
+    def _call(self, name: str, indices: Sequence[int], *values: np.ndarray) -> Arrays:
+        share: dict[int, list[int]] = {}
+        for position, index in enumerate(indices):
+            share.setdefault(self._caller[index], []).append(position)
+        lost: dict[int, SimulationError | None] = {}
+        for worker, positions in share.items():
+            local = [indices[position] - self._starts[worker] for position in positions]
+            request = (name, local, [value[positions] for value in values])
+            lost[worker] = self._send(worker, request)
+        # Indices are sorted and workers own runs of them, so the parts line up. Each
+        # answer is read, also after an error: the next request must not find it.
+        parts = _all_or_raise([lost[w] or self._receive(w) for w in share])
+        return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+
+    def _send(self, worker: int, message: object) -> SimulationError | None:
+        try:
+            self._pipes[worker].send(message)
+        except OSError:
+            return self._has_ended(worker)
+        return None
+
+    def _receive(self, worker: int) -> Any:
+        try:
+            return self._pipes[worker].recv()
+        except (EOFError, OSError):
+            return self._has_ended(worker)
+
+    def _has_ended(self, worker: int) -> SimulationError:
+        self._ended.add(worker)
+        return _dead(worker)
+
+
+def _all_or_raise(answers: list[Any]) -> list[Any]:
+    for answer in answers:
+        if isinstance(answer, Exception):
+            raise answer
+    return answers
+
+
+def _dead(worker: int) -> SimulationError:
+    return SimulationError(
+        f"GymnasiumEnv: expected an answer of worker process {worker}, got none: it "
+        "has ended. See its output above; a script that uses num_workers needs "
+        "if __name__ == '__main__': around its code."
+    )
+
+
+def _serve(pipe: Connection) -> None:
+    """Answer requests until the caller closes the pipe."""
+    group = None
+    try:
+        group = pipe.recv()()
+        pipe.send(group.layouts())
+        while True:
+            name, indices, values = pipe.recv()
+            try:
+                pipe.send(getattr(group, name)(indices, *values))
+            except Exception as error:
+                pipe.send(_portable(error))
+    except (EOFError, KeyboardInterrupt):
+        pass
+    except Exception as error:
+        pipe.send(_portable(error))
+    finally:
+        if group is not None:
+            group.close()
+
+
+def _portable(error: Exception) -> VLAError:
+    """Keep our errors as they are; turn others, which may not pickle, into text."""
+    if isinstance(error, VLAError):
+        return error
+    return SimulationError(
+        "GymnasiumEnv: expected the simulator to answer, got an error in its worker "
+        f"process:\n{''.join(traceback.format_exception(error))}"
+    )
+
+
+def _stop(pipes: list[Connection], processes: list[SpawnProcess]) -> None:
+    for pipe in pipes:
+        pipe.close()
+    for process in processes:
+        process.join(timeout=5.0)
+        if process.is_alive():
+            process.terminate()

@@ -1,0 +1,85 @@
+"""Check of what a function is given to act: a policy and its environment."""
+
+from __future__ import annotations
+
+import torch
+from tensordict.nn import TensorDictModuleBase
+from torch import nn
+from torchrl.envs import EnvBase
+
+from torchrl_vla.errors import ArgumentTypeError, SettingsError
+
+
+def check_environment(caller: str, env: EnvBase) -> None:
+    """Refuse what is no environment of TorchRL's.
+
+    Args:
+        caller: opens the error message.
+        env: what was passed for it.
+
+    Raises:
+        ArgumentTypeError: it is something else.
+    """
+    if not isinstance(env, EnvBase):
+        raise ArgumentTypeError(
+            f"{caller}: expected an environment of TorchRL's (EnvBase) at argument "
+            f"'env', got {_kind(env)}. Wrap one of gymnasium's: GymnasiumEnv(make_env, "
+            "SimulatorInterface(observe, success_key=...), instructions=...)."
+        )
+
+
+def check_acting(caller: str, env: EnvBase, policy: TensorDictModuleBase) -> None:
+    """Refuse a policy that cannot act in an environment, before its first step.
+
+    Args:
+        caller: opens the error message.
+        env: where it acts.
+        policy: observation to action.
+
+    Raises:
+        ArgumentTypeError: one of the two is of another kind; says how to wrap it.
+    """
+    check_environment(caller, env)
+    try:
+        policy.in_keys, policy.out_keys, policy.modules  # noqa: B018 (EAFP)
+    except AttributeError:
+        wrapped = "TensorDictModule(function, in_keys=[...], out_keys=['action'])"
+        if isinstance(policy, nn.Module):
+            wrapped = (
+                "MultiStepActorWrapper(as_policy(module)), if it returns chunks, or "
+                "TensorDictModule(module, in_keys=[...], out_keys=['action'])"
+            )
+        raise ArgumentTypeError(
+            f"{caller}: expected a policy that reads and writes a tensordict, with "
+            f"in_keys and out_keys, at argument 'policy', got {_kind(policy)}. Wrap "
+            f"it: {wrapped}."
+        ) from None
+
+
+def check_device(caller: str, policy: nn.Module, env: EnvBase) -> None:
+    """Refuse a policy on another device than the observations that it reads.
+
+    Args:
+        caller: opens the error message.
+        policy: whose weights are looked at; one without weights fits every device.
+        env: that gives the observations.
+
+    Raises:
+        SettingsError: the devices differ.
+    """
+    weight = next(policy.parameters(), None)
+    own = torch.device("cpu") if env.device is None else env.device
+    if weight is not None and weight.device.type != own.type:
+        raise SettingsError(
+            f"{caller}: expected the policy on {str(own)!r}, where the environment "
+            f"{type(env).__name__} writes its observations, got one on "
+            f"{str(weight.device)!r}. Move it with policy.to({str(own)!r}), or wrap "
+            "the environment: TransformedEnv(env, DeviceCastTransform("
+            f"{str(weight.device)!r}))."
+        )
+
+
+def _kind(value: object) -> str:
+    cls = value if isinstance(value, type) else type(value)
+    prefix = "the class " if cls is value else ""
+    return f"{prefix}{cls.__module__}.{cls.__qualname__}".replace("builtins.", "")
