@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,6 +21,13 @@ _PACKAGES = ("torchrl-vla", "torch", "torchrl", "tensordict")
 _OPTIONAL = (
     *("lerobot", "transformers", "diffusers", "numpy"),
     *("gymnasium", "mujoco", "metaworld", "gym-pusht", "pymunk", "gym-aloha"),
+)
+
+#: Fields of the metadata that say what the numbers of an environment mean.
+_MEANING = (
+    *("action_names", "action_units", "action_reference", "action_space"),
+    *("rotations", "grippers", "action_low", "action_high"),
+    *("state_names", "state_units", "control_frequency_hz"),
 )
 
 _CHUNK_BYTES = 1 << 20
@@ -46,7 +54,7 @@ def package_versions() -> dict[str, str]:
 def describe_environment(env: EnvBase) -> dict[str, object]:
     """Return the facts that two evaluations of one environment share.
 
-    The class, the robot, the instructions and the time limit, where the environment
+    The class, the robot and what its numbers mean, the instructions and the time limit, where the environment
     has them. The number of environments is left out, since initial states do not depend
     on it, and so are the images: policies with and without them may be compared.
 
@@ -63,6 +71,8 @@ def describe_environment(env: EnvBase) -> dict[str, object]:
     metadata = getattr(env, "metadata", None)
     if isinstance(metadata, RobotDatasetMetadata):
         about["robot"] = metadata.embodiment_id
+        record = json.loads(metadata.to_json())
+        about |= {name: record[name] for name in _MEANING if record[name]}
     table = getattr(env, "instructions", None)
     if isinstance(table, InstructionTable):
         about["instructions"] = list(table.texts)

@@ -13,7 +13,7 @@ from torchrl_vla.data import (
     Demonstrations,
     LeRobotDemonstrations,
 )
-from torchrl_vla.schema import IMAGE_KEY
+from torchrl_vla.schema import IMAGE_KEY, RobotDatasetMetadata, with_image_sizes
 from torchrl_vla.schema.lerobot_names import is_repo_id
 
 
@@ -48,3 +48,10 @@ def image_sizes_of(dataset: Demonstrations) -> dict[str | None, tuple[int, int, 
     if not is_tensor_collection(images):
         return {None: tuple(images.shape[-3:])}
     return {name: tuple(images[name].shape[-3:]) for name in sorted(images.keys())}
+
+
+def seen_metadata(dataset: Demonstrations) -> RobotDatasetMetadata:
+    """Return a dataset's metadata with the image sizes that a policy sees of it."""
+    if dataset.metadata.image_sizes is not None:
+        return dataset.metadata
+    return with_image_sizes(dataset.metadata, image_sizes_of(dataset))

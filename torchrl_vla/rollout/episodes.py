@@ -22,6 +22,7 @@ from torchrl_vla.schema import (
     NOISE_SEED_KEY,
     ExecutionError,
     MissingKeyError,
+    check_meeting,
 )
 
 
@@ -74,9 +75,12 @@ def run_episodes(
         ExecutionError: a batched environment without episode seeds, or an episode
             longer than ``max_steps``.
         MissingKeyError: the policy writes no action.
+        IncompatibleMetadataError: the policy was trained for another robot, rate,
+            convention or image size than the environment declares; lists them.
     """
     if not seeds:
         return
+    check_meeting("run_episodes", policy, env)
     episodes = _Episodes(env, seeds)
     with evaluation_mode(policy):
         data = episodes.reset(None)

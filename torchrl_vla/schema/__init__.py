@@ -16,6 +16,15 @@ from torchrl_vla.errors import (
     VLAError,
 )
 from torchrl_vla.schema.conventions import GripperConvention, RotationConvention
+from torchrl_vla.schema.declared_metadata import (
+    check_acting,
+    check_image_sizes,
+    check_meeting,
+    environment_metadata,
+    mark_metadata,
+    metadata_of,
+    with_image_sizes,
+)
 from torchrl_vla.schema.feature_statistics import FeatureStatistics
 from torchrl_vla.schema.instructions import (
     InstructionTable,
@@ -141,15 +150,22 @@ __all__ = [
     "TokenError",
     "UnknownInstructionError",
     "VLAError",
+    "check_acting",
+    "check_image_sizes",
     "check_images_are_fresh",
+    "check_meeting",
     "check_positive_int",
     "check_robot_space",
+    "environment_metadata",
     "import_extra",
     "instruction_texts",
     "is_text",
+    "mark_metadata",
     "mark_space",
+    "metadata_of",
     "space_of",
     "to_canonical",
     "to_lerobot",
     "validate_vla_tensordict",
+    "with_image_sizes",
 ]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torchrl.envs import EnvBase
 from torchrl.objectives import LossModule
 
+from torchrl_vla.data import check_labels
 from torchrl_vla.objectives import (
     ChunkPPOLoss,
     add_reference_log_probs,
@@ -29,7 +30,7 @@ from torchrl_vla.recipes.finetuning.finetune_settings import (
 from torchrl_vla.recipes.finetuning.policies import choose_critic
 from torchrl_vla.recipes.policy_factory import make_cloning_loss
 from torchrl_vla.rollout import iteration_seed
-from torchrl_vla.schema import EXECUTED_STEPS_KEY, SchemaError
+from torchrl_vla.schema import EXECUTED_STEPS_KEY, SchemaError, metadata_of
 from torchrl_vla.spaces import ModelSpace
 
 
@@ -174,6 +175,10 @@ class _Cloning:
         self.settings = settings
         self.loss: LossModule | None = None
         if demonstrations is not None:
+            known = space.metadata if space is not None else metadata_of(policy)
+            if known is not None:
+                known.check_compatible(demonstrations.metadata)
+            check_labels("finetune", demonstrations)
             self.loss = _loss_beside(policy)
             self.buffer = demonstrations.replay_buffer(
                 settings.minibatch_size,
