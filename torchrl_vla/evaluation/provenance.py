@@ -54,7 +54,8 @@ def package_versions() -> dict[str, str]:
 def describe_environment(env: EnvBase) -> dict[str, object]:
     """Return the facts that two evaluations of one environment share.
 
-    The class, the robot and what its numbers mean, the instructions and the time limit, where the environment
+    The class, the robot and what its numbers mean, the instructions and the time
+    limit, where the environment
     has them. The number of environments is left out, since initial states do not depend
     on it, and so are the images: policies with and without them may be compared.
 

@@ -131,7 +131,9 @@ class LeRobotLoss(LossModule):
                 "frames in proportion to their weights, or exclude it from the batch."
             )
         target = read_target(tensordict, self.policy.chunk_key, "LeRobotLoss")
-        read_pad_mask(tensordict, self.tensor_keys.pad_mask, target, "LeRobotLoss")
+        own_step = -self.policy.target_steps[0]
+        pad_key = self.tensor_keys.pad_mask
+        read_pad_mask(tensordict, pad_key, target, "LeRobotLoss", own_step)
         batch = self.policy.make_training_batch(tensordict)
         try:
             loss, log = network(batch)
