@@ -13,7 +13,11 @@ from torch import nn
 from torchrl.envs import EnvBase, TransformedEnv
 
 from torchrl_vla.rollout import Purpose
-from torchrl_vla.schema import InstructionTable, RobotDatasetMetadata
+from torchrl_vla.schema import (
+    InstructionTable,
+    RobotDatasetMetadata,
+    environment_metadata,
+)
 
 _PACKAGES = ("torchrl-vla", "torch", "torchrl", "tensordict")
 
@@ -54,8 +58,7 @@ def package_versions() -> dict[str, str]:
 def describe_environment(env: EnvBase) -> dict[str, object]:
     """Return the facts that two evaluations of one environment share.
 
-    The class, the robot and what its numbers mean, the instructions and the time
-    limit, where the environment
+    The class, the robot, the instructions and the time limit, where the environment
     has them. The number of environments is left out, since initial states do not depend
     on it, and so are the images: policies with and without them may be compared.
 
@@ -72,8 +75,6 @@ def describe_environment(env: EnvBase) -> dict[str, object]:
     metadata = getattr(env, "metadata", None)
     if isinstance(metadata, RobotDatasetMetadata):
         about["robot"] = metadata.embodiment_id
-        record = json.loads(metadata.to_json())
-        about |= {name: record[name] for name in _MEANING if record[name]}
     table = getattr(env, "instructions", None)
     if isinstance(table, InstructionTable):
         about["instructions"] = list(table.texts)
@@ -81,6 +82,19 @@ def describe_environment(env: EnvBase) -> dict[str, object]:
     if isinstance(max_steps, int):
         about["max_steps"] = max_steps
     return about
+
+
+def describe_numbers(env: EnvBase) -> dict[str, object]:
+    """Return the fields of an environment's metadata that give its numbers a meaning.
+
+    Examples:
+        >>> from torchrl_vla.envs import TabletopEnv
+        >>> describe_numbers(TabletopEnv(2, image_size=16))["action_names"]
+        ['dx', 'dy']
+    """
+    metadata = environment_metadata(env)
+    record = {} if metadata is None else json.loads(metadata.to_json())
+    return {name: record[name] for name in _MEANING if record.get(name)}
 
 
 def make_provenance(
@@ -99,6 +113,7 @@ def make_provenance(
         "purpose": purpose,
         "deterministic": deterministic,
         "environment": describe_environment(env),
+        "numbers": describe_numbers(env),
         "num_envs": env.batch_size.numel(),
         "versions": package_versions(),
         "platform": platform.platform(),
