@@ -27,6 +27,7 @@ class TrainableLeRobotPolicy(Protocol):
     chunk_key: NestedKey
     in_keys: list[NestedKey]
     masks_padding: bool
+    target_steps: range
 
     def make_training_batch(self, tensordict: TensorDictBase) -> dict[str, Any]:
         """Return the preprocessed batch of LeRobot's own training step."""
