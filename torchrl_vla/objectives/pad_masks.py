@@ -108,7 +108,7 @@ def read_pad_mask(
     Raises:
         MissingKeyError: nothing is at ``key``; lists the bool keys that are there.
         SchemaError: the mask is not bool, has another shape, is True everywhere, or
-            True at the frame's own action and False at another.
+            True at the frame's own action and False at a later one.
     """
     pad = tensordict.get(key, None)
     if pad is None:
@@ -137,11 +137,11 @@ def read_pad_mask(
             "of their episodes."
         )
     if not torch.compiler.is_compiling():
-        inverted = pad[..., own_step] & ~pad.all(-1)
+        inverted = pad[..., own_step] & ~pad[..., own_step:].all(-1)
         if inverted.any():
             raise SchemaError(
                 f"{caller}: expected False at position {own_step} of {key!r}, the "
-                "frame's own action, wherever a position is valid, got True (padded) "
+                "frame's own action, wherever a later one is valid, got True (padded) "
                 f"in {int(inverted.sum())} of {inverted.numel()} samples, such as "
                 f"{pad[inverted][0].tolist()}. A mask of valid positions is the "
                 "opposite: pass ~valid."
