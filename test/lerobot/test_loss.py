@@ -224,10 +224,10 @@ def test_targets_that_begin_at_another_step_are_refused():
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_an_inverted_mask_raises(name):
-    policy = untrained(name)
+def test_an_inverted_mask_raises(name, tiny_vlm):
+    policy = wrap(name, tiny_vlm)
     td = batch(name, policy)
     td["action_is_pad"] = ~td["action_is_pad"]
-    loss = LeRobotLoss(policy, train_on_padding=True)
+    loss = LeRobotLoss(policy, train_on_padding=True).train()
     with pytest.raises(SchemaError, match="LeRobotLoss: .* pass ~valid"):
         loss(td)
