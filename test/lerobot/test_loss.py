@@ -229,5 +229,5 @@ def test_an_inverted_mask_raises(name, tiny_vlm):
     td = batch(name, policy)
     td["action_is_pad"] = ~td["action_is_pad"]
     loss = LeRobotLoss(policy, train_on_padding=True).train()
-    with pytest.raises(SchemaError, match="LeRobotLoss: .* pass ~valid"):
+    with pytest.raises(SchemaError, match=r"LeRobotLoss: .* pass ~valid"):
         loss(td)
