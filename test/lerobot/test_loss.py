@@ -221,3 +221,13 @@ def test_targets_that_begin_at_another_step_are_refused():
     td["action"] = td["action_chunk"][:, 0]
     with pytest.raises(SchemaError, match=r"begin at step -1 from the frame"):
         loss(td)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_an_inverted_mask_raises(name, tiny_vlm):
+    policy = wrap(name, tiny_vlm)
+    td = batch(name, policy)
+    td["action_is_pad"] = ~td["action_is_pad"]
+    loss = LeRobotLoss(policy, train_on_padding=True).train()
+    with pytest.raises(SchemaError, match=r"LeRobotLoss: .* pass ~valid"):
+        loss(td)

@@ -182,3 +182,25 @@ def test_without_a_space_targets_stay_as_they_were_recorded():
     first = sample["frame_index"].float()  # its action is the frame's number, 0..3
     expected = torch.stack([first, (first + 1).clamp(max=3)], 1).unsqueeze(-1)
     assert torch.equal(sample["action_chunk"], expected)
+
+
+class SteepRoot(torch.nn.Module):
+    """A finite loss whose gradient is infinite."""
+
+    out_keys = ("loss_bc",)
+
+    def __init__(self, policy):
+        super().__init__()
+        self.policy = policy
+
+    def forward(self, tensordict):
+        flat = self.policy.chunk - self.policy.chunk.detach()
+        return TensorDict({"loss_bc": (flat + 0.0).sqrt().sum()})
+
+
+def test_a_gradient_that_is_not_finite_raises_before_the_step():
+    policy = Constant(1)
+    before = policy.chunk.detach().clone()
+    with pytest.raises(RuntimeError, match=r"finite gradient, got (inf|nan) at step 1"):
+        train(policy, counting_dataset(), loss=SteepRoot(policy))
+    assert torch.equal(policy.chunk, before)

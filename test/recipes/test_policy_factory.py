@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import get_args
 
 import pytest
 import torch
 from seeded_loss import Seeded
+from torchrl.envs import ExcludeTransform, TransformedEnv
 from users_policies import TenLines
 
-from torchrl_vla.data import collect
+from torchrl_vla.data import DemonstrationDataset, collect
 from torchrl_vla.envs import TabletopEnv
 from torchrl_vla.evaluation import evaluate
 from torchrl_vla.policies import (
@@ -186,3 +188,24 @@ def test_a_policy_of_another_space_is_not_written_with_this_one(dataset, tmp_pat
     (tmp_path / "model_space.json").write_text('{"mode": "min_max"}')
     with pytest.raises(SpaceError, match=r"load_checkpoint: expected the space of the"):
         load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("head", get_args(Head))
+def test_a_task_with_images_only_is_trained_saved_and_evaluated(head, tmp_path):
+    env = TabletopEnv(2, image_size=16, seed=0)
+    full = collect(env, env.make_expert(), 2, folder=tmp_path / "data", progress=False)
+    nothing = {"state_dim": None, "state_names": None, "state_units": None}
+    blind = DemonstrationDataset(
+        full.frames.exclude(("observation", "state"), ("next", "observation")),
+        replace(full.metadata, **nothing, state_statistics=None),
+        full.instructions,
+    )
+    policy = make_policy(blind, chunk_size=4, head=head, hidden=16)
+    assert ("observation", "state") not in policy.in_keys
+    space = make_space(blind.metadata, head)
+    settings = TrainingSettings(steps=1, batch_size=4)
+    train_behavior_cloning(policy, blind, settings, space=space, progress=False)
+    save_checkpoint(tmp_path / "policy", policy, space)
+    env = TransformedEnv(env, ExcludeTransform(("observation", "state")))
+    executor = load_executor(tmp_path / "policy", metadata=blind.metadata)
+    assert len(evaluate(env, executor, 2, progress=False)) == 2

@@ -76,8 +76,6 @@ class Finetune:
             device,
             num_envs=min(num_envs, settings.eval_episodes),
         )
-        if space is not None:
-            space.metadata.check_compatible(env.metadata)
         demonstrations = None
         if self.demonstrations is not None:
             demonstrations = recipes.open_dataset(

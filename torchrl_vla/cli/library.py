@@ -10,7 +10,7 @@ from torchrl_vla._internal.lazy_package import lazy_names
 if TYPE_CHECKING:
     from torch import cat, manual_seed
 
-    from torchrl_vla.data import collect, write_lerobot
+    from torchrl_vla.data import clamp_labels, collect, write_lerobot
     from torchrl_vla.data.demonstrations import check_folder_is_free
     from torchrl_vla.data.lerobot_writer.lerobot_writer import check_writer_extras
     from torchrl_vla.envs import RenderingError
@@ -43,6 +43,7 @@ _MODULES = {
         "manual_seed",
     ),
     "torchrl_vla.data": (
+        "clamp_labels",
         "collect",
         "write_lerobot",
     ),
@@ -86,6 +87,7 @@ __all__ = [
     "check_folder_is_free",
     "check_training_folder",
     "check_writer_extras",
+    "clamp_labels",
     "collect",
     "compare",
     "evaluate",

@@ -61,6 +61,9 @@ class Train:
     """Actions per chunk of `tiny`; left out, 8."""
     hidden: int | None = None
     """Width of `tiny`; left out, 256."""
+    clamp_labels: bool = False
+    """Clamp demonstrated actions to the bounds that the dataset declares; without it
+    actions beyond them are refused."""
     settings: OmitArgPrefixes[TrainingSettings] = _SETTINGS
     device: str | None = None
     """Device that the policy is trained on, e.g. `cuda`. Left out, the CPU, or where
@@ -73,6 +76,8 @@ class Train:
         library.check_training_folder("train", self.folder)
         library.manual_seed(self.settings.seed)
         dataset = recipes.open_dataset(self.dataset, self.dataset_options)
+        if self.clamp_labels:
+            dataset = library.clamp_labels(dataset)
         if is_own:
             log = self._clone(library.make_own_policy(self.policy, dataset), dataset)
         elif self.policy == _TINY:

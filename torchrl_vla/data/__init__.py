@@ -5,6 +5,7 @@ from torchrl_vla.data.dataset_aggregation import aggregate
 from torchrl_vla.data.demonstration_dataset import DemonstrationDataset
 from torchrl_vla.data.demonstrations import Demonstrations
 from torchrl_vla.data.hdf5 import Hdf5Demonstrations
+from torchrl_vla.data.label_bounds import check_labels, clamp_labels
 from torchrl_vla.data.lerobot import (
     LeRobotDemonstrations,
     LeRobotExperienceReplay,
@@ -38,6 +39,8 @@ __all__ = [
     "RowSampler",
     "VideoEncoding",
     "aggregate",
+    "check_labels",
+    "clamp_labels",
     "collect",
     "decode_video",
     "frames_of_rollout",

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-from typing import get_args
+import copy
+from dataclasses import replace
+from typing import TypeVar, get_args
 
 import torch
 from torch import Tensor
+from torchrl.data import TensorStorage
 
 from torchrl_vla._internal.option_names import Labels as Labels
+from torchrl_vla.data.demonstrations import Demonstrations
+from torchrl_vla.data.rollout_frames import frame_statistics
 from torchrl_vla.schema import (
     ACTION_KEY,
+    IS_LABELED_KEY,
     RobotDatasetMetadata,
     SchemaError,
     check_actions,
     describe_place,
 )
+
+_Dataset = TypeVar("_Dataset", bound=Demonstrations)
+
+_ROUNDING = 1e-5  # of the range: bounds are float64, actions float32
 
 
 def check_labels_option(caller: str, labels: Labels) -> None:
@@ -59,12 +69,10 @@ def bound_labels(
     """
     check_actions(caller, ACTION_KEY, action, action.shape[:1], [metadata.action_dim])
     action = action.to(torch.float32)
-    if metadata.action_low is None or metadata.action_high is None:
+    bounds = _bounds(metadata)
+    if bounds is None:
         return action, 0
-    low, high = (
-        torch.tensor(bound, dtype=torch.float32, device=action.device)
-        for bound in (metadata.action_low, metadata.action_high)
-    )
+    low, high = (bound.to(action) for bound in bounds)
     beyond = (action < low) | (action > high)
     count = int(beyond.any(-1).sum())
     if count and labels == "refuse":
@@ -76,3 +84,89 @@ def bound_labels(
             "Clamp the expert's actions, or pass labels='clamp' (--labels clamp)."
         )
     return action.clamp(low, high), count
+
+
+def check_labels(caller: str, dataset: Demonstrations) -> None:
+    """Refuse demonstrations with actions beyond the bounds that they declare.
+
+    A robot clips such an action, so a clone would learn what was never executed, and
+    the statistics and token bins would be made for it.
+
+    Args:
+        caller: opens the error message.
+        dataset: the demonstrations; without declared bounds everything passes.
+
+    Raises:
+        SchemaError: names the dimensions, with the number of frames.
+    """
+    bounds = _bounds(dataset.metadata)
+    if bounds is None:
+        return
+    action, (low, high) = _labels(dataset), bounds
+    slack = _ROUNDING * (high - low)
+    beyond = (action < low - slack) | (action > high + slack)
+    if not bool(beyond.any()):
+        return
+    dims = beyond.any(0).nonzero().flatten().tolist()
+    seen = [[action[:, d].min().item(), action[:, d].max().item()] for d in dims]
+    raise SchemaError(
+        f"{caller}: expected {ACTION_KEY!r} within action_low and action_high of "
+        f"{dataset.metadata.dataset_id!r}, got {seen} in dimensions {dims}, beyond "
+        f"the bounds in {int(beyond.any(-1).sum())} of {len(action)} frames. Clamp "
+        "them with clamp_labels(dataset) of torchrl_vla.data (`torchrl-vla train "
+        "--clamp-labels`), or correct the bounds in the metadata."
+    )
+
+
+def clamp_labels(dataset: _Dataset) -> _Dataset:
+    """Return demonstrations whose actions lie within the bounds that they declare.
+
+    The actions' statistics are computed from what is left, and ``provenance``, where
+    the dataset has one, holds the number of frames under ``"clamped_labels"``. What is
+    on disk stays as it is.
+
+    Args:
+        dataset: the demonstrations; without declared bounds it is returned as it is.
+
+    Examples:
+        >>> from torchrl_vla.data import DemonstrationDataset
+        >>> from torchrl_vla.schema import InstructionTable, RobotDatasetMetadata
+        >>> from tensordict import TensorDict
+        >>> frames = TensorDict(action=torch.tensor([[0.5], [3.0]]), batch_size=[2])
+        >>> bounded = RobotDatasetMetadata("d", action_low=(-1,), action_high=(1,),
+        ...                                action_dim=1)
+        >>> dataset = DemonstrationDataset(frames, bounded, InstructionTable([]))
+        >>> clamped = clamp_labels(dataset)
+        >>> clamped.frames["action"].tolist(), clamped.provenance
+        ([[0.5], [1.0]], {'clamped_labels': 1})
+    """
+    bounds = _bounds(dataset.metadata)
+    if bounds is None:
+        return dataset
+    out = copy.copy(dataset)
+    action = dataset.frames.get(ACTION_KEY).as_subclass(Tensor)
+    legal = action.clamp(*bounds)
+    out.frames = dataset.frames.copy().set(ACTION_KEY, legal)
+    out.storage = TensorStorage(out.frames)
+    statistics = frame_statistics(out.frames)["action_statistics"]
+    out.metadata = replace(dataset.metadata, action_statistics=statistics)
+    if "provenance" in vars(dataset):
+        count = int((legal != action).any(-1).sum())
+        vars(out)["provenance"] = {
+            **vars(dataset)["provenance"],
+            "clamped_labels": count,
+        }
+    return out
+
+
+def _bounds(metadata: RobotDatasetMetadata) -> tuple[Tensor, Tensor] | None:
+    low, high = metadata.action_low, metadata.action_high
+    if low is None or high is None:
+        return None
+    return torch.tensor(low), torch.tensor(high)
+
+
+def _labels(dataset: Demonstrations) -> Tensor:
+    action = dataset.frames.get(ACTION_KEY).as_subclass(Tensor)
+    labeled = dataset.frames.get(IS_LABELED_KEY, None)
+    return action if labeled is None else action[labeled.reshape(-1)]

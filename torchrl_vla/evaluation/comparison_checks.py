@@ -24,7 +24,9 @@ def check_same_setting(
     Raises:
         ComparisonError: lists what differs.
     """
-    about_a, about_b = (_environment(result) for result in (a, b))
+    about_a, about_b = (
+        {**_environment(result), **_mapping(result, "numbers")} for result in (a, b)
+    )
     differing = [
         f"{key} {_short(about_a[key])} and {_short(about_b[key])}"
         for key in about_a

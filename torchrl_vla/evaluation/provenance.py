@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -12,7 +13,11 @@ from torch import nn
 from torchrl.envs import EnvBase, TransformedEnv
 
 from torchrl_vla.rollout import Purpose
-from torchrl_vla.schema import InstructionTable, RobotDatasetMetadata
+from torchrl_vla.schema import (
+    InstructionTable,
+    RobotDatasetMetadata,
+    environment_metadata,
+)
 
 _PACKAGES = ("torchrl-vla", "torch", "torchrl", "tensordict")
 
@@ -20,6 +25,13 @@ _PACKAGES = ("torchrl-vla", "torch", "torchrl", "tensordict")
 _OPTIONAL = (
     *("lerobot", "transformers", "diffusers", "numpy"),
     *("gymnasium", "mujoco", "metaworld", "gym-pusht", "pymunk", "gym-aloha"),
+)
+
+#: Fields of the metadata that say what the numbers of an environment mean.
+_MEANING = (
+    *("action_names", "action_units", "action_reference", "action_space"),
+    *("rotations", "grippers", "action_low", "action_high"),
+    *("state_names", "state_units", "control_frequency_hz"),
 )
 
 _CHUNK_BYTES = 1 << 20
@@ -72,6 +84,19 @@ def describe_environment(env: EnvBase) -> dict[str, object]:
     return about
 
 
+def describe_numbers(env: EnvBase) -> dict[str, object]:
+    """Return the fields of an environment's metadata that give its numbers a meaning.
+
+    Examples:
+        >>> from torchrl_vla.envs import TabletopEnv
+        >>> describe_numbers(TabletopEnv(2, image_size=16))["action_names"]
+        ['dx', 'dy']
+    """
+    metadata = environment_metadata(env)
+    record = {} if metadata is None else json.loads(metadata.to_json())
+    return {name: record[name] for name in _MEANING if record.get(name)}
+
+
 def make_provenance(
     env: EnvBase, *, seed: int, purpose: Purpose, deterministic: bool
 ) -> dict[str, object]:
@@ -88,6 +113,7 @@ def make_provenance(
         "purpose": purpose,
         "deterministic": deterministic,
         "environment": describe_environment(env),
+        "numbers": describe_numbers(env),
         "num_envs": env.batch_size.numel(),
         "versions": package_versions(),
         "platform": platform.platform(),

@@ -21,8 +21,11 @@ from torchrl_vla.schema import (
     OBSERVATION_NEEDED_KEY,
     ExecutionError,
     MissingKeyError,
+    RobotDatasetMetadata,
     check_actions,
+    check_image_sizes,
     check_robot_space,
+    metadata_of,
 )
 
 _serials = itertools.count(1)
@@ -80,6 +83,11 @@ class ChunkExecutor(Executor):
             *self._output_keys,
         ]
 
+    @property
+    def training_metadata(self) -> RobotDatasetMetadata | None:
+        """Metadata of the data that the policy was trained on; None = unknown."""
+        return metadata_of(self.policy)
+
     def _policy_transforms(self) -> list[Transform]:
         return transforms_of(self.policy)
 
@@ -103,6 +111,7 @@ class ChunkExecutor(Executor):
         optional = getattr(self.policy, "optional_in_keys", ())
         keys = [*self.policy.in_keys, *optional, NOISE_SEED_KEY]
         inputs = tensordict.select(*keys, strict=False)
+        check_image_sizes(self._name, inputs, self.training_metadata)
         return inputs if envs is None else take_envs(inputs, envs)
 
     def _check_images(self, tensordict: TensorDictBase, envs: Tensor | None) -> None:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 from torchrl.envs import Compose, Transform
+from typing_extensions import Self
 
 from torchrl_vla.execution.chunk_cache import Outputs
 from torchrl_vla.execution.executor_keys import ExecutorKeys
 from torchrl_vla.execution.skip_waiting import SkipWaiting
+from torchrl_vla.execution.stream_watch import StreamWatch
 from torchrl_vla.schema import (
     IS_WAITING_KEY,
     OBSERVATION_NEEDED_KEY,
@@ -27,14 +30,17 @@ from torchrl_vla.schema import (
 class Executor(TensorDictModuleBase, ABC):
     """Write one action per control step, from a plan that it keeps (abstract).
 
-    One executor serves one environment, every step of an episode through it. When a
-    tensordict shows that another environment used it in between, it raises rather
-    than act on a plan for something else; when the tensordict carries an action that
-    this executor did not write (a collector's random frames), every environment is
-    planned for again. Everything that a subclass remembers is in ``_state``, which has
-    ``batch_size`` and ``serials`` (int64 ``[*B, 1]``, what it wrote at
-    ``decision_index``). A move, a copy and :meth:`reset` drop it; to plan again is
-    always right.
+    One executor serves one stream of steps, every step of an episode through it. When a
+    tensordict shows that another stream used it in between, it raises rather than act
+    on a plan for something else; when the tensordict carries an action that this
+    executor did not write (a collector's random frames), every environment is planned
+    for again. A loop that makes a fresh tensordict at each step does not show whose
+    step it is: one robot needs nothing more, of several each is named with
+    :meth:`for_stream`. An unnamed executor raises where two show themselves.
+
+    Everything that a subclass remembers is in ``_state``, which has ``batch_size`` and
+    ``serials`` (int64 ``[*B, 1]``, what it wrote at ``decision_index``). A move, a copy
+    and :meth:`reset` drop it; to plan again is always right.
 
     **Reads** ``is_init`` bool ``[*B, 1]``, True = first step of an episode (TorchRL's
     ``InitTracker`` writes it); ``decision_index`` as it was written on the step before,
@@ -53,15 +59,19 @@ class Executor(TensorDictModuleBase, ABC):
         MissingKeyError: the tensordict has no ``is_init``, or environments have to wait
             and there is no :class:`SkipWaiting`.
         ExecutionError: the batch size changed in mid-episode, or the tensordict comes
-            from another environment.
+            from another stream, or does not show from which.
     """
 
+    #: What :meth:`for_stream` was called with; None = the stream was not named.
+    stream: str | None = None
     _state: Any
 
     def __init__(self, keys: ExecutorKeys | None = None) -> None:
         super().__init__()
         self.keys = ExecutorKeys() if keys is None else keys
         self._state = None
+        self._watch = StreamWatch()
+        self._streams: dict[str, Executor] = {}
 
     @property
     def makes_wait(self) -> bool:
@@ -71,6 +81,34 @@ class Executor(TensorDictModuleBase, ABC):
     def reset(self) -> None:
         """Drop every plan: the next step plans for all environments."""
         self._state = None
+        self._watch = StreamWatch()
+
+    def for_stream(self, name: str) -> Self:
+        """Return the executor of one stream of steps, such as one of several robots.
+
+        It shares the policy and has plans of its own. Its tensordicts need not carry
+        anything from step to step. The same name returns the same executor.
+
+        Args:
+            name: of the stream.
+
+        Examples:
+            >>> from tensordict.nn import TensorDictModule
+            >>> from torchrl_vla.execution import MultiStepActorWrapper
+            >>> policy = TensorDictModule(lambda s: s, ["state"], ["action_chunk"])
+            >>> executor = MultiStepActorWrapper(policy)
+            >>> left = executor.for_stream("left")
+            >>> left is executor.for_stream("left"), left.policy is policy
+            (True, True)
+        """
+        if name not in self._streams:
+            self._streams[name] = self._make_stream(name)
+        return cast(Self, self._streams[name])
+
+    def _make_stream(self, name: str) -> Executor:
+        made = copy.copy(self)  # without plans
+        made.stream, made._watch, made._streams = name, StreamWatch(), {}
+        return made
 
     def make_environment_transform(self) -> Compose:
         """Return the transforms that its environment needs, those of the policy first.
@@ -120,13 +158,14 @@ class Executor(TensorDictModuleBase, ABC):
         if self._state is not None:
             carried = tensordict.get(self.keys.decision_index, None)
             if carried is not None or tensordict.get(self.keys.action, None) is None:
-                self._check_same_stream(carried, is_init)
+                self._check_same_stream(tensordict, carried, is_init)
                 return (
                     is_init.squeeze(-1)  # a view in a third of the time of reshape
                     if is_init.ndim > len(batch_size)
                     else is_init.reshape(batch_size)
                 )
             self.reset()  # another one acted, such as a collector at random
+        self._begin(tensordict)
         return torch.ones(batch_size, dtype=torch.bool, device=is_init.device)
 
     @property
@@ -152,9 +191,15 @@ class Executor(TensorDictModuleBase, ABC):
                 "action was sent."
             )
 
-    def _check_same_stream(self, carried: Tensor | None, is_init: Tensor) -> None:
+    def _check_same_stream(
+        self, tensordict: TensorDictBase, carried: Tensor | None, is_init: Tensor
+    ) -> None:
         ours = self._state.serials
-        if carried is None or carried is ours or torch.equal(carried, ours):
+        if carried is None:
+            self._watch_fresh(tensordict, is_init)
+            return
+        if carried is ours or torch.equal(carried, ours):
+            self._watch.forget()
             return
         foreign = (carried != ours) & ~is_init.reshape(ours.shape)
         if foreign.any():
@@ -166,6 +211,36 @@ class Executor(TensorDictModuleBase, ABC):
                 f"environment its own {self._name}(policy), or call reset() to "
                 "plan again. No action was sent."
             )
+        self._begin(tensordict)  # all begin
+
+    def _begin(self, tensordict: TensorDictBase) -> None:
+        if self.stream is None and not torch.compiler.is_compiling():
+            self._watch.begin(self._numbers(tensordict))
+
+    def _watch_fresh(self, tensordict: TensorDictBase, is_init: Tensor) -> None:
+        """Raise where steps that carry nothing show two streams."""
+        if self.stream is not None or torch.compiler.is_compiling():
+            return
+        if is_init.all():
+            self._begin(tensordict)
+            return
+        problem = self._watch.find_other_stream(self._numbers(tensordict))
+        if problem is not None:
+            raise ExecutionError(
+                f"{self._name}: expected the steps of one stream, got a tensordict "
+                f"without {self.keys.decision_index!r} {problem}: another robot used "
+                "this executor in between. Give each its own, executor.for_stream("
+                "name); or, for one robot, call executor.reset() where an episode "
+                "begins. No action was sent."
+            )
+
+    def _numbers(self, tensordict: TensorDictBase) -> Tensor | None:
+        """Return what the policy reads as one vector: floats, or else images."""
+        values = [tensordict.get(key, None) for key in self.in_keys]
+        found = [v for v in values if torch.is_tensor(v) and v.dtype != torch.bool]
+        floats = [value for value in found if value.is_floating_point()]
+        parts = [value.detach().reshape(-1).double() for value in floats or found]
+        return torch.cat(parts) if parts else None
 
     def _write(
         self,
@@ -206,7 +281,7 @@ class Executor(TensorDictModuleBase, ABC):
         return super()._apply(fn, recurse)
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_state": None}
+        return {**self.__dict__, "_state": None, "_streams": {}}
 
 
 def transforms_of(policy: TensorDictModuleBase) -> list[Transform]:

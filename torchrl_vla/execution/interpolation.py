@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from tensordict import TensorDictBase, unravel_key
@@ -16,7 +16,9 @@ from torchrl_vla.schema import (
     IS_WAITING_KEY,
     OBSERVATION_AGE_KEY,
     OBSERVATION_NEEDED_KEY,
+    RobotDatasetMetadata,
     check_positive_int,
+    metadata_of,
 )
 
 
@@ -110,6 +112,15 @@ class ActionInterpolation(Executor):
         self.out_keys = [*own, *self._output_keys]
 
     @property
+    def training_metadata(self) -> RobotDatasetMetadata | None:
+        """Metadata of the policy's training data, at the rate of the ticks."""
+        trained = metadata_of(self.executor)
+        if trained is None or trained.control_frequency_hz is None:
+            return trained
+        rate_hz = trained.control_frequency_hz * self.ticks
+        return replace(trained, control_frequency_hz=rate_hz)
+
+    @property
     def makes_wait(self) -> bool:
         """True = environments may wait, which takes :class:`SkipWaiting`."""
         return self.ticks > 1 or self.executor.makes_wait
@@ -121,6 +132,12 @@ class ActionInterpolation(Executor):
         """Drop the last action, and the executor's plans."""
         super().reset()
         self.executor.reset()
+
+    def _make_stream(self, name: str) -> Executor:
+        made = super()._make_stream(name)
+        inside = self.executor.for_stream(name)
+        made._modules = {**self._modules, "executor": inside}
+        return made
 
     def _serve(self, tensordict: TensorDictBase, begins: Tensor) -> TensorDictBase:
         if self._state is None or self._state.tick == self.ticks:
@@ -137,6 +154,8 @@ class ActionInterpolation(Executor):
         is_init = tensordict.get(self.keys.is_init)
         # An environment that has waited begins now, whatever its own mark says.
         inputs = tensordict.copy().set(self.keys.is_init, fresh.reshape(is_init.shape))
+        if before is not None:  # checked on the way in: the steps are of one stream
+            inputs.set(self.keys.decision_index, before.serials)
         answer = self.executor(inputs)
         target = answer.get(self.keys.action)
         outputs = {key: answer.get(key) for key in self._output_keys}

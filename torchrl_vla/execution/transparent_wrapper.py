@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from tensordict import TensorDictBase, unravel_key
 from tensordict.nn import TensorDictModuleBase
+from typing_extensions import Self
 
 
 class PolicyWrapper(TensorDictModuleBase):
@@ -40,6 +42,19 @@ class PolicyWrapper(TensorDictModuleBase):
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Call the policy."""
         return self.policy(tensordict)
+
+    def for_stream(self, name: str) -> Self:
+        """Return the wrapper around the executor of one stream of steps.
+
+        See :meth:`Executor.for_stream`; an executor is what has to be wrapped.
+        """
+        streams = self.__dict__.setdefault("_streams", {})
+        if name not in streams:
+            inside = self.policy.for_stream(name)
+            streams[name] = made = copy.copy(self)
+            made._modules = {**self._modules, "policy": inside}
+            made.__dict__["_streams"] = {}
+        return streams[name]
 
     def __getattr__(self, name: str) -> Any:
         try:

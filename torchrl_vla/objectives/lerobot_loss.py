@@ -27,6 +27,7 @@ class TrainableLeRobotPolicy(Protocol):
     chunk_key: NestedKey
     in_keys: list[NestedKey]
     masks_padding: bool
+    target_steps: range
 
     def make_training_batch(self, tensordict: TensorDictBase) -> dict[str, Any]:
         """Return the preprocessed batch of LeRobot's own training step."""
@@ -131,7 +132,9 @@ class LeRobotLoss(LossModule):
                 "frames in proportion to their weights, or exclude it from the batch."
             )
         target = read_target(tensordict, self.policy.chunk_key, "LeRobotLoss")
-        read_pad_mask(tensordict, self.tensor_keys.pad_mask, target, "LeRobotLoss")
+        own_step = -self.policy.target_steps[0]
+        pad_key = self.tensor_keys.pad_mask
+        read_pad_mask(tensordict, pad_key, target, "LeRobotLoss", own_step)
         batch = self.policy.make_training_batch(tensordict)
         try:
             loss, log = network(batch)

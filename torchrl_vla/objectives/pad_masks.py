@@ -85,23 +85,30 @@ def read_target(tensordict: TensorDictBase, key: NestedKey, caller: str) -> Tens
 
 
 def read_pad_mask(
-    tensordict: TensorDictBase, key: NestedKey, target: Tensor, caller: str
+    tensordict: TensorDictBase,
+    key: NestedKey,
+    target: Tensor,
+    caller: str,
+    own_step: int = 0,
 ) -> Tensor:
     """Return the mask bool ``[*B, H]``, True = padded, that belongs to a target.
 
-    A mask that is missing, of another dtype or shape, or that leaves nothing to learn
-    from raises: the loss would train on something else. Inside ``torch.compile`` the
-    last check is left out (it needs a value).
+    A mask that is missing, of another dtype or shape, that leaves nothing to learn
+    from or that can only be inverted raises: the loss would train on something else.
+    Inside ``torch.compile`` the last two checks are left out (they need values).
 
     Args:
         tensordict: the batch.
         key: where the mask is.
         target: the expert's chunk ``[*B, H, A]``.
         caller: opens the error message.
+        own_step: position of the frame's own action; above 0 for chunks that begin in
+            the past.
 
     Raises:
         MissingKeyError: nothing is at ``key``; lists the bool keys that are there.
-        SchemaError: the mask is not bool, has another shape, or is True everywhere.
+        SchemaError: the mask is not bool, has another shape, is True everywhere, or
+            True at the frame's own action and False at a later one.
     """
     pad = tensordict.get(key, None)
     if pad is None:
@@ -129,6 +136,16 @@ def read_pad_mask(
             "learn from: the polarity may be inverted, or the chunks lie past the end "
             "of their episodes."
         )
+    if not torch.compiler.is_compiling():
+        inverted = pad[..., own_step] & ~pad[..., own_step:].all(-1)
+        if inverted.any():
+            raise SchemaError(
+                f"{caller}: expected False at position {own_step} of {key!r}, the "
+                "frame's own action, wherever a later one is valid, got True (padded) "
+                f"in {int(inverted.sum())} of {inverted.numel()} samples, such as "
+                f"{pad[inverted][0].tolist()}. A mask of valid positions is the "
+                "opposite: pass ~valid."
+            )
     return pad
 
 

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from tensordict import NestedKey, TensorDictBase
 from torch import Tensor
 from torch.distributions import Distribution
+from typing_extensions import Self
 
-from torchrl_vla.schema import SchemaError
+from torchrl_vla.schema import IS_DECISION_KEY, IS_EXECUTED_KEY, SchemaError
 
 
 class ChunkDistribution(Distribution, ABC):
@@ -31,6 +33,9 @@ class ChunkDistribution(Distribution, ABC):
     """
 
     arg_constraints: dict[str, Any] = {}
+    _executed: Tensor | None = None
+    _known: Tensor | None = None
+    _refusal: str | None = None
 
     def __init__(self, batch_shape: torch.Size, sample_shape: torch.Size) -> None:
         super().__init__(
@@ -74,8 +79,63 @@ class ChunkDistribution(Distribution, ABC):
         )
 
     def log_prob(self, choice: Tensor) -> Tensor:
-        """Return the log-probability of choices, ``[*B]``."""
-        return sum_elements(self.element_log_probs(choice))
+        """Return the log-probability of choices, ``[*B]``.
+
+        Of choices that a batch says were executed in part (:meth:`restrict`), the other
+        positions count as they did when the policy acted, and have no gradient.
+
+        Raises:
+            SchemaError: the batch does not say what was executed.
+        """
+        if self._refusal is not None:
+            raise SchemaError(f"{type(self).__name__}: {self._refusal}")
+        return self._sum(self.element_log_probs(choice), self._known)
+
+    def restrict(
+        self, tensordict: TensorDictBase, element_log_probs_key: NestedKey
+    ) -> Self:
+        """Take from a batch which positions of the chunks were executed.
+
+        TorchRL's losses compare ``log_prob(sample)`` with the ``log_probs`` of when the
+        policy acted, over the whole chunk. With this their ratio is over the executed
+        positions alone, as that of ``ChunkPPOLoss``.
+
+        **Reads**, where they are, ``("next", "is_executed")`` bool ``[*B, H]``,
+        ``is_decision`` bool ``[*B, 1]``, and the terms of the log-probability from when
+        the policy acted, float ``[*B, H, A]``.
+
+        Args:
+            tensordict: the batch.
+            element_log_probs_key: where the terms are.
+
+        Returns:
+            This distribution.
+        """
+        executed = tensordict.get(("next", IS_EXECUTED_KEY), None)
+        self._known = tensordict.get(element_log_probs_key, None)
+        is_step = tensordict.get(IS_DECISION_KEY, None) is not None
+        if executed is None and is_step:
+            self._refusal = (
+                f"expected decisions with ('next', {IS_EXECUTED_KEY!r}), got the steps "
+                f"of a rollout (there is {IS_DECISION_KEY!r}), most of which repeat an "
+                "earlier step's sample. Select them: select_decisions(rollout, "
+                "chunk_size)."
+            )
+        elif executed is not None and self._known is None:
+            self._refusal = (
+                f"expected the terms [*B, H, A] at {element_log_probs_key!r} beside "
+                f"('next', {IS_EXECUTED_KEY!r}), got none. Keep what the policy wrote."
+            )
+        if executed is not None:
+            self._executed = executed.unsqueeze(-1)
+        return self
+
+    def _sum(self, elements: Tensor, otherwise: Tensor | None = None) -> Tensor:
+        """Sum the elements; positions that were not executed count otherwise."""
+        if self._executed is not None:
+            rest = elements.new_zeros(()) if otherwise is None else otherwise
+            elements = torch.where(self._executed, elements, rest)
+        return sum_elements(elements)
 
     def _check_sample(self, choice: Tensor, dtype: torch.dtype) -> None:
         """Refuse what would be broadcast; leading sample dimensions are welcome."""

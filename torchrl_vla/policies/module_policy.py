@@ -16,7 +16,9 @@ from torchrl_vla.schema import (
     InstructionTable,
     ObservationKeys,
     PolicySpace,
+    RobotDatasetMetadata,
     SchemaError,
+    check_image_sizes,
 )
 
 
@@ -86,6 +88,15 @@ class ModulePolicy(ContinuousVLAWrapper):
         cast(Marked, self.module).policy_space = space
 
     @property
+    def training_metadata(self) -> RobotDatasetMetadata | None:  # type: ignore[override]
+        """Metadata of the data that it was trained on, kept at the module."""
+        return declared(self.module, "training_metadata", None)
+
+    @training_metadata.setter
+    def training_metadata(self, metadata: RobotDatasetMetadata | None) -> None:
+        cast(Marked, self.module).training_metadata = metadata
+
+    @property
     def instructions(self) -> InstructionTable | None:
         """The module's table that gives instruction ids their texts."""
         return declared(self.module, "instructions", None)
@@ -131,6 +142,9 @@ class ModulePolicy(ContinuousVLAWrapper):
         return None if make is None else make()
 
     def _call(self, tensordict: TensorDictBase) -> tuple[Tensor, TensorDictBase | None]:
+        check_image_sizes(
+            type(self.module).__name__, tensordict, self.training_metadata
+        )
         answer = self.module(tensordict.exclude(*self.out_keys))
         chunk, written = answer, None
         if is_tensor_collection(answer):

@@ -29,7 +29,13 @@ from torchrl_vla.policies.readable_weights import (
     readable_weights,
     uncompiled,
 )
-from torchrl_vla.schema import InstructionTable, PolicySpace, SchemaError, space_of
+from torchrl_vla.schema import (
+    InstructionTable,
+    PolicySpace,
+    RobotDatasetMetadata,
+    SchemaError,
+    space_of,
+)
 
 _CONFIG, _WEIGHTS, _INSTRUCTIONS = "config.json", "weights.pt", "instructions.json"
 
@@ -48,6 +54,7 @@ class Marked(Protocol):
     """What is set on a policy from outside, of whatever class it is."""
 
     policy_space: PolicySpace | None
+    training_metadata: RobotDatasetMetadata | None
     instructions: InstructionTable | None
 
 

@@ -8,6 +8,7 @@ of :class:`VLAWrapperBase`:
 ``chunk_size``, ``action_dim``     ``H`` and ``A``; required
 ``cloning_loss``                   name of the loss that clones into it (``"chunk"``)
 ``policy_space``                   space of its numbers, set by training (None)
+``training_metadata``              of the data, set by training (None)
 ``has_likelihood``                 True = it has ``get_dist`` and log-probabilities
 ``make_critic()``                  an untrained critic (None)
 ``to_stochastic(...)``             itself with log-probabilities (None)
@@ -206,11 +207,13 @@ def to_stochastic(
     made = policy.to_stochastic(initial_std=initial_std, flow_noise=flow_noise)
     if made is not None:
         made.policy_space = policy.policy_space
+        made.training_metadata = policy.training_metadata
         return made.train(policy.training)
     inside = uncompiled(policy)
     match inside:
         case ContinuousVLAWrapper() if inside.policy_space != ROBOT_SPACE:
             gaussian = GaussianAround(inside, initial_std=initial_std)
+            gaussian.training_metadata = inside.training_metadata
             return gaussian.train(policy.training)
     raise TypeError(
         "to_stochastic: expected a policy that predicts a chunk in model space, or "

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
 from typing import ClassVar
 
 from tensordict import NestedKey, TensorDictBase, unravel_key
@@ -65,7 +67,9 @@ class StochasticVLAWrapper(VLAWrapperBase):
     head keeps its gradient, so that ``BCLoss`` trains it.
 
     TorchRL's ``ClipPPOLoss`` takes such a policy after
-    ``set_keys(action=policy.sample_key, sample_log_prob="log_probs")``.
+    ``set_keys(action=policy.sample_key, sample_log_prob="log_probs")``, with the
+    decisions of ``select_decisions`` or ``MultiAction``: what was not executed has
+    ratio 1 and no gradient. Steps of a rollout raise.
 
     Keyword Args:
         action_dim: ``A``, size of one action.
@@ -73,6 +77,12 @@ class StochasticVLAWrapper(VLAWrapperBase):
         keys: observation entries that the policy reads.
         output_keys: entries that it writes.
     """
+
+    def __init_subclass__(cls, **kwargs: object) -> None:
+        """Let every head's distribution know what a batch says was executed."""
+        super().__init_subclass__(**kwargs)
+        if "get_dist" in vars(cls):
+            cls.get_dist = _restricted(cls.get_dist)  # type: ignore
 
     #: Where the sample is written unless ``output_keys`` says otherwise.
     default_sample_key: ClassVar[NestedKey]
@@ -153,3 +163,16 @@ class StochasticVLAWrapper(VLAWrapperBase):
         if noise_seeds is None:
             return dist.sample()
         return dist.sample_with_seeds(noise_seeds)
+
+
+def _restricted(
+    get_dist: Callable[[StochasticVLAWrapper, TensorDictBase], ChunkDistribution],
+) -> Callable[[StochasticVLAWrapper, TensorDictBase], ChunkDistribution]:
+    @wraps(get_dist)
+    def get_restricted(
+        self: StochasticVLAWrapper, tensordict: TensorDictBase
+    ) -> ChunkDistribution:
+        dist = get_dist(self, tensordict)
+        return dist.restrict(tensordict, self.element_log_probs_key)
+
+    return get_restricted

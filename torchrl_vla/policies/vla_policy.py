@@ -17,6 +17,7 @@ from torchrl_vla.schema import (
     ACTION_CHUNK_KEY,
     ObservationKeys,
     PolicySpace,
+    RobotDatasetMetadata,
     SchemaError,
     check_positive_int,
 )
@@ -50,6 +51,8 @@ class VLAWrapperBase(TensorDictModuleBase, ABC):
     needs_model_space: ClassVar[bool] = False
     #: Whose files :meth:`to_folder` writes, e.g. ``"lerobot"``; None = ours.
     folder_format: str | None = None
+    #: Of the data that it was trained on, set by training and checkpoints.
+    training_metadata: RobotDatasetMetadata | None = None
     #: What to do for log-probabilities, in error messages.
     likelihood_advice: str = "Call to_stochastic(policy)."
 

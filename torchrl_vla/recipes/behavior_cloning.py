@@ -12,14 +12,15 @@ from torchrl.data.replay_buffers import Storage
 from torchrl.envs import Compose
 from torchrl.objectives import LossModule
 
+from torchrl_vla.data import check_labels
 from torchrl_vla.data.demonstrations import check_demonstrations
 from torchrl_vla.policies import as_policy
 from torchrl_vla.policies.protocol import check_module
-from torchrl_vla.recipes.dataset_opening import Demonstrations
+from torchrl_vla.recipes.dataset_opening import Demonstrations, seen_metadata
 from torchrl_vla.recipes.policy_factory import make_cloning_loss
 from torchrl_vla.recipes.training_loop import TrainingLog, run_training, warmup_cosine
 from torchrl_vla.recipes.training_settings import TrainingSettings
-from torchrl_vla.schema import mark_space
+from torchrl_vla.schema import mark_metadata, mark_space
 from torchrl_vla.spaces import ModelSpace, chunk_targets
 
 
@@ -65,7 +66,10 @@ def train_behavior_cloning(
     Raises:
         ArgumentTypeError: the policy or the dataset is of another kind, such as a path.
         RuntimeError: the loss is not finite; names the step.
+        SchemaError: demonstrated actions lie beyond the bounds that are declared.
         SpaceError: the policy was trained in another space.
+        IncompatibleMetadataError: the space, or the policy's training before, is of
+            another robot than the dataset; lists what differs.
         FileExistsError: the folder holds something else than an unfinished training.
         ResumeError: the folder was begun with other settings or another policy.
     """
@@ -82,8 +86,11 @@ def train_behavior_cloning(
     assert settings.lr is not None
     assert settings.weight_decay is not None
     space = ModelSpace(dataset.metadata) if space is None else space
+    space.metadata.check_compatible(dataset.metadata)
+    check_labels("train_behavior_cloning", dataset)
     policy = as_policy(policy)
     mark_space(policy, space.policy_space)
+    mark_metadata(policy, seen_metadata(dataset))
     buffer = dataset.replay_buffer(
         settings.batch_size,
         transform=make_training_transform(policy, space, dataset.storage),

@@ -37,8 +37,10 @@ from torchrl_vla.schema import (
     RobotDatasetMetadata,
     SchemaError,
     SpaceError,
+    check_robot_metadata,
     import_extra,
     mark_space,
+    metadata_of,
     space_of,
 )
 from torchrl_vla.schema.lerobot_names import is_repo_id
@@ -71,11 +73,15 @@ def save_checkpoint(
         SchemaError: the policy could not be read back, or there are no metadata;
             nothing is written then.
         SpaceError: the policy was trained in another space.
+        IncompatibleMetadataError: it was trained on data of another robot.
     """
     policy = as_policy(policy)
+    trained = metadata_of(policy)
     if space is not None:
         mark_space(policy, space.policy_space)
-        metadata = space.metadata
+        metadata = space.robot_policy(policy).training_metadata
+    elif metadata is not None and trained is not None:
+        check_robot_metadata("save_checkpoint", trained, metadata)
     if metadata is None:
         raise SchemaError(
             f"save_checkpoint: expected metadata for {type(policy).__name__} in robot "
@@ -110,7 +116,9 @@ def load_checkpoint(folder: Path | str) -> tuple[VLAWrapperBase, ModelSpace | No
     """
     folder = Path(folder)
     if is_lerobot_folder(folder):
-        return load_policy(folder), None
+        policy = load_policy(folder)
+        policy.training_metadata = _training_metadata(folder, metadata_of(policy))
+        return policy, None
     needed = (_METADATA, _POLICY)
     missing = [name for name in needed if not (folder / name).exists()]
     if missing:
@@ -121,10 +129,11 @@ def load_checkpoint(folder: Path | str) -> tuple[VLAWrapperBase, ModelSpace | No
     policy = load_policy(folder / _POLICY)
     marked = space_of(policy)
     space = None
+    metadata = RobotDatasetMetadata.from_json(folder / _METADATA)
+    policy.training_metadata = metadata
     if (folder / _SPACE).exists():
         caller, remedy = "load_checkpoint", "Write the checkpoint again."
         stored = read_json(caller, folder / _SPACE, _StoredSpace, remedy=remedy)
-        metadata = RobotDatasetMetadata.from_json(folder / _METADATA)
         with Origin(caller, repr(str(folder)), remedy).reading(
             "a space of its metadata"
         ):
@@ -242,7 +251,9 @@ def _load_lerobot(
             "overrides={'temporal_ensemble_coeff': None}."
         )
     trained = _training_metadata(Path(source).expanduser(), policy.metadata)
-    trained.check_compatible(metadata)
+    assert trained is not None
+    policy.training_metadata = trained
+    check_robot_metadata("load_executor", trained, metadata)
     policy.eval()
     if coefficient is None:
         replan_interval = interval_of(policy, replan_interval)
@@ -266,8 +277,8 @@ def _load_ours(
             "for LeRobot's."
         )
     policy, space = load_checkpoint(folder)
-    trained = RobotDatasetMetadata.from_json(folder / _METADATA)
-    _comparable(trained).check_compatible(metadata)
+    assert policy.training_metadata is not None
+    check_robot_metadata("load_executor", policy.training_metadata, metadata)
     replan_interval = interval_of(policy, replan_interval)
     if space is None:
         return MultiStepActorWrapper(policy, replan_interval=replan_interval)
@@ -275,8 +286,8 @@ def _load_ours(
 
 
 def _training_metadata(
-    folder: Path, known: RobotDatasetMetadata
-) -> RobotDatasetMetadata:
+    folder: Path, known: RobotDatasetMetadata | None
+) -> RobotDatasetMetadata | None:
     """Return the metadata of a LeRobot checkpoint's training data, without cameras.
 
     The policy itself pairs cameras by name, with its ``rename_map``.
@@ -284,16 +295,5 @@ def _training_metadata(
     inner = folder / "pretrained_model"
     for path in (folder / _METADATA, inner / _METADATA):
         if path.is_file():
-            known = _comparable(RobotDatasetMetadata.from_json(path))
-    return replace(known, cameras=())
-
-
-def _comparable(metadata: RobotDatasetMetadata) -> RobotDatasetMetadata:
-    """Return the metadata without names that mean nothing.
-
-    LeRobot's datasets declare no units and no references, and name robots and
-    dimensions freely: PushT's x and y are ``motor_0`` and ``motor_1``.
-    """
-    if metadata.action_units is not None or metadata.action_reference is not None:
-        return metadata
-    return replace(metadata, embodiment_id=None, action_names=None, state_names=None)
+            known = RobotDatasetMetadata.from_json(path)
+    return known and replace(known, cameras=(), image_sizes=None)

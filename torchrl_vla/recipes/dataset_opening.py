@@ -17,7 +17,13 @@ from torchrl_vla.data import (
 )
 from torchrl_vla.errors import SettingsError
 from torchrl_vla.recipes.dataset_options import NO_DATASET_OPTIONS, DatasetOptions
-from torchrl_vla.schema import ACTION_KEY, IMAGE_KEY, SchemaError
+from torchrl_vla.schema import (
+    ACTION_KEY,
+    IMAGE_KEY,
+    RobotDatasetMetadata,
+    SchemaError,
+    with_image_sizes,
+)
 from torchrl_vla.schema.lerobot_names import is_repo_id
 
 _LEROBOT = (
@@ -110,3 +116,10 @@ def image_sizes_of(dataset: Demonstrations) -> dict[str | None, tuple[int, int, 
     if not is_tensor_collection(images):
         return {None: tuple(images.shape[-3:])}
     return {name: tuple(images[name].shape[-3:]) for name in sorted(images.keys())}
+
+
+def seen_metadata(dataset: Demonstrations) -> RobotDatasetMetadata:
+    """Return a dataset's metadata with the image sizes that a policy sees of it."""
+    if dataset.metadata.image_sizes is not None:
+        return dataset.metadata
+    return with_image_sizes(dataset.metadata, image_sizes_of(dataset))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from torchrl_vla._internal.suggestions import did_you_mean
+from torchrl_vla.data import check_labels
 from torchrl_vla.objectives import LeRobotLoss
 from torchrl_vla.policies import LeRobotPolicyWrapper, make_lerobot_policy
 from torchrl_vla.policies.lerobot import KINDS, kind_of, lerobot_statistics
@@ -28,6 +30,7 @@ from torchrl_vla.schema import (
     INSTRUCTION_KEY,
     FeatureStatistics,
     SchemaError,
+    mark_metadata,
 )
 from torchrl_vla.transforms import ActionChunkKeys, ActionChunkTransform
 
@@ -149,6 +152,8 @@ def train_lerobot(
         ResumeError: the folder was begun with other settings or another policy.
     """
     loss_module = LeRobotLoss(policy, train_on_padding=train_on_padding)
+    check_labels("train_lerobot", dataset)
+    mark_metadata(policy, replace(dataset.metadata, cameras=(), image_sizes=None))
     _warn_of_deafness(policy, dataset)
     assert policy.config is not None  # LeRobotLoss refuses a bare callable
     preset = policy.config.get_optimizer_preset()

@@ -18,7 +18,7 @@ from torchrl_vla.policies import (
     to_stochastic,
 )
 from torchrl_vla.recipes.dataset_opening import Demonstrations, image_sizes_of
-from torchrl_vla.schema import RobotDatasetMetadata
+from torchrl_vla.schema import STATE_KEY, ObservationKeys, RobotDatasetMetadata
 from torchrl_vla.spaces import ModelSpace
 
 __all__ = ["Head", "make_cloning_loss", "make_policy", "make_space", "to_stochastic"]
@@ -37,7 +37,8 @@ def make_policy(
     Its image sizes are the dataset's; images of other sizes are refused.
 
     Args:
-        dataset: gives the sizes, the cameras and the instructions.
+        dataset: gives the sizes, the cameras and the instructions; without a state, or
+            without images, the policy reads none.
         chunk_size: ``H``.
         head: what the policy emits.
         hidden: width of the trunk.
@@ -52,10 +53,11 @@ def make_policy(
             f"make_policy: expected a head of {get_args(Head)}, got {head!r}."
         )
     check_demonstrations("make_policy", dataset)
+    has_state = STATE_KEY in dataset.frames.keys(True)
     sizes = image_sizes_of(dataset)
     cameras = None if None in sizes else tuple(name for name in sizes if name)
     backbone = BackboneConfig(
-        state_dim=dataset.metadata.state_dim,
+        state_dim=dataset.metadata.state_dim if has_state else None,
         cameras=cameras,
         hidden=hidden,
         depth=depth,
@@ -65,6 +67,7 @@ def make_policy(
         action_dim=dataset.metadata.make_action_spec().shape[-1],
         chunk_size=chunk_size,
         backbone=backbone,
+        keys=ObservationKeys() if has_state else ObservationKeys(state=None),
         instructions=dataset.instructions,
     )
 

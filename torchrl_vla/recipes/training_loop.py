@@ -90,8 +90,8 @@ def run_training(
         The learning curve.
 
     Raises:
-        RuntimeError: the loss is not finite; names the step. On the CPU the weights are
-            those before that step.
+        RuntimeError: the loss or its gradient is not finite; names the step. The
+            weights are those before that step.
         FileExistsError: the folder holds something else.
         ResumeError: the folder was begun with other settings or another policy.
     """
@@ -115,7 +115,6 @@ def run_training(
                     with evaluation_mode(policy):
                         callback(step)
             if step % settings.checkpoint_interval == 0 or step == steps:
-                loop.check_finite(step)
                 loop.log.seconds = time.perf_counter() - started
                 if state is not None:
                     state.write(step)
@@ -163,7 +162,10 @@ class _Loop:
         else:
             self._remember(self._accumulate(batch), step)
         if self.settings.max_grad_norm is not None:
-            nn.utils.clip_grad_norm_(self.parameters, self.settings.max_grad_norm)
+            norm = nn.utils.clip_grad_norm_(
+                self.parameters, self.settings.max_grad_norm
+            )
+            check_finite("train", "gradient", norm, f"at step {step}")
         self.optimizer.step()
         self.schedule.step()
         if self.average is not None:
@@ -172,19 +174,10 @@ class _Loop:
 
     def log_entry(self, step: int) -> float:
         """Add the mean loss since the last entry to the learning curve."""
-        self.check_finite(step)
         mean = torch.stack(self.recent).mean().item()
         self.log.losses.append((step, mean))
         self.recent.clear()
         return mean
-
-    def check_finite(self, step: int) -> None:
-        """Raise for the first loss since the last entry that is not finite."""
-        if not self.recent:
-            return
-        first = step - len(self.recent) + 1
-        for offset, loss in enumerate(torch.stack(self.recent).tolist()):
-            _check_finite(loss, first + offset)
 
     def use_average(self) -> None:
         """Give the policy the moving average of its weights."""
@@ -196,10 +189,8 @@ class _Loop:
                 weight.copy_(mean)
 
     def _remember(self, loss: Tensor, step: int) -> None:
-        loss = loss.detach()
-        if loss.device.type == "cpu":  # elsewhere, reading it would wait for the device
-            _check_finite(loss.item(), step)
-        self.recent.append(loss)
+        check_finite("train", "loss", loss, f"at step {step}")
+        self.recent.append(loss.detach())
 
     def _accumulate(self, batch: TensorDictBase) -> Tensor:
         """Accumulate the gradient of a batch over its parts; return its loss."""
@@ -322,9 +313,21 @@ def count_elements(loss_module: LossModule, batch: TensorDictBase) -> Tensor:
     return count(batch).double()
 
 
-def _check_finite(loss: float, step: int) -> None:
-    if not isfinite(loss):
+def check_finite(caller: str, what: str, value: Tensor, where: str) -> None:
+    """Refuse a step that would make the weights NaN; waits for the value's device.
+
+    Args:
+        caller: opens the error message.
+        what: the value is.
+        value: a scalar.
+        where: it came up, for the message.
+
+    Raises:
+        RuntimeError: it is infinite or NaN.
+    """
+    number = value.item()
+    if not isfinite(number):
         raise RuntimeError(
-            f"train: expected a finite loss, got {loss} at step {step}. Lower lr, or "
+            f"{caller}: expected a finite {what}, got {number} {where}. Lower lr, or "
             "check the data with validate_vla_tensordict."
         )

@@ -27,6 +27,7 @@ from torchrl_vla.schema import (
     SchemaError,
     VLAError,
     advise_on_action,
+    check_meeting,
     read_flags,
 )
 
@@ -98,10 +99,13 @@ def run_episodes(
         SettingsError: the policy fails, and is on another device than the environment.
         DeclarationError: success is something else than bool, or 0 and 1.
         SchemaError: the reward is not finite.
+        IncompatibleMetadataError: the policy was trained for another robot, rate,
+            convention or image size than the environment declares; lists them.
     """
     check_acting(caller, env, policy)
     if not seeds:
         return
+    check_meeting(caller, policy, env)
     episodes = _Episodes(env, seeds, caller)
     with evaluation_mode(policy):
         while episodes.queue:

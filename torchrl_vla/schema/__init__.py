@@ -25,6 +25,15 @@ from torchrl_vla.schema.action_border import (
     round_actions,
 )
 from torchrl_vla.schema.conventions import GripperConvention, RotationConvention
+from torchrl_vla.schema.declared_metadata import (
+    check_image_sizes,
+    check_meeting,
+    check_robot_metadata,
+    environment_metadata,
+    mark_metadata,
+    metadata_of,
+    with_image_sizes,
+)
 from torchrl_vla.schema.feature_statistics import FeatureStatistics, check_statistics
 from torchrl_vla.schema.flags import read_flag, read_flags, read_number
 from torchrl_vla.schema.instructions import (
@@ -156,16 +165,22 @@ __all__ = [
     "VLAError",
     "advise_on_action",
     "check_actions",
+    "check_image_sizes",
     "check_images_are_fresh",
+    "check_meeting",
     "check_positive_int",
+    "check_robot_metadata",
     "check_robot_space",
     "check_statistics",
     "check_tensordict",
     "describe_place",
+    "environment_metadata",
     "import_extra",
     "instruction_texts",
     "is_text",
+    "mark_metadata",
     "mark_space",
+    "metadata_of",
     "read_action",
     "read_flag",
     "read_flags",
@@ -175,4 +190,5 @@ __all__ = [
     "to_canonical",
     "to_lerobot",
     "validate_vla_tensordict",
+    "with_image_sizes",
 ]

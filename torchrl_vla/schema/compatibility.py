@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from math import isclose
 from typing import TYPE_CHECKING, Any
+
+from torchrl_vla.errors import IncompatibleMetadataError
 
 if TYPE_CHECKING:
     from torchrl_vla.schema.metadata import RobotDatasetMetadata
@@ -22,10 +26,15 @@ _EXACT = {
     "state_names": "dimensions in another order",
     "state_units": "numbers off by the ratio of the units",
     "cameras": "images in another place",
+    "image_sizes": "objects of another size, or channels read as rows",
 }
 
 #: Two clocks within one percent are the same rate (30 Hz and 29.97 Hz are).
 _RATE_TOLERANCE = 0.01
+
+#: Part of the robot's range by which declared bounds may pass it; and measured actions,
+#: which hold noise and outliers that the robot clips. Degrees for radians are 57 times.
+_DECLARED_SLACK, _MEASURED_SLACK = 0.05, 1.0
 
 
 def differences(first: RobotDatasetMetadata, second: RobotDatasetMetadata) -> list[str]:
@@ -43,5 +52,98 @@ def differences(first: RobotDatasetMetadata, second: RobotDatasetMetadata) -> li
     return found
 
 
+def acting_differences(
+    trained: RobotDatasetMetadata, robot: RobotDatasetMetadata
+) -> list[str]:
+    """Return one line per reason why a policy's actions are wrong for a robot.
+
+    As :func:`differences`, and the robot's limits have to hold the actions of the
+    training. Training data that declare neither units nor a reference, as LeRobot's,
+    name robots and dimensions freely: there names without any in common say nothing.
+
+    Args:
+        trained: of the policy's training data.
+        robot: of the environment or robot.
+    """
+    named = trained
+    if trained.action_units is None and trained.action_reference is None:
+        named = replace(
+            trained,
+            embodiment_id=None,
+            action_names=_known(trained.action_names, robot.action_names),
+            state_names=_known(trained.state_names, robot.state_names),
+        )
+    return [*differences(named, robot), *_beyond_limits(trained, robot)]
+
+
+def _known(
+    ours: tuple[str, ...] | None, theirs: tuple[str, ...] | None
+) -> tuple[str, ...] | None:
+    """Return our names if some of them are among theirs."""
+    return ours if set(ours or ()) & set(theirs or ()) else None
+
+
+def _beyond_limits(
+    trained: RobotDatasetMetadata, robot: RobotDatasetMetadata
+) -> list[str]:
+    if robot.action_low is None or robot.action_high is None:
+        return []
+    if trained.action_dim != robot.action_dim:
+        return []
+    source, part = "declared", _DECLARED_SLACK
+    low, high = trained.action_low, trained.action_high
+    if (low is None or high is None) and trained.action_statistics is not None:
+        source, part = "98 % of the training's actions", _MEASURED_SLACK
+        low = tuple(trained.action_statistics.q01.tolist())
+        high = tuple(trained.action_statistics.q99.tolist())
+    if low is None or high is None:
+        return []
+    limits = list(zip(robot.action_low, robot.action_high, strict=True))
+    slack = [part * (top - bottom) for bottom, top in limits]
+    found = []
+    for name, ours, theirs, sign in (
+        ("action_low", low, robot.action_low, -1),
+        ("action_high", high, robot.action_high, 1),
+    ):
+        beyond = [
+            i
+            for i, (a, b, room) in enumerate(zip(ours, theirs, slack, strict=True))
+            if sign * (a - b) > room
+        ]
+        if beyond:
+            found.append(
+                f"{name}: {[ours[i] for i in beyond]} ({source}) against "
+                f"{[theirs[i] for i in beyond]} in dimensions {beyond} (actions beyond "
+                "the robot's limits, as of other units)"
+            )
+    return found
+
+
 def _declared(value: Any) -> bool:
     return value is not None and value != ()
+
+
+def refuse_differences(
+    caller: str,
+    ours: RobotDatasetMetadata,
+    theirs: RobotDatasetMetadata,
+    found: Sequence[str],
+) -> None:
+    """Raise if there are differences.
+
+    Args:
+        caller: opens the error message.
+        ours: what is expected.
+        theirs: what was found.
+        found: one line per difference.
+
+    Raises:
+        IncompatibleMetadataError: lists every difference, with both values.
+    """
+    if found:
+        raise IncompatibleMetadataError(
+            f"{caller}: expected {theirs.dataset_id!r} to be compatible with "
+            f"{ours.dataset_id!r}, got {len(found)} difference(s):\n  - "
+            + "\n  - ".join(found)
+            + "\nConvert one side's data, or correct its metadata."
+        )

@@ -133,8 +133,11 @@ class InstructionTable:
                 "an empty one. Add the texts that the ids stand for."
             )
         sorted_ids, order = self._sorted(ids.device)
-        position = torch.searchsorted(sorted_ids, ids).clamp_(max=len(self) - 1)
+        position = torch.searchsorted(sorted_ids, ids).clamp(max=len(self) - 1)
         known = sorted_ids[position] == ids
+        if torch._C._functorch.is_batchedtensor(ids):  # in vmap a value cannot be read
+            known = torch._C._functorch.get_unwrapped(known)
+            ids = torch._C._functorch.get_unwrapped(ids)
         if torch.compiler.is_compiling() or ids.is_cuda:
             torch._assert_async(known.all(), "InstructionTable: an id is unknown.")
         elif not known.all():

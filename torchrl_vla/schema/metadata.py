@@ -13,8 +13,8 @@ from tensordict import TensorDict
 from torchrl.data import Bounded, TensorSpec, Unbounded
 
 from torchrl_vla._internal.json_source import read_json
-from torchrl_vla.errors import IncompatibleMetadataError, MetadataError
-from torchrl_vla.schema.compatibility import differences
+from torchrl_vla.errors import MetadataError
+from torchrl_vla.schema.compatibility import differences, refuse_differences
 from torchrl_vla.schema.conventions import (
     REFERENCES,
     SPACES,
@@ -63,6 +63,8 @@ class RobotDatasetMetadata:
         cameras: camera names, in the policy's order.
         action_statistics: statistics of ``action``.
         state_statistics: statistics of ``observation.state``.
+        image_sizes: ``(C, h, w)`` of each camera, in the order of ``cameras``; one
+            size of an image without a name.
 
     Raises:
         MetadataError: lists every contradiction (lengths that disagree, low >= high,
@@ -102,6 +104,7 @@ class RobotDatasetMetadata:
     cameras: tuple[str, ...] = ()
     action_statistics: FeatureStatistics | None = None
     state_statistics: FeatureStatistics | None = None
+    image_sizes: tuple[tuple[int, int, int], ...] | None = None
 
     def __post_init__(self) -> None:
         self._fill_in("action_dim", _NAMES_PER_ACTION_DIM, self.action_statistics)
@@ -113,6 +116,9 @@ class RobotDatasetMetadata:
                     f"the text {getattr(self, name)!r}."
                 )
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        if self.image_sizes is not None:
+            sizes = tuple(tuple(size) for size in self.image_sizes)
+            object.__setattr__(self, "image_sizes", sizes)
         for name in ("action_low", "action_high"):
             value = getattr(self, name)
             if value is not None:
@@ -162,6 +168,11 @@ class RobotDatasetMetadata:
             yield f"expected control_frequency_hz > 0, got {rate_hz}."
         if len(set(self.cameras)) != len(self.cameras):
             yield f"expected different cameras, got {self.cameras}."
+        sizes = self.image_sizes or ()
+        if any(len(size) != 3 or min(size) < 1 for size in sizes):
+            yield f"expected image_sizes of (C, h, w) >= 1 each, got {sizes}."
+        if sizes and self.cameras and len(sizes) != len(self.cameras):
+            yield f"expected a size for each of {self.cameras}, got {sizes}."
 
     def _length_problems(self, feature: str, per_dim: Sequence[str]) -> Iterator[str]:
         size = getattr(self, f"{feature}_dim")
@@ -267,14 +278,9 @@ class RobotDatasetMetadata:
         Raises:
             IncompatibleMetadataError: lists every difference, with both values.
         """
-        found = differences(self, other)
-        if found:
-            raise IncompatibleMetadataError(
-                f"RobotDatasetMetadata: expected {other.dataset_id!r} to be "
-                f"compatible with {self.dataset_id!r}, got {len(found)} "
-                "difference(s):\n  - " + "\n  - ".join(found) + "\nConvert one side's "
-                "data, or correct its metadata."
-            )
+        refuse_differences(
+            "RobotDatasetMetadata", self, other, differences(self, other)
+        )
 
     def to(self, device: torch.device | str) -> RobotDatasetMetadata:
         """Return the same record with its statistics on another device."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar, overload
 
 from tensordict.nn import TensorDictModuleBase
@@ -25,6 +25,7 @@ from torchrl_vla.schema import (
     PolicySpace,
     RobotDatasetMetadata,
     SpaceError,
+    metadata_of,
     space_of,
 )
 from torchrl_vla.spaces.robot_space_policy import RobotSpacePolicy
@@ -119,6 +120,7 @@ class ModelSpace:
 
         Raises:
             SpaceError: the policy is marked with another space, or with robot space.
+            IncompatibleMetadataError: it was trained on data of another robot.
         """
         marked = space_of(policy)
         if marked is not None and marked != self.policy_space:
@@ -130,7 +132,13 @@ class ModelSpace:
                 f"ModelSpace: expected a policy of {self.policy_space}, got "
                 f"{type(policy).__name__} of {marked}. {way_out}"
             )
-        return RobotSpacePolicy(policy, self.action_scaling, self.state_scaling)
+        wrapped = RobotSpacePolicy(policy, self.action_scaling, self.state_scaling)
+        known, trained = self.metadata, metadata_of(policy)
+        if trained is not None:
+            trained.check_compatible(known)
+            known = replace(known, image_sizes=known.image_sizes or trained.image_sizes)
+        wrapped.training_metadata = known
+        return wrapped
 
     @overload
     def executor(

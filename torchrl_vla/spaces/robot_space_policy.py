@@ -11,6 +11,8 @@ from torchrl_vla.execution import PolicyWrapper
 from torchrl_vla.schema import (
     ACTION_CHUNK_KEY,
     GUIDE_CHUNK_KEY,
+    IS_DECISION_KEY,
+    IS_EXECUTED_KEY,
     ROBOT_SPACE,
     SpaceError,
     space_of,
@@ -77,7 +79,8 @@ class RobotSpacePolicy(PolicyWrapper):
 
     def get_dist(self, tensordict: TensorDictBase) -> Distribution:
         """Return a stochastic policy's distribution of samples."""
-        return self.policy.get_dist(self._to_model_space(tensordict))
+        kept = [IS_DECISION_KEY, ("next", IS_EXECUTED_KEY), self.element_log_probs_key]
+        return self.policy.get_dist(self._to_model_space(tensordict, *kept))
 
     def element_log_probs(self, tensordict: TensorDictBase) -> Tensor:
         """Return the terms ``[*B, H, A]`` of the sample's log-probability."""

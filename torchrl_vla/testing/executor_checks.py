@@ -190,6 +190,9 @@ def _play(
         # As SkipWaiting does: rows may wait here.
         td.set(IS_WAITING_KEY, torch.zeros(num_envs, 1, dtype=torch.bool))
         actor.asked.clear()
+        if not carries and starts[step].all():
+            # Two episodes that begin one after the other look like two streams.
+            getattr(executor, "reset", bool)()
         td = executor(td)
         _check_step(name, actor, td, step, line, may_look)
         may_look = td.get(OBSERVATION_NEEDED_KEY, torch.ones_like(may_look))

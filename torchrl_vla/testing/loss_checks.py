@@ -74,11 +74,15 @@ padding on 'loss_bc', got nan for 1.0 when it is NaN.
     for key in _padded_targets(tensordict, pad):
         _check_no_influence(loss, tensordict, key, padded, value, out_key)
         _check_no_gradient(loss, tensordict, key, padded, out_key)
+    is_partial = (pad.any(-1) & ~pad.all(-1)).unsqueeze(-1)
     for what, broken in (
         ("without its mask", before.exclude(pad_key)),
         ("whose mask is float", before.clone().set(pad_key, pad.float())),
         ("that is all padding", before.clone().set(pad_key, torch.ones_like(pad))),
+        ("whose mask is inverted", before.clone().set(pad_key, pad ^ is_partial)),
     ):
+        if what.endswith("inverted") and not is_partial.any():
+            continue  # nothing shows it
         try:
             value = loss(broken).get(out_key)
         except (KeyError, ValueError):

@@ -163,7 +163,8 @@ def test_agrees_with_one_environment_at_a_time(drawn):
 def test_the_policy_sees_no_observation_that_was_not_announced(drawn):
     begins, size, request_at, delays = drawn
     batch, time = len(begins), len(begins[0])
-    executor = make(size, request_at, worker=ListedDelays(delays))
+    # Named: episodes of one step look like two robots.
+    executor = make(size, request_at, worker=ListedDelays(delays)).for_stream("robot")
     announced = torch.zeros(batch, dtype=torch.bool)
     for t in range(time):
         is_init = torch.tensor(begins)[:, t]

@@ -128,7 +128,8 @@ def test_agrees_with_one_environment_at_a_time(drawn):
 def test_it_announces_the_observations_that_the_policy_will_see(drawn):
     begins, horizon, delay, size = drawn
     batch, time = len(begins), len(begins[0])
-    executor = make(size, horizon, delay)
+    # Named: episodes of one step look like two robots.
+    executor = make(size, horizon, delay).for_stream("robot")
     announced = torch.zeros(batch, dtype=torch.bool)
     for t in range(time):
         is_init = torch.tensor(begins)[:, t]

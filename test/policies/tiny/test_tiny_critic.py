@@ -1,8 +1,15 @@
 from __future__ import annotations
 
+import warnings
+
+import pytest
 import torch
 from tensordict import TensorDict
+from torchrl.envs import TransformedEnv
+from torchrl.objectives.value import GAE
 
+from torchrl_vla.envs import TabletopEnv
+from torchrl_vla.execution import MultiAction
 from torchrl_vla.policies import BackboneConfig, TinyCritic, TinyVLA
 from torchrl_vla.schema import InstructionTable
 
@@ -66,3 +73,30 @@ def test_a_row_s_value_does_not_depend_on_the_rows_beside_it():
     alone = torch.cat([critic.value(row.unsqueeze(0)) for row in data])
     assert torch.equal(together, alone)
     assert together.unique().numel() == 5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("cameras", [None, ()])
+@pytest.mark.parametrize("options", [{}, {"vectorized": False}, {"shifted": True}])
+def test_torchrls_gae_takes_it(dtype, cameras, options):
+    env = TabletopEnv(3, image_size=16, max_steps=12, seed=0)
+    backbone = BackboneConfig(state_dim=2, cameras=cameras, hidden=8)
+    policy = TinyVLA(
+        action_dim=2, chunk_size=4, backbone=backbone, instructions=env.instructions
+    ).to(dtype)
+    with torch.no_grad():
+        policy.backbone.out.weight.zero_()  # it stays, and 3 decisions fill an episode
+        policy.backbone.out.bias.zero_()
+        rollout = TransformedEnv(env, MultiAction(4)).rollout(
+            3, lambda td: policy(td).set("action_chunk", td["action_chunk"].float())
+        )
+    critic = TinyCritic.from_policy(policy)
+    torch.nn.init.normal_(critic.backbone.out.weight, std=0.1)
+    gae = GAE(gamma=0.9, lmbda=0.9, value_network=critic, **options)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "There is a performance drop|torch.search")
+        data = gae(rollout.clone())
+    assert data["state_value"].dtype == dtype
+    direct = critic(rollout.clone())["state_value"]
+    torch.testing.assert_close(data["state_value"], direct, rtol=0.02, atol=0.02)
+    assert data["advantage"].isfinite().all()

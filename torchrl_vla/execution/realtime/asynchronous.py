@@ -148,7 +148,7 @@ class AsyncExecutor(ChunkExecutor):
     def reset(self) -> None:
         """Drop every chunk and request; return when the policy no longer runs."""
         state: AsyncState | None = self._state
-        self._state = None
+        super().reset()
         for request in state.requests if state is not None else ():
             if not request.answer.cancel():
                 request.answer.exception()

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from torchrl_vla.policies.chunk_distribution import ChunkDistribution, sum_elements
+from torchrl_vla.policies.chunk_distribution import ChunkDistribution
 from torchrl_vla.rollout import normals
 from torchrl_vla.schema import SchemaError
 
@@ -85,4 +85,4 @@ class GaussianDistribution(ChunkDistribution):
 
     def entropy(self) -> Tensor:
         """Return the differential entropy of a whole chunk, ``[*B]``."""
-        return sum_elements(self.element_entropy())
+        return self._sum(self.element_entropy())

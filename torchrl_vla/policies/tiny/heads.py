@@ -9,7 +9,7 @@ from torchrl_vla.policies.tiny.tiny_denoising import TinyDiffusionVLA, TinyFlowV
 from torchrl_vla.policies.tiny.tiny_gaussian import TinyGaussianVLA
 from torchrl_vla.policies.tiny.tiny_policy import TinyPolicy
 from torchrl_vla.policies.tiny.tiny_vla import TinyTokenVLA, TinyVLA
-from torchrl_vla.schema import InstructionTable
+from torchrl_vla.schema import InstructionTable, ObservationKeys
 from torchrl_vla.tokenizers import UniformActionTokenizer
 
 #: Token heads split ``[-1, 1]`` into this many bins.
@@ -25,6 +25,7 @@ class MakeTinyPolicy(Protocol):
         action_dim: int,
         chunk_size: int,
         backbone: BackboneConfig,
+        keys: ObservationKeys,
         instructions: InstructionTable | None,
     ) -> TinyPolicy:
         """Make an untrained policy."""
@@ -35,6 +36,7 @@ def make_token_policy(
     action_dim: int,
     chunk_size: int,
     backbone: BackboneConfig,
+    keys: ObservationKeys = ObservationKeys(),
     instructions: InstructionTable | None,
 ) -> TinyTokenVLA:
     """Make a token policy whose bins cover ``[-1, 1]``: min_max model space."""
@@ -43,6 +45,7 @@ def make_token_policy(
         chunk_size=chunk_size,
         action_tokenizer=UniformActionTokenizer(_NUM_BINS, low=-1.0, high=1.0),
         backbone=backbone,
+        keys=keys,
         instructions=instructions,
     )
 

@@ -76,9 +76,9 @@ class KeypointImageEncoder(nn.Module):
         check_image_range(image, "KeypointImageEncoder")
         # Pixels' channels side by side: faster, and each row is computed alike in
         # batches of any size (see TinyBackbone).
-        x = image.to(self.stem.weight.dtype).contiguous(
-            memory_format=torch.channels_last
-        )
+        # By moves: vmap knows no memory format.
+        x = image.to(self.stem.weight.dtype).movedim(-3, -1).contiguous()
+        x = x.movedim(-1, -3)
         return x / 127.5 - 1.0 if image.dtype == torch.uint8 else x * 2.0 - 1.0
 
 

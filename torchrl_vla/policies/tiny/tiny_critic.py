@@ -69,7 +69,7 @@ class TinyCritic(TensorDictModuleBase):
         self.backbone.out = nn.Linear(backbone.out.in_features, 1)
         nn.init.zeros_(self.backbone.out.weight)
         nn.init.zeros_(self.backbone.out.bias)
-        self.backbone.to(backbone.out.weight.device)
+        self.backbone.to(backbone.out.weight)  # device and dtype
         self.in_keys = backbone.keys.present
         self.out_keys = [value_key]
 

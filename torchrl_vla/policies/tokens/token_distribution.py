@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from torchrl_vla.policies.chunk_distribution import ChunkDistribution, sum_elements
+from torchrl_vla.policies.chunk_distribution import ChunkDistribution
 from torchrl_vla.policies.tokens.token_sampling import TokenSampling
 from torchrl_vla.rollout import uniforms
 from torchrl_vla.schema import TokenError
@@ -111,7 +111,7 @@ class TokenDistribution(ChunkDistribution):
 
     def entropy(self) -> Tensor:
         """Return the entropy of a whole chunk, ``[*B]``."""
-        return sum_elements(self.element_entropy())
+        return self._sum(self.element_entropy())
 
     def _check_tokens(self, tokens: Tensor) -> None:
         size = self.logits.shape[-1]

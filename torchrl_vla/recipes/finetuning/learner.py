@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from math import isfinite
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from torchrl.envs import EnvBase
 from torchrl.objectives import LossModule
 
+from torchrl_vla.data import check_labels
 from torchrl_vla.objectives import (
     ChunkPPOLoss,
     add_reference_log_probs,
@@ -28,8 +28,9 @@ from torchrl_vla.recipes.finetuning.finetune_settings import (
 )
 from torchrl_vla.recipes.finetuning.policies import choose_critic
 from torchrl_vla.recipes.policy_factory import make_cloning_loss
+from torchrl_vla.recipes.training_loop import check_finite
 from torchrl_vla.rollout import iteration_seed
-from torchrl_vla.schema import EXECUTED_STEPS_KEY, SchemaError
+from torchrl_vla.schema import EXECUTED_STEPS_KEY, SchemaError, metadata_of
 from torchrl_vla.spaces import ModelSpace
 
 
@@ -116,20 +117,17 @@ class Learner:
             if epoch:
                 order = torch.randperm(len(decisions))
             for rows in order.split(size):
-                out = self._step(decisions[rows], critic_only=iteration <= warmup)
+                out = self._step(decisions[rows], iteration, iteration <= warmup)
                 for name, value in out.items():
                     history.setdefault(name, []).append(value)
         means = {
             name: torch.stack(seen).mean().item() for name, seen in history.items()
         }
-        if not all(isfinite(mean) for mean in means.values()):
-            raise RuntimeError(
-                f"finetune: expected finite losses, got {means} in iteration "
-                f"{iteration}. Lower lr; the state before it is in the folder."
-            )
         return {**numbers, **means}
 
-    def _step(self, batch: TensorDictBase, critic_only: bool) -> dict[str, Tensor]:
+    def _step(
+        self, batch: TensorDictBase, iteration: int, critic_only: bool
+    ) -> dict[str, Tensor]:
         out = dict(self.loss(batch).items())
         limit = self.settings.target_kl
         # KL early stop: the critic learns on, the policy does not.
@@ -144,14 +142,17 @@ class Learner:
             out["loss_bc"] = self.cloning()
             losses.append(out["loss_bc"])
         if losses:  # none where a policy without a critic stops
-            self._descend(sum(losses))
+            self._descend(sum(losses), f"in iteration {iteration}")
         return {name: value.detach() for name, value in out.items()}
 
-    def _descend(self, loss: Tensor) -> None:
+    def _descend(self, loss: Tensor, where: str) -> None:
+        check_finite("finetune", "loss", loss, where)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         for group in self.optimizer.param_groups:  # the critic's norm is its own
-            nn.utils.clip_grad_norm_(group["params"], self.settings.max_grad_norm)
+            limit = self.settings.max_grad_norm
+            norm = nn.utils.clip_grad_norm_(group["params"], limit)
+            check_finite("finetune", "gradient", norm, where)
         self.optimizer.step()
 
 
@@ -174,6 +175,10 @@ class _Cloning:
         self.settings = settings
         self.loss: LossModule | None = None
         if demonstrations is not None:
+            known = space.metadata if space is not None else metadata_of(policy)
+            if known is not None:
+                known.check_compatible(demonstrations.metadata)
+            check_labels("finetune", demonstrations)
             self.loss = _loss_beside(policy)
             self.buffer = demonstrations.replay_buffer(
                 settings.minibatch_size,

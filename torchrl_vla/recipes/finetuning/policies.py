@@ -18,7 +18,12 @@ from torchrl_vla.policies import (
 from torchrl_vla.recipes.checkpoints import interval_of, save_checkpoint
 from torchrl_vla.recipes.finetuning.algorithms import Algorithm
 from torchrl_vla.recipes.finetuning.finetune_settings import SettingsError
-from torchrl_vla.schema import ROBOT_SPACE, RobotDatasetMetadata, mark_space
+from torchrl_vla.schema import (
+    ROBOT_SPACE,
+    RobotDatasetMetadata,
+    check_meeting,
+    mark_space,
+)
 from torchrl_vla.spaces import ModelSpace
 
 _VALUE = "state_value"
@@ -40,6 +45,8 @@ def check_finetunable(
         SettingsError: the space is not the policy's; all its weights are frozen; the
             environment has no metadata to write beside the policy.
         SchemaError: the policy could not be read back from a checkpoint.
+        IncompatibleMetadataError: it was trained for another robot than the
+            environment's.
     """
     name = type(policy).__name__
     if not policy.has_likelihood:
@@ -64,6 +71,8 @@ def check_finetunable(
         )
     if space is None:
         _metadata_of(env)
+    acting = policy if space is None else space.robot_policy(policy)
+    check_meeting("finetune", acting, env)
     if not any(parameter.requires_grad for parameter in policy.parameters()):
         raise SettingsError(
             f"finetune: expected a {name} with weights to train, got one whose "

@@ -30,6 +30,8 @@ from torchrl_vla.schema import (
     SUCCESS_KEY,
     ExecutionError,
     MissingKeyError,
+    check_robot_metadata,
+    environment_metadata,
 )
 from torchrl_vla.spaces import ModelSpace
 from torchrl_vla.transforms import ActionScaling, SuccessReward
@@ -70,6 +72,7 @@ def make_decision_env(
     Raises:
         MissingKeyError: the environment writes no ``success``.
         ValueError: there is no such reward.
+        IncompatibleMetadataError: the space is of another robot than the environment.
     """
     if reward not in get_args(Reward):
         raise ValueError(
@@ -86,6 +89,9 @@ def make_decision_env(
             f"{type(env).__name__}, got only {sorted(map(str, written))}. Let it write "
             "success, or train on its own reward with reward='environment'."
         )
+    robot = environment_metadata(env)
+    if space is not None and robot is not None:
+        check_robot_metadata("make_decision_env", space.metadata, robot)
     scheduled = ScheduledEpisodes(env, seed=seed, group_size=group_size)
     # MultiAction comes first: what is scaled then is a whole chunk on its way in, and
     # on the way out the last state of a decision instead of that of every step.
