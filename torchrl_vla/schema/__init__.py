@@ -23,6 +23,7 @@ from torchrl_vla.schema.instructions import (
     is_text,
 )
 from torchrl_vla.schema.keys import (
+    ACTION_BASE_KEY,
     ACTION_CHUNK_KEY,
     ACTION_DIM_IS_PAD_KEY,
     ACTION_IS_PAD_KEY,
@@ -58,6 +59,7 @@ from torchrl_vla.schema.keys import (
     OBSERVATION_AGE_KEY,
     OBSERVATION_KEY,
     OBSERVATION_NEEDED_KEY,
+    PREVIOUS_ACTION_KEY,
     REFERENCE_LOG_PROBS_KEY,
     ROW_INDEX_KEY,
     SAMPLE_WEIGHT_KEY,
@@ -81,6 +83,7 @@ from torchrl_vla.schema.validation import (
 )
 
 __all__ = [
+    "ACTION_BASE_KEY",
     "ACTION_CHUNK_KEY",
     "ACTION_DIM_IS_PAD_KEY",
     "ACTION_IS_PAD_KEY",
@@ -116,6 +119,7 @@ __all__ = [
     "OBSERVATION_AGE_KEY",
     "OBSERVATION_KEY",
     "OBSERVATION_NEEDED_KEY",
+    "PREVIOUS_ACTION_KEY",
     "REFERENCE_LOG_PROBS_KEY",
     "ROBOT_SPACE",
     "ROW_INDEX_KEY",

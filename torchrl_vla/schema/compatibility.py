@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 from math import isclose
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -25,7 +27,7 @@ _EXACT = {
 }
 
 #: Two clocks within one percent are the same rate (30 Hz and 29.97 Hz are).
-_RATE_TOLERANCE = 0.01
+RATE_TOLERANCE = 0.01
 
 
 def differences(first: RobotDatasetMetadata, second: RobotDatasetMetadata) -> list[str]:
@@ -36,11 +38,28 @@ def differences(first: RobotDatasetMetadata, second: RobotDatasetMetadata) -> li
         if _declared(ours) and _declared(theirs) and ours != theirs:
             found.append(f"{name}: {ours!r} against {theirs!r} ({consequence})")
     ours, theirs = first.control_frequency_hz, second.control_frequency_hz
-    if ours and theirs and not isclose(ours, theirs, rel_tol=_RATE_TOLERANCE):
+    if ours and theirs and not isclose(ours, theirs, rel_tol=RATE_TOLERANCE):
         found.append(
             f"control_frequency_hz: {ours} against {theirs} (motions at another speed)"
         )
     return found
+
+
+def conversions() -> ModuleType:
+    """Return the package that makes conversions, which is a layer above this one."""
+    return importlib.import_module("torchrl_vla.transforms.conversions")
+
+
+def way_out(first: RobotDatasetMetadata, second: RobotDatasetMetadata) -> str:
+    """Return what to do about the differences between two records."""
+    if conversions().ConversionPlan(second, first).problems:
+        return "Convert one side's data, or correct its metadata."
+    return (
+        "All of them have a conversion: append the transform "
+        f"theirs.conversion_to(ours) to the data or the environment of "
+        f"{second.dataset_id!r}, where `ours` is the metadata of {first.dataset_id!r}. "
+        "Or correct the metadata that are wrong."
+    )
 
 
 def _declared(value: Any) -> bool:

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from tensordict import TensorDict
 from torchrl.data import Bounded, TensorSpec, Unbounded
+from torchrl.envs import Transform
 
 from torchrl_vla._internal.json_source import read_json
 from torchrl_vla.errors import IncompatibleMetadataError, MetadataError
-from torchrl_vla.schema.compatibility import differences
+from torchrl_vla.schema.compatibility import conversions, differences, way_out
 from torchrl_vla.schema.conventions import (
     REFERENCES,
     SPACES,
@@ -272,9 +273,32 @@ class RobotDatasetMetadata:
             raise IncompatibleMetadataError(
                 f"RobotDatasetMetadata: expected {other.dataset_id!r} to be "
                 f"compatible with {self.dataset_id!r}, got {len(found)} "
-                "difference(s):\n  - " + "\n  - ".join(found) + "\nConvert one side's "
-                "data, or correct its metadata."
+                "difference(s):\n  - "
+                + "\n  - ".join(found)
+                + f"\n{way_out(self, other)}"
             )
+
+    def conversion_to(self, other: RobotDatasetMetadata) -> Transform:
+        """Return the transform from data of this record to the other's conventions.
+
+        On a dataset of this record it converts what is sampled. In an environment of
+        this record it shows the policy states in the other's conventions and converts
+        its actions back: see :class:`~torchrl_vla.transforms.RobotConversion`, whose
+        attribute ``metadata`` is the record of the converted data.
+
+        Args:
+            other: of the data that are wanted, such as the policy's.
+
+        Raises:
+            IncompatibleMetadataError: lists the differences without a conversion.
+
+        Examples:
+            >>> ours = RobotDatasetMetadata("a", action_dim=2, action_units="deg")
+            >>> theirs = RobotDatasetMetadata("b", action_dim=2, action_units="rad")
+            >>> ours.conversion_to(theirs).metadata.action_units
+            ('rad', 'rad')
+        """
+        return conversions().RobotConversion(self, other)
 
     def to(self, device: torch.device | str) -> RobotDatasetMetadata:
         """Return the same record with its statistics on another device."""

@@ -7,6 +7,12 @@ from torchrl_vla.transforms.action_chunk import (
 from torchrl_vla.transforms.action_scaling import ActionScaling
 from torchrl_vla.transforms.action_tokenization import ActionTokenizerTransform
 from torchrl_vla.transforms.affine_scaling import AffineScaling
+from torchrl_vla.transforms.conversions.previous_action import PreviousAction
+from torchrl_vla.transforms.conversions.robot_conversion import (
+    ConversionKeys,
+    RobotConversion,
+)
+from torchrl_vla.transforms.conversions.rotations import convert_rotation
 from torchrl_vla.transforms.gather.episode_index import EpisodeIndex
 from torchrl_vla.transforms.observation_history import ObservationHistory
 from torchrl_vla.transforms.state_scaling import StateScaling
@@ -18,8 +24,12 @@ __all__ = [
     "ActionScaling",
     "ActionTokenizerTransform",
     "AffineScaling",
+    "ConversionKeys",
     "EpisodeIndex",
     "ObservationHistory",
+    "PreviousAction",
+    "RobotConversion",
     "StateScaling",
     "SuccessReward",
+    "convert_rotation",
 ]
