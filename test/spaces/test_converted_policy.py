@@ -84,7 +84,7 @@ def test_a_temporal_ensemble_averages_what_was_relative_to_different_states():
     executor = TemporalEnsemble(policy, action_reference="absolute", coefficient=0.0)
     env = TransformedEnv(ToyVLAEnv(2, 2, seed=0), InitTracker())
     actions = env.rollout(3, executor)["action"][:, 0]
-    # Every chunk says 0.1 cm from its state, twice. The toy's state is what it executed:
+    # Every chunk says 0.1 cm from its state, twice. The state is what was executed:
     # 0.1 from 0; the mean of 0.1 and 0.2, from 0.1; that of 0.2 and 0.25, from 0.15.
     torch.testing.assert_close(actions, torch.tensor([0.1, 0.15, 0.225]))
 

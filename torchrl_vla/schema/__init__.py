@@ -19,6 +19,7 @@ from torchrl_vla.schema.conventions import GripperConvention, RotationConvention
 from torchrl_vla.schema.feature_statistics import FeatureStatistics
 from torchrl_vla.schema.instructions import (
     InstructionTable,
+    check_ids,
     instruction_texts,
     is_text,
 )
@@ -145,6 +146,7 @@ __all__ = [
     "TokenError",
     "UnknownInstructionError",
     "VLAError",
+    "check_ids",
     "check_images_are_fresh",
     "check_positive_int",
     "check_robot_space",

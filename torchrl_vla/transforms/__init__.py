@@ -17,6 +17,7 @@ from torchrl_vla.transforms.gather.episode_index import EpisodeIndex
 from torchrl_vla.transforms.observation_history import ObservationHistory
 from torchrl_vla.transforms.state_scaling import StateScaling
 from torchrl_vla.transforms.success_reward import SuccessReward
+from torchrl_vla.transforms.torchrl_names import FromTorchRLNames, ToTorchRLNames
 
 __all__ = [
     "ActionChunkKeys",
@@ -26,10 +27,12 @@ __all__ = [
     "AffineScaling",
     "ConversionKeys",
     "EpisodeIndex",
+    "FromTorchRLNames",
     "ObservationHistory",
     "PreviousAction",
     "RobotConversion",
     "StateScaling",
     "SuccessReward",
+    "ToTorchRLNames",
     "convert_rotation",
 ]
