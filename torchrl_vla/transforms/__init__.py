@@ -7,7 +7,9 @@ from torchrl_vla.transforms.action_chunk import (
 from torchrl_vla.transforms.action_scaling import ActionScaling
 from torchrl_vla.transforms.action_tokenization import ActionTokenizerTransform
 from torchrl_vla.transforms.affine_scaling import AffineScaling
+from torchrl_vla.transforms.conversions.openvla_images import OpenVLAImages
 from torchrl_vla.transforms.conversions.previous_action import PreviousAction
+from torchrl_vla.transforms.conversions.resize_with_pad import ResizeWithPad
 from torchrl_vla.transforms.conversions.robot_conversion import (
     ConversionKeys,
     RobotConversion,
@@ -29,7 +31,9 @@ __all__ = [
     "EpisodeIndex",
     "FromTorchRLNames",
     "ObservationHistory",
+    "OpenVLAImages",
     "PreviousAction",
+    "ResizeWithPad",
     "RobotConversion",
     "StateScaling",
     "SuccessReward",
