@@ -91,12 +91,17 @@ class FeatureMap(nn.Module):
 
     def to_target(self, value: Tensor) -> Tensor:
         """Map ``[..., source_dim]`` to ``[..., target_dim]``, in the same dtype."""
-        self._check(value, self.source_dim)
-        out = value.new_empty(*value.shape[:-1], self.target_dim)
-        plain = value[..., self.source_index].double() * self.scale + self.offset
-        out[..., self.target_index] = plain.to(value.dtype)
+        out = self.pairs_to_target(value)
         for source, target in self.rotations:
             out[..., target.dims] = _turn(value, source, target)
+        return out
+
+    def pairs_to_target(self, value: Tensor) -> Tensor:
+        """Do the same without the rotations that change their layout: 0 there."""
+        self._check(value, self.source_dim)
+        out = value.new_zeros(*value.shape[:-1], self.target_dim)
+        plain = value[..., self.source_index].double() * self.scale + self.offset
+        out[..., self.target_index] = plain.to(value.dtype)
         return out
 
     def to_source(self, value: Tensor) -> Tensor:

@@ -191,9 +191,12 @@ def _scaled(
 ) -> list[DimensionPair]:
     ours = {g.dim: g for g in source.grippers}
     theirs = {g.dim: g for g in target.grippers}
+    ours_unitless, theirs_unitless = _unitless(source), _unitless(target)
     pairs, rest = [], []
     for s, t in indices:
-        if not (ours and theirs) or (s not in ours and t not in theirs):
+        if s in ours_unitless or t in theirs_unitless:
+            pairs.append(DimensionPair(s, t))
+        elif not (ours and theirs) or (s not in ours and t not in theirs):
             rest.append((s, t))
         elif s in ours and t in theirs:
             pairs.append(_gripper_pair(ours[s], theirs[t]))
@@ -202,6 +205,16 @@ def _scaled(
     factors = _factors("action", source.action_units, target.action_units, rest, report)
     pairs += [DimensionPair(s, t, f) for (s, t), f in zip(rest, factors, strict=True)]
     return pairs
+
+
+def _unitless(metadata: RobotDatasetMetadata) -> set[int]:
+    """Return the dimensions of quaternions and matrices, which no unit can scale."""
+    return {
+        dim
+        for rotation in metadata.rotations
+        if rotation.layout not in ANGLE_LAYOUTS
+        for dim in rotation.dims
+    }
 
 
 def _gripper_pair(ours: GripperConvention, theirs: GripperConvention) -> DimensionPair:

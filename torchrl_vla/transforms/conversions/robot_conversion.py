@@ -293,7 +293,8 @@ class RobotConversion(Transform):
             tensordict.get(ACTION_BASE_KEY, None),
             tensordict.get(PREVIOUS_ACTION_KEY, None),
         )
-        return ours, ours.map(self.actions.to_target)
+        # Rotations are measured from nothing.
+        return ours, ours.map(self.actions.pairs_to_target)
 
     # In an environment of the source.
 
