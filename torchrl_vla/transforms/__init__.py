@@ -7,13 +7,14 @@ from torchrl_vla.transforms.action_chunk import (
 from torchrl_vla.transforms.action_scaling import ActionScaling
 from torchrl_vla.transforms.action_tokenization import ActionTokenizerTransform
 from torchrl_vla.transforms.affine_scaling import AffineScaling
+from torchrl_vla.transforms.conversions.conversion_keys import ConversionKeys
+from torchrl_vla.transforms.conversions.environment_conventions import (
+    environment_metadata,
+)
 from torchrl_vla.transforms.conversions.openvla_images import OpenVLAImages
 from torchrl_vla.transforms.conversions.previous_action import PreviousAction
 from torchrl_vla.transforms.conversions.resize_with_pad import ResizeWithPad
-from torchrl_vla.transforms.conversions.robot_conversion import (
-    ConversionKeys,
-    RobotConversion,
-)
+from torchrl_vla.transforms.conversions.robot_conversion import RobotConversion
 from torchrl_vla.transforms.conversions.rotations import convert_rotation
 from torchrl_vla.transforms.gather.episode_index import EpisodeIndex
 from torchrl_vla.transforms.observation_history import ObservationHistory
@@ -39,4 +40,5 @@ __all__ = [
     "SuccessReward",
     "ToTorchRLNames",
     "convert_rotation",
+    "environment_metadata",
 ]

@@ -9,7 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensordict import TensorDict
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
-from torchrl.envs import Compose, TransformedEnv, check_env_specs
+from torchrl.envs import (
+    Compose,
+    GymEnv,
+    InitTracker,
+    TransformedEnv,
+    check_env_specs,
+)
 
 from torchrl_vla.envs import ToyVLAEnv
 from torchrl_vla.execution import MultiAction
@@ -24,7 +30,13 @@ from torchrl_vla.schema import (
     SpaceError,
 )
 from torchrl_vla.testing import check_transform
-from torchrl_vla.transforms import PreviousAction, RobotConversion, StateScaling
+from torchrl_vla.transforms import (
+    ActionScaling,
+    PreviousAction,
+    RobotConversion,
+    StateScaling,
+    environment_metadata,
+)
 
 NAMES = ("shoulder", "elbow", "gripper")
 ARM = RobotDatasetMetadata(
@@ -458,6 +470,52 @@ def test_an_absolute_policy_moves_a_delta_robot():
         echoed.append(step["observation", "state"][0, 0].item())
         close(step["previous_action"], [[target] * 3] * 2)
     assert echoed == pytest.approx([0.25, 0.5, -0.25])
+
+
+# Among other transforms.
+
+
+def test_a_conversion_after_a_scaling_is_refused():
+    conversion = TOY.conversion_to(METERS)
+    for scaling in (ActionScaling(0.0, 2.0), StateScaling(0.0, 2.0)):
+        with pytest.raises(SpaceError, match=r"in robot space, .*before the scalings"):
+            Compose(scaling, conversion.clone())
+        Compose(conversion.clone(), scaling)
+
+
+def test_a_scaling_that_is_put_before_it_later_is_refused_at_the_first_use():
+    env = TransformedEnv(toy(), TOY.conversion_to(METERS))
+    env.insert_transform(0, ActionScaling(0.0, 2.0))
+    with pytest.raises(SpaceError, match="before the scalings"):
+        env.rollout(1)
+
+
+def test_converting_twice_is_refused_and_converting_on_is_not():
+    first, second = TOY.conversion_to(METERS), TOY.conversion_to(METERS)
+    with pytest.raises(
+        SpaceError, match=r"(?s)got data of 'toy' that differ.*action_u"
+    ):
+        Compose(first, second)
+    on = TOY.conversion_to(METERS)
+    back = on.metadata.conversion_to(TOY)
+    data = TensorDict({"action": torch.rand(2, 3)}, [2])
+    again = Compose(on, back)(data)
+    torch.testing.assert_close(again["action"], data["action"])
+
+
+def test_an_environment_of_other_metadata_is_refused():
+    base = toy()
+    base.metadata = replace(TOY, control_frequency_hz=50.0)
+    with pytest.raises(SpaceError, match=r"(?s)that differ.*control_frequency_hz"):
+        TransformedEnv(base, TOY.conversion_to(METERS)).rollout(1)
+
+
+def test_an_environments_metadata_are_those_that_its_policy_meets():
+    env = TransformedEnv(toy(), InitTracker())
+    assert environment_metadata(env) == toy().metadata
+    env.append_transform(TOY.conversion_to(METERS))
+    METERS.check_compatible(environment_metadata(env))
+    assert environment_metadata(GymEnv("Pendulum-v1")) is None
 
 
 def test_the_conversion_shows_what_it_leads_to():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from tensordict import NestedKey, TensorDictBase, unravel_key
@@ -13,13 +12,8 @@ from torchrl.envs import EnvBase, Transform
 
 from torchrl_vla.schema import (
     ACTION_BASE_KEY,
-    ACTION_CHUNK_KEY,
-    ACTION_IS_PAD_KEY,
-    ACTION_KEY,
-    EXPERT_ACTION_KEY,
     HISTORY_KEY,
     PREVIOUS_ACTION_KEY,
-    STATE_KEY,
     FeatureStatistics,
     IncompatibleMetadataError,
     MetadataError,
@@ -29,6 +23,8 @@ from torchrl_vla.schema import (
 )
 from torchrl_vla.schema.compatibility import differences
 from torchrl_vla.transforms.conversions.chunk_resampling import resample_chunk
+from torchrl_vla.transforms.conversions.conversion_chain import check_place
+from torchrl_vla.transforms.conversions.conversion_keys import ConversionKeys
 from torchrl_vla.transforms.conversions.conversion_plan import ConversionPlan
 from torchrl_vla.transforms.conversions.converted_action_spec import (
     converted_action_leaf,
@@ -36,25 +32,6 @@ from torchrl_vla.transforms.conversions.converted_action_spec import (
 from torchrl_vla.transforms.conversions.converted_metadata import converted_metadata
 from torchrl_vla.transforms.conversions.reference_change import ActionBase
 from torchrl_vla.transforms.placement import acts_in_environment
-
-
-@dataclass(frozen=True)
-class ConversionKeys:
-    """Name the entries that :class:`RobotConversion` converts.
-
-    Args:
-        action: one action per frame.
-        expert_action: what an expert meant to do.
-        chunk: the next actions.
-        is_pad: which of them are padded.
-        state: proprioception.
-    """
-
-    action: NestedKey = ACTION_KEY
-    expert_action: NestedKey = EXPERT_ACTION_KEY
-    chunk: NestedKey = ACTION_CHUNK_KEY
-    is_pad: NestedKey = ACTION_IS_PAD_KEY
-    state: NestedKey = STATE_KEY
 
 
 class RobotConversion(Transform):
@@ -94,7 +71,8 @@ class RobotConversion(Transform):
         MissingKeyError: there is nothing to convert, or what actions are measured from
             is missing.
         SchemaError: a width is not what the metadata say, or numbers are no rotation.
-        SpaceError: an environment takes single actions where whole chunks are needed.
+        SpaceError: an environment takes single actions where whole chunks are needed,
+            or what reaches it is normalized, or not in the source's conventions.
 
     Examples:
         >>> import torch
@@ -180,6 +158,7 @@ class RobotConversion(Transform):
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Convert sampled data of the source to the target's convention."""
+        check_place(self)
         return self.to_target(tensordict)
 
     def to_target(self, tensordict: TensorDictBase) -> TensorDictBase:
@@ -307,6 +286,7 @@ class RobotConversion(Transform):
         """Attach to a ``Compose`` or an environment."""
         self._acting_keys = None
         super().set_container(container)
+        check_place(self)
 
     def _inv_call(self, tensordict: TensorDictBase) -> TensorDictBase:
         if not acts_in_environment(self):
@@ -340,6 +320,7 @@ class RobotConversion(Transform):
         Raises:
             SpaceError: there is no such action, or single ones where chunks are needed.
         """
+        check_place(self)
         action_spec = action_spec.clone()
         known = list(action_spec.keys(True, True))
         acting = [
