@@ -7,6 +7,8 @@ from math import isclose
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from torchrl_vla.errors import MetadataError
+
 if TYPE_CHECKING:
     from torchrl_vla.schema.metadata import RobotDatasetMetadata
 
@@ -31,7 +33,17 @@ RATE_TOLERANCE = 0.01
 
 
 def differences(first: RobotDatasetMetadata, second: RobotDatasetMetadata) -> list[str]:
-    """Return one line per difference; undeclared fields are passed over."""
+    """Return one line per difference; undeclared fields are passed over.
+
+    Raises:
+        MetadataError: ``second`` is no metadata record.
+    """
+    if type(second) is not type(first):
+        raise MetadataError(
+            f"RobotDatasetMetadata {first.dataset_id!r}: expected another record to "
+            f"compare or convert with, got {type(second).__name__}. Pass the metadata "
+            "of the dataset, environment or policy."
+        )
     found = []
     for name, consequence in _EXACT.items():
         ours, theirs = getattr(first, name), getattr(second, name)

@@ -298,6 +298,7 @@ class RobotDatasetMetadata:
             >>> ours.conversion_to(theirs).metadata.action_units
             ('rad', 'rad')
         """
+        differences(self, other)  # refuses what is no record
         return conversions().RobotConversion(self, other)
 
     def to(self, device: torch.device | str) -> RobotDatasetMetadata:

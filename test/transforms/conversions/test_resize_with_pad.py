@@ -9,7 +9,7 @@ from torchrl.envs import TransformedEnv, check_env_specs
 from torchrl_vla.envs import ToyVLAEnv
 from torchrl_vla.schema import MissingKeyError, SchemaError
 from torchrl_vla.testing import check_transform
-from torchrl_vla.transforms import ResizeWithPad
+from torchrl_vla.transforms import OpenVLAImages, ResizeWithPad
 
 
 def random_image(*shape):
@@ -73,10 +73,18 @@ def test_an_environment_says_the_new_size():
     assert env.rollout(2)["observation", "image"].shape == (2, 2, 3, 10, 20)
 
 
+def test_an_empty_batch_stays_one():
+    empty = torch.zeros(0, 3, 6, 8, dtype=torch.uint8)
+    assert ResizeWithPad(4, 4).convert_image(empty).shape == (0, 3, 4, 4)
+    assert OpenVLAImages(4).convert_image(empty).shape == (0, 3, 4, 4)
+
+
 def test_what_is_no_image_raises():
     with pytest.raises(MissingKeyError, match=r"expected an image at .*'image'"):
         ResizeWithPad(4, 4)(TensorDict({"action": torch.zeros(1, 2)}, [1]))
     with pytest.raises(SchemaError, match=r"expected uint8 or float images.*int64"):
         ResizeWithPad(4, 4).convert_image(torch.zeros(3, 8, 8, dtype=torch.int64))
+    with pytest.raises(SchemaError, match=r"got \(3, 0, 8\) of torch.uint8"):
+        ResizeWithPad(4, 4).convert_image(torch.zeros(3, 0, 8, dtype=torch.uint8))
     with pytest.raises(ValueError, match=r"height and a width of at least 1, got \(0"):
         ResizeWithPad(0, 4)

@@ -27,6 +27,7 @@ from torchrl_vla.schema import (
     MissingKeyError,
     RobotDatasetMetadata,
     RotationConvention,
+    SchemaError,
     SpaceError,
 )
 from torchrl_vla.testing import check_transform
@@ -162,6 +163,17 @@ def test_relative_actions_without_a_state_raise():
     data = frames().exclude("observation")
     with pytest.raises(MissingKeyError, match="the state that actions are measured"):
         ARM.conversion_to(RELATIVE)(data)
+
+
+@pytest.mark.parametrize(
+    "target", [RELATIVE, replace(ARM, control_frequency_hz=20.0)], ids=["state", "rate"]
+)
+def test_frames_without_chunks_are_refused_where_chunks_are_needed(target):
+    # Gathered later, each action of a chunk would be measured from a state of its own.
+    with pytest.raises(
+        MissingKeyError, match=r"after ActionChunkTransform\(chunk_size"
+    ):
+        ARM.conversion_to(target)(frames().exclude("action_chunk"))
 
 
 def test_a_chunk_is_resampled_and_its_first_action_keeps_its_time():
@@ -318,6 +330,52 @@ def test_incompatible_metadata_name_the_conversion_where_there_is_one():
     message = r"All of them have a conversion: .*theirs\.conversion_to\(ours\)"
     with pytest.raises(IncompatibleMetadataError, match=f"(?s){message}"):
         POLICY.check_compatible(ARM)
+
+
+WRONG_DATA = {
+    "width": ({"action": torch.zeros(1, 4)}, r"width 3 .* 'action', got shape \(1, 4"),
+    "integers": (
+        {"action": torch.zeros(1, 3, dtype=torch.int64)},
+        r"expected floats .* 'action', got .*int64",
+    ),
+    "state": (
+        {"observation": {"state": torch.zeros(1, 2)}},
+        r"width 3 at \('observation', 'state'\)",
+    ),
+    "single action in chunks": (
+        {"action": torch.zeros(1, 2, 3)},
+        r"with 2 dimensions at 'action', got shape \(1, 2, 3\)",
+    ),
+    "chunk without time": (
+        {"action_chunk": torch.zeros(1, 3)},
+        r"with 3 dimensions at 'action_chunk'",
+    ),
+    "mask of another length": (
+        {"action_is_pad": torch.zeros(1, 3, dtype=torch.bool)},
+        r"expected bool \(1, 2\) at 'action_is_pad', got torch.bool \(1, 3\)",
+    ),
+    "mask of numbers": (
+        {"action_is_pad": torch.zeros(1, 2)},
+        r"expected bool \(1, 2\) at 'action_is_pad', got torch.float32",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_DATA)
+def test_data_that_are_not_what_the_metadata_say_raise(name):
+    entries, message = WRONG_DATA[name]
+    data = frames().update(TensorDict(entries, [1]))
+    with pytest.raises(SchemaError, match=message):
+        ARM.conversion_to(DELTA if name != "state" else POLICY)(data)
+
+
+@pytest.mark.parametrize("other", [None, 3, "arm", {"action_dim": 3}])
+def test_what_is_no_record_raises(other):
+    for method in (ARM.conversion_to, ARM.check_compatible):
+        with pytest.raises(
+            MetadataError, match=r"'arm': expected another record .*got"
+        ):
+            method(other)
 
 
 def test_equal_records_convert_to_the_same_numbers():

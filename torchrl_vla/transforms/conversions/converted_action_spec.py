@@ -3,12 +3,51 @@
 from __future__ import annotations
 
 import torch
-from torchrl.data import Bounded, TensorSpec, Unbounded
+from tensordict import NestedKey, unravel_key
+from torchrl.data import Bounded, Composite, TensorSpec, Unbounded
 from torchrl.data.tensor_specs import ContinuousBox
 
 from torchrl_vla.schema import RobotDatasetMetadata, SchemaError, SpaceError
 from torchrl_vla.transforms.conversions.chunk_resampling import resampled_size
+from torchrl_vla.transforms.conversions.conversion_keys import ConversionKeys
 from torchrl_vla.transforms.conversions.conversion_plan import ConversionPlan
+
+
+def acting_keys(
+    action_spec: Composite, keys: ConversionKeys, *, needs_chunks: bool
+) -> list[NestedKey]:
+    """Return the keys of an environment's action that a conversion acts on.
+
+    Args:
+        action_spec: of the environment.
+        keys: of the conversion.
+
+    Keyword Args:
+        needs_chunks: True = single actions are refused.
+
+    Raises:
+        SpaceError: there is no such action, or single ones where chunks are needed.
+    """
+    known = list(action_spec.keys(True, True))
+    acting = [
+        key for key in map(unravel_key, (keys.action, keys.chunk)) if key in known
+    ]
+    if not acting:
+        # No KeyError: EnvBase.action_spec would replace it by its own.
+        raise SpaceError(
+            f"RobotConversion: expected {keys.action!r} or {keys.chunk!r} in the "
+            f"environment's action spec, got {known}. Name its key with "
+            "keys=ConversionKeys(action=...)."
+        )
+    if needs_chunks and acting != [unravel_key(keys.chunk)]:
+        raise SpaceError(
+            "RobotConversion: expected an environment that takes whole chunks at "
+            f"{keys.chunk!r}, since the conversion changes relative actions or the "
+            f"control rate, got {acting}. Put it after MultiAction, or give the "
+            "executor ConvertedPolicy(policy, conversion) and leave the environment "
+            "as it is."
+        )
+    return acting
 
 
 def converted_action_leaf(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from tensordict import NestedKey
 from torch import Tensor, nn
 
 from torchrl_vla.schema import FeatureStatistics, MetadataError, SchemaError
@@ -150,6 +151,41 @@ class FeatureMap(nn.Module):
                 f"FeatureMap: expected [..., {size}], got shape {tuple(value.shape)}. "
                 "The data are not what their metadata say."
             )
+
+
+def check_entry(
+    key: NestedKey, value: Tensor, size: int | None, ndim: int | None = None
+) -> None:
+    """Refuse an entry that is not what the metadata say.
+
+    Args:
+        key: where it is.
+        value: float ``[..., size]``.
+        size: None = undeclared.
+        ndim: number of its dimensions; None = any.
+
+    Raises:
+        SchemaError: another dtype, width or number of dimensions.
+    """
+    wrong_size = size is not None and value.shape[-1:] != (size,)
+    wrong_ndim = ndim is not None and value.ndim != ndim
+    if wrong_size or wrong_ndim or not value.is_floating_point():
+        width = "" if size is None else f" of width {size}"
+        dims = "" if ndim is None else f" with {ndim} dimensions"
+        raise SchemaError(
+            f"RobotConversion: expected floats{width}{dims} at {key!r}, got shape "
+            f"{tuple(value.shape)} of {value.dtype}. The data are not what their "
+            "metadata say, or the batch size of the tensordict is not theirs."
+        )
+
+
+def check_pad_mask(key: NestedKey, is_pad: Tensor, chunk: Tensor) -> None:
+    """Refuse a mask that is not bool ``[*B, H]`` of the chunk ``[*B, H, A]``."""
+    if is_pad.dtype != torch.bool or is_pad.shape != chunk.shape[:-1]:
+        raise SchemaError(
+            f"RobotConversion: expected bool {tuple(chunk.shape[:-1])} at {key!r}, got "
+            f"{is_pad.dtype} {tuple(is_pad.shape)}. It has to line up with the chunk."
+        )
 
 
 def _turn(value: Tensor, source: RotationSlot, target: RotationSlot) -> Tensor:

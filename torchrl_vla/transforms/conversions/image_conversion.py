@@ -50,9 +50,8 @@ class ImageConversion(Transform, ABC):
         """Return an image ``[..., C, h, w]`` in its new size."""
 
     def _check(self, image: Tensor) -> None:
-        if image.ndim < 3 or not (
-            image.dtype == torch.uint8 or image.is_floating_point()
-        ):
+        known = image.dtype == torch.uint8 or image.is_floating_point()
+        if not known or image.ndim < 3 or 0 in image.shape[-3:]:
             raise SchemaError(
                 f"{type(self).__name__}: expected uint8 or float images [*B, C, h, w], "
                 f"got {tuple(image.shape)} of {image.dtype}."

@@ -58,6 +58,8 @@ class ResizeWithPad(ImageConversion):
     def convert_image(self, image: Tensor) -> Tensor:
         """Return ``[..., C, height, width]`` of ``[..., C, h, w]``."""
         self._check(image)
+        if not image.numel():  # an empty batch
+            return image.new_zeros((*image.shape[:-2], *self.size))
         content, (top, left) = self._placement(image.shape[-2], image.shape[-1])
         flat = image.reshape(-1, *image.shape[-3:])
         if content != tuple(image.shape[-2:]):

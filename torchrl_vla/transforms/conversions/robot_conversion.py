@@ -19,7 +19,6 @@ from torchrl_vla.schema import (
     MetadataError,
     MissingKeyError,
     RobotDatasetMetadata,
-    SpaceError,
 )
 from torchrl_vla.schema.compatibility import differences
 from torchrl_vla.transforms.conversions.chunk_resampling import resample_chunk
@@ -27,9 +26,14 @@ from torchrl_vla.transforms.conversions.conversion_chain import check_place
 from torchrl_vla.transforms.conversions.conversion_keys import ConversionKeys
 from torchrl_vla.transforms.conversions.conversion_plan import ConversionPlan
 from torchrl_vla.transforms.conversions.converted_action_spec import (
+    acting_keys,
     converted_action_leaf,
 )
 from torchrl_vla.transforms.conversions.converted_metadata import converted_metadata
+from torchrl_vla.transforms.conversions.feature_map import (
+    check_entry,
+    check_pad_mask,
+)
 from torchrl_vla.transforms.conversions.reference_change import ActionBase
 from torchrl_vla.transforms.placement import acts_in_environment
 
@@ -68,8 +72,8 @@ class RobotConversion(Transform):
 
     Raises:
         IncompatibleMetadataError: lists the differences that have no conversion.
-        MissingKeyError: there is nothing to convert, or what actions are measured from
-            is missing.
+        MissingKeyError: there is nothing to convert, what actions are measured from is
+            missing, or relative actions or another rate come without whole chunks.
         SchemaError: a width is not what the metadata say, or numbers are no rotation.
         SpaceError: an environment takes single actions where whole chunks are needed,
             or what reaches it is normalized, or not in the source's conventions.
@@ -134,6 +138,11 @@ class RobotConversion(Transform):
         return self.before.needs_state or self.after.needs_state
 
     @property
+    def needs_chunks(self) -> bool:
+        """True = single actions say too little: relative to one state, or resampled."""
+        return self.needs_state or self.plan.rate_ratio != 1.0
+
+    @property
     def base_keys(self) -> list[NestedKey]:
         """What actions are measured from, in data of the source."""
         needs_previous = self.before.needs_previous or self.after.needs_previous
@@ -168,8 +177,19 @@ class RobotConversion(Transform):
                 f"RobotConversion: expected one of {self.in_keys} in the data, got "
                 f"{sorted(map(str, tensordict.keys(True, True)))}."
             )
+        single = [k for k in self.in_keys[:2] if tensordict.get(k, None) is not None]
+        if (
+            self.needs_chunks
+            and single
+            and tensordict.get(self.keys.chunk, None) is None
+        ):
+            raise MissingKeyError(
+                f"RobotConversion: expected chunks at {self.keys.chunk!r}, which are "
+                "measured from the state they begin in and keep their rate, got only "
+                f"{single}. Put the conversion after ActionChunkTransform(chunk_size)."
+            )
         tensordict = self.observations_to_target(tensordict)
-        return self._map_actions(tensordict, self._actions_to_target)
+        return self._map_actions(tensordict, to_target=True)
 
     def observations_to_target(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Return data whose observations alone are converted: a policy's inputs."""
@@ -188,7 +208,7 @@ class RobotConversion(Transform):
 
     def actions_to_source(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Return data whose actions alone are converted back: a policy's outputs."""
-        return self._map_actions(tensordict.copy(), self._actions_to_source)
+        return self._map_actions(tensordict.copy(), to_target=False)
 
     def _map_states(
         self, tensordict: TensorDictBase, convert: Callable[[Tensor], Tensor]
@@ -198,6 +218,7 @@ class RobotConversion(Transform):
         for key in (state, ("next", state), (HISTORY_KEY, name)):
             value = tensordict.get(unravel_key(key), None)
             if value is not None:
+                check_entry(key, value, self.plan.source.state_dim)
                 tensordict.set(unravel_key(key), convert(value))
 
     def _leave_base(self, tensordict: TensorDictBase) -> None:
@@ -210,27 +231,36 @@ class RobotConversion(Transform):
                 f"{self.keys.state!r}, got only "
                 f"{sorted(map(str, tensordict.keys(True, True)))}."
             )
+        check_entry(self.keys.state, state, self.plan.source.state_dim)
         base = state[..., self._base_index].double() * self._base_factor
         tensordict.set(ACTION_BASE_KEY, base.to(state.dtype))
 
     def _map_actions(
         self,
         tensordict: TensorDictBase,
-        convert: Callable[
-            [TensorDictBase, Tensor, Tensor | None], tuple[Tensor, Tensor | None]
-        ],
+        *,
+        to_target: bool,
         keys: list[NestedKey] | None = None,
     ) -> TensorDictBase:
-        keys = [*self.in_keys[:3]] if keys is None else keys
-        for key in keys:
+        convert = self._actions_to_target if to_target else self._actions_to_source
+        size = None
+        if self.actions is not None:
+            size = self.actions.source_dim if to_target else self.actions.target_dim
+        timed = self.plan.changes_reference or self.plan.rate_ratio != 1.0
+        for key in self.in_keys[:3] if keys is None else keys:
             value = tensordict.get(key, None)
             if value is None:
                 continue
-            if key != self.keys.chunk:
+            in_chunks = key == self.keys.chunk
+            ndim = tensordict.ndim + (2 if in_chunks else 1)
+            check_entry(key, value, size, ndim if timed else None)
+            if not in_chunks:
                 one, _ = convert(tensordict, value.unsqueeze(-2), None)
                 tensordict.set(key, one.squeeze(-2))
                 continue
             is_pad = tensordict.get(self.keys.is_pad, None)
+            if is_pad is not None:
+                check_pad_mask(self.keys.is_pad, is_pad, value)
             chunk, is_pad = convert(tensordict, value, is_pad)
             tensordict.set(key, chunk)
             if is_pad is not None:
@@ -301,7 +331,7 @@ class RobotConversion(Transform):
                 f"RobotConversion: expected an action at {missing}, got only "
                 f"{sorted(map(str, tensordict.keys(True, True)))}."
             )
-        return self._map_actions(tensordict, self._actions_to_source, self._acting_keys)
+        return self._map_actions(tensordict, to_target=False, keys=self._acting_keys)
 
     def _call(self, next_tensordict: TensorDictBase) -> TensorDictBase:
         self._leave_base(next_tensordict)
@@ -322,28 +352,7 @@ class RobotConversion(Transform):
         """
         check_place(self)
         action_spec = action_spec.clone()
-        known = list(action_spec.keys(True, True))
-        acting = [
-            key
-            for key in map(unravel_key, (self.keys.action, self.keys.chunk))
-            if key in known
-        ]
-        if not acting:
-            # No KeyError: EnvBase.action_spec would replace it by its own.
-            raise SpaceError(
-                f"RobotConversion: expected {self.keys.action!r} or "
-                f"{self.keys.chunk!r} in the environment's action spec, got {known}. "
-                "Name its key with keys=ConversionKeys(action=...)."
-            )
-        in_chunks = self.needs_state or self.plan.rate_ratio != 1.0
-        if in_chunks and acting != [unravel_key(self.keys.chunk)]:
-            raise SpaceError(
-                "RobotConversion: expected an environment that takes whole chunks at "
-                f"{self.keys.chunk!r}, since the conversion changes relative actions "
-                f"or the control rate, got {acting}. Put it after MultiAction, or give "
-                "the executor ConvertedPolicy(policy, conversion) and leave the "
-                "environment as it is."
-            )
+        acting = acting_keys(action_spec, self.keys, needs_chunks=self.needs_chunks)
         for key in acting:
             action_spec[key] = converted_action_leaf(
                 action_spec[key], self.plan, self.metadata
