@@ -276,6 +276,11 @@ IMPOSSIBLE = {
         replace(ARM, control_frequency_hz=50.0),
         "action_reference: undeclared",
     ),
+    "a rate of undeclared actions": (
+        RobotDatasetMetadata("a", control_frequency_hz=5.0),
+        RobotDatasetMetadata("b", control_frequency_hz=50.0),
+        "action_reference: undeclared",
+    ),
     "angles of unknown unit": (
         RobotDatasetMetadata(
             "e", action_dim=3, rotations=(RotationConvention((0, 1, 2), "euler_xyz"),)

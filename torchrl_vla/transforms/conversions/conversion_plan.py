@@ -56,12 +56,12 @@ class ConversionPlan:
         ours, theirs = source.control_frequency_hz, target.control_frequency_hz
         if ours and theirs and not isclose(ours, theirs, rel_tol=RATE_TOLERANCE):
             self.rate_ratio = theirs / ours
-        for name, kind in (("embodiment_id", "another robot"),):
-            values = getattr(source, name), getattr(target, name)
-            if None not in values and values[0] != values[1]:
-                self.problems.append(
-                    f"{name}: {values[0]!r} against {values[1]!r} ({kind})"
-                )
+        robots = {source.embodiment_id, target.embodiment_id} - {None}
+        if len(robots) > 1:
+            self.problems.append(
+                f"embodiment_id: {source.embodiment_id!r} against "
+                f"{target.embodiment_id!r} (another robot)"
+            )
         if (
             source.cameras
             and target.cameras
@@ -93,17 +93,17 @@ class ConversionPlan:
 
     def _plan_references(self) -> None:
         source, target = self.source, self.target
+        resampled = self.rate_ratio != 1.0
+        if resampled and None in (source.action_reference, target.action_reference):
+            self.problems.append(
+                "action_reference: undeclared, and a delta cannot be resampled like a "
+                "target (declare it on both sides)"
+            )
         if self.actions is None or self.problems:
             self.before = self.after = ReferenceChange((), ())
             return
         ours = source.action_reference or (None,) * self.actions.source_dim
         theirs = target.action_reference or (None,) * self.actions.target_dim
-        resampled = self.rate_ratio != 1.0
-        if resampled and None in (*ours, *theirs):
-            self.problems.append(
-                "action_reference: undeclared, and a delta cannot be resampled like a "
-                "target (declare it on both sides)"
-            )
         turning = _turning_dims(source)
         through = {}
         for pair in self.actions.pairs:

@@ -183,7 +183,7 @@ def _matrix_of(quaternion: Tensor) -> Tensor:
 
 
 def _quaternion_of(matrix: Tensor) -> Tensor:
-    """Return the quaternion by the largest of its four squares (Shepperd)."""
+    """Return the quaternion by the largest of its four squares."""
     m = matrix
     trace = m.diagonal(dim1=-2, dim2=-1).sum(-1)
     wx, yz = m[..., 2, 1] - m[..., 1, 2], m[..., 2, 1] + m[..., 1, 2]
