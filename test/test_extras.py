@@ -19,6 +19,7 @@ from torchrl_vla.evaluation import write_video
 from torchrl_vla.policies import LeRobotPolicyWrapper, make_lerobot_policy
 from torchrl_vla.recipes import RunLog
 from torchrl_vla.schema import MissingExtraError, RobotDatasetMetadata
+from torchrl_vla.transforms import OpenVLAImages
 
 METADATA = RobotDatasetMetadata("d", action_dim=2, control_frequency_hz=10.0)
 
@@ -63,6 +64,7 @@ ENTRY_POINTS = {
             instruction="lift",
         ),
     ),
+    "OpenVLAImages": (("PIL.Image", "datasets"), lambda folder: OpenVLAImages()),
     "PushTEnv": (("gym_pusht", "pusht"), lambda folder: PushTEnv()),
     "AlohaEnv": (("gym_aloha", "aloha"), lambda folder: AlohaEnv()),
     "MetaWorldEnv": (

@@ -12,16 +12,21 @@ from torchrl_vla.envs import TabletopEnv, TabletopExpert
 from torchrl_vla.execution import MultiAction
 from torchrl_vla.objectives import BCLoss, FlowMatchingLoss, TokenBCLoss
 from torchrl_vla.policies import TinyFlowVLA, TinyTokenVLA, TinyVLA
+from torchrl_vla.schema import RobotDatasetMetadata
 from torchrl_vla.tokenizers import UniformActionTokenizer
 from torchrl_vla.transforms import (
     ActionScaling,
     ActionTokenizerTransform,
+    FromTorchRLNames,
     ObservationHistory,
+    PreviousAction,
     StateScaling,
     SuccessReward,
+    ToTorchRLNames,
 )
 
 TOKENIZER = UniformActionTokenizer(4, low=-1.0, high=1.0)
+ROBOT = RobotDatasetMetadata("robot", action_names=("x",), state_names=("x",))
 TINY = {"action_dim": 1, "chunk_size": 2, "state_dim": 1, "hidden": 8}
 
 OBJECTS = {
@@ -30,6 +35,10 @@ OBJECTS = {
     "ActionTokenizerTransform": lambda: ActionTokenizerTransform(TOKENIZER),
     "ObservationHistory": lambda: ObservationHistory(2),
     "SuccessReward": SuccessReward,
+    "RobotConversion": lambda: ROBOT.conversion_to(ROBOT),
+    "PreviousAction": lambda: PreviousAction(ROBOT),
+    "ToTorchRLNames": ToTorchRLNames,
+    "FromTorchRLNames": FromTorchRLNames,
     "MultiAction": lambda: MultiAction(2),
     "BCLoss": lambda: BCLoss(make_tiny(TinyVLA, **TINY)),
     "TokenBCLoss": lambda: TokenBCLoss(

@@ -432,3 +432,19 @@ def test_output_that_the_actor_does_not_write_is_named():
     executor = MultiStepActorWrapper(actor)
     with pytest.raises(MissingKeyError, match="expected ClockActor to write 'value'"):
         executor(step([1], [True]))
+
+
+def test_torchrls_lists_of_one_key_are_accepted():
+    policy = TensorDictModule(
+        lambda state: state.unsqueeze(-2).expand(1, 2, 1), ["state"], ["plan"]
+    )
+    executor = MultiStepActorWrapper(policy, action_keys=["arm"], chunk_keys=["plan"])
+    assert (executor.keys.action, executor.keys.chunk) == ("arm", "plan")
+    one = TensorDict(
+        {"state": torch.ones(1, 1), "is_init": torch.ones(1, 1).bool()}, [1]
+    )
+    assert executor(one)["arm"].tolist() == [[1.0]]
+    both = {"action_keys": ["arm"], "keys": ExecutorKeys()}
+    for wrong in ({"action_keys": ["a", "b"]}, {"chunk_keys": ["a", "b"]}, both):
+        with pytest.raises(ValueError, match=r"expected one key in action_keys .*own"):
+            MultiStepActorWrapper(policy, **wrong)

@@ -322,3 +322,26 @@ def test_images_of_another_size_than_in_training_are_refused():
             r".*Resize\(32, 32\)",
         ):
             policy(image(*shape))
+
+
+class ReadsTokens(nn.Module):
+    """A user's language model: it reads tokens [*B, L] where others read text."""
+
+    chunk_size, action_dim = 4, 2
+    in_keys = ("language_instruction",)
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(100, 8)
+
+    def forward(self, tensordict):
+        tokens = tensordict["language_instruction"]
+        return self.embedding(tokens).mean(-2).unflatten(-1, (4, 2))
+
+
+def test_a_policy_may_read_tokenized_instructions():
+    policy = as_policy(ReadsTokens())
+    tokens = torch.arange(14).view(2, 7)
+    out = policy(TensorDict({"language_instruction": tokens}, [2]))
+    expected = policy.module.embedding(tokens).mean(1).view(2, 4, 2)
+    assert torch.equal(out["action_chunk"], expected)

@@ -137,3 +137,63 @@ def test_metadata_is_held_against_the_data():
         "expected action_dim=6 at 'action', got 7",
         "expected action_dim=6 at 'action_chunk', got 7",
     ]
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
+def test_tokenized_instructions_are_valid(dtype):
+    tokens = valid().set("language_instruction", torch.zeros(2, 8, dtype=dtype))
+    assert validate_vla_tensordict(tokens) == []
+    window = torch.stack([tokens, tokens], 1)
+    assert validate_vla_tensordict(window) == []
+    floats = valid().set("language_instruction", torch.zeros(2, 8))
+    with pytest.raises(SchemaError, match=r"integer tokens \[\*B, L\] .*float32"):
+        validate_vla_tensordict(floats)
+
+
+WRONG_KINDS = {
+    "observation": (torch.zeros(2, 3), r"sub-tensordict at 'observation', .*\(2, 3\)"),
+    ("observation", "image"): (
+        NonTensorStack("a", "b"),
+        r"expected an image at \('observation', 'image'\), got non-tensor data",
+    ),
+    ("observation", "image", "top"): (
+        TensorDict({"left": torch.zeros(2)}, [2]),
+        r"image at \('observation', 'image', 'top'\), got a sub-tensordict of",
+    ),
+    ("observation", "state"): (
+        NonTensorStack("a", "b"),
+        r"expected a tensor at \('observation', 'state'\), got non-tensor data",
+    ),
+    "action": (
+        TensorDict({"arm": torch.zeros(2, 7)}, [2]),
+        r"expected a tensor at 'action', got a sub-tensordict of \['arm'\]",
+    ),
+    "action_chunk": (NonTensorStack("a", "b"), "expected a tensor at 'action_chunk'"),
+    "action_is_pad": (NonTensorStack("a", "b"), "expected a tensor at 'action_is_pad'"),
+    "action_tokens": (NonTensorStack("a", "b"), "expected a tensor at 'action_tokens'"),
+    "log_probs": (NonTensorStack("a", "b"), "expected a tensor at 'log_probs'"),
+    "language_instruction": (
+        TensorDict({"ids": torch.zeros(2)}, [2]),
+        r"expected text, ids or tokens at .* a sub-tensordict of \['ids'\]",
+    ),
+}
+
+
+@pytest.mark.parametrize("key", WRONG_KINDS, ids=str)
+def test_an_entry_of_another_kind_is_a_violation_and_no_crash(key):
+    value, line = WRONG_KINDS[key]
+    data = valid().exclude(key).set(key, value)
+    with pytest.raises(SchemaError, match=line) as raised:
+        validate_vla_tensordict(data)
+    # It hides nothing else that is wrong.
+    data["action_chunk"] = torch.zeros(2, 4)
+    with pytest.raises(SchemaError, match=r"expected \[\*B, H, A\] at 'action_chunk'"):
+        validate_vla_tensordict(data)
+    assert "action_chunk" not in str(raised.value) or key == "action_chunk"
+
+
+def test_a_key_of_ones_own_under_a_leaf_is_a_violation():
+    data = valid()
+    data["action"] = torch.zeros(2, 7)
+    with pytest.raises(SchemaError, match=r"'action', which \('action', 'arm', 'x'\)"):
+        validate_vla_tensordict(data, action_key=("action", "arm", "x"))

@@ -438,3 +438,15 @@ def test_a_frame_that_was_not_drawn_is_not_cloned():
     with pytest.raises(SchemaError, match=message):
         buffer[:]
     assert buffer[torch.tensor([0, 3])]["action_chunk"].shape == (2, 2, 2)
+
+
+def test_torchrls_spellings_of_the_keys_are_accepted():
+    chunks = ActionChunkTransform(
+        2, action_key="arm", chunk_key=("vla_action", "chunk"), pad_key="pad"
+    )
+    window = TensorDict({"arm": torch.arange(3.0).view(1, 3, 1)}, [1, 3])
+    data = chunks(window)
+    assert data["vla_action", "chunk"][0, :, 1, 0].tolist() == [1.0, 2.0, 2.0]
+    assert data["pad"][0, :, 1].tolist() == [False, False, True]
+    with pytest.raises(ValueError, match=r"keys= alone, got \['chunk'\] as arguments"):
+        ActionChunkTransform(2, keys=ActionChunkKeys(), chunk_key="plan")

@@ -5,11 +5,23 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensordict import TensorDict
-from torchrl.data import LazyMemmapStorage, LazyTensorStorage, TensorDictReplayBuffer
-from torchrl.envs import Compose, TransformedEnv, check_env_specs
+from torchrl.data import (
+    Bounded,
+    LazyMemmapStorage,
+    LazyTensorStorage,
+    TensorDictReplayBuffer,
+    Unbounded,
+)
+from torchrl.envs import Compose, InitTracker, TransformedEnv, check_env_specs
 
 from torchrl_vla.envs import ToyVLAEnv
-from torchrl_vla.schema import MissingKeyError, SchemaError
+from torchrl_vla.schema import (
+    MetadataError,
+    MissingKeyError,
+    RobotDatasetMetadata,
+    SchemaError,
+    SpaceError,
+)
 from torchrl_vla.transforms import ActionScaling
 
 LOC, SCALE = torch.tensor([0.25, -0.5]), torch.tensor([0.5, 0.25])
@@ -169,3 +181,59 @@ def test_gradients_pass():
     action = torch.tensor([[0.75, 0.0]], requires_grad=True)
     make_scaling()(TensorDict({"action": action}, [1]))["action"].sum().backward()
     assert action.grad.tolist() == [[2.0, 4.0]]
+
+
+# TorchRL's spellings.
+
+
+def test_without_numbers_the_bounds_of_the_environment_map_to_one():
+    base = ToyVLAEnv(2, 2, batch_size=[3], seed=0)
+    base.action_spec = Bounded(
+        torch.tensor([-2.0, 0.0]).expand(3, 2), torch.tensor([4.0, 1.0]).expand(3, 2)
+    )
+    env = TransformedEnv(base, ActionScaling())
+    check_env_specs(env)
+    assert env.action_spec.space.low.unique().tolist() == [-1.0]
+    assert env.action_spec.space.high.unique().tolist() == [1.0]
+    # The middle of [-2, 4], and three quarters of [0, 1].
+    assert echo(env, [0.0, 0.5]).tolist() == [[1.0, 0.75]] * 3
+    assert env.transform.denormalize(torch.tensor([1.0, -1.0])).tolist() == [4.0, 0.0]
+
+
+def test_bounds_are_taken_below_a_compose_and_only_where_the_mask_says():
+    base = ToyVLAEnv(2, 2, batch_size=[3], seed=0)
+    scaling = ActionScaling(mask=[True, False])
+    base.action_spec = Bounded(-0.5, 0.5, (3, 2))
+    env = TransformedEnv(base, Compose(InitTracker(), scaling))
+    assert echo(env, [1.0, 0.25]).tolist() == [[0.5, 0.25]] * 3
+
+
+def test_bounds_that_are_none_raise():
+    data = TensorDict({"action": torch.zeros(1, 2)}, [1])
+    with pytest.raises(
+        SpaceError, match=r"got neither\. .*from_metadata to scale data"
+    ):
+        ActionScaling()(data)
+    base = ToyVLAEnv(2, 2)
+    base.action_spec = Unbounded((2,))
+    with pytest.raises(SpaceError, match="expected finite bounds"):
+        TransformedEnv(base, ActionScaling()).rollout(1)
+    with pytest.raises(ValueError, match="both of loc and scale, or neither"):
+        ActionScaling(1.0)
+
+
+def test_metadata_without_statistics_scale_by_declared_bounds():
+    metadata = RobotDatasetMetadata(
+        "d", action_dim=2, action_low=(-2.0, 0.0), action_high=(4.0, 1.0)
+    )
+    scaling = ActionScaling.from_metadata(metadata)
+    assert scaling.denormalize(torch.tensor([1.0, -1.0])).tolist() == [4.0, 0.0]
+    with pytest.raises(MetadataError, match="expected statistics in 'd', got None"):
+        ActionScaling.from_metadata(metadata, "mean_std")
+
+
+def test_eps_says_up_to_which_scale_a_dimension_did_not_move():
+    scaling = ActionScaling.from_stats(
+        mean=torch.zeros(2), std=torch.tensor([0.01, 0.5]), eps=0.1
+    )
+    assert scaling.scale.tolist() == [1.0, 0.5]

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 from torchrl_vla.schema.conventions import REFERENCES
 
+#: The way out of everything that takes absolute actions only.
+MAKE_ABSOLUTE = (
+    "Give the executor an absolute policy: ConvertedPolicy(policy, "
+    "metadata.conversion_to(policy_metadata)) of torchrl_vla.spaces."
+)
+
 
 def check_reference(caller: str, action_reference: str) -> None:
     """Refuse to join chunks that are measured from different states.
@@ -25,7 +31,8 @@ def check_reference(caller: str, action_reference: str) -> None:
         ...
         ValueError: RealTimeChunking: expected an action_reference of 'absolute' or \
 'delta', got 'relative'. A chunk is measured from the state in which it was made, so \
-two of them cannot be joined. Make the actions absolute before the executor.
+two of them cannot be joined. Give the executor an absolute policy: \
+ConvertedPolicy(policy, metadata.conversion_to(policy_metadata)) of torchrl_vla.spaces.
     """
     if action_reference not in REFERENCES:
         raise ValueError(
@@ -36,6 +43,5 @@ two of them cannot be joined. Make the actions absolute before the executor.
         raise ValueError(
             f"{caller}: expected an action_reference of 'absolute' or 'delta', got "
             "'relative'. A chunk is measured from the state in which it was made, so "
-            "two of them cannot be joined. Make the actions absolute before the "
-            "executor."
+            f"two of them cannot be joined. {MAKE_ABSOLUTE}"
         )

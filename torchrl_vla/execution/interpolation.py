@@ -9,7 +9,7 @@ from tensordict import TensorDictBase, unravel_key
 from torch import Tensor
 from torchrl.envs import Transform
 
-from torchrl_vla.execution.action_reference import check_reference
+from torchrl_vla.execution.action_reference import MAKE_ABSOLUTE, check_reference
 from torchrl_vla.execution.chunk_cache import Outputs
 from torchrl_vla.execution.executor import Executor, flag, transforms_of
 from torchrl_vla.schema import (
@@ -92,7 +92,7 @@ class ActionInterpolation(Executor):
             raise ValueError(
                 "ActionInterpolation: expected an action_reference of 'absolute', got "
                 f"{action_reference!r}: on the way to it a delta would be executed at "
-                "every tick. Turn the deltas into absolute targets before the executor."
+                f"every tick. {MAKE_ABSOLUTE}"
             )
         if OBSERVATION_NEEDED_KEY not in map(unravel_key, executor.out_keys):
             raise TypeError(

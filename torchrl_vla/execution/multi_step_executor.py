@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
-from tensordict import TensorDictBase
+from tensordict import NestedKey, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
@@ -12,6 +14,7 @@ from torchrl_vla.execution.chunk_executor import ChunkExecutor
 from torchrl_vla.execution.executor import flag
 from torchrl_vla.execution.executor_keys import ExecutorKeys
 from torchrl_vla.schema import (
+    ACTION_KEY,
     IS_WAITING_KEY,
     ExecutionError,
     check_positive_int,
@@ -58,10 +61,12 @@ class MultiStepActorWrapper(ChunkExecutor):
             loop (all ``H``), 1 is closed loop.
         align: True = plan for all environments at the same steps.
         keys: of what is read and written; None = ``ExecutorKeys()``.
+        action_keys: TorchRL's spelling of ``keys.action``: a list of one.
+        chunk_keys: TorchRL's spelling of ``keys.chunk``: a list of one.
 
     Raises:
-        ValueError: the interval is not in ``1 .. n_steps``, or the chunk key is
-            ambiguous.
+        ValueError: the interval is not in ``1 .. n_steps``, the chunk key is
+            ambiguous, or keys are given twice or for several actions.
         SpaceError: the policy is of model space.
         MissingKeyError: the tensordict has no ``is_init``, or with ``align`` the
             environment no :class:`SkipWaiting`.
@@ -96,12 +101,16 @@ class MultiStepActorWrapper(ChunkExecutor):
         replan_interval: int | None = None,
         align: bool = False,
         keys: ExecutorKeys | None = None,
+        action_keys: Sequence[NestedKey] | None = None,
+        chunk_keys: Sequence[NestedKey] | None = None,
     ) -> None:
         for name, value in (("n_steps", n_steps), ("replan_interval", replan_interval)):
             if value is not None:
                 check_positive_int("MultiStepActorWrapper", name, value)
         if n_steps is not None and replan_interval is not None:
             _check_interval(replan_interval, n_steps, ValueError)
+        if action_keys is not None or chunk_keys is not None:
+            keys = _keys_of(keys, action_keys, chunk_keys)
         super().__init__(actor, keys=keys)
         self.n_steps = n_steps
         self.replan_interval = replan_interval
@@ -183,3 +192,21 @@ def _check_interval(interval: int, length: int, error: type[Exception]) -> None:
             f"chunk's length, got {interval}. A chunk cannot be executed for longer "
             "than it is."
         )
+
+
+def _keys_of(
+    keys: ExecutorKeys | None,
+    action_keys: Sequence[NestedKey] | None,
+    chunk_keys: Sequence[NestedKey] | None,
+) -> ExecutorKeys:
+    """Return the record of TorchRL's lists of one key."""
+    actions = [ACTION_KEY] if action_keys is None else list(action_keys)
+    chunks = [None] if chunk_keys is None else list(chunk_keys)
+    if keys is not None or len(actions) != 1 or len(chunks) != 1:
+        raise ValueError(
+            "MultiStepActorWrapper: expected one key in action_keys and chunk_keys, "
+            f"and no keys= beside them, got {action_keys}, {chunk_keys} and {keys}. "
+            "Give each action an executor of its own, with "
+            "keys=ExecutorKeys(action=...)."
+        )
+    return ExecutorKeys(action=actions[0], chunk=chunks[0])

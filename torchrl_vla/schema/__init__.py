@@ -38,10 +38,12 @@ from torchrl_vla.schema.feature_statistics import FeatureStatistics, check_stati
 from torchrl_vla.schema.flags import read_flag, read_flags, read_number
 from torchrl_vla.schema.instructions import (
     InstructionTable,
+    check_ids,
     instruction_texts,
     is_text,
 )
 from torchrl_vla.schema.keys import (
+    ACTION_BASE_KEY,
     ACTION_CHUNK_KEY,
     ACTION_DIM_IS_PAD_KEY,
     ACTION_IS_PAD_KEY,
@@ -77,6 +79,7 @@ from torchrl_vla.schema.keys import (
     OBSERVATION_AGE_KEY,
     OBSERVATION_KEY,
     OBSERVATION_NEEDED_KEY,
+    PREVIOUS_ACTION_KEY,
     REFERENCE_LOG_PROBS_KEY,
     ROW_INDEX_KEY,
     SAMPLE_WEIGHT_KEY,
@@ -101,6 +104,7 @@ from torchrl_vla.schema.validation import (
 )
 
 __all__ = [
+    "ACTION_BASE_KEY",
     "ACTION_CHUNK_KEY",
     "ACTION_DIM_IS_PAD_KEY",
     "ACTION_IS_PAD_KEY",
@@ -136,6 +140,7 @@ __all__ = [
     "OBSERVATION_AGE_KEY",
     "OBSERVATION_KEY",
     "OBSERVATION_NEEDED_KEY",
+    "PREVIOUS_ACTION_KEY",
     "REFERENCE_LOG_PROBS_KEY",
     "ROBOT_SPACE",
     "ROW_INDEX_KEY",
@@ -165,6 +170,7 @@ __all__ = [
     "VLAError",
     "advise_on_action",
     "check_actions",
+    "check_ids",
     "check_image_sizes",
     "check_images_are_fresh",
     "check_meeting",

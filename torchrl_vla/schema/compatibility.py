@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from dataclasses import replace
 from math import isclose
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from torchrl_vla.errors import IncompatibleMetadataError
+from torchrl_vla.errors import IncompatibleMetadataError, MetadataError
 
 if TYPE_CHECKING:
     from torchrl_vla.schema.metadata import RobotDatasetMetadata
@@ -30,7 +32,7 @@ _EXACT = {
 }
 
 #: Two clocks within one percent are the same rate (30 Hz and 29.97 Hz are).
-_RATE_TOLERANCE = 0.01
+RATE_TOLERANCE = 0.01
 
 #: Part of the robot's range by which declared bounds may pass it; and measured actions,
 #: which hold noise and outliers that the robot clips. Degrees for radians are 57 times.
@@ -38,14 +40,24 @@ _DECLARED_SLACK, _MEASURED_SLACK = 0.05, 1.0
 
 
 def differences(first: RobotDatasetMetadata, second: RobotDatasetMetadata) -> list[str]:
-    """Return one line per difference; undeclared fields are passed over."""
+    """Return one line per difference; undeclared fields are passed over.
+
+    Raises:
+        MetadataError: ``second`` is no metadata record.
+    """
+    if type(second) is not type(first):
+        raise MetadataError(
+            f"RobotDatasetMetadata {first.dataset_id!r}: expected another record to "
+            f"compare or convert with, got {type(second).__name__}. Pass the metadata "
+            "of the dataset, environment or policy."
+        )
     found = []
     for name, consequence in _EXACT.items():
         ours, theirs = getattr(first, name), getattr(second, name)
         if _declared(ours) and _declared(theirs) and ours != theirs:
             found.append(f"{name}: {ours!r} against {theirs!r} ({consequence})")
     ours, theirs = first.control_frequency_hz, second.control_frequency_hz
-    if ours and theirs and not isclose(ours, theirs, rel_tol=_RATE_TOLERANCE):
+    if ours and theirs and not isclose(ours, theirs, rel_tol=RATE_TOLERANCE):
         found.append(
             f"control_frequency_hz: {ours} against {theirs} (motions at another speed)"
         )
@@ -119,6 +131,23 @@ def _beyond_limits(
     return found
 
 
+def conversions() -> ModuleType:
+    """Return the package that makes conversions, which is a layer above this one."""
+    return importlib.import_module("torchrl_vla.transforms.conversions")
+
+
+def way_out(first: RobotDatasetMetadata, second: RobotDatasetMetadata) -> str:
+    """Return what to do about the differences between two records."""
+    if conversions().ConversionPlan(second, first).problems:
+        return "Convert one side's data, or correct its metadata."
+    return (
+        "All of them have a conversion: append the transform "
+        f"theirs.conversion_to(ours) to the data or the environment of "
+        f"{second.dataset_id!r}, where `ours` is the metadata of {first.dataset_id!r}. "
+        "Or correct the metadata that are wrong."
+    )
+
+
 def _declared(value: Any) -> bool:
     return value is not None and value != ()
 
@@ -145,5 +174,5 @@ def refuse_differences(
             f"{caller}: expected {theirs.dataset_id!r} to be compatible with "
             f"{ours.dataset_id!r}, got {len(found)} difference(s):\n  - "
             + "\n  - ".join(found)
-            + "\nConvert one side's data, or correct its metadata."
+            + f"\n{way_out(ours, theirs)}"
         )

@@ -16,8 +16,10 @@ REFERENCES = ("absolute", "delta", "relative")
 #: What a dimension of an action moves.
 SPACES = ("joint", "end_effector", "gripper", "base")
 
-#: Numbers per rotation layout. ``quaternion_wxyz`` has the real part first,
-#: ``rotation_6d_rows`` is the first two rows of the matrix, flattened.
+#: Numbers per rotation layout. ``euler_xyz`` is roll, pitch and yaw: turns about the
+#: fixed axes x, then y, then z (SciPy's ``"xyz"``). ``axis_angle`` is the axis times
+#: the angle. ``quaternion_wxyz`` has the real part first. ``rotation_6d_rows`` is the
+#: first row of the matrix, then the second; ``rotation_6d_columns`` its columns.
 ROTATION_LAYOUTS = {
     "euler_xyz": 3,
     "axis_angle": 3,

@@ -62,11 +62,14 @@ def mark_metadata(policy: nn.Module, metadata: RobotDatasetMetadata) -> None:
 def environment_metadata(env: EnvBase) -> RobotDatasetMetadata | None:
     """Return what an environment declares, with the image sizes of its specs.
 
-    Of a ``SerialEnv``, that of the first. None = nothing, as of a ``ParallelEnv`` until
-    its ``metadata`` is set.
+    Of an environment with a conversion appended, that of the converted data. Of a
+    ``SerialEnv``, that of the first. None = nothing, as of a ``ParallelEnv`` until its
+    ``metadata`` is set.
     """
-    base = env
+    base, converted = env, None
     while isinstance(base, TransformedEnv):
+        for transform in reversed(getattr(base.transform, "transforms", ())):
+            converted = converted or _record(vars(transform).get("metadata"))
         base = base.base_env
     match base:
         case BatchedEnvBase() if base.is_closed:
@@ -75,7 +78,7 @@ def environment_metadata(env: EnvBase) -> RobotDatasetMetadata | None:
     match declared:
         case [first, *_]:
             declared = first
-    record = _record(declared)
+    record = converted or _record(declared)
     if record is None:
         return None
     found = [unravel_key(key) for key in env.observation_spec.keys(True, True)]

@@ -218,6 +218,35 @@ def instruction_texts(value: Any) -> list[str]:
     return flat
 
 
+def check_ids(caller: str, value: Tensor, key: object, batch_size: torch.Size) -> None:
+    """Refuse instructions that are neither text nor ids: tokens of a language model.
+
+    Args:
+        caller: opens the error message.
+        value: what is there.
+        key: where it is.
+        batch_size: ``*B``, the shape of ids.
+
+    Raises:
+        SchemaError: they are of another shape.
+
+    Examples:
+        >>> check_ids("TinyVLA", torch.zeros(2, 8).long(), "task", torch.Size([2]))
+        Traceback (most recent call last):
+        ...
+        torchrl_vla.errors.SchemaError: TinyVLA: expected one id per env index at \
+'task', shape [2], got [2, 8]. It reads text or ids of an InstructionTable, no tokens \
+[*B, L] of a language model: give it the text, or take a policy that reads tokens.
+    """
+    if value.shape != batch_size:
+        raise SchemaError(
+            f"{caller}: expected one id per env index at {key!r}, shape "
+            f"{list(batch_size)}, got {list(value.shape)}. It reads text or ids of an "
+            "InstructionTable, no tokens [*B, L] of a language model: give it the "
+            "text, or take a policy that reads tokens."
+        )
+
+
 def _hash(text: str) -> int:
     if not isinstance(text, str):
         raise TypeError(

@@ -28,6 +28,12 @@ key                            dtype     shape            meaning
 ``action``                     float     ``[*B, A]``      one executed action
 ``expert_action``              float     ``[*B, A]``      what an expert meant to do,
                                                           before noise; the target
+``previous_action``            float     ``[*B, A]``      the absolute command before
+                                                          this step's (before the
+                                                          chunk's first)
+``action_base``                float     ``[*B, A]``      what a conversion's relative
+                                                          actions are measured from,
+                                                          left for the way back
 ``action_chunk``               float     ``[*B, H, A]``   the next ``H`` actions
 ``action_is_pad``              bool      ``[*B, H]``      **True = padded**: past the
                                                           episode's end, to be ignored
@@ -117,6 +123,8 @@ INSTRUCTION_KEY: NestedKey = "language_instruction"
 
 ACTION_KEY: NestedKey = "action"
 EXPERT_ACTION_KEY: NestedKey = "expert_action"
+PREVIOUS_ACTION_KEY: NestedKey = "previous_action"
+ACTION_BASE_KEY: NestedKey = "action_base"
 ACTION_CHUNK_KEY: NestedKey = "action_chunk"
 ACTION_IS_PAD_KEY: NestedKey = "action_is_pad"
 ACTION_DIM_IS_PAD_KEY: NestedKey = "action_dim_is_pad"

@@ -11,10 +11,15 @@ from typing import Any
 import torch
 from tensordict import TensorDict
 from torchrl.data import Bounded, TensorSpec, Unbounded
+from torchrl.envs import Transform
 
 from torchrl_vla._internal.json_source import read_json
 from torchrl_vla.errors import MetadataError
-from torchrl_vla.schema.compatibility import differences, refuse_differences
+from torchrl_vla.schema.compatibility import (
+    conversions,
+    differences,
+    refuse_differences,
+)
 from torchrl_vla.schema.conventions import (
     REFERENCES,
     SPACES,
@@ -281,6 +286,29 @@ class RobotDatasetMetadata:
         refuse_differences(
             "RobotDatasetMetadata", self, other, differences(self, other)
         )
+
+    def conversion_to(self, other: RobotDatasetMetadata) -> Transform:
+        """Return the transform from data of this record to the other's conventions.
+
+        On a dataset of this record it converts what is sampled. In an environment of
+        this record it shows the policy states in the other's conventions and converts
+        its actions back: see :class:`~torchrl_vla.transforms.RobotConversion`, whose
+        attribute ``metadata`` is the record of the converted data.
+
+        Args:
+            other: of the data that are wanted, such as the policy's.
+
+        Raises:
+            IncompatibleMetadataError: lists the differences without a conversion.
+
+        Examples:
+            >>> ours = RobotDatasetMetadata("a", action_dim=2, action_units="deg")
+            >>> theirs = RobotDatasetMetadata("b", action_dim=2, action_units="rad")
+            >>> ours.conversion_to(theirs).metadata.action_units
+            ('rad', 'rad')
+        """
+        differences(self, other)  # refuses what is no record
+        return conversions().RobotConversion(self, other)
 
     def to(self, device: torch.device | str) -> RobotDatasetMetadata:
         """Return the same record with its statistics on another device."""

@@ -6,7 +6,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from tensordict import NestedKey, TensorDictBase, is_tensor_collection
+from tensordict import (
+    NestedKey,
+    TensorDictBase,
+    is_non_tensor,
+    is_tensor_collection,
+    unravel_key,
+)
 from torch import Tensor
 
 from torchrl_vla.errors import ArgumentTypeError, SchemaError
@@ -26,6 +32,7 @@ from torchrl_vla.schema.keys import (
 from torchrl_vla.schema.metadata import RobotDatasetMetadata
 
 _CHANNELS = (1, 3, 4)
+_TOKEN_DTYPES = (torch.int64, torch.int32, torch.int16, torch.uint8)
 
 
 def check_tensordict(caller: str, tensordict: TensorDictBase) -> None:
@@ -106,7 +113,7 @@ def validate_vla_tensordict(
     check = _Check(tensordict, metadata)
     found = list(check.instruction(instruction_key, require_instruction))
     perception = (image_key, state_key, ENVIRONMENT_STATE_KEY)
-    if require_perception and all(tensordict.get(k, None) is None for k in perception):
+    if require_perception and not any(map(check.has, perception)):
         found.append(f"expected an image at {image_key!r} or a state at {state_key!r}")
     found += check.images(image_key)
     found += check.vector(state_key, "S", "state_dim", "a state dimension")
@@ -115,8 +122,9 @@ def validate_vla_tensordict(
     found += check.chunk()
     found += check.tokens()
     stand_ins = (action_key, ACTION_CHUNK_KEY, ACTION_TOKENS_KEY)
-    if require_action and all(tensordict.get(k, None) is None for k in stand_ins):
+    if require_action and not any(map(check.has, stand_ins)):
         found.append(f"expected an action at one of {stand_ins}, got nothing")
+    found += check.blocked.values()
     if found and raise_on_error:
         raise SchemaError(
             f"validate_vla_tensordict: expected canonical data of batch size "
@@ -172,28 +180,63 @@ class _Check:
         self.data = tensordict
         self.metadata = metadata
         self.batch_dims = tensordict.ndim
+        self.blocked: dict[NestedKey, str] = {}
+
+    def has(self, key: NestedKey) -> bool:
+        return self.read(key) is not None
+
+    def read(self, key: NestedKey) -> Any:
+        """Return an entry or None; a leaf above it is a violation, too."""
+        value: Any = self.data
+        path = (key,) if isinstance(key, str) else unravel_key(key)
+        for depth, name in enumerate(path):
+            if is_non_tensor(value) or not is_tensor_collection(value):
+                above = path[0] if depth == 1 else path[:depth]
+                self.blocked[above] = (
+                    f"expected a sub-tensordict at {above!r}, which {key!r} is under, "
+                    f"got {_kind(value)}"
+                )
+                return None
+            value = value.get(name, None)
+            if value is None:
+                return None
+        return value
+
+    def tensor(self, key: NestedKey) -> Tensor | None:
+        """Return a tensor or None; another kind of entry is a violation."""
+        value = self.read(key)
+        if value is not None and is_tensor_collection(value):
+            self.blocked[key] = f"expected a tensor at {key!r}, got {_kind(value)}"
+            return None
+        return value
 
     def instruction(self, key: NestedKey, required: bool) -> Iterator[str]:
-        value = self.data.get(key, None)
+        value = self.read(key)
         if value is None:
-            if required:
+            if required and key not in self.blocked:
                 yield f"expected an instruction at {key!r}, got nothing"
         elif is_text(value):
             for text in instruction_texts(value):
                 if not isinstance(text, str) or not text.strip():
                     yield f"expected an instruction with words at {key!r}, got {text!r}"
                     return
+        elif is_tensor_collection(value):
+            yield f"expected text, ids or tokens at {key!r}, got {_kind(value)}"
+        elif value.ndim == self.batch_dims + 1 and value.shape[-1] > 1:
+            if value.dtype not in _TOKEN_DTYPES:
+                yield f"expected integer tokens [*B, L] at {key!r}, got {value.dtype}"
         elif value.dtype != torch.int64:
             yield f"expected text or int64 ids at {key!r}, got {value.dtype}"
         elif value.shape != self.data.batch_size:
-            yield f"expected ids [*B] at {key!r}, got {tuple(value.shape)}"
+            shape = tuple(value.shape)
+            yield f"expected ids [*B] or tokens [*B, L] at {key!r}, got {shape}"
 
     def images(self, key: NestedKey) -> Iterator[str]:
-        value = self.data.get(key, None)
+        value = self.read(key)
         if value is None:
             return
         cameras: dict[NestedKey, Any] = {key: value}
-        if is_tensor_collection(value):
+        if is_tensor_collection(value) and not is_non_tensor(value):
             prefix = key if isinstance(key, tuple) else (key,)
             cameras = {(*prefix, name): image for name, image in value.items()}
             if self.metadata is not None and self.metadata.cameras:
@@ -203,7 +246,10 @@ class _Check:
             if not cameras:
                 yield f"expected at least one camera under {key!r}, got none"
         for name, image in cameras.items():
-            yield from self._image(name, image)
+            if is_tensor_collection(image):
+                yield f"expected an image at {name!r}, got {_kind(image)}"
+            else:
+                yield from self._image(name, image)
 
     def _image(self, key: NestedKey, image: Tensor) -> Iterator[str]:
         shape = tuple(image.shape)
@@ -229,7 +275,7 @@ class _Check:
     def vector(
         self, key: NestedKey, letter: str, declared: str | None, missing: str
     ) -> Iterator[str]:
-        value = self.data.get(key, None)
+        value = self.tensor(key)
         if value is None:
             return
         yield from self._float(key, value)
@@ -242,7 +288,7 @@ class _Check:
             yield from self._size(key, shape[-1], declared)
 
     def chunk(self) -> Iterator[str]:
-        chunk = self.data.get(ACTION_CHUNK_KEY, None)
+        chunk = self.tensor(ACTION_CHUNK_KEY)
         if chunk is not None:
             yield from self._float(ACTION_CHUNK_KEY, chunk)
             shape = tuple(chunk.shape)
@@ -254,7 +300,7 @@ class _Check:
         yield from self._pad_mask(chunk)
 
     def _pad_mask(self, chunk: Tensor | None) -> Iterator[str]:
-        key, mask = ACTION_IS_PAD_KEY, self.data.get(ACTION_IS_PAD_KEY, None)
+        key, mask = ACTION_IS_PAD_KEY, self.tensor(ACTION_IS_PAD_KEY)
         if mask is None:
             return
         shape = tuple(mask.shape)
@@ -273,14 +319,14 @@ class _Check:
             )
 
     def tokens(self) -> Iterator[str]:
-        key, tokens = ACTION_TOKENS_KEY, self.data.get(ACTION_TOKENS_KEY, None)
+        key, tokens = ACTION_TOKENS_KEY, self.tensor(ACTION_TOKENS_KEY)
         if tokens is not None:
             if tokens.dtype != torch.int64:
                 yield f"expected int64 tokens at {key!r}, got {tokens.dtype}"
             if tokens.ndim not in (self.batch_dims + 1, self.batch_dims + 2):
                 shape = tuple(tokens.shape)
                 yield f"expected [*B, H, A] or [*B, L] at {key!r}, got {shape}"
-        log_probs = self.data.get(LOG_PROBS_KEY, None)
+        log_probs = self.tensor(LOG_PROBS_KEY)
         if log_probs is not None:
             yield from self._float(LOG_PROBS_KEY, log_probs)
 
@@ -295,3 +341,12 @@ class _Check:
         expected = declared and getattr(self.metadata, declared, None)
         if expected is not None and size != expected:
             yield f"expected {declared}={expected} at {key!r}, got {size}"
+
+
+def _kind(value: Any) -> str:
+    """Describe an entry of another kind than was expected."""
+    if is_non_tensor(value):
+        return f"non-tensor data {type(value).__name__}"
+    if is_tensor_collection(value):
+        return f"a sub-tensordict of {sorted(map(str, value.keys()))}"
+    return f"a tensor {tuple(value.shape)} of {value.dtype}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from tensordict import NestedKey, TensorDictBase, unravel_key
@@ -92,10 +92,13 @@ class ActionChunkTransform(Transform):
             policies whose target begins in the past, such as LeRobot's Diffusion with
             its history of observations; needs a storage.
         keys: of what is read and written; None = ``ActionChunkKeys()``.
+        action_key: TorchRL's spelling of ``keys.action``; so are the next two.
+        chunk_key: of ``keys.chunk``.
+        pad_key: of ``keys.pad``.
 
     Raises:
-        ValueError: ``chunk_size < 1``, or the chunk does not hold the frame's own
-            action.
+        ValueError: ``chunk_size < 1``, the chunk does not hold the frame's own action,
+            or keys are given twice.
         MissingKeyError: a key is missing, or a flat sample comes without a storage.
         SchemaError: the frames of an episode have holes or repeat, shapes disagree,
             the sampled action is not the stored one, or an image is of an earlier
@@ -134,8 +137,18 @@ class ActionChunkTransform(Transform):
         storage: Storage | None = None,
         first_step: int = 0,
         keys: ActionChunkKeys | None = None,
+        action_key: NestedKey | None = None,
+        chunk_key: NestedKey | None = None,
+        pad_key: NestedKey | None = None,
     ) -> None:
-        keys = ActionChunkKeys() if keys is None else keys
+        named = {"action": action_key, "chunk": chunk_key, "pad": pad_key}
+        named = {name: key for name, key in named.items() if key is not None}
+        if keys is not None and named:
+            raise ValueError(
+                f"ActionChunkTransform: expected keys= alone, got {sorted(named)} as "
+                "arguments of their own beside it. Name them in ActionChunkKeys(...)."
+            )
+        keys = replace(ActionChunkKeys() if keys is None else keys, **named)
         super().__init__(in_keys=[keys.action], out_keys=[keys.chunk, keys.pad])
         check_positive_int("ActionChunkTransform", "chunk_size", chunk_size)
         if not -chunk_size < first_step <= 0:

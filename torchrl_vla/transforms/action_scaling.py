@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from tensordict import NestedKey, TensorDictBase, unravel_key
 from torch import Tensor
-from torchrl.data import Composite
+from torchrl.data import Bounded, Composite, TensorSpec
+from torchrl.data.tensor_specs import ContinuousBox
 from torchrl.envs import EnvBase, Transform
 
 from torchrl_vla.schema import (
@@ -38,8 +39,9 @@ class ActionScaling(AffineScaling):
 
     Args:
         loc: a number or ``[A]``, in the action's unit; see :meth:`from_stats` and
-            :meth:`from_metadata` for the usual ways to get it.
-        scale: a number or ``[A]``, positive, in the action's unit.
+            :meth:`from_metadata` for the usual ways to get it. None = it and the scale
+            map the bounds of the environment's action to ``[-1, 1]``, once attached.
+        scale: a number or ``[A]``, positive, in the action's unit; None with ``loc``.
 
     Keyword Args:
         mask: bool ``[A]``, True = scale this dimension. None = all.
@@ -52,8 +54,9 @@ class ActionScaling(AffineScaling):
         MissingKeyError: the data have none of ``in_keys``, or an environment's step
             lacks one of ``in_keys_inv``.
         SchemaError: the last dimension is not ``A``, or the dtype is not floating.
-        SpaceError: another scaling beside it scales the same key, or the environment's
-            policy writes its action at another key than ``in_keys_inv``.
+        SpaceError: another scaling beside it scales the same key, the environment's
+            policy writes its action at another key than ``in_keys_inv``, or there are
+            no bounds to take ``loc`` and ``scale`` from.
 
     Examples:
         >>> import torch
@@ -70,22 +73,29 @@ class ActionScaling(AffineScaling):
 
     def __init__(
         self,
-        loc: Tensor | float,
-        scale: Tensor | float,
+        loc: Tensor | float | None = None,
+        scale: Tensor | float | None = None,
         *,
         mask: Tensor | Sequence[bool] | None = None,
         in_keys: Sequence[NestedKey] = (ACTION_KEY, ACTION_CHUNK_KEY),
         in_keys_inv: Sequence[NestedKey] = (ACTION_KEY,),
     ) -> None:
+        if (loc is None) != (scale is None):
+            raise ValueError(
+                f"ActionScaling: expected both of loc and scale, or neither, got {loc} "
+                f"and {scale}."
+            )
         super().__init__(
-            loc,
-            scale,
-            mask,
+            0.0 if loc is None else loc,
+            1.0 if scale is None else scale,
+            None if loc is None else mask,
             in_keys=list(in_keys),
             out_keys=list(in_keys),
             in_keys_inv=list(in_keys_inv),
             out_keys_inv=list(in_keys_inv),
         )
+        self._awaits_bounds = loc is None
+        self._wanted_mask = mask
 
     def empty_cache(self) -> None:
         """Forget what is known of the environment, which has another transform now."""
@@ -105,12 +115,48 @@ class ActionScaling(AffineScaling):
     def _from(
         metadata: RobotDatasetMetadata,
     ) -> tuple[FeatureStatistics | None, Tensor | None]:
-        stats = metadata.action_statistics
-        if stats is None:
+        if metadata.action_dim is None:
             return None, None
-        moving = torch.ones(stats.dim, dtype=torch.bool)
+        moving = torch.ones(metadata.action_dim, dtype=torch.bool)
         moving[list(metadata.gripper_dims)] = False
-        return stats, moving
+        return metadata.action_statistics, moving
+
+    @staticmethod
+    def _bounds(metadata: RobotDatasetMetadata) -> tuple[Tensor | None, Tensor | None]:
+        low, high = metadata.action_low, metadata.action_high
+        if low is None or high is None:
+            return None, None
+        return torch.tensor(low), torch.tensor(high)
+
+    def _take_bounds(self, leaf: TensorSpec) -> None:
+        """Map the bounds of an environment's action to ``[-1, 1]``."""
+        ends = []
+        if isinstance(leaf, Bounded) and isinstance(leaf.space, ContinuousBox):
+            limit = torch.finfo(leaf.dtype).max  # stands for no bound
+            ends = [
+                end.double().reshape(-1, leaf.shape[-1]).unique(dim=0)
+                for end in (leaf.space.low, leaf.space.high)
+            ]
+            if any(len(end) > 1 or (end.abs() >= limit).any() for end in ends):
+                ends = []
+        if not ends:
+            raise SpaceError(
+                "ActionScaling: expected finite bounds, the same for each environment, "
+                f"in the action spec to take loc and scale from, got {leaf}. Build it "
+                "with ActionScaling.from_stats or from_metadata."
+            )
+        low, high = (end[0] for end in ends)
+        self._set((low + high) / 2, (high - low) / 2, self._wanted_mask)
+        self._awaits_bounds = False
+
+    def _check(self, value: Tensor) -> None:
+        if self._awaits_bounds:
+            raise SpaceError(
+                "ActionScaling: expected loc and scale, or the bounds of an "
+                "environment that it is attached to, got neither. Build it with "
+                "ActionScaling.from_stats or from_metadata to scale data."
+            )
+        super()._check(value)
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Normalize the actions of sampled data."""
@@ -165,4 +211,6 @@ class ActionScaling(AffineScaling):
                     "policy writes, or put the scaling before the transform that "
                     "renames the action."
                 )
+        if self._awaits_bounds:
+            self._take_bounds(action_spec[unravel_key(self.in_keys_inv[0])])
         return self._normalized_spec(action_spec, self.in_keys_inv)

@@ -54,6 +54,14 @@ class AffineScaling(Transform, ABC):
         **keys: Sequence[NestedKey] | None,
     ) -> None:
         super().__init__(**keys)
+        self._set(loc, scale, mask)
+
+    def _set(
+        self,
+        loc: Tensor | float,
+        scale: Tensor | float,
+        mask: Tensor | Sequence[bool] | None,
+    ) -> None:
         loc = torch.as_tensor(loc, dtype=torch.float64)
         scale = torch.as_tensor(scale, dtype=torch.float64)
         used = torch.ones_like(loc, dtype=torch.bool)
@@ -93,6 +101,7 @@ class AffineScaling(Transform, ABC):
         q01: Tensor | None = None,
         q99: Tensor | None = None,
         mask: Tensor | Sequence[bool] | None = None,
+        eps: float = CONSTANT,
         **keys: Any,
     ) -> Any:
         """Build from one pair of statistics ``[D]``.
@@ -110,6 +119,7 @@ class AffineScaling(Transform, ABC):
             q01: with ``q99``, which it must not exceed.
             q99: with ``q01``.
             mask: bool ``[D]``, True = scale this dimension.
+            eps: scale, in the feature's unit, up to which a dimension did not move.
             **keys: the keys of the class.
 
         Raises:
@@ -150,29 +160,31 @@ class AffineScaling(Transform, ABC):
             loc, scale = first, second
         else:
             loc, scale = (first + second) / 2, (second - first) / 2
-        moves = scale > CONSTANT * loc.abs().clamp_min(1.0)
+        moves = scale > (CONSTANT * loc.abs().clamp_min(1.0)).clamp_min(eps)
         return cls(loc, torch.where(moves, scale, 1.0), mask=used, **keys)
 
     @classmethod
     def from_metadata(
         cls,
         metadata: RobotDatasetMetadata,
-        mode: ScalingMode = "mean_std",
+        mode: ScalingMode | None = None,
         *,
         mask: Tensor | Sequence[bool] | None = None,
         **keys: Any,
     ) -> Any:
-        """Build from the statistics that a dataset's metadata carries.
+        """Build from the statistics, or else the bounds, that metadata carry.
 
         Args:
-            metadata: has statistics of the feature.
-            mode: ``"mean_std"``, ``"min_max"`` or ``"quantile"`` (1 % and 99 %).
+            metadata: has statistics of the feature, or bounds of the action.
+            mode: ``"mean_std"``, ``"min_max"`` or ``"quantile"`` (1 % and 99 %). None =
+                ``"mean_std"``; where there are no statistics, the declared bounds of
+                the action map to ``[-1, 1]``.
             mask: bool ``[D]``, True = scale this dimension. By default everything but
                 the grippers of an action.
             **keys: the keys of the class.
 
         Raises:
-            MetadataError: the metadata has no statistics of the feature.
+            MetadataError: the metadata has no statistics of the feature, nor bounds.
             ValueError: unknown mode.
 
         Warns:
@@ -181,6 +193,11 @@ class AffineScaling(Transform, ABC):
                 dimension moves by rounding alone and is not scaled.
         """
         stats, moving = cls._from(metadata)
+        chosen = moving if mask is None else mask
+        low, high = cls._bounds(metadata)
+        if stats is None and mode is None and low is not None:
+            return cls.from_stats(low=low, high=high, mask=chosen, **keys)
+        mode = "mean_std" if mode is None else mode
         if stats is None:
             raise MetadataError(
                 f"{cls.__name__}.from_metadata: expected statistics in "
@@ -196,6 +213,7 @@ class AffineScaling(Transform, ABC):
             "move by less than a millionth, as rounding does: they are centred and not "
             "scaled. Change their unit if it is motion.",
         )
+        pair: dict[str, Any]
         if mode == "mean_std":
             pair = {"mean": stats.mean, "std": stats.std}
         elif mode == "quantile":
@@ -215,7 +233,12 @@ class AffineScaling(Transform, ABC):
                 f"{cls.__name__}.from_metadata: expected mode 'mean_std', 'min_max' or "
                 f"'quantile', got {mode!r}."
             )
-        return cls.from_stats(**pair, mask=moving if mask is None else mask, **keys)
+        return cls.from_stats(**pair, mask=chosen, **keys)
+
+    @staticmethod
+    def _bounds(metadata: RobotDatasetMetadata) -> tuple[Tensor | None, Tensor | None]:
+        """Return the feature's declared bounds."""
+        return None, None
 
     @staticmethod
     @abstractmethod

@@ -156,6 +156,12 @@ def test_one_id_per_row():
         net(td)
 
 
+def test_tokens_of_a_language_model_are_refused_with_the_way_out():
+    td = batch(2).set(INSTRUCTION_KEY, torch.zeros(2, 8, dtype=torch.int64))
+    with pytest.raises(SchemaError, match=r"no tokens \[\*B, L\].*give it the text"):
+        backbone()(td)
+
+
 def test_one_text_per_row():
     td, (one, other, _) = batch(2), TEXTS
     two = NonTensorStack(one, other)

@@ -10,6 +10,7 @@ from tensordict import NestedKey, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
+from torchrl_vla.execution.action_reference import MAKE_ABSOLUTE
 from torchrl_vla.execution.guard.action_limits import StepLimit
 from torchrl_vla.execution.guard.action_translator import EmbodimentActionTranslator
 from torchrl_vla.execution.guard.embodiment_contract import EmbodimentContract
@@ -161,7 +162,8 @@ class ActionGuard(PolicyWrapper):
         if on_violation == "hold" and "delta" in (metadata.action_reference or ()):
             raise ValueError(
                 "ActionGuard: expected on_violation 'refuse' or 'clip' for actions of "
-                "reference 'delta', got 'hold': a delta that is repeated moves on."
+                "reference 'delta', got 'hold': a delta that is repeated moves on. "
+                f"{MAKE_ABSOLUTE}"
             )
         return cls(
             policy,

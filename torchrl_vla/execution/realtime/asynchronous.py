@@ -10,7 +10,7 @@ from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
-from torchrl_vla.execution.action_reference import check_reference
+from torchrl_vla.execution.action_reference import MAKE_ABSOLUTE, check_reference
 from torchrl_vla.execution.chunk_executor import ChunkExecutor
 from torchrl_vla.execution.executor_keys import ExecutorKeys
 from torchrl_vla.execution.realtime.inference_workers import (
@@ -132,7 +132,8 @@ class AsyncExecutor(ChunkExecutor):
         if when_late == "hold" and action_reference == "delta":
             raise ValueError(
                 "AsyncExecutor: expected when_late 'wait' or 'raise' for actions of "
-                "reference 'delta', got 'hold': a delta that is held moves on."
+                "reference 'delta', got 'hold': a delta that is held moves on. "
+                f"{MAKE_ABSOLUTE}"
             )
         super().__init__(policy, keys=keys)
         self.request_at = request_at

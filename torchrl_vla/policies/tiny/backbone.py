@@ -17,6 +17,7 @@ from torchrl_vla.schema import (
     ObservationKeys,
     SchemaError,
     UnknownInstructionError,
+    check_ids,
     instruction_texts,
     is_text,
 )
@@ -169,17 +170,13 @@ class TinyBackbone(nn.Module):
     def _read_ids(
         self, ids: Tensor, tensordict: TensorDictBase
     ) -> tuple[Tensor, Tensor]:
+        key = self.keys.instruction
+        check_ids("TinyBackbone", ids, key, tensordict.batch_size)
         if self._instructions is None:
             raise UnknownInstructionError(
                 "TinyBackbone: expected a table for the instruction ids at "
                 f"{self.keys.instruction!r}, got none. Set policy.instructions = "
                 "env.instructions (or the dataset's)."
-            )
-        if ids.shape != tensordict.batch_size:
-            raise SchemaError(
-                "TinyBackbone: expected one id per env index at "
-                f"{self.keys.instruction!r}, shape {list(tensordict.batch_size)}, got "
-                f"{list(ids.shape)}."
             )
         rows = self._instructions.rows(ids).flatten()
         data = self._table_bytes

@@ -110,6 +110,12 @@ def test_ids_are_decoded_and_need_a_table():
         wrap(instructions=InstructionTable(["wave"]))(td)
 
 
+def test_tokens_of_a_language_model_are_refused_with_the_way_out():
+    td = batch(2).set("language_instruction", torch.zeros(2, 8, dtype=torch.int64))
+    with pytest.raises(SchemaError, match=r"no tokens \[\*B, L\].*give it the text"):
+        wrap(instructions=InstructionTable(["wave"]))(td)
+
+
 def test_inputs_that_are_switched_off_are_neither_read_nor_passed():
     wrapper = wrap(lambda b: torch.zeros(2, H, A), use_state=False, image_key=None)
     assert wrapper.in_keys == ["language_instruction"]

@@ -17,6 +17,7 @@ from torchrl_vla.schema import (
     ObservationKeys,
     SchemaError,
     UnknownInstructionError,
+    check_ids,
     instruction_texts,
     is_text,
 )
@@ -65,6 +66,7 @@ class ObservationReader:
         key = self.keys.instruction
         value = self.read(tensordict, key)
         if not is_text(value):
+            check_ids(_CALLER, value, key, tensordict.batch_size)
             if self.instructions is None:
                 raise UnknownInstructionError(
                     f"{_CALLER}: expected a table for the instruction ids at {key!r}, "
