@@ -8,7 +8,7 @@ from torch import Tensor
 
 from torchrl_vla.policies.lerobot.load.pipeline import LeRobotPipeline
 from torchrl_vla.policies.lerobot.run.policy_adapter import PolicyAdapter
-from torchrl_vla.schema import SchemaError
+from torchrl_vla.schema import STATE_KEY, ObservationKeys, SchemaError
 
 _CALLER = "LeRobotPolicyWrapper"
 _CAMERAS = (
@@ -18,9 +18,6 @@ _CAMERAS = (
 _STATES = "Its configuration says which states it reads: leave it out."
 #: What to do instead of an argument that has no effect on a checkpoint.
 _NO_EFFECT = {
-    "predict_fn": "It would bypass the checkpoint's processors: leave it out; or load "
-    "the policy with LeRobot and pass LeRobotPolicyWrapper(policy, predict_fn=..., "
-    "action_dim=..., chunk_size=...) with a predict_fn that normalizes.",
     "pipeline": "The checkpoint has its own: pass rename_map, empty_cameras, dtype or "
     "processor_overrides.",
     "camera_name": _CAMERAS,
@@ -39,7 +36,40 @@ def check_callable_arguments(policy: object, pipeline: LeRobotPipeline | None) -
             f"{_CALLER}: expected no pipeline for {type(policy).__name__}, which is "
             "called with the batch as it is, got one, whose processors, cameras and "
             "dtype would have no effect. Leave it out and call processors in "
-            "predict_fn; a policy of LeRobot's takes its pipeline without predict_fn."
+            "predict_fn."
+        )
+
+
+def check_predict_fn(predict_fn: object) -> None:
+    """Refuse what cannot be called.
+
+    Raises:
+        TypeError: it is neither a callable nor None.
+    """
+    if predict_fn is not None and not callable(predict_fn):
+        raise TypeError(
+            f"{_CALLER}: expected a function (policy, batch) -> chunk at argument "
+            f"'predict_fn', got {type(predict_fn).__name__}."
+        )
+
+
+def check_input_arguments(
+    keys: ObservationKeys, camera_name: str, use_state: bool
+) -> None:
+    """Refuse arguments of an input that is not read.
+
+    Raises:
+        ValueError: there is a name for an image or a key of a state that is not read.
+    """
+    if keys.image is None and camera_name != "image":
+        raise ValueError(
+            f"{_CALLER}: expected no camera_name beside image_key=None, got "
+            f"{camera_name!r}. Leave one out."
+        )
+    if not use_state and keys.state not in (None, STATE_KEY):
+        raise ValueError(
+            f"{_CALLER}: expected no state_key beside use_state=False, got "
+            f"{keys.state!r}. Leave one out."
         )
 
 
@@ -97,6 +127,13 @@ def check_chunk(chunk: object, expected: tuple[int, ...], name: str) -> Tensor:
         got = type(chunk).__name__
     elif chunk.shape != expected or not chunk.is_floating_point():
         got = f"{chunk.dtype} {list(chunk.shape)}"
+    elif not chunk.isfinite().all():
+        row, step, dim = (~chunk.isfinite()).nonzero()[0].tolist()
+        raise SchemaError(
+            f"{_CALLER}: expected finite numbers from {name}, got "
+            f"{chunk[row, step, dim].item()} for batch element {row}, step {step}, "
+            f"dimension {dim}. Look at its inputs and weights."
+        )
     else:
         return chunk
     raise SchemaError(
