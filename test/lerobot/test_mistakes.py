@@ -222,7 +222,7 @@ def test_processors_without_statistics_are_refused():
     before, after = make_pre_post_processors(policy.config)
     with pytest.raises(
         SchemaError,
-        match=r"no statistics of \['observation\.state \(MEAN_STD.*action \(MEAN_STD, U",
+        match=r"no statistics of \['observation\.state \(MEAN_STD.*action \(MEAN_STD",
     ):
         LeRobotPolicyWrapper(policy, pipeline=LeRobotPipeline(before, after))
 

@@ -267,10 +267,10 @@ def test_relative_actions_need_both_processors_and_the_policy_to_agree(tmp_path)
         file.write_text(text.replace('"enabled": true', '"enabled": false'))
         with pytest.raises(
             SchemaError,
-            match="for the policy: True, the preprocessor: True, the postproc.*: False",
+            match=r"for the policy: True, the preprocessor: True, the post.*: False",
         ):
             LeRobotPolicyWrapper.from_pretrained(made.folder)
-        with pytest.raises(SchemaError, match="'use_relative_actions'.*fit_lerobot_po"):
+        with pytest.raises(SchemaError, match=r"'use_relative_actions'.*fit_lerobot"):
             LeRobotPolicyWrapper.from_pretrained(
                 made.folder, overrides={"use_relative_actions": False}
             )
