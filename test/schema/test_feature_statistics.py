@@ -81,7 +81,7 @@ def test_all_problems_are_listed_at_once():
 
 def test_a_missing_field_is_named():
     values = {k: v for k, v in GOOD.items() if k != "q99"}
-    with pytest.raises(MetadataError, match=r"expected fields .*q99"):
+    with pytest.raises(MetadataError, match=r"expected 'q99' in the values"):
         FeatureStatistics.from_dict(values)
 
 

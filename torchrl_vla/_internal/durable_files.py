@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -26,12 +27,8 @@ def write_bytes(path: Path, write: Callable[[BinaryIO], None]) -> None:
         path: of the file.
         write: writes its contents, e.g. with ``torch.save``.
     """
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
+    with writing_file(path) as partial, partial.open("wb") as file:
         write(file)
-    flush_to_disk(partial)
-    partial.replace(path)
-    flush_to_disk(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -48,13 +45,68 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=4, ensure_ascii=False))
 
 
+@contextmanager
+def writing_folder(folder: Path, last: str) -> Iterator[Path]:
+    """Write several files of a folder, all or none.
+
+    The files are written to a temporary folder below it. When all are on the disk they
+    take the places of those of the same names, and the one without which a reader
+    refuses the folder comes last. Other files stay.
+
+    Args:
+        folder: is created if need be.
+        last: name of the file that marks the folder as complete.
+
+    Yields:
+        The temporary folder to write to.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / ".writing.partial"
+    remove(partial)
+    partial.mkdir()
+    try:
+        yield partial
+        _flush_tree(partial)
+        remove(folder / last)
+        for path in sorted(partial.iterdir(), key=lambda path: path.name == last):
+            remove(folder / path.name)
+            path.rename(folder / path.name)
+        flush_to_disk(folder)
+    finally:
+        remove(partial)
+
+
+@contextmanager
+def writing_file(path: Path) -> Iterator[Path]:
+    """Let a library write a file by name, whole or not at all.
+
+    Args:
+        path: of the file; its ending is kept, which may choose the format.
+
+    Yields:
+        The temporary path to write to.
+    """
+    partial = path.with_name(f".partial.{path.name}")
+    try:
+        yield partial
+        flush_to_disk(partial)
+        partial.replace(path)
+        flush_to_disk(path.parent)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def commit_folder(partial: Path, path: Path) -> None:
     """Give a finished folder its name, once all its files are on the disk."""
-    for path_below in partial.rglob("*"):
-        flush_to_disk(path_below)
-    flush_to_disk(partial)
+    _flush_tree(partial)
     partial.rename(path)
     flush_to_disk(path.parent)
+
+
+def _flush_tree(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        flush_to_disk(path)
+    flush_to_disk(folder)
 
 
 def remove(path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,11 +10,24 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torchrl.data import TensorStorage
 
-from torchrl_vla._internal.durable_files import write_text
+from torchrl_vla._internal.durable_files import (
+    write_json,
+    write_text,
+    writing_folder,
+)
+from torchrl_vla._internal.file_manifest import (
+    MANIFEST,
+    check_manifest,
+    write_manifest,
+)
+from torchrl_vla._internal.json_source import read_json
 from torchrl_vla.data.demonstrations import Demonstrations, check_folder_is_free
+from torchrl_vla.data.mapped_frames import map_frames
 from torchrl_vla.data.rollout_frames import frame_statistics, frames_of_rollout
 from torchrl_vla.schema import (
+    ACTION_KEY,
     EPISODE_KEY,
+    FRAME_KEY,
     InstructionTable,
     RobotDatasetMetadata,
     SchemaError,
@@ -23,6 +35,8 @@ from torchrl_vla.schema import (
 
 _METADATA, _INSTRUCTIONS, _FRAMES = "metadata.json", "instructions.json", "frames"
 _PROVENANCE = "provenance.json"
+_OWNER = "DemonstrationDataset"
+_REMEDY = "The copy or download was not finished: fetch or collect the dataset again."
 
 
 class DemonstrationDataset(Demonstrations):
@@ -30,8 +44,10 @@ class DemonstrationDataset(Demonstrations):
 
     A folder holds ``metadata.json`` (with statistics), ``instructions.json``,
     ``provenance.json`` (the run and purpose that recorded it) and ``frames/``, a
-    memory-mapped TensorDict of single steps. The metadata is written last; a folder
-    without it is unfinished and is refused.
+    memory-mapped TensorDict of single steps, and ``files.json`` the size and checksum
+    of each of these files. The metadata is written last; a folder without it is
+    unfinished and is refused, and so is one with a file that was cut off or changed.
+    The files are opened read-only: what is written into :attr:`frames` stays in memory.
 
     Args:
         frames: ``[F]`` steps in the canonical schema, with ``episode_index`` and
@@ -67,12 +83,22 @@ class DemonstrationDataset(Demonstrations):
         self.storage = TensorStorage(frames)
 
     @classmethod
-    def from_folder(cls, folder: Path | str) -> DemonstrationDataset:
+    def from_folder(
+        cls, folder: Path | str, *, verify: bool = False
+    ) -> DemonstrationDataset:
         """Open a folder that :func:`collect` or :meth:`to_folder` wrote.
 
+        Args:
+            folder: of the dataset.
+
+        Keyword Args:
+            verify: True = compare the checksums of large files too, which reads them
+                whole; False = their sizes, and the checksums of files up to 1 MiB.
+
         Raises:
-            FileNotFoundError: the folder does not exist.
-            SchemaError: the folder is unfinished.
+            FileNotFoundError: the folder or one of its files does not exist.
+            SchemaError: the folder is unfinished, or a file was cut off or changed.
+            MetadataError: the metadata are damaged.
         """
         folder = Path(folder)
         if not folder.is_dir():
@@ -86,12 +112,16 @@ class DemonstrationDataset(Demonstrations):
                 f"{sorted(path.name for path in folder.iterdir())}. It is written "
                 "last: the recording was not finished. Collect it again."
             )
+        if (folder / MANIFEST).is_file():  # older folders have none
+            check_manifest(_OWNER, folder, _REMEDY, verify=verify)
         provenance = folder / _PROVENANCE
         return cls(
-            TensorDict.load_memmap(folder / _FRAMES),
+            _check_frames(map_frames(_OWNER, folder / _FRAMES, _REMEDY), folder),
             RobotDatasetMetadata.from_json(folder / _METADATA),
-            InstructionTable.from_json((folder / _INSTRUCTIONS).read_text()),
-            json.loads(provenance.read_text()) if provenance.is_file() else None,
+            InstructionTable.from_json(folder / _INSTRUCTIONS),
+            read_json(_OWNER, provenance, dict[str, object], remedy=_REMEDY)
+            if provenance.is_file()
+            else None,
         )
 
     @classmethod
@@ -126,7 +156,7 @@ class DemonstrationDataset(Demonstrations):
         return cls(frames, replace(metadata, **computed), instructions)
 
     def to_folder(self, folder: Path | str, *, overwrite: bool = False) -> Path:
-        """Write the dataset, the metadata last.
+        """Write the dataset whole or not at all, the metadata last.
 
         Raises:
             FileExistsError: the folder has contents and ``overwrite`` is False.
@@ -134,12 +164,12 @@ class DemonstrationDataset(Demonstrations):
         folder = Path(folder)
         if not overwrite:
             check_folder_is_free(folder, "DemonstrationDataset")
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / _METADATA).unlink(missing_ok=True)
-        self.frames.memmap(str(folder / _FRAMES), copy_existing=True)
-        write_text(folder / _INSTRUCTIONS, self.instructions.to_json())
-        write_text(folder / _PROVENANCE, json.dumps(self.provenance, indent=2))
-        write_text(folder / _METADATA, self.metadata.to_json())
+        with writing_folder(folder, _METADATA) as partial:
+            self.frames.memmap(str(partial / _FRAMES), copy_existing=True)
+            write_text(partial / _INSTRUCTIONS, self.instructions.to_json())
+            write_json(partial / _PROVENANCE, self.provenance)
+            write_manifest(partial)
+            write_text(partial / _METADATA, self.metadata.to_json())
         return folder
 
     def select_episodes(self, episodes: torch.Tensor) -> DemonstrationDataset:
@@ -148,3 +178,26 @@ class DemonstrationDataset(Demonstrations):
         return DemonstrationDataset(
             self.frames[keep], self.metadata, self.instructions, self.provenance
         )
+
+
+def _check_frames(frames: TensorDict, folder: Path) -> TensorDict:
+    """Refuse frames that no dataset of ours has."""
+    numbers = {
+        key: frames.get(key, None) for key in (EPISODE_KEY, FRAME_KEY, ACTION_KEY)
+    }
+    shapes = {
+        key: f"{value.dtype} {list(value.shape)}"
+        for key, value in numbers.items()
+        if torch.is_tensor(value)
+    }
+    right = {
+        key: f"torch.int64 [{frames.batch_size.numel()}]"
+        for key in (EPISODE_KEY, FRAME_KEY)
+    }
+    if frames.ndim != 1 or len(shapes) != 3 or not right.items() <= shapes.items():
+        raise SchemaError(
+            f"{_OWNER}: expected frames [F] with {[*numbers]} in {str(folder)!r}, the "
+            f"numbers of episode and frame as int64 [F], got {frames.batch_size} with "
+            f"{shapes}. {_REMEDY}"
+        )
+    return frames

@@ -6,20 +6,32 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypedDict
 
 from torchrl_vla._internal.json_source import read_json
 from torchrl_vla.evaluation.comparison_checks import (
+    ComparisonError,
     check_same_episodes,
     check_same_setting,
     remark_differences,
 )
-from torchrl_vla.evaluation.result import EvaluationResult
+from torchrl_vla.evaluation.result import EvaluationResult, StoredResult
 from torchrl_vla.evaluation.tables import (
     OutcomeTable,
     PairedTable,
     SequentialTable,
     UnpairedTable,
 )
+
+
+class _Stored(TypedDict):
+    """What :meth:`Comparison.to_json` writes, without the summary."""
+
+    names: tuple[str, str]
+    confidence: float
+    unpaired: bool
+    a: StoredResult
+    b: StoredResult
 
 
 @dataclass(frozen=True)
@@ -138,16 +150,19 @@ class Comparison:
         """Read a JSON text, or the file at a :class:`~pathlib.Path`.
 
         Raises:
+            FileNotFoundError: there is no such file.
             ComparisonError: what it holds cannot be compared.
-            ValueError: it is no JSON.
+            SchemaError: it is no JSON, or not that of a comparison.
         """
-        values = read_json("Comparison.from_json", source)
-        a, b = (EvaluationResult.from_json(json.dumps(values[k])) for k in ("a", "b"))
-        name_a, name_b = values["names"]
+        values = read_json("Comparison.from_json", source, _Stored)
+        a, b = (
+            EvaluationResult(part["episodes"], part["provenance"] or {})
+            for part in (values["a"], values["b"])
+        )
         return compare(
             a,
             b,
-            names=(name_a, name_b),
+            names=values["names"],
             unpaired=values["unpaired"],
             confidence=values["confidence"],
         )
@@ -228,6 +243,10 @@ def compare(
         >>> comparison.verdict[:40]
         'new is better than old by 80.0 points (9'
     """
+    if not 0 < confidence < 1:
+        raise ComparisonError(
+            f"compare: expected a confidence between 0 and 1, got {confidence}."
+        )
     check_same_setting(a, b, names)
     kind: type[OutcomeTable] = UnpairedTable
     if not unpaired:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import TypedDict
 
 from torchrl_vla._internal.json_source import read_json
 from torchrl_vla.evaluation.confidence_sequence import rate_confidence_sequence
@@ -32,6 +33,13 @@ class EpisodeRecord:
     success: bool
     episode_return: float
     length: int
+
+
+class StoredResult(TypedDict):
+    """What :meth:`EvaluationResult.to_json` writes, without the summary."""
+
+    episodes: list[EpisodeRecord]
+    provenance: dict[str, object] | None
 
 
 @dataclass(frozen=True)
@@ -141,11 +149,11 @@ class EvaluationResult:
         """Read a JSON text, or the file at a :class:`~pathlib.Path`.
 
         Raises:
-            ValueError: it is no JSON.
+            FileNotFoundError: there is no such file.
+            SchemaError: it is no JSON, or not that of an evaluation.
         """
-        values = read_json("EvaluationResult.from_json", source)
-        episodes = [EpisodeRecord(**episode) for episode in values["episodes"]]
-        return cls(episodes, values.get("provenance", {}))
+        values = read_json("EvaluationResult.from_json", source, StoredResult)
+        return cls(values["episodes"], values["provenance"] or {})
 
     def __str__(self) -> str:
         low, high = self.interval

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from torchrl_vla._internal.file_origin import Origin
+from torchrl_vla._internal.typed_values import typed
 from torchrl_vla.errors import MetadataError
 
 _TENSORS = ("mean", "std", "min", "max", "q01", "q99")
@@ -293,15 +295,11 @@ class FeatureStatistics:
         """Read what :meth:`to_dict` wrote.
 
         Raises:
-            MetadataError: a field is missing or unknown.
+            MetadataError: a field is missing, unknown or of another type.
         """
-        expected = {field.name for field in fields(cls)}
-        if set(values) != expected:
-            raise MetadataError(
-                f"FeatureStatistics.from_dict: expected fields {sorted(expected)}, got "
-                f"{sorted(values)}. Recompute with FeatureStatistics.from_samples."
-            )
-        return cls(**values)
+        advice = "Recompute with FeatureStatistics.from_samples."
+        caller = "FeatureStatistics.from_dict"
+        return typed(values, cls, Origin(caller, "the values", advice, MetadataError))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, FeatureStatistics):

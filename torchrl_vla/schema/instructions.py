@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 from tensordict import NonTensorData, NonTensorStack, is_non_tensor
 from torch import Tensor
 
-from torchrl_vla.errors import UnknownInstructionError
+from torchrl_vla._internal.json_source import read_json
+from torchrl_vla.errors import SchemaError, UnknownInstructionError
 
 _MASK_63_BITS = (1 << 63) - 1
 
@@ -149,9 +151,19 @@ class InstructionTable:
         return json.dumps(list(self.texts), indent=2, ensure_ascii=False)
 
     @classmethod
-    def from_json(cls, payload: str) -> InstructionTable:
-        """Read a table written by :meth:`to_json`."""
-        return cls(json.loads(payload))
+    def from_json(cls, source: str | Path) -> InstructionTable:
+        """Read a JSON text, or the file at a :class:`~pathlib.Path`.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            SchemaError: it is no JSON, or no list of texts with words.
+        """
+        caller = "InstructionTable.from_json"
+        texts = read_json(caller, source, list[str])
+        try:
+            return cls(texts)
+        except ValueError as error:
+            raise SchemaError(f"{caller}: {error}") from error
 
     def _sorted(self, device: torch.device) -> tuple[Tensor, Tensor]:
         if device not in self._index:

@@ -337,26 +337,9 @@ class RobotDatasetMetadata:
         """Read a JSON text, or the file at a :class:`~pathlib.Path`.
 
         Raises:
-            MetadataError: the JSON has a field that this version does not know.
-            ValueError: it is no JSON.
+            FileNotFoundError: there is no such file.
+            MetadataError: it is no JSON; a field is unknown, missing, of another type
+                or contradicts another.
         """
-        values = read_json("RobotDatasetMetadata.from_json", source)
-        unknown = sorted(set(values) - {field.name for field in fields(cls)})
-        if unknown:
-            raise MetadataError(
-                "RobotDatasetMetadata.from_json: expected fields "
-                f"{[field.name for field in fields(cls)]}, got also {unknown}. It was "
-                "written by another version of torchrl_vla."
-            )
-        for name in ("action_statistics", "state_statistics"):
-            if values.get(name) is not None:
-                values[name] = FeatureStatistics.from_dict(values[name])
-        for name, convention in (
-            ("rotations", RotationConvention),
-            ("grippers", GripperConvention),
-        ):
-            values[name] = tuple(convention(**v) for v in values.get(name, ()))
-        for name, value in values.items():
-            if isinstance(value, list):
-                values[name] = tuple(value)
-        return cls(**values)
+        caller = "RobotDatasetMetadata.from_json"
+        return read_json(caller, source, cls, error=MetadataError)

@@ -11,12 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lerobot_folders import record, statistics, write_folder
 
+from torchrl_vla._internal.file_origin import Origin
 from torchrl_vla.data.lerobot.stored_statistics import (
     feature_statistics,
     merge,
     read_stored,
 )
 from torchrl_vla.schema import FeatureStatistics, MetadataError
+
+ORIGIN = Origin("Reader", "'meta'", "Fetch it again.")
 
 
 def tensors(values):
@@ -27,7 +30,9 @@ def tensors(values):
 def test_episodes_are_merged_to_the_statistics_of_all_frames(lengths, seed):
     rng = np.random.default_rng(seed)
     parts = [rng.normal(size=(n, 2)) for n in lengths]
-    merged = merge([{"action": tensors(statistics(part, True))} for part in parts])
+    merged = merge(
+        [{"action": tensors(statistics(part, True))} for part in parts], ORIGIN
+    )
     whole = tensors(statistics(np.concatenate(parts), False))
     assert set(merged["action"]) == set(whole)  # no quantiles
     for name, expected in whole.items():

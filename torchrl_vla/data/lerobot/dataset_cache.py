@@ -11,14 +11,24 @@ from pathlib import Path
 import numpy as np
 from tensordict import TensorDict
 
-from torchrl_vla._internal.durable_files import commit_folder
+from torchrl_vla._internal.durable_files import commit_folder, write_text
+from torchrl_vla._internal.file_manifest import (
+    check_manifest,
+    checksum,
+    write_manifest,
+)
 from torchrl_vla.data.lerobot.folder_layout import OWNER, Episode, LeRobotLayout
-from torchrl_vla.data.lerobot.frame_table import TOLERANCE_S, write_frames
+from torchrl_vla.data.lerobot.frame_table import (
+    COPY_AGAIN,
+    TOLERANCE_S,
+    read_frames,
+    write_frames,
+)
 from torchrl_vla.data.lerobot.video_decoder import VideoIndex
 from torchrl_vla.schema import EPISODE_KEY, SchemaError
 
 #: Part of the fingerprint: copies by another version of this reader are not used.
-_READER_VERSION = 1
+_READER_VERSION = 2
 
 
 def default_cache_folder() -> Path:
@@ -30,23 +40,28 @@ def default_cache_folder() -> Path:
 def cached_copy(layout: LeRobotLayout, cache_folder: Path) -> Path:
     """Return the folder of the dataset's copy; create it if it does not exist.
 
-    A copy belongs to one content: the folder's path, ``info.json``, and the size and
-    modification time of every file. It is written under a temporary name and renamed
-    when it is complete, so the files of a killed process are never used. The dataset's
-    own folder is not modified.
+    A copy belongs to one content: the folder's path, and the size and modification time
+    of every file below it, of those in ``meta/`` the bytes too. It is written under a
+    temporary name and renamed when it is complete, so the files of a killed process are
+    never used. The dataset's own folder is not modified.
+
+    Raises:
+        SchemaError: the dataset or its copy is damaged.
     """
     copy = cache_folder / fingerprint(layout.root)
     if copy.is_dir():
+        check_manifest(OWNER, copy, COPY_AGAIN)
         return copy
     cache_folder.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f"{copy.name}.", dir=cache_folder))
     try:
         table = write_frames(layout, unfinished)
-        (unfinished / "instructions.json").write_text(table.to_json())
-        frames = TensorDict.load_memmap(str(unfinished / "frames"))
+        write_text(unfinished / "instructions.json", table.to_json())
+        frames, _ = read_frames(unfinished)
         for name, feature in layout.features.items():
             if feature.dtype == "video":
                 write_videos(layout, name, frames, unfinished)
+        write_manifest(unfinished)
         try:
             commit_folder(unfinished, copy)
         except OSError:  # another process has made the same copy
@@ -61,14 +76,16 @@ def fingerprint(root: Path) -> str:
     """Return a hash that changes with the content of a dataset's folder."""
     digest = hashlib.blake2b(digest_size=16)
     digest.update(f"{_READER_VERSION} {root.resolve()}".encode())
-    digest.update((root / "meta" / "info.json").read_bytes())
-    for name in ("meta", "data", "videos", "images"):
-        for place, folders, files in os.walk(root / name, followlinks=True):
-            folders.sort()
-            for path in (Path(place, file) for file in sorted(files)):
-                size, time_ns = path.stat().st_size, path.stat().st_mtime_ns
-                line = f"{path.relative_to(root)} {size} {time_ns}\n"
-                digest.update(line.encode())
+    for place, folders, files in os.walk(root):
+        folders[:] = sorted(name for name in folders if name[0] != ".")
+        for path in (Path(place, file) for file in sorted(files)):
+            name = path.relative_to(root).as_posix()
+            about = "a dangling link"
+            if path.is_file():
+                about = f"{path.stat().st_size} {path.stat().st_mtime_ns}"
+                if name.startswith("meta/"):  # small; a time may be set back
+                    about = f"{path.stat().st_mtime_ns} {checksum(path)}"
+            digest.update(f"{os.fsencode(name)!r} {about}\n".encode())
     return digest.hexdigest()
 
 

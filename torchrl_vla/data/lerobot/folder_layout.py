@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
+from typing import NamedTuple, TypedDict, TypeVar
 
 from tensordict import unravel_key
 
-from torchrl_vla._internal.json_source import read_json
+from torchrl_vla._internal.file_origin import Origin
+from torchrl_vla._internal.json_source import read_json, read_json_lines
+from torchrl_vla._internal.safe_paths import check_name, fill_template, path_below
 from torchrl_vla.data.lerobot.lerobot_feature import (
     IMAGE_DTYPES,
     INDEX_FEATURES,
@@ -17,31 +21,43 @@ from torchrl_vla.data.lerobot.lerobot_feature import (
     Feature,
     FeatureInfo,
 )
-from torchrl_vla.schema import SchemaError, import_extra, to_canonical
+from torchrl_vla.data.lerobot.table_reader import TableFile
+from torchrl_vla.schema import SchemaError, to_canonical
 
-if TYPE_CHECKING:
-    import pyarrow.parquet as pq
+T = TypeVar("T")
 
 OWNER = "LeRobotDemonstrations"
+FETCH_AGAIN = (
+    "The recording was not finished (LeRobot writes this file in "
+    "`dataset.finalize()`), or the download was not: fetch the dataset again."
+)
 
 _VERSIONS = ("v2.1", "v3.0")
-
-#: A row of a table in ``meta/``.
-_Row = dict[str, Any]
+_MOST_NUMBERS, _MOST_PIXELS = 1 << 24, 1 << 26
 
 
-class LeRobotInfo(TypedDict, total=False):
+class LeRobotInfo(TypedDict):
     """Contents of ``meta/info.json`` that this reader uses."""
 
-    codebase_version: str
+    codebase_version: str | None
     fps: float
     robot_type: str | None
     features: dict[str, FeatureInfo]
-    total_episodes: int
-    total_frames: int
-    chunks_size: int
+    total_episodes: int | None
+    total_frames: int | None
+    chunks_size: int | None
     data_path: str
-    video_path: str
+    video_path: str | None
+
+
+class _Task(TypedDict):
+    task_index: int
+    task: str
+
+
+class _Episode(TypedDict):
+    episode_index: int
+    length: int
 
 
 class Clip(NamedTuple):
@@ -98,9 +114,12 @@ class LeRobotLayout:
                 after an unfinished recording.
         """
         info = read_info(root)
-        read = _episodes_v21 if info["codebase_version"] == "v2.1" else _episodes_v30
+        version = str(info["codebase_version"])
+        read = _episodes_v21 if version == "v2.1" else _episodes_v30
+        origin = info_origin(root)
         features = {
-            name: _read_feature(name, value) for name, value in info["features"].items()
+            name: _read_feature(origin, name, value)
+            for name, value in info["features"].items()
         }
         _check_features(root, features)
         videos = [name for name, value in features.items() if value.dtype == "video"]
@@ -116,9 +135,9 @@ class LeRobotLayout:
                 )
         return cls(
             root=root,
-            version=info["codebase_version"],
-            rate_hz=float(info["fps"]),
-            robot_type=info.get("robot_type"),
+            version=version,
+            rate_hz=info["fps"],
+            robot_type=info["robot_type"],
             features=features,
             tasks=tasks,
             episodes=episodes,
@@ -145,26 +164,38 @@ def read_info(root: Path) -> LeRobotInfo:
             f"{OWNER}: expected a LeRobot dataset with 'meta/info.json' at "
             f"{str(root)!r}, got {there}. Pass the dataset's own folder."
         )
-    info: LeRobotInfo = read_json(OWNER, path)
-    version = info.get("codebase_version")
+    info = read_json(OWNER, path, LeRobotInfo, remedy=FETCH_AGAIN)
+    version, fps = info["codebase_version"], info["fps"]
     if version not in _VERSIONS:
         raise SchemaError(
             f"{OWNER}: expected codebase_version of {_VERSIONS} in {str(path)!r}, got "
             f"{version!r}. Convert older datasets with LeRobot's scripts."
         )
+    if not 0 < fps < math.inf:
+        raise info_origin(root).refuse("a positive number", fps, "fps")
     return info
 
 
-def _read_feature(name: str, value: FeatureInfo) -> Feature:
-    dtype, names = value["dtype"], _flat_names(value.get("names"))
+def info_origin(root: Path) -> Origin:
+    """Return the origin of what ``meta/info.json`` holds."""
+    return Origin(OWNER, repr(str(root / "meta" / "info.json")), FETCH_AGAIN)
+
+
+def _read_feature(origin: Origin, name: str, value: FeatureInfo) -> Feature:
+    check_name(origin, name, "a feature")
+    dtype, names = value["dtype"], _flat_names(value["names"])
     known = (*NUMBER_DTYPES, *IMAGE_DTYPES, *TEXT_DTYPES)
     if dtype not in known:
         raise SchemaError(
             f"{OWNER}: expected a dtype of {known} at feature {name!r}, got {dtype!r}."
         )
-    shape = tuple(int(size) for size in value.get("shape") or (1,))
-    details = {**(value.get("info") or {}), **(value.get("video_info") or {})}
+    shape = tuple(value["shape"] or (1,))
     feature = Feature(name, dtype, shape, names)
+    most = _MOST_PIXELS if feature.is_image else _MOST_NUMBERS
+    if min(shape) < 1 or math.prod(shape) > most:
+        expected = f"sizes from 1 on of at most {most} numbers together"
+        raise origin.refuse(expected, list(shape), f"features.{name}.shape")
+    details = {**(value["info"] or {}), **(value["video_info"] or {})}
     is_depth = details.get("is_depth_map") or details.get("video.is_depth_map")
     if feature.is_image and is_depth:
         raise SchemaError(
@@ -179,7 +210,7 @@ def _read_feature(name: str, value: FeatureInfo) -> Feature:
 
 
 def _flat_names(
-    names: list[str] | dict[str, object] | None,
+    names: list[object] | dict[str, object] | None,
 ) -> tuple[str, ...] | None:
     """Return names that are stored in a list, or in lists by group."""
     if not isinstance(names, dict):
@@ -197,6 +228,15 @@ def _check_features(root: Path, features: dict[str, Feature]) -> None:
             f"{OWNER}: expected the features {tuple(INDEX_FEATURES)} in "
             f"{str(root)!r}, got no {missing}."
         )
+    for name, feature in features.items():
+        known = INDEX_FEATURES.get(name, feature.dtype)
+        is_same = feature.dtype.strip("u0123456789") == known.strip("u0123456789")
+        is_vector = name in ("action", "observation.state")
+        is_scalar = name not in INDEX_FEATURES or math.prod(feature.shape) == 1
+        if not (is_same and is_scalar and (feature.is_number or not is_vector)):
+            expected = f"numbers{'' if is_vector else f', one {known} a frame,'}"
+            got = f"{feature.dtype} of shape {feature.shape}"
+            raise info_origin(root).refuse(expected, got, f"features.{name}")
     leaves: dict[tuple[str, ...], str] = {}
     groups: dict[tuple[str, ...], str] = {}
     for name in features:
@@ -224,118 +264,101 @@ def _check_episodes(
         "total_episodes": len(episodes),
         "total_frames": sum(episode.length for episode in episodes),
     }
-    wrong = {name: n for name, n in found.items() if n != info.get(name)}
+    declared = {name: info[name] for name in ("total_episodes", "total_frames")}
+    wrong = {name: n for name, n in found.items() if n != declared[name]}
     if wrong or not episodes:
         raise SchemaError(
             f"{OWNER}: expected the episodes of {str(root)!r} to add up to "
-            f"{ {name: info.get(name) for name in found} } of 'meta/info.json', got "
+            f"{declared} of 'meta/info.json', got "
             f"{found}. The recording was not finished: finish it with "
             "`dataset.finalize()`, or fetch the dataset again."
         )
 
 
 def _episodes_v21(root: Path, info: LeRobotInfo, videos: list[str]) -> _Contents:
-    rows = read_json_lines(root / "meta" / "episodes.jsonl")
-    tasks = {
-        int(row["task_index"]): row["task"]
-        for row in read_json_lines(root / "meta" / "tasks.jsonl")
-    }
+    rows = _read_lines(root / "meta" / "episodes.jsonl", _Episode)
+    lines = _read_lines(root / "meta" / "tasks.jsonl", _Task)
+    tasks = {line["task_index"]: line["task"] for line in lines}
+    per_chunk = info["chunks_size"] or 0
+    if per_chunk < 1:
+        raise info_origin(root).refuse(
+            "a positive number", info["chunks_size"], "chunks_size"
+        )
     episodes, data_files = [], []
     for row in sorted(rows, key=lambda row: row["episode_index"]):
-        number = int(row["episode_index"])
-        place = {
-            "episode_chunk": number // info["chunks_size"],
-            "episode_index": number,
-        }
-        data_files.append(root / info["data_path"].format(**place))
+        number = row["episode_index"]
+        place = {"episode_chunk": number // per_chunk, "episode_index": number}
+        data_files.append(_file(root, info, "data_path", place))
         clips = {
-            name: Clip(root / info["video_path"].format(video_key=name, **place), 0.0)
+            name: Clip(
+                _file(root, info, "video_path", {"video_key": name, **place}), 0.0
+            )
             for name in videos
         }
-        episodes.append(Episode(number, int(row["length"]), clips))
+        episodes.append(Episode(number, row["length"], clips))
     return tasks, tuple(episodes), tuple(data_files)
 
 
-def read_json_lines(path: Path) -> list[_Row]:
-    """Return the objects of a JSON Lines file.
-
-    Raises:
-        FileNotFoundError: the file does not exist.
-    """
-    _check_is_file(path)
-    lines = path.read_text().splitlines()
-    return [read_json(OWNER, line) for line in lines if line.strip()]
-
-
 def _episodes_v30(root: Path, info: LeRobotInfo, videos: list[str]) -> _Contents:
-    tasks = {}
-    for row in _read_rows(root / "meta" / "tasks.parquet"):
-        (text,) = (value for name, value in row.items() if name != "task_index")
-        tasks[int(row["task_index"])] = text
+    tasks = _read_tasks(root / "meta" / "tasks.parquet")
     folder = root / "meta" / "episodes"
     files = sorted(folder.glob("chunk-*/file-*.parquet"))
-    if not files:
-        _check_is_file(folder / "chunk-000" / "file-000.parquet")
-    names = ["episode_index", "length", "data/chunk_index", "data/file_index"]
-    names += [
-        f"videos/{video}/{name}"
-        for video in videos
-        for name in ("chunk_index", "file_index", "from_timestamp")
+    columns: dict[str, type] = {"episode_index": int, "length": int}
+    for prefix in ("data", *(f"videos/{name}" for name in videos)):
+        columns |= {f"{prefix}/chunk_index": int, f"{prefix}/file_index": int}
+    columns |= {f"videos/{name}/from_timestamp": float for name in videos}
+    rows = [
+        row
+        for path in files or [folder / "chunk-000" / "file-000.parquet"]
+        for row in open_table(path).rows(columns)
     ]
-    rows = [row for path in files for row in _read_rows(path, names)]
     episodes, data_files = [], {}
     for row in sorted(rows, key=lambda row: row["episode_index"]):
         place = _place(row, "data")
-        data_files[tuple(place.values())] = root / info["data_path"].format(**place)
+        data_files[tuple(place.values())] = _file(root, info, "data_path", place)
         clips = {}
         for name in videos:
-            path = info["video_path"].format(
-                video_key=name, **_place(row, f"videos/{name}")
-            )
-            clips[name] = Clip(root / path, row[f"videos/{name}/from_timestamp"])
-        episodes.append(Episode(int(row["episode_index"]), int(row["length"]), clips))
+            at = _place(row, f"videos/{name}")
+            path = _file(root, info, "video_path", {"video_key": name, **at})
+            start_s = row[f"videos/{name}/from_timestamp"]
+            if not math.isfinite(start_s):
+                origin = Origin(OWNER, f"{str(folder)!r}", FETCH_AGAIN)
+                raise origin.refuse("a time", start_s, f"videos/{name}/from_timestamp")
+            clips[name] = Clip(path, start_s)
+        episodes.append(Episode(row["episode_index"], row["length"], clips))
     ordered = tuple(data_files[place] for place in sorted(data_files))
     return tasks, tuple(episodes), ordered
 
 
-def _place(row: _Row, prefix: str) -> dict[str, int]:
-    return {
-        name: int(row[f"{prefix}/{name}"]) for name in ("chunk_index", "file_index")
-    }
+def _read_tasks(path: Path) -> dict[int, str]:
+    """Read the texts, which may be the index of a pandas table."""
+    table = open_table(path)
+    with table.origin.reading("'task_index' beside one column of texts"):
+        (name,) = {*table.file.schema_arrow.names} - {"task_index"}
+    rows = table.rows({"task_index": int, name: str})
+    return {row["task_index"]: row[name] for row in rows}
 
 
-def _read_rows(path: Path, columns: list[str] | None = None) -> list[_Row]:
-    table = open_parquet(path).read(columns)
-    missing = sorted(set(columns or ()) - set(table.column_names))
-    if missing:
-        raise SchemaError(f"{OWNER}: expected columns {missing} in {str(path)!r}.")
-    return table.to_pylist()
+def _place(row: Mapping[str, int], prefix: str) -> dict[str, int]:
+    return {name: row[f"{prefix}/{name}"] for name in ("chunk_index", "file_index")}
 
 
-def open_parquet(path: Path) -> pq.ParquetFile:
-    """Open a parquet file and check that its writer was closed.
-
-    Raises:
-        FileNotFoundError: the file does not exist.
-        SchemaError: the file is unfinished.
-    """
-    parquet = import_extra("pyarrow.parquet", "datasets", OWNER)
-    arrow = import_extra("pyarrow", "datasets", OWNER)
-    _check_is_file(path)
-    try:
-        return parquet.ParquetFile(path)
-    except arrow.ArrowInvalid as error:
-        raise SchemaError(
-            f"{OWNER}: expected a finished parquet file at {str(path)!r}, got "
-            f"{error}. The recording was not finished: finish it with "
-            "`dataset.finalize()`, or fetch the dataset again."
-        ) from error
+def _file(
+    root: Path, info: LeRobotInfo, template: str, values: Mapping[str, int | str]
+) -> Path:
+    """Return the file of a template of ``info.json``, below the dataset's folder."""
+    origin = info_origin(root)
+    text = {"data_path": info["data_path"], "video_path": info["video_path"]}[template]
+    if text is None:
+        raise origin.refuse(f"{template!r}", "none")
+    filled = fill_template(origin, text, values, template)
+    return path_below(origin, root, filled, template)
 
 
-def _check_is_file(path: Path) -> None:
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{OWNER}: expected {str(path)!r}, got nothing. The recording was not "
-            "finished (LeRobot writes this file in `dataset.finalize()`), or the "
-            "download was not."
-        )
+def _read_lines(path: Path, kind: type[T]) -> list[T]:
+    return read_json_lines(OWNER, path, kind, remedy=FETCH_AGAIN)
+
+
+def open_table(path: Path) -> TableFile:
+    """Open a parquet file of the dataset; see :meth:`TableFile.from_path`."""
+    return TableFile.from_path(OWNER, path, FETCH_AGAIN)

@@ -13,8 +13,13 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from torchrl_vla.data.lerobot.folder_layout import OWNER, LeRobotLayout, open_parquet
+from torchrl_vla._internal.file_origin import Origin, read_bytes
+from torchrl_vla._internal.safe_paths import path_below
+from torchrl_vla.data.lerobot.encoded_picture import check_picture
+from torchrl_vla.data.lerobot.folder_layout import OWNER, LeRobotLayout, open_table
 from torchrl_vla.data.lerobot.lerobot_feature import Feature
+from torchrl_vla.data.lerobot.table_reader import TableFile
+from torchrl_vla.data.mapped_frames import map_frames
 from torchrl_vla.schema import (
     EPISODE_KEY,
     FRAME_KEY,
@@ -27,11 +32,12 @@ from torchrl_vla.schema import (
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
+COPY_AGAIN = "Delete this folder of the cache: the dataset is then copied again."
 #: Tolerance of a timestamp against ``frame_index / fps``, as in LeRobot.
 TOLERANCE_S = 1e-4
-_ROWS_AT_ONCE = 1024
+_ROWS_AT_ONCE, _NUMBERS_AT_ONCE = 1024, 1 << 24
+_MOST_PACKED, _ALWAYS_COPIED_BYTES = 1000, 1 << 30
 
 
 def write_frames(layout: LeRobotLayout, folder: Path) -> InstructionTable:
@@ -48,20 +54,24 @@ def write_frames(layout: LeRobotLayout, folder: Path) -> InstructionTable:
     """
     numbers = {k: v for k, v in layout.features.items() if v.is_number}
     images = [k for k, v in layout.features.items() if v.dtype == "image"]
-    files = [open_parquet(path) for path in layout.data_files]
+    files = [open_table(path) for path in layout.data_files]
     _check_columns(layout, files, [*numbers, *images])
+    _check_size(layout, numbers)
     table, task_ids = _tasks(layout)
     frames = _allocate(layout, numbers, folder / "frames", with_task=len(table) > 0)
     row = 0
     with ExitStack() as stack:
-        writers = [stack.enter_context(ImageWriter(folder, n)) for n in images]
-        for path, batch in _batches(layout, files, [*numbers, *images]):
+        writers = [
+            stack.enter_context(ImageWriter(layout.root, folder, layout.features[name]))
+            for name in images
+        ]
+        for file, batch in _batches(layout, files, [*numbers, *images]):
             rows = slice(row, row + batch.num_rows)
             for name, feature in numbers.items():
-                values = _numbers(path, feature, batch.column(name))
+                values = _numbers(file.origin, feature, batch.column(name))
                 frames.get(to_canonical(name))[rows] = values
             for writer in writers:
-                writer.extend(layout.root, batch.column(writer.name))
+                writer.extend(batch.column(writer.name))
             row += batch.num_rows
     _check_frames(layout, frames)
     if len(table):
@@ -70,49 +80,59 @@ def write_frames(layout: LeRobotLayout, folder: Path) -> InstructionTable:
 
 
 def _batches(
-    layout: LeRobotLayout, files: list[pq.ParquetFile], columns: list[str]
-) -> Iterator[tuple[Path, pa.RecordBatch]]:
-    for path, file in zip(layout.data_files, files, strict=True):
-        for batch in file.iter_batches(_ROWS_AT_ONCE, columns=columns):
-            yield path, batch
+    layout: LeRobotLayout, files: list[TableFile], columns: list[str]
+) -> Iterator[tuple[TableFile, pa.RecordBatch]]:
+    widths = [math.prod(layout.features[name].shape) for name in columns]
+    rows = max(1, min(_ROWS_AT_ONCE, _NUMBERS_AT_ONCE // max(widths)))
+    for file in files:
+        for batch in file.batches(rows, columns):
+            yield file, batch
 
 
 class ImageWriter:
     """Writer of the encoded images of one camera to one file, with their offsets.
 
     Args:
+        root: the dataset's folder.
         folder: of the cache.
-        name: LeRobot's name of the camera.
+        feature: the camera.
     """
 
-    def __init__(self, folder: Path, name: str) -> None:
-        self.name = name
-        self._folder = folder / "images" / name
+    def __init__(self, root: Path, folder: Path, feature: Feature) -> None:
+        self.name, self._shape, self._root = feature.name, feature.image_shape, root
+        self._folder = folder / "images" / self.name
         self._folder.mkdir(parents=True)
         self._blob = (self._folder / "bytes.bin").open("wb")
         self._ends = [0]
 
-    def extend(self, root: Path, column: pa.Array) -> None:
-        """Append the images of one batch of rows."""
+    def extend(self, column: pa.Array) -> None:
+        """Append the images of one batch of rows.
+
+        Raises:
+            FileNotFoundError: there is no file at a path.
+            SchemaError: names the row; it has no picture, one that cannot be decoded
+                or has another size, or a path that leaves the dataset's folder.
+        """
+        origin = Origin(OWNER, f"camera {self.name!r}", "Fetch the dataset again.")
+        kinds = {}
+        with origin.reading("a column of {'bytes': ..., 'path': ...}"):
+            kinds = {field.name: str(field.type) for field in column.type}
+        wanted = ("binary", "large_binary", "null", "string", "large_string")
+        if [kinds.get(name) in wanted for name in ("bytes", "path")] != [True, True]:
+            raise origin.refuse("a column of {'bytes': ..., 'path': ...}", kinds)
         for image in column.to_pylist():
+            row = origin.row(f"row {len(self._ends) - 1}")
             data = image["bytes"] if image else None
             if data is None and image and image["path"]:
-                data = self._read(root / image["path"])
+                path = path_below(row, self._root, str(image["path"]), "a picture")
+                remedy = f"It is the picture of {row.place}. {row.remedy}"
+                data = read_bytes(Origin.of_file(OWNER, path, remedy), path)
             if data is None:
-                raise SchemaError(
-                    f"{OWNER}: expected an image of {self.name!r} in each frame, got "
-                    f"none in row {len(self._ends) - 1}."
-                )
+                raise row.refuse("an image in each frame", "none")
+            data = data.encode() if type(data) is str else data
+            check_picture(data, self._shape, row)
             self._blob.write(data)
             self._ends.append(self._ends[-1] + len(data))
-
-    def _read(self, path: Path) -> bytes:
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"{OWNER}: expected the image {str(path)!r} of {self.name!r}, got "
-                "nothing. Fetch the dataset again."
-            )
-        return path.read_bytes()
 
     def __enter__(self) -> ImageWriter:
         return self
@@ -124,21 +144,33 @@ class ImageWriter:
 
 
 def _check_columns(
-    layout: LeRobotLayout, files: list[pq.ParquetFile], names: list[str]
+    layout: LeRobotLayout, files: list[TableFile], names: list[str]
 ) -> None:
-    for path, file in zip(layout.data_files, files, strict=True):
-        missing = sorted(set(names) - set(file.schema_arrow.names))
-        if missing:
-            raise SchemaError(
-                f"{OWNER}: expected the features of 'meta/info.json' as columns in "
-                f"{str(path)!r}, got no {missing}."
-            )
-    rows = sum(file.metadata.num_rows for file in files)
+    for file in files:
+        file.check_columns(names, "the features of 'meta/info.json' as columns")
+    rows = sum(file.num_rows for file in files)
     if rows != layout.num_frames:
         raise SchemaError(
             f"{OWNER}: expected {layout.num_frames} frames (total_frames of "
             f"'meta/info.json') in {str(layout.root)!r}, got {rows} rows in "
             f"{len(files)} files. The recording or the download was not finished."
+        )
+
+
+def _check_size(layout: LeRobotLayout, numbers: dict[str, Feature]) -> None:
+    """Refuse sizes that the data files cannot hold, before they are allocated."""
+    sizes = [
+        _dtype(feature).itemsize * math.prod(feature.shape)
+        for feature in numbers.values()
+    ]
+    stored = sum(path.stat().st_size for path in layout.data_files)
+    declared = layout.num_frames * sum(sizes)
+    if declared > _MOST_PACKED * stored + _ALWAYS_COPIED_BYTES:
+        largest = max(numbers, key=lambda name: math.prod(numbers[name].shape))
+        raise SchemaError(
+            f"{OWNER}: expected numbers that {len(layout.data_files)} data files of "
+            f"{stored} bytes can hold, got {declared} bytes declared, most of them at "
+            f"feature {largest!r}. Correct its shape in 'meta/info.json'."
         )
 
 
@@ -162,7 +194,12 @@ def _allocate(
     return frames.memmap_like(str(folder))
 
 
-def _numbers(path: Path, feature: Feature, column: pa.Array) -> Tensor:
+def _numbers(origin: Origin, feature: Feature, column: pa.Array) -> Tensor:
+    with origin.reading("numbers", feature.name):
+        return _checked_numbers(origin, feature, column)
+
+
+def _checked_numbers(origin: Origin, feature: Feature, column: pa.Array) -> Tensor:
     n_rows, per_frame = len(column), math.prod(feature.shape)
     # LeRobot's `datasets`, once imported, makes a matrix an extension type.
     if isinstance(column, import_extra("pyarrow", "datasets", OWNER).ExtensionArray):
@@ -174,14 +211,16 @@ def _numbers(path: Path, feature: Feature, column: pa.Array) -> Tensor:
     if nulls or len(column) != n_rows * per_frame:
         raise SchemaError(
             f"{OWNER}: expected {per_frame} numbers a frame (shape {feature.shape}) at "
-            f"feature {feature.name!r} in {str(path)!r}, got {len(column)} in "
+            f"feature {feature.name!r} in {origin.place}, got {len(column)} in "
             f"{n_rows} rows, {nulls} of them empty."
         )
     values = column.to_numpy(zero_copy_only=False)
+    if values.dtype.kind not in "biuf":
+        raise origin.refuse("numbers", f"{column.type}", feature.name)
     if values.dtype.kind == "f" and _dtype(feature) != torch.float32:
         raise SchemaError(
             f"{OWNER}: expected {feature.dtype} at feature {feature.name!r} in "
-            f"{str(path)!r}, as 'meta/info.json' says, got {values.dtype}."
+            f"{origin.place}, as 'meta/info.json' says, got {values.dtype}."
         )
     return torch.tensor(values, dtype=_dtype(feature)).view(
         n_rows, *feature.frame_shape
@@ -250,5 +289,5 @@ def _check_frames(layout: LeRobotLayout, frames: TensorDict) -> None:
 
 def read_frames(folder: Path) -> tuple[TensorDict, InstructionTable]:
     """Open a folder that :func:`write_frames` wrote."""
-    table = InstructionTable.from_json((folder / "instructions.json").read_text())
-    return TensorDict.load_memmap(str(folder / "frames")), table
+    table = InstructionTable.from_json(folder / "instructions.json")
+    return map_frames(OWNER, folder / "frames", COPY_AGAIN), table

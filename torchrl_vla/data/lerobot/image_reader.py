@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import threading
 from collections import OrderedDict
@@ -15,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from torchrl_vla._internal.file_origin import Origin
+from torchrl_vla.data.lerobot.encoded_picture import check_pixels, decode_picture
 from torchrl_vla.data.lerobot.folder_layout import OWNER
 from torchrl_vla.data.lerobot.video_decoder import DECODERS, Video, VideoIndex
-from torchrl_vla.schema import SchemaError, import_extra
 
 _OPEN_VIDEOS = 64
 # Smaller images decode so fast that threads only wait for Python's lock.
@@ -87,18 +87,15 @@ class EncodedCamera:
         self, rows: np.ndarray, places: np.ndarray, out: np.ndarray, videos: OpenVideos
     ) -> None:
         """Write the image of each row to its place in ``out``."""
-        pil = import_extra("PIL.Image", "datasets", OWNER)
         last, last_place = None, 0
         for row, place in zip(rows.tolist(), places.tolist(), strict=True):
             if row == last:
                 out[place] = out[last_place]
                 continue
             data = self._blob[self._ends[row] : self._ends[row + 1]].tobytes()
-            with pil.open(io.BytesIO(data)) as image:
-                pixels = np.asarray(image)
-            pixels = pixels[..., None] if pixels.ndim == 2 else pixels
-            check_image(self.name, self.shape, pixels, f"row {row}")
-            out[place] = pixels
+            place_of = f"row {row} of camera {self.name!r}"
+            origin = Origin(OWNER, place_of, "Fetch the dataset again.")
+            out[place] = decode_picture(data, self.shape, origin)
             last, last_place = row, place
 
 
@@ -149,22 +146,11 @@ class VideoCamera:
             for number, start, end, pixels in zip(
                 numbers, first, ends, images, strict=True
             ):
-                check_image(self.name, self.shape, pixels, f"frame {number} of {path}")
+                place_of = f"frame {number} of {str(path)!r}"
+                origin = Origin(OWNER, place_of, "Fetch the dataset again.")
+                check_pixels(pixels, self.shape, origin)
                 for place in places[part[start:end]]:
                     out[place] = pixels
-
-
-def check_image(
-    name: str, shape: tuple[int, int, int], pixels: np.ndarray, where: str
-) -> None:
-    """Refuse an image that contradicts ``info.json``."""
-    c, h, w = shape
-    if pixels.shape != (h, w, c) or pixels.dtype != np.uint8:
-        raise SchemaError(
-            f"{OWNER}: expected uint8 images of {h} x {w} with {c} channels at "
-            f"camera {name!r}, as 'meta/info.json' says, got {pixels.dtype} "
-            f"{pixels.shape} in {where}."
-        )
 
 
 class ImageReader:

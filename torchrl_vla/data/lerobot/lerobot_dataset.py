@@ -178,7 +178,7 @@ class LeRobotDemonstrations(Demonstrations):
         copy = cached_copy(layout, Path(where))
         recorded, instructions = read_frames(copy)
         frames = _choose_episodes(recorded, episodes)
-        stored = read_stored(folder)
+        stored = read_stored(folder, statistics)
         return cls(
             frames,
             read_metadata(

@@ -25,8 +25,8 @@ class FeatureInfo(TypedDict, total=False):
     """Entry of one feature in ``info.json``."""
 
     dtype: str
-    shape: list[int]
-    names: list[str] | dict[str, object] | None
+    shape: list[int] | None
+    names: list[object] | dict[str, object] | None
     info: dict[str, object] | None
     video_info: dict[str, object] | None
 
@@ -63,5 +63,5 @@ class Feature(NamedTuple):
 
     def to_info(self) -> FeatureInfo:
         """Return the entry of ``info.json``."""
-        names = None if self.names is None else list(self.names)
+        names: list[object] | None = None if self.names is None else [*self.names]
         return {"dtype": self.dtype, "shape": list(self.shape), "names": names}

@@ -15,13 +15,19 @@ from torchrl_vla._internal.durable_files import (
     remove,
     write_json,
 )
+from torchrl_vla._internal.file_origin import Origin
 from torchrl_vla.data.lerobot.lerobot_feature import Feature
+from torchrl_vla.data.lerobot.table_reader import TableFile
 from torchrl_vla.data.lerobot_writer.episode_stats import (
     ImageHistogram,
     Statistics,
     number_statistics,
 )
-from torchrl_vla.data.lerobot_writer.frame_schema import FrameSchema, index_features
+from torchrl_vla.data.lerobot_writer.frame_schema import (
+    OWNER,
+    FrameSchema,
+    index_features,
+)
 from torchrl_vla.data.lerobot_writer.parquet_tables import (
     FILES_PER_CHUNK,
     TASK_COLUMN,
@@ -30,7 +36,6 @@ from torchrl_vla.data.lerobot_writer.parquet_tables import (
     column,
     data_schema,
     numbers_of,
-    parquet,
     place_name,
     stored,
     write_tasks,
@@ -119,7 +124,7 @@ def _write_data(
     start = 0
     data = RollingTables(folder / "data", file_size_mb=settings.data_file_size_mb)
     for row, episode in zip(rows, episodes, strict=True):
-        table = parquet().read_table(episode.table_path)
+        table = episode.read_table()
         texts = table.column(TASK_COLUMN).to_pylist()
         for text in dict.fromkeys(texts):
             tasks.setdefault(text, len(tasks))
@@ -172,7 +177,11 @@ def _write_videos(
         path = folder / "videos" / name / place_name(place, "mp4")
         path.parent.mkdir(parents=True, exist_ok=True)
         parts = [(paths[index], episodes[index].length) for index in members]
-        concatenate(parts, path, fps=settings.fps)
+        origin = Origin(
+            OWNER, f"{str(folder)!r}", "Remove the episode that is damaged."
+        )
+        with origin.reading(f"finished videos of {name!r}"):
+            concatenate(parts, path, fps=settings.fps)
         flush_to_disk(path)
         n_before = 0
         for index in members:
@@ -238,7 +247,7 @@ def _whole_statistics(
     for feature in numbers:
         parts = []
         for path in files:
-            table = parquet().read_table(path, columns=[feature.name])
+            table = TableFile.from_path(OWNER, path, "").read([feature.name])
             parts.append(numbers_of(feature, table.column(feature.name)))
         out[feature.name] = number_statistics(np.concatenate(parts))
     for name in episodes[0].histograms:

@@ -17,6 +17,8 @@ from tensordict import (
 )
 from torch import Tensor
 
+from torchrl_vla._internal.file_origin import Origin
+from torchrl_vla._internal.safe_paths import check_name
 from torchrl_vla.data.lerobot.lerobot_feature import (
     INDEX_FEATURES,
     Feature,
@@ -77,6 +79,11 @@ class FrameSchema:
 
     features: tuple[Feature, ...]
 
+    def __post_init__(self) -> None:
+        origin = Origin(OWNER, "the recording", "Rename the entry or camera.")
+        for feature in self.features:
+            check_name(origin, feature.name, "a feature")
+
     @classmethod
     def from_steps(
         cls,
@@ -116,8 +123,8 @@ class FrameSchema:
                 Feature(
                     name,
                     value["dtype"],
-                    tuple(value["shape"]),
-                    None if value["names"] is None else tuple(value["names"]),
+                    tuple(value["shape"] or (1,)),
+                    tuple(map(str, value["names"] or ())) or None,
                 )
                 for name, value in features.items()
             )

@@ -10,6 +10,7 @@ from typing import Literal
 from tensordict import NestedKey, TensorDictBase
 
 from torchrl_vla._internal.durable_files import remove
+from torchrl_vla._internal.file_origin import Origin
 from torchrl_vla.data.lerobot_writer.dataset_assembly import assemble
 from torchrl_vla.data.lerobot_writer.episode_buffer import EpisodeBuffer
 from torchrl_vla.data.lerobot_writer.frame_schema import (
@@ -322,9 +323,15 @@ def check_writer_extras(images: Images) -> None:
 
     Raises:
         MissingExtraError: a package of the extra ``datasets`` is missing.
+        SchemaError: FFmpeg has no such encoder.
     """
-    for module in ("pyarrow.parquet", "PIL.Image" if images == "png" else "av"):
-        import_extra(module, "datasets", OWNER)
+    import_extra("pyarrow.parquet", "datasets", OWNER)
+    package = import_extra("PIL.Image" if images == "png" else "av", "datasets", OWNER)
+    encoding = _encoding(images)
+    if encoding is not None:
+        origin = Origin(OWNER, "this FFmpeg", "Pass VideoEncoding.h264().")
+        with origin.reading(f"an encoder {encoding.codec!r}", "images"):
+            package.codec.Codec(encoding.codec, "w")
 
 
 def _encoding(images: Images) -> VideoEncoding | None:

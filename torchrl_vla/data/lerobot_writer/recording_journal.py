@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
 
 import numpy as np
 from tensordict import NestedKey
@@ -17,7 +17,11 @@ from torchrl_vla._internal.durable_files import (
     write_json,
     write_text,
 )
-from torchrl_vla._internal.json_source import read_json
+from torchrl_vla._internal.file_origin import Origin
+from torchrl_vla._internal.json_source import WRITE_AGAIN, read_json
+from torchrl_vla._internal.safe_paths import path_below
+from torchrl_vla.data.lerobot.lerobot_feature import FeatureInfo
+from torchrl_vla.data.lerobot.table_reader import TableFile
 from torchrl_vla.data.lerobot_writer.episode_stats import ImageHistogram
 from torchrl_vla.data.lerobot_writer.folder_lock import FolderLock
 from torchrl_vla.data.lerobot_writer.frame_schema import OWNER, FrameSchema
@@ -38,6 +42,7 @@ _SETTINGS, _PARTIAL, _FRAMES, _EPISODE = (
     "frames.parquet",
     "episode.json",
 )
+_REMOVE = "Remove this episode's folder and rename the later ones; the rest is whole."
 _TEXT = """\
 This folder is an unfinished recording of a LeRobot dataset, by torchrl_vla.
 
@@ -50,6 +55,21 @@ into a dataset:
 or continue recording with LeRobotWriter.resume(FOLDER). To discard it, delete the
 folder.
 """
+
+
+class _StoredSettings(TypedDict):
+    metadata: RobotDatasetMetadata
+    fps: int
+    encoding: VideoEncoding | None
+    extra_keys: list[str | tuple[str, ...]]
+    data_file_size_mb: float
+    video_file_size_mb: float
+
+
+class _StoredEpisode(TypedDict):
+    length: int
+    features: dict[str, FeatureInfo]
+    pixel_counts: dict[str, list[list[int]]]
 
 
 @dataclass(frozen=True)
@@ -89,18 +109,25 @@ class RecordingSettings:
         }
 
     @classmethod
-    def from_json(cls, values: dict[str, Any]) -> RecordingSettings:
-        """Return the settings of :meth:`to_json`'s output."""
-        encoding = values["encoding"]
-        changed = {
-            "metadata": RobotDatasetMetadata.from_json(json.dumps(values["metadata"])),
-            "encoding": None if encoding is None else VideoEncoding(**encoding),
-            "extra_keys": tuple(
-                tuple(key) if isinstance(key, list) else key
-                for key in values["extra_keys"]
-            ),
-        }
-        return cls(**{**values, **changed})
+    def from_file(cls, path: Path) -> RecordingSettings:
+        """Read a file with :meth:`to_json`'s output.
+
+        Raises:
+            SchemaError: it is damaged.
+        """
+        values = read_json(OWNER, path, _StoredSettings)
+        if values["fps"] < 1:
+            raise Origin(OWNER, repr(str(path)), WRITE_AGAIN).refuse(
+                "a positive number", values["fps"], "fps"
+            )
+        return cls(
+            metadata=values["metadata"],
+            fps=values["fps"],
+            encoding=values["encoding"],
+            extra_keys=tuple(values["extra_keys"]),
+            data_file_size_mb=values["data_file_size_mb"],
+            video_file_size_mb=values["video_file_size_mb"],
+        )
 
 
 class RecordedEpisode(NamedTuple):
@@ -121,9 +148,22 @@ class RecordedEpisode(NamedTuple):
         """File of its numbers and PNG images."""
         return self.folder / _FRAMES
 
+    def read_table(self) -> pa.Table:
+        """Read the file of its numbers and PNG images.
+
+        Raises:
+            SchemaError: it is damaged, or has another number of rows.
+        """
+        file = TableFile.from_path(OWNER, self.table_path, _REMOVE)
+        table = file.read()
+        if len(table) != self.length:
+            raise file.origin.refuse(f"{self.length} rows", len(table))
+        return table
+
     def video_path(self, name: str) -> Path:
         """File of the video of one camera."""
-        return self.folder / f"{name}.mp4"
+        origin = Origin(OWNER, repr(str(self.folder)), "Choose another name.")
+        return path_below(origin, self.folder, f"{name}.mp4", "a camera")
 
 
 class Journal:
@@ -186,9 +226,13 @@ class Journal:
                 f"{OWNER}: expected an unfinished recording at {str(folder)!r}, got a "
                 "finished dataset. Open it with LeRobotDemonstrations."
             )
-        values = read_json(OWNER, root / _SETTINGS)
-        journal = cls(folder, RecordingSettings.from_json(values), lock)
-        journal._read_episodes()
+        try:
+            settings = RecordingSettings.from_file(root / _SETTINGS)
+            journal = cls(folder, settings, lock)
+            journal._read_episodes()
+        except (SchemaError, FileNotFoundError):
+            lock.release()
+            raise
         remove(journal.partial)
         return journal
 
@@ -200,12 +244,21 @@ class Journal:
                     f"{str(self._root)!r}, got {path.name!r}. An episode was removed: "
                     "restore it, or rename the later ones."
                 )
-            values = read_json(OWNER, path / _EPISODE)
+            values = read_json(OWNER, path / _EPISODE, _StoredEpisode, remedy=_REMOVE)
             self.schema = FrameSchema.from_info(values["features"])
-            histograms = {
-                name: ImageHistogram(values["length"], np.array(counts, np.int64))
-                for name, counts in values["pixel_counts"].items()
-            }
+            origin = Origin(OWNER, repr(str(path / _EPISODE)), _REMOVE)
+            with origin.reading("256 counts of three channels", "pixel_counts"):
+                histograms = {
+                    name: ImageHistogram(
+                        values["length"], np.array(counts, np.int64).reshape(3, 256)
+                    )
+                    for name, counts in values["pixel_counts"].items()
+                }
+            cameras = {feature.name for feature in self.schema.images}
+            if set(histograms) != cameras:
+                raise origin.refuse(
+                    f"{sorted(cameras)}", sorted(histograms), "pixel_counts"
+                )
             self.episodes.append(RecordedEpisode(path, values["length"], histograms))
 
     @property
@@ -227,8 +280,7 @@ class Journal:
             "features": schema.to_info(),
             "pixel_counts": {k: v.counts.tolist() for k, v in histograms.items()},
         }
-        text = json.dumps(values, ensure_ascii=False)
-        (self.partial / _EPISODE).write_text(text, encoding="utf-8")
+        write_json(self.partial / _EPISODE, values)
         path = self._root / _episode_name(len(self.episodes))
         commit_folder(self.partial, path)
         self.schema = schema

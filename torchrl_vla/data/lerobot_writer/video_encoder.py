@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from torchrl_vla._internal.file_origin import Origin
 from torchrl_vla.data.lerobot_writer.frame_schema import OWNER
 from torchrl_vla.schema import SchemaError, import_extra
 
@@ -148,9 +149,14 @@ class VideoFacts:
 
     @classmethod
     def from_file(cls, path: Path) -> VideoFacts:
-        """Read the parameters from the start of a file."""
+        """Read the parameters from the start of a file.
+
+        Raises:
+            SchemaError: it is damaged.
+        """
         av = import_extra("av", "datasets", OWNER)
-        with av.open(str(path)) as container:
+        origin = Origin.of_file(OWNER, path, "Record the episode again.")
+        with origin.reading("a finished video"), av.open(str(path)) as container:
             stream = container.streams.video[0]
             return cls(
                 stream.codec.canonical_name,
