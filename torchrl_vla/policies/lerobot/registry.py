@@ -206,6 +206,11 @@ def horizon_problems(config: Config, kind: PolicyKind) -> Iterator[str]:
             yield f"a {name} >= 1, got {count}"
     if steps > (longest := kind.longest_execution(config)):
         yield f"n_action_steps <= {longest}, which is all of a call, got {steps}"
+    if kind.call in ("chunk", "planner") and config.n_obs_steps > 1:
+        yield f"n_obs_steps 1, as its call reads one, got {config.n_obs_steps}"
+    coefficient = optional_field(config, "temporal_ensemble_coeff")
+    if coefficient is not None and steps > 1:
+        yield f"n_action_steps 1 beside a temporal_ensemble_coeff, got {steps}"
     trained = optional_field(config, "num_train_timesteps")
     sampled = optional_field(config, "num_inference_steps")
     if None not in (trained, sampled) and not 1 <= sampled <= trained:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,14 +25,19 @@ from torchrl_vla.policies.lerobot.load.lora_adapters import (
 from torchrl_vla.policies.lerobot.load.override_checks import check_overrides
 from torchrl_vla.policies.lerobot.load.pipeline import LeRobotPipeline
 from torchrl_vla.policies.lerobot.load.robot_fit import RobotFit, replace_statistics
-from torchrl_vla.policies.lerobot.load.weights import check_weights, open_weights
+from torchrl_vla.policies.lerobot.load.stored_checkpoint import (
+    PROCESSOR_FILES,
+    name_of,
+    read_config,
+    read_steps,
+)
+from torchrl_vla.policies.lerobot.load.tensor_file import TensorFile
+from torchrl_vla.policies.lerobot.load.weights import check_weights
 from torchrl_vla.policies.lerobot.registry import KINDS, horizon_problems, kind_of
 from torchrl_vla.schema import SchemaError, import_extra
 from torchrl_vla.schema.lerobot_names import is_repo_id
 
 _CALLER = "LeRobotPolicyWrapper.from_pretrained"
-#: The files of the two processors in a checkpoint.
-PROCESSOR_FILES = ("policy_preprocessor.json", "policy_postprocessor.json")
 
 
 def read_checkpoint(
@@ -63,7 +67,7 @@ def read_checkpoint(
     configs = import_extra("lerobot.configs.policies", "lerobot", _CALLER)
     folder = _find_folder(source, revision, cache_folder)
     _check_files(folder)
-    kind = _read_json(folder, "config.json").get("type")
+    kind = read_config(_CALLER, folder).get("type")
     if not any_type:
         kind_of(str(kind))
     find_plugins(str(kind))
@@ -160,19 +164,9 @@ def read_ensemble_coefficient(
     import_extra("lerobot.policies.factory", "lerobot", _CALLER)
     folder = _find_folder(source, revision, cache_folder)
     _check_files(folder)
-    config = _read_json(folder, "config.json")
-    return {**config, **(overrides or {})}.get("temporal_ensemble_coeff")
-
-
-def _read_json(folder: Path, name: str) -> dict[str, Any]:
-    try:
-        content = json.loads((folder / name).read_text(encoding="utf-8"))
-        return dict(content)
-    except (ValueError, TypeError) as error:
-        raise SchemaError(
-            f"{_CALLER}: expected a JSON object in {str(folder / name)!r}, got "
-            f"{type(error).__name__}: {error}. Save or download the checkpoint again."
-        ) from error
+    config = {**read_config(_CALLER, folder), **(overrides or {})}
+    coefficient = config.get("temporal_ensemble_coeff")
+    return None if coefficient is None else float(coefficient)
 
 
 def _find_folder(
@@ -227,8 +221,7 @@ def _check_files(folder: Path) -> None:
             "`python -m lerobot.processor.migrate_policy_normalization`."
         )
     for path in folder.glob("*.safetensors"):
-        with open_weights(path, _CALLER):
-            pass
+        TensorFile(_CALLER, path)
 
 
 def _read_config(
@@ -299,8 +292,8 @@ def _read_processors(
     config: Config,
     overrides: Mapping[str, Mapping[str, Any]] | None,
 ) -> tuple[Processor, Processor]:
-    entries = _read_json(folder, PROCESSOR_FILES[0]).get("steps", ())
-    known = [step.get("registry_name", step.get("class")) for step in entries]
+    before, _ = (read_steps(_CALLER, folder, name) for name in PROCESSOR_FILES)
+    known = [name_of(step) for step in before]
     if unknown := sorted(set(overrides or ()) - set(known)):
         raise SchemaError(
             f"{_CALLER}: expected steps of the preprocessor at argument "

@@ -90,7 +90,7 @@ def normalizers(pipeline: Processor) -> Iterator[Step]:
 def find_step(pipeline: Processor, name: str) -> Step | None:
     """Return the step of a name in LeRobot's registry; None = the pipeline has none."""
     for step in pipeline.steps:
-        if optional_field(type(step), "_registry_name") == name:
+        if optional_field(step, "_registry_name") == name:
             return step
     return None
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchrl_vla.policies.lerobot.load.tensor_file import TensorFile
 from torchrl_vla.schema import SchemaError, import_extra
 
 _CALLER = "LeRobotPolicyWrapper.from_pretrained"
@@ -31,7 +32,7 @@ def check_weights(weights: Mapping[str, Tensor], path: Path, name: str) -> None:
     Raises:
         SchemaError: a weight is not in the file, or one in the file is not used.
     """
-    with open_weights(path, _CALLER) as file:
+    with _open(path) as file:
         missing, spare = _compare(weights, file)
     if missing or spare:
         raise SchemaError(
@@ -42,22 +43,10 @@ def check_weights(weights: Mapping[str, Tensor], path: Path, name: str) -> None:
         )
 
 
-def open_weights(path: Path, caller: str) -> Any:
-    """Open a safetensors file, whose header and size are then those of its numbers.
-
-    Raises:
-        SchemaError: it is cut, or holds something else, such as a Git LFS pointer.
-    """
-    safetensors = import_extra("safetensors", "lerobot", caller)
-    try:
-        return safetensors.safe_open(path, framework="pt")
-    except (safetensors.SafetensorError, OSError) as error:
-        raise SchemaError(
-            f"{caller}: expected the numbers of a checkpoint in {str(path)!r}, got "
-            f"{path.stat().st_size} bytes that are cut or no safetensors file "
-            f"({error}). Copy or download it again; a Git LFS pointer becomes the file "
-            "with `git lfs pull`."
-        ) from error
+def _open(path: Path) -> Any:
+    TensorFile(_CALLER, path)  # whose errors name the file and what to do
+    safetensors = import_extra("safetensors", "lerobot", _CALLER)
+    return safetensors.safe_open(path, framework="pt")
 
 
 def changed_weights(weights: Mapping[str, Tensor], path: Path) -> list[str]:
@@ -69,7 +58,7 @@ def changed_weights(weights: Mapping[str, Tensor], path: Path) -> list[str]:
     """
     for inner in (".base_layer.", ".original_module."):
         weights = {name.replace(inner, "."): value for name, value in weights.items()}
-    with open_weights(path, _CALLER) as file:
+    with _open(path) as file:
         return sorted(
             name
             for name in file.keys()  # noqa: SIM118  it is no dictionary
