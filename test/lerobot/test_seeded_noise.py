@@ -6,8 +6,13 @@ import lerobot_vla_backbones as backbones
 import pytest
 import torch
 from lerobot_checkpoints import observe
+from tabletop_smolvla import make_tabletop_smolvla
 
+from torchrl_vla.envs import TabletopEnv
+from torchrl_vla.evaluation import evaluate
+from torchrl_vla.execution import MultiStepActorWrapper
 from torchrl_vla.policies import LeRobotPolicyWrapper
+from torchrl_vla.rollout import run_episodes
 
 pytestmark = pytest.mark.lerobot
 
@@ -99,6 +104,27 @@ def test_the_noise_has_the_prior_that_the_policy_was_trained_with(checkpoint):
     assert noise.dtype == torch.float32
     assert abs(noise.mean().item()) < 0.15
     assert abs(noise.std().item() - 1) < 0.1
+
+
+def test_an_evaluation_does_not_depend_on_the_number_of_environments(tiny_vlm):
+    policy = make_tabletop_smolvla(tiny_vlm, TabletopEnv(1, image_size=32)).wrapper
+    seeds, actions = [3, 1, 4], []
+    for num_envs in (1, 3):
+        env = TabletopEnv(num_envs, image_size=32, max_steps=9)
+        policy.instructions = env.instructions
+        executor = MultiStepActorWrapper(policy, replan_interval=4)
+        torch.manual_seed(num_envs)
+        taken = {0: [], 1: [], 2: []}
+        for step in run_episodes(env, executor, seeds):
+            for row, episode in enumerate(step.episode.tolist()):
+                if episode >= 0:
+                    taken[episode].append(step.data["action"][row])
+        actions.append(torch.stack([torch.stack(taken[i]) for i in taken]))
+    assert actions[0].shape == (3, 9, 2)
+    assert torch.allclose(actions[0], actions[1], atol=1e-4)
+    assert not torch.allclose(actions[0][0], actions[0][1], atol=1e-2)
+    result = evaluate(env, executor, 1, progress=False)
+    assert result.provenance["noise_source"] == "noise_seed"
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from tqdm import tqdm
 
-from torchrl_vla.evaluation.provenance import make_provenance
+from torchrl_vla.evaluation.provenance import describe_noise, make_provenance
 from torchrl_vla.evaluation.result import EpisodeRecord, EvaluationResult
 from torchrl_vla.evaluation.video_export import Recorder
 from torchrl_vla.rollout import EpisodeStep, Purpose, episode_seeds, run_episodes
@@ -88,6 +88,7 @@ def evaluate(
     kind = ExplorationType.DETERMINISTIC if deterministic else ExplorationType.RANDOM
     table = getattr(env, "instructions", None)
     running = [_Running() for _ in seeds]
+    noise = describe_noise(policy)
     finished = successes = 0
     with (
         torch.no_grad(),
@@ -111,7 +112,7 @@ def evaluate(
     known = make_provenance(
         env, seed=seed, purpose=purpose, deterministic=deterministic
     )
-    return EvaluationResult(records, {**known, **(provenance or {})})
+    return EvaluationResult(records, {**known, **noise, **(provenance or {})})
 
 
 class _Running:

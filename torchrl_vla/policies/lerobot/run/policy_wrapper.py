@@ -32,7 +32,6 @@ from torchrl_vla.policies.lerobot.run.training_batch import make_training_batch
 from torchrl_vla.policies.lerobot.run.wrapper_arguments import (
     check_callable_arguments,
     check_chunk,
-    check_input_arguments,
     check_loading_arguments,
     check_predict_fn,
     check_pretrained_arguments,
@@ -75,8 +74,7 @@ class LeRobotPolicyWrapper(ContinuousVLAWrapper):
         tensordict, so streams can be interleaved and reset one by one.
 
         Multi-task DiT, VQ-BeT, TD-MPC and X-VLA take no noise: they draw from PyTorch's
-        global generator (``noise_source`` is ``"torch"``), so that an evaluation of
-        theirs changes with the number of environments.
+        global generator, so that their results change with the number of environments.
 
     Args:
         policy: one of LeRobot's; or an object with ``predict_action_chunk(batch)``, or
@@ -90,8 +88,8 @@ class LeRobotPolicyWrapper(ContinuousVLAWrapper):
         masks_padding: True = LeRobot's loss leaves padded actions out.
         history_size: observations that it reads, the current one included.
         metadata: sizes and cameras of the robot that the checkpoint declares.
-        noise_source: where its random numbers come from: ``"noise_seed"``, ``"torch"``
-            (the global generator) or ``"none"``; None = unknown.
+        noise_source: of its random numbers: ``"noise_seed"``, ``"torch"`` (the global
+            generator) or ``"none"``; None = unknown.
         ensemble_coefficient: ``temporal_ensemble_coeff`` of an ACT of
             :func:`load_lerobot_policy`, whose chunks an executor averages.
 
@@ -163,8 +161,8 @@ class LeRobotPolicyWrapper(ContinuousVLAWrapper):
     ) -> None:
         keys = ObservationKeys(image_key, state_key, instruction_key)
         sizes = (chunk_size, action_dim)
-        adapter: PolicyAdapter
         check_predict_fn(predict_fn)
+        adapter: PolicyAdapter
         is_bare = predict_fn is not None and pipeline is None
         if find_config(policy) is not None and not is_bare:
             adapter = PretrainedPolicy(
@@ -172,8 +170,7 @@ class LeRobotPolicyWrapper(ContinuousVLAWrapper):
             )
             check_pretrained_arguments(adapter, sizes, camera_name, use_state)
         else:
-            check_callable_arguments(policy, pipeline)
-            check_input_arguments(keys, camera_name, use_state)
+            check_callable_arguments(policy, pipeline, keys, camera_name, use_state)
             keys = keys if use_state else replace(keys, state=None)
             adapter = CallablePolicy(
                 policy, predict_fn, sizes, keys, camera_name, instructions
@@ -205,8 +202,8 @@ class LeRobotPolicyWrapper(ContinuousVLAWrapper):
             self.policy_space = ROBOT_SPACE
             self.cloning_loss = "lerobot"
             self.folder_format = "lerobot"
-            kind = adapter.as_pretrained(type(self).__name__).kind
-            self.likelihood_advice = kind.likelihood_advice
+            own = adapter.as_pretrained(type(self).__name__)
+            self.likelihood_advice = own.kind.likelihood_advice
         if adapter.plan_shape is not None:
             self.out_keys = [*self.out_keys, ("next", PLAN_KEY)]
 
@@ -315,14 +312,9 @@ class LeRobotPolicyWrapper(ContinuousVLAWrapper):
         Raises:
             SchemaError: it wraps no policy of LeRobot's, or a baseless adapter.
         """
-        pretrained = self.adapter.as_pretrained("LeRobotPolicyWrapper.to_folder")
-        write_checkpoint(
-            folder,
-            self.policy,
-            pretrained.config,
-            pretrained.pipeline,
-            self.ensemble_coefficient,
-        )
+        own = self.adapter.as_pretrained("LeRobotPolicyWrapper.to_folder")
+        coefficient = self.ensemble_coefficient
+        write_checkpoint(folder, self.policy, own.config, own.pipeline, coefficient)
 
     @property
     def wrapper(self) -> LeRobotPolicyWrapper:
@@ -374,9 +366,8 @@ class LeRobotPolicyWrapper(ContinuousVLAWrapper):
         Raises:
             SchemaError: it is no policy of LeRobot's; the targets have another shape.
         """
-        caller = "LeRobotPolicyWrapper.make_training_batch"
-        pretrained = self.adapter.as_pretrained(caller)
-        return make_training_batch(pretrained, tensordict, self.chunk_key)
+        own = self.adapter.as_pretrained("LeRobotPolicyWrapper.make_training_batch")
+        return make_training_batch(own, tensordict, self.chunk_key)
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write the chunk, and the plan behind it where the policy makes one."""

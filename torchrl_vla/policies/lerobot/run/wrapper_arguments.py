@@ -25,11 +25,18 @@ _NO_EFFECT = {
 }
 
 
-def check_callable_arguments(policy: object, pipeline: LeRobotPipeline | None) -> None:
-    """Refuse a pipeline for an object that is called with the batch as it is.
+def check_callable_arguments(
+    policy: object,
+    pipeline: LeRobotPipeline | None,
+    keys: ObservationKeys,
+    camera_name: str,
+    use_state: bool,
+) -> None:
+    """Refuse arguments without effect for an object that is called with the batch.
 
     Raises:
-        ValueError: there is one.
+        ValueError: there is a pipeline, a name for an image that is not read, or a key
+            of a state that is not read.
     """
     if pipeline is not None:
         raise ValueError(
@@ -37,6 +44,16 @@ def check_callable_arguments(policy: object, pipeline: LeRobotPipeline | None) -
             "called with the batch as it is, got one, whose processors, cameras and "
             "dtype would have no effect. Leave it out and call processors in "
             "predict_fn."
+        )
+    if keys.image is None and camera_name != "image":
+        raise ValueError(
+            f"{_CALLER}: expected no camera_name beside image_key=None, got "
+            f"{camera_name!r}. Leave one out."
+        )
+    if not use_state and keys.state not in (None, STATE_KEY):
+        raise ValueError(
+            f"{_CALLER}: expected no state_key beside use_state=False, got "
+            f"{keys.state!r}. Leave one out."
         )
 
 
@@ -50,26 +67,6 @@ def check_predict_fn(predict_fn: object) -> None:
         raise TypeError(
             f"{_CALLER}: expected a function (policy, batch) -> chunk at argument "
             f"'predict_fn', got {type(predict_fn).__name__}."
-        )
-
-
-def check_input_arguments(
-    keys: ObservationKeys, camera_name: str, use_state: bool
-) -> None:
-    """Refuse arguments of an input that is not read.
-
-    Raises:
-        ValueError: there is a name for an image or a key of a state that is not read.
-    """
-    if keys.image is None and camera_name != "image":
-        raise ValueError(
-            f"{_CALLER}: expected no camera_name beside image_key=None, got "
-            f"{camera_name!r}. Leave one out."
-        )
-    if not use_state and keys.state not in (None, STATE_KEY):
-        raise ValueError(
-            f"{_CALLER}: expected no state_key beside use_state=False, got "
-            f"{keys.state!r}. Leave one out."
         )
 
 
