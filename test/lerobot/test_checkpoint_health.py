@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import lerobot_vla_backbones as backbones
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from lerobot_checkpoints import RECIPES
 
 from torchrl_vla.policies import (
@@ -14,7 +19,7 @@ from torchrl_vla.policies import (
     LeRobotSettings,
     check_lerobot_health,
 )
-from torchrl_vla.schema import SchemaError
+from torchrl_vla.schema import SchemaError, VLAError
 
 pytestmark = pytest.mark.lerobot
 
@@ -31,6 +36,11 @@ def changed(checkpoint, tmp_path):
         return folder
 
     return change
+
+
+@pytest.fixture
+def checkpoint_folder(checkpoint):
+    return checkpoint("act").folder
 
 
 @pytest.mark.parametrize("name", sorted(RECIPES))
@@ -135,3 +145,59 @@ def test_arguments_without_effect_are_refused(checkpoint):
         load(folder, processor_overrides={"normaliser": {}})
     with pytest.raises(ValueError, match="no camera_name beside a checkpoint"):
         load(folder, camera_name="top")
+
+
+@settings(
+    max_examples=30,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(data=st.data())
+def test_no_foreign_error_escapes_a_damaged_checkpoint(checkpoint_folder, data):
+    with TemporaryDirectory() as folder:
+        folder = Path(shutil.copytree(checkpoint_folder, Path(folder) / "copy"))
+        file = data.draw(st.sampled_from(sorted(folder.iterdir())))
+        content = bytearray(file.read_bytes())
+        start = data.draw(st.integers(0, min(len(content), 3000) - 1))
+        size = data.draw(st.integers(0, 20))
+        content[start : start + size] = data.draw(st.binary(max_size=9))
+        file.write_bytes(content)
+        # May it load or not: no error of another kind.
+        with contextlib.suppress(VLAError, FileNotFoundError):
+            LeRobotPolicyWrapper.from_pretrained(folder)
+
+
+@settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    name=st.sampled_from(
+        [
+            "chunk_size",
+            "n_action_steps",
+            "input_features",
+            "output_features",
+            "normalization_mapping",
+            "n_heads",
+            "type",
+            "device",
+            "dim_model",
+            "use_amp",
+        ]
+    ),
+    value=st.sampled_from(
+        [None, 0, -1, 1.5, "x", [], {}, [1], {"a": 1}, {"action": None}, True]
+    ),
+)
+def test_no_foreign_error_escapes_a_damaged_configuration(
+    checkpoint_folder, name, value
+):
+    with TemporaryDirectory() as folder:
+        folder = Path(shutil.copytree(checkpoint_folder, Path(folder) / "copy"))
+        file = folder / "config.json"
+        content = {**json.loads(file.read_text()), name: value}
+        file.write_text(json.dumps(content))
+        with contextlib.suppress(VLAError, FileNotFoundError):
+            LeRobotPolicyWrapper.from_pretrained(folder)

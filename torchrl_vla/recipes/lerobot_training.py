@@ -33,8 +33,8 @@ from torchrl_vla.schema import (
 )
 from torchrl_vla.transforms import ActionChunkKeys, ActionChunkTransform
 
-#: Arguments of ``from_pretrained`` that a fit sets itself.
-_OF_THE_DATA = {"statistics", "instructions", "overrides", "fit", "action_dim"}
+#: Arguments of ``from_pretrained`` that a fit sets itself, or that only acting reads.
+_NOT_HERE = {"statistics", "instructions", "overrides", "fit", "action_dim", "dtype"}
 
 
 def fit_lerobot_policy(
@@ -77,14 +77,21 @@ def fit_lerobot_policy(
     if environment is not None:
         environment = FeatureStatistics.from_samples(environment)
     relative = partial(relative_action_statistics, dataset)
+    names = dataset.metadata.action_names
+    if names is not None and (config or {}).get("action_feature_names", names) != names:
+        raise SchemaError(
+            "fit_lerobot_policy: expected no 'action_feature_names' in config for "
+            f"{dataset.metadata.dataset_id!r}, which has {names}. Leave it out."
+        )
     is_type = str(policy).isidentifier() and not Path(policy).exists()
     if is_type and "predict_fn" not in options and str(policy) not in KINDS:
         _refuse_type(str(policy))
     if not is_type and str(policy) not in KINDS:
-        if given := sorted(_OF_THE_DATA & options.keys()):
+        if given := sorted(_NOT_HERE & options.keys()):
             raise TypeError(
                 f"fit_lerobot_policy: expected no {given}, which the dataset or config "
-                f"give, got {[options[name] for name in given]}. Leave them out; "
+                "give, or (dtype) training does not read, got "
+                f"{[options[name] for name in given]}. Leave them out; "
                 "LeRobotPolicyWrapper.from_pretrained takes them without a dataset."
             )
         return LeRobotPolicyWrapper.from_pretrained(

@@ -74,6 +74,11 @@ def make_lerobot_policy(
     if predict_fn is None:
         kind_of(policy_type)
     find_plugins(policy_type)
+    if "pretrained_path" in (config or {}):
+        raise SchemaError(
+            f"{_CALLER}: expected no 'pretrained_path' in config for a new policy, got "
+            f"one. fit_lerobot_policy(folder, dataset) goes on from a checkpoint."
+        )
     fit = RobotFit(metadata, environment_statistics, relative_statistics, _CALLER)
     statistics: dict[str, Any] = lerobot_statistics(metadata, environment_statistics)
     features = _make_features(metadata, image_sizes or {}, environment_statistics)

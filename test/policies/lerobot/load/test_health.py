@@ -6,8 +6,12 @@ import json
 import struct
 import subprocess
 import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from torchrl_vla.policies import (
     LEROBOT_POLICY_TYPES,
@@ -76,16 +80,20 @@ def normalizer(features, state_file="step.safetensors"):
 
 @pytest.fixture
 def checkpoint(tmp_path):
-    """Make a folder with every file that a checkpoint has."""
     folder = tmp_path / "act"
     folder.mkdir()
+    write_checkpoint(folder)
+    return folder
+
+
+def write_checkpoint(folder):
+    """Write every file that a checkpoint has."""
     write(folder, "config.json", CONFIG)
     write(folder, BEFORE, {"steps": [normalizer({**INPUTS, **OUTPUTS})]})
     write(folder, AFTER, {"steps": [normalizer(OUTPUTS, "after.safetensors")]})
     write_tensors(folder / "model.safetensors", {"weight": [1.0, 2.0]})
     write_tensors(folder / "step.safetensors", STATISTICS)
     write_tensors(folder / "after.safetensors", STATISTICS)
-    return folder
 
 
 def write_tensors(path, tensors):
@@ -429,3 +437,42 @@ def test_neither_lerobot_nor_weights_are_loaded(checkpoint):
         [sys.executable, "-c", program], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+@given(data=st.data())
+@settings(max_examples=150, deadline=None)
+def test_no_damage_of_a_checkpoint_raises(data):
+    """Cut, changed and longer files are problems, or change nothing that matters."""
+    with TemporaryDirectory() as folder:
+        write_checkpoint(folder := Path(folder))
+        file = folder / data.draw(
+            st.sampled_from(sorted(p.name for p in folder.iterdir()))
+        )
+        content = bytearray(file.read_bytes())
+        for _ in range(data.draw(st.integers(1, 3))):
+            at = data.draw(st.integers(0, len(content) - 1))
+            content[at : at + data.draw(st.integers(0, 9))] = data.draw(
+                st.binary(max_size=9)
+            )
+        file.write_bytes(content)
+        report = check(folder)
+        assert all(isinstance(problem, str) for problem in report.problems)
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 9) | st.floats() | st.text(max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner)
+    ),
+    max_leaves=4,
+)
+
+
+@given(name=st.sampled_from(sorted(CONFIG)), value=VALUES)
+@settings(max_examples=150, deadline=None)
+def test_no_value_in_a_configuration_raises(name, value):
+    with TemporaryDirectory() as folder:
+        write_checkpoint(folder := Path(folder))
+        write(folder, "config.json", {**CONFIG, name: value})
+        report = check(folder)
+        assert report.ok or report.problems

@@ -154,7 +154,7 @@ Correct the path; a repo id looks like 'owner/name'.")
         problems += _file_problems(folder, found)
         problems += _model_problems(folder, cache)
         problems += _processor_problems(folder, cache)
-    declared = config.get("type")
+    declared = None if config.get("type") is None else str(config["type"])
     problems += _type_problems(declared, wanted, _known_types(version))
     problems += _device_problems(settings.device)
     if folder is not None and not problems:
@@ -166,7 +166,7 @@ Correct the path; a repo id looks like 'owner/name'.")
         lerobot_version=version,
         path=path,
         folder=folder,
-        policy_type=wanted if declared is None else str(declared),
+        policy_type=declared or wanted,
         device=settings.device,
         cache_folder=cache,
         embodiment_tag=settings.embodiment_tag,

@@ -34,7 +34,7 @@ from torchrl_vla.policies.lerobot.load.stored_checkpoint import (
 from torchrl_vla.policies.lerobot.load.tensor_file import TensorFile
 from torchrl_vla.policies.lerobot.load.weights import check_weights
 from torchrl_vla.policies.lerobot.registry import KINDS, horizon_problems, kind_of
-from torchrl_vla.schema import SchemaError, import_extra
+from torchrl_vla.schema import SchemaError, VLAError, import_extra
 from torchrl_vla.schema.lerobot_names import is_repo_id
 
 _CALLER = "LeRobotPolicyWrapper.from_pretrained"
@@ -248,8 +248,10 @@ def _read_config(
             config = dataclasses.replace(config, **fit.config_changes(config))
         kind = KINDS.get(config.type)
         illegal = [] if kind is None else [*horizon_problems(config, kind)]
-    except (ValueError, TypeError, NotImplementedError) as error:
-        illegal = [str(error)]
+    except VLAError:
+        raise
+    except Exception as error:  # LeRobot checks in its constructors
+        illegal = [f"{type(error).__name__}: {error}"]
     if illegal:
         raise SchemaError(
             f"{_CALLER}: expected a configuration that a policy of type "
@@ -273,14 +275,14 @@ def _read_policy(
     try:
         policy_class = factory.get_policy_class(config.type)
         policy = policy_class.from_pretrained(str(base), config=config)
-    except (OSError, ValueError, ImportError) as error:
-        raise _unreadable(folder, "policy", error) from error
     except RuntimeError as error:
         raise SchemaError(
             f"{_CALLER}: expected weights that fit the configuration in "
             f"{str(folder)!r}, got: {error}. An override changed a size, or the files "
             "are mixed up."
         ) from error
+    except Exception as error:
+        raise _unreadable(folder, "policy", error) from error
     weights = policy.state_dict(keep_vars=True)
     check_weights(weights, base / WEIGHTS, type(policy).__name__)
     return put_adapter_on(policy, folder) if is_adapter else policy
@@ -337,7 +339,8 @@ def _find_base(folder: Path, cache_folder: Path | str | None) -> Path:
 def _unreadable(folder: Path, part: str, error: Exception) -> SchemaError:
     return SchemaError(
         f"{_CALLER}: expected the {part} of the checkpoint {str(folder)!r} to load, "
-        f"got {type(error).__name__}: {error}. If it names a folder that has moved "
+        f"got {type(error).__name__}: {error}. Correct the field in its JSON file. If "
+        "it names a folder that has moved "
         "(a tokenizer, a backbone), point to it with overrides={'vlm_model_name': "
         "folder} (configuration) and processor_overrides={'tokenizer_processor': "
         "{'tokenizer_name': folder}} (preprocessor): both store the path."

@@ -157,8 +157,8 @@ class RobotFit:
                 f"{self.caller}: expected {self.metadata.action_dim} action_names in "
                 f"the metadata of {self.metadata.dataset_id!r}, by which a policy of "
                 f"relative actions finds the joints {step.exclude_joints} that stay "
-                f"absolute, got {names}. Name them, or pass config="
-                "{'relative_exclude_joints': []}."
+                f"absolute, got {names}. Pass them as config={{'action_feature_names': "
+                "[...]}, or config={'relative_exclude_joints': []}."
             )
 
     def _relative(self, config: Config, mask: list[bool]) -> dict[str, Tensor]:

@@ -122,7 +122,7 @@ def stored_problems(caller: str, folder: Path) -> Iterator[str]:
             yield f"expected {problem}, in {str(folder / 'config.json')!r}. Correct it."
     except (VLAError, FileNotFoundError) as error:
         yield str(error)
-    except (AttributeError, TypeError) as error:
+    except (AttributeError, TypeError, ValueError, LookupError) as error:
         yield (
             f"expected LeRobot's configuration in {str(folder / 'config.json')!r}, got "
             f"one that cannot act: {error}. {_REMEDY}"
