@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from pathlib import Path
 
@@ -189,9 +190,8 @@ def test_an_installed_plugin_is_found_by_its_name(monkeypatch, tmp_path, plugin)
 
     from torchrl_vla.policies.lerobot.load.lerobot_checkpoint import find_plugins
 
-    if not hasattr(
-        sys.modules["lerobot.utils.import_utils"], "register_third_party_plugins"
-    ):
+    utils = importlib.import_module("lerobot.utils.import_utils")
+    if not hasattr(utils, "register_third_party_plugins"):
         pytest.skip("this LeRobot has no plugins")
     package = tmp_path / "lerobot_policy_square"
     package.mkdir()

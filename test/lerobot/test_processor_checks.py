@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import lerobot_vla_backbones as backbones
@@ -274,3 +275,27 @@ def test_relative_actions_need_both_processors_and_the_policy_to_agree(tmp_path)
             LeRobotPolicyWrapper.from_pretrained(
                 made.folder, overrides={"use_relative_actions": False}
             )
+
+
+@pytest.mark.skipif("pi0" not in backbones.here(), reason="LeRobot 0.4.4 wants a fork")
+def test_a_padded_model_may_declare_a_wider_state_than_it_was_tuned_on(tmp_path):
+    """LeRobot's fine-tuning keeps the base model's size, with the robot's numbers."""
+    with backbones.narrow_gemma():
+        made = backbones.make_checkpoint("pi0", tmp_path)
+        (td,) = observe(made, 1, 2)
+        td["noise_seed"] = torch.arange(2)
+        expected = LeRobotPolicyWrapper.from_pretrained(made.folder)(td.clone())
+        for name in ("config.json", "policy_preprocessor.json"):
+            file = made.folder / name
+            content = json.loads(file.read_text())
+            features = content.get("input_features") or next(
+                step["config"]["features"]
+                for step in content["steps"]
+                if "features" in step.get("config", {})
+            )
+            features["observation.state"]["shape"] = [8]
+            file.write_text(json.dumps(content))
+        policy = LeRobotPolicyWrapper.from_pretrained(made.folder)
+        assert policy.config.input_features["observation.state"].shape == (8,)
+        assert policy.metadata.state_dim == 5
+        assert torch.equal(policy(td)["action_chunk"], expected["action_chunk"])
