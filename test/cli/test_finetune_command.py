@@ -178,3 +178,10 @@ def test_a_folder_of_another_policy_is_refused(dataset, tmp_path, capsys):
     assert "got one with other initial weights" in capsys.readouterr().err
     assert finetune(first, first, "--iterations", "1") == 1
     assert "finetune: expected a new folder" in capsys.readouterr().err
+
+
+def test_options_of_a_dataset_need_one(tmp_path, capsys):
+    paths = ["--policy", str(tmp_path / "policy"), "--folder", str(tmp_path / "run")]
+    assert main(["finetune", *paths, "--tolerance-s", "0.1"]) == 1
+    expected = "expected --demonstrations beside {'tolerance_s': 0.1}"
+    assert expected in capsys.readouterr().err

@@ -1,7 +1,12 @@
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
+from lerobot_folders import edit_info, record, write_folder
 
 from torchrl_vla.cli.main import main
 from torchrl_vla.recipes import load_checkpoint
@@ -107,3 +112,40 @@ def test_errors_of_collect_are_one_message(tmp_path, capsys):
     err = capsys.readouterr().err
     assert err.startswith("torchrl-vla: ")
     assert "Traceback" not in err
+
+
+def write_odd_lerobot(folder):
+    """A dataset that is refused without options: names, times, a depth map, a NaN."""
+    recording = record((4, 3, 3), cameras=("front", "depth"))
+    columns = dict(recording.columns)
+    columns["observation.joints"] = columns.pop("observation.state")
+    columns["timestamp"] = columns["timestamp"] + np.float32(3e-3)
+    columns["action"][5, 1] = np.nan
+    write_folder(folder, replace(recording, columns=columns))
+    info = json.loads((folder / "meta/info.json").read_text())
+    info["features"]["observation.images.depth"]["info"] = {"is_depth_map": True}
+    return edit_info(folder, features=info["features"])
+
+
+def test_each_refusal_names_the_option_that_goes_on(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = write_odd_lerobot(tmp_path / "odd")
+    options = []
+    for flag, values in (
+        ("--cameras", ["front"]),
+        ("--tolerance-s", ["0.01"]),
+        ("--exclude-episodes", ["1"]),
+    ):
+        assert train(folder, tmp_path / "policy", *options) == 1
+        assert f"({flag}" in capsys.readouterr().err
+        options += [flag, *values]
+    options += ["--rename", "observation.joints", "observation.state"]
+    assert train(folder, tmp_path / "policy", *options) == 0
+    metadata = load_checkpoint(tmp_path / "policy")[1].metadata
+    assert metadata.state_statistics.count == 7
+    assert metadata.cameras == ("front",)
+
+
+def test_an_option_of_another_kind_of_dataset_is_refused(dataset, tmp_path, capsys):
+    assert train(dataset, tmp_path / "policy", "--statistics", "stored") == 1
+    assert "(--statistics), which have no effect on it" in capsys.readouterr().err

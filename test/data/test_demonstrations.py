@@ -72,3 +72,27 @@ def test_a_lerobot_dataset_never_samples_frames_without_a_label(tmp_path):
         LeRobotExperienceReplay(dataset, 64, seed=0),
     ):
         assert buffer.sample()["dataset_index"].unique().tolist() == [0, 2, 4]
+
+
+@pytest.mark.parametrize("labeled", [False, True], ids=["all", "labeled"])
+def test_a_second_buffer_does_not_change_what_the_first_draws(labeled):
+    frames = TensorDict(
+        action=torch.arange(1000.0)[:, None],
+        episode_index=torch.zeros(1000, dtype=torch.int64),
+        frame_index=torch.arange(1000),
+        batch_size=[1000],
+    )
+    if labeled:
+        frames["is_labeled"] = torch.ones(1000, 1, dtype=torch.bool)
+    dataset = DemonstrationDataset(
+        frames, RobotDatasetMetadata("arm"), InstructionTable()
+    )
+
+    def draw(buffer):
+        return [buffer.sample()["action"].flatten().tolist() for _ in range(3)]
+
+    alone = draw(dataset.replay_buffer(8, seed=0))
+    first = dataset.replay_buffer(8, seed=0)
+    second = dataset.replay_buffer(8, seed=7)
+    assert draw(first) == alone
+    assert draw(second) == draw(dataset.replay_buffer(8, seed=7)) != alone

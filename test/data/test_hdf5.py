@@ -328,3 +328,37 @@ def test_history_is_gathered_without_images_and_refused_with_them(libero, robomi
     assert batch["observation_history", "state"].shape[:2] == (8, 2)
     with pytest.raises(SchemaError, match="history_size=1 with cameras, got 2"):
         Hdf5Demonstrations.from_file(libero, **LIBERO).replay_buffer(8, history_size=2)
+
+
+def test_a_mask_chooses_demonstrations(robomimic):
+    with h5py.File(robomimic, "a") as file:
+        file["mask/valid"] = np.array(["demo_1"], dtype="S")
+        file["mask/text"] = ["demo_1", "demo_0"]  # variable-length strings
+        file["mask/none"] = np.array([], dtype="S6")
+        file["mask/other"] = np.array(["demo_7"], dtype="S")
+    valid = Hdf5Demonstrations.from_file(robomimic, filter_key="valid", **ROBOMIMIC)
+    assert valid.frames["action"][:, 0].tolist() == [100.0, 102.0]
+    assert valid.episodes.tolist() == [1]
+    assert valid.metadata.action_statistics.min[0] == 100.0
+    both = Hdf5Demonstrations.from_file(robomimic, filter_key="text", **ROBOMIMIC)
+    assert both.episodes.tolist() == [0, 1]
+    for name, message in (("none", "got none"), ("other", r"got \['demo_7'\]")):
+        with pytest.raises(SchemaError, match=rf"{message}.*\(--filter-key\)"):
+            Hdf5Demonstrations.from_file(robomimic, filter_key=name, **ROBOMIMIC)
+    with pytest.raises(MissingKeyError, match=r"--filter-key\) of \['none', .*'test'"):
+        Hdf5Demonstrations.from_file(robomimic, filter_key="test", **ROBOMIMIC)
+
+
+def test_a_file_without_masks_has_no_filter_key(robomimic):
+    with pytest.raises(MissingKeyError, match=r"of \[\], the masks of the file, got"):
+        Hdf5Demonstrations.from_file(robomimic, filter_key="train", **ROBOMIMIC)
+
+
+def test_a_number_that_is_not_finite_is_named(robomimic):
+    with h5py.File(robomimic, "a") as file:
+        file["data/demo_1/obs/robot0_eef_pos"][1, 2] = np.nan
+    message = r"'state'\), got \[nan\] at dimensions \[2\] of frame 1 of"
+    with pytest.raises(SchemaError, match=message + r" episode 1 .*episodes=\[1\]"):
+        Hdf5Demonstrations.from_file(robomimic, **ROBOMIMIC)
+    rest = Hdf5Demonstrations.from_file(robomimic, exclude_episodes=[1], **ROBOMIMIC)
+    assert rest.episodes.tolist() == [0]

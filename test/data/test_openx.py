@@ -16,6 +16,7 @@ from torchrl.data.datasets import openx as torchrl_openx
 
 from torchrl_vla.data import MixtureReplay, OpenXConvention, OpenXExperienceReplay
 from torchrl_vla.data.openx import OPEN_X_CONVENTIONS
+from torchrl_vla.errors import SettingsError
 from torchrl_vla.schema import MissingKeyError, SchemaError, validate_vla_tensordict
 from torchrl_vla.transforms import ActionChunkTransform
 
@@ -252,3 +253,28 @@ def test_a_dataset_without_a_known_convention_needs_one(tmp_path):
 def test_a_missing_folder_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"folder at .*bridge.*download=True"):
         OpenXExperienceReplay.from_root("bridge", tmp_path)
+
+
+def test_an_episode_with_a_number_that_is_not_finite_is_left_out_by_name():
+    steps = TensorDict(
+        action=torch.tensor([[0.0], [float("nan")], [2.0]]),
+        episode=torch.tensor([4, 4, 5], dtype=torch.int32),
+        batch_size=[3],
+    )
+    steps["language_instruction"] = "lift the lid"
+    stored = TensorDictReplayBuffer(storage=LazyTensorStorage(3), batch_size=2)
+    stored.extend(steps)
+    convention = OpenXConvention(state_keys=(), cameras={})
+    options = {"dataset_id": "lab"}
+    with pytest.raises(SchemaError, match=r"of frame 1 of episode 4 .*episodes=\[4\]"):
+        OpenXExperienceReplay.from_torchrl(stored, convention, **options)
+    rest = OpenXExperienceReplay.from_torchrl(
+        stored, convention, exclude_episodes=[4], **options
+    )
+    assert rest.frames["action"].tolist() == [[2.0]]
+
+
+def test_the_arguments_of_torchrls_class_name_their_replacement():
+    message = r"got str and \['batch_size', 'slice_len'\].*from_root\(.*slice_len="
+    with pytest.raises(SettingsError, match=message):
+        OpenXExperienceReplay("bridge", batch_size=32, slice_len=16)

@@ -123,8 +123,9 @@ def test_writing_again_replaces_all_of_the_old_policy(tmp_path):
     assert torch.equal(other(td.clone())["action_chunk"], second(td)["action_chunk"])
 
 
-def test_an_interrupted_write_leaves_no_policy(tmp_path, monkeypatch):
-    tiny().to_folder(tmp_path)
+def test_an_interrupted_write_leaves_what_was_there(tmp_path, monkeypatch):
+    first = tiny()
+    first.to_folder(tmp_path)
 
     def fail(*arguments):
         raise OSError("the disk is full")
@@ -132,8 +133,12 @@ def test_an_interrupted_write_leaves_no_policy(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "save", fail)
     with pytest.raises(OSError, match="the disk is full"):
         tiny(chunk_size=7).to_folder(tmp_path)
+    assert TinyVLA.from_folder(tmp_path).chunk_size == first.chunk_size
+    assert not list(tmp_path.glob("*partial*"))
+    with pytest.raises(OSError, match="the disk is full"):
+        tiny(chunk_size=7).to_folder(tmp_path / "new")
     with pytest.raises(FileNotFoundError, match="an interrupted write leaves none"):
-        TinyVLA.from_folder(tmp_path)
+        TinyVLA.from_folder(tmp_path / "new")
 
 
 def test_weights_that_are_code_are_not_run(tmp_path):

@@ -123,7 +123,8 @@ def test_a_quantile_that_a_histogram_puts_outside_of_a_constant_is_clamped():
         ({"mean": [0.0]}, {"needed": ("mean", "std")}, "expected 'std', got none"),
         ({"low": [1.0], "high": [1.0]}, {}, "expected low < high"),
         ({"q10": [2.0], "q50": [1.0]}, {}, "expected q10 <= q50"),
-        ({"mean": [0.0], "count": [0]}, {}, r"expected count >= 1, got \[0\]"),
+        ({"mean": [0.0], "count": [0]}, {}, r"expected count >= 1, got \[0.0\]"),
+        ({"mean": [0.0], "count": "?"}, {}, r"expected 'count' to be numbers, got '\?"),
         ({"std": [0.0, -1.0]}, {}, r"std >= 0, got \[-1.0\] at dimensions \[1\]"),
     ],
 )

@@ -258,12 +258,22 @@ def test_quantiles_of_a_dimension_that_rarely_moves_are_replaced_with_a_warning(
     metadata = RobotDatasetMetadata(
         "arm", action_statistics=FeatureStatistics.from_samples(samples)
     )
-    with pytest.warns(UserWarning, match=r"dimensions \[1\] of 'arm' move so rarely"):
+    with pytest.warns(UserWarning, match=r"'arm' .*dimensions \[1\] that move more r"):
         scaling = ActionScaling.from_metadata(metadata, "quantile")
     # From -1e-5 to 0.3; the quantiles' range would give 12 thousands.
     assert scaling.normalize(samples)[:, 1].aminmax() == pytest.approx((-1.0, 1.0))
     # Quantiles of 4000 even steps: 1 % of 2 inside of either end.
     assert scaling.normalize(samples)[:, 0].max() == pytest.approx(1 / 0.98, rel=1e-4)
+
+
+def test_a_dimension_that_moves_by_rounding_is_centred_with_a_warning():
+    samples = torch.tensor([[0.0, 1e4, 5.0], [1.0, 1e4 + 1e-2, 5.0]])
+    stats = FeatureStatistics.from_samples(samples)
+    metadata = RobotDatasetMetadata("arm", state_statistics=stats)
+    for mode in ("mean_std", "min_max", "quantile"):
+        with pytest.warns(UserWarning, match=r"dimensions \[1\] that .*a millionth"):
+            scaling = StateScaling.from_metadata(metadata, mode)
+        assert scaling.scale[1:].tolist() == [1.0, 1.0]
 
 
 def test_metadata_scale_every_dimension_of_a_state():

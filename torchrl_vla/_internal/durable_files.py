@@ -20,7 +20,7 @@ def flush_to_disk(path: Path) -> None:
         os.close(handle)
 
 
-def write_bytes(path: Path, write: Callable[[BinaryIO], None]) -> None:
+def write_bytes(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Write a file under another name, then rename it: it is never half there.
 
     Args:
@@ -33,11 +33,7 @@ def write_bytes(path: Path, write: Callable[[BinaryIO], None]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file with :func:`write_bytes`, in UTF-8."""
-    write_bytes(path, lambda file: _write(file, text.encode("utf-8")))
-
-
-def _write(file: BinaryIO, content: bytes) -> None:
-    file.write(content)
+    write_bytes(path, lambda file: file.write(text.encode("utf-8")))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -86,7 +82,7 @@ def writing_file(path: Path) -> Iterator[Path]:
     Yields:
         The temporary path to write to.
     """
-    partial = path.with_name(f".partial.{path.name}")
+    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
     try:
         yield partial
         flush_to_disk(partial)

@@ -88,13 +88,13 @@ def _leaf(value: object, kind: Any, origin: Origin, at: str) -> object:
     match value:
         case bool():
             fits = kind is bool
+        case int() if kind is float and _INT64 <= abs(value) < 1 << 1000:
+            fits, value = True, float(value)  # JSON has one kind of number
         case float() if kind is int:
             fits = value.is_integer() and abs(value) < _INT64
             value = int(value) if fits else value
         case int():
-            fits = (kind is int and -_INT64 <= value < _INT64) or (
-                kind is float and abs(value) < 1 << 1000
-            )
+            fits = kind in (int, float) and -_INT64 <= value < _INT64
         case float():
             fits = kind is float
         case str():
@@ -181,7 +181,7 @@ def _dataclass(value: object, kind: Any, origin: Origin, at: str) -> object:
     }
     try:
         return kind(**arguments)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise origin.refuse(f"a {kind.__name__} that is possible", error, at) from error
 
 

@@ -13,6 +13,7 @@ from torchrl_vla import recipes
 from torchrl_vla._internal.suggestions import did_you_mean
 from torchrl_vla.cli import library
 from torchrl_vla.cli.options import OptionError, open_environment
+from torchrl_vla.recipes.dataset_options import NO_DATASET_OPTIONS, DatasetOptions
 from torchrl_vla.recipes.environment_options import EnvironmentOptions
 from torchrl_vla.recipes.finetuning.algorithms import ALGORITHMS, GRPO, PPO, RLOO
 from torchrl_vla.recipes.finetuning.finetune_settings import FinetuneSettings
@@ -41,8 +42,9 @@ class Finetune:
     algorithm_options: OmitArgPrefixes[AvoidSubcommands[PPO | GRPO | RLOO]] = _PPO
     settings: OmitArgPrefixes[FinetuneSettings] = _SETTINGS
     demonstrations: str | None = None
-    """Dataset to clone beside the reinforcement learning: a folder, a repo id or
-    module:function. It needs --bc-coeff."""
+    """Dataset to clone beside the reinforcement learning: a folder, an HDF5 file, a
+    repo id or module:function. It needs --bc-coeff."""
+    dataset_options: OmitArgPrefixes[DatasetOptions] = NO_DATASET_OPTIONS
     initial_std: float = 0.2
     """First standard deviation of a regression head, which becomes a Gaussian."""
     flow_noise: float = 0.5
@@ -54,6 +56,12 @@ class Finetune:
 
     def run(self) -> None:
         """Fine-tune, and print how the policy changed."""
+        given = self.dataset_options.given()
+        if self.demonstrations is None and given:
+            raise OptionError(
+                f"finetune: expected --demonstrations beside {dict(given)}, which are "
+                "options of a dataset, got none."
+            )
         settings = replace(self.settings, algorithm=self.algorithm_options)
         library.manual_seed(settings.seed)
         policy, space = recipes.load_checkpoint(self.policy)
@@ -72,7 +80,9 @@ class Finetune:
             space.metadata.check_compatible(env.metadata)
         demonstrations = None
         if self.demonstrations is not None:
-            demonstrations = recipes.open_dataset(self.demonstrations)
+            demonstrations = recipes.open_dataset(
+                self.demonstrations, self.dataset_options
+            )
         result = recipes.finetune(
             policy.to(device or "cpu"),
             space,

@@ -13,6 +13,7 @@ from torchrl_vla._internal.named_objects import is_named_object
 from torchrl_vla._internal.option_names import Head
 from torchrl_vla.cli import library
 from torchrl_vla.cli.options import OptionError, read_json
+from torchrl_vla.recipes.dataset_options import NO_DATASET_OPTIONS, DatasetOptions
 from torchrl_vla.recipes.training_settings import TrainingSettings
 
 if TYPE_CHECKING:
@@ -34,10 +35,12 @@ class Train:
     dataset: str
     """Demonstrations: a folder that `collect` wrote, the folder of a LeRobot dataset
     (v2.1 or v3.0; needs the extra `datasets`), its repo id `user/name` on the Hugging
-    Face Hub, or a function of your own as module:function."""
+    Face Hub, an HDF5 file of robomimic or LIBERO, or a function of your own as
+    module:function."""
     folder: Path
     """Folder that receives the policy. It must be new or empty, or hold an unfinished
     training with the same options, which is then resumed."""
+    dataset_options: OmitArgPrefixes[DatasetOptions] = NO_DATASET_OPTIONS
     policy: str = _TINY
     """Policy: `tiny`; a type of LeRobot's (needs the extra `lerobot`): act, diffusion,
     smolvla, multi_task_dit, vqbet, pi0, pi05 or xvla; a LeRobot checkpoint to continue
@@ -69,7 +72,7 @@ class Train:
         self._check(is_own)
         library.check_training_folder("train", self.folder)
         library.manual_seed(self.settings.seed)
-        dataset = recipes.open_dataset(self.dataset)
+        dataset = recipes.open_dataset(self.dataset, self.dataset_options)
         if is_own:
             log = self._clone(library.make_own_policy(self.policy, dataset), dataset)
         elif self.policy == _TINY:

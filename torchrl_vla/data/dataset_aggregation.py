@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
 from tensordict import NestedKey, TensorDict
 
+from torchrl_vla.data.aggregated_demonstrations import AggregatedDemonstrations
 from torchrl_vla.data.demonstration_dataset import DemonstrationDataset
-from torchrl_vla.data.demonstrations import merge_instructions
+from torchrl_vla.data.demonstrations import Demonstrations, merge_instructions
 from torchrl_vla.data.rollout_frames import frame_statistics
 from torchrl_vla.schema import (
     EPISODE_KEY,
@@ -24,9 +26,11 @@ _DEFAULTS: dict[NestedKey, bool | float] = {
     IS_LABELED_KEY: True,
     SAMPLE_WEIGHT_KEY: 1.0,
 }
+#: LeRobot's numbers of tasks and rows, which say something else in each dataset.
+_NUMBERS_OF_ONE_DATASET = ("task_index", "dataset_index", "timestamp")
 
 
-def aggregate(*datasets: DemonstrationDataset) -> DemonstrationDataset:
+def aggregate(*datasets: Demonstrations) -> DemonstrationDataset:
     """Merge datasets of one robot into one, as DAgger does after each iteration.
 
     Episodes are renumbered in the order of the datasets, instruction tables are merged
@@ -34,6 +38,9 @@ def aggregate(*datasets: DemonstrationDataset) -> DemonstrationDataset:
     from all frames. Where some datasets have ``is_labeled``, ``is_intervention`` or
     ``sample_weight``, the frames of the others count as demonstrated: they are labeled,
     no intervention, and have weight 1.
+
+    Images that a dataset reads when it is sampled (LeRobot's, HDF5's) are read from it
+    then; ``to_folder`` writes them out.
 
     Every frame has the same weight. To sample datasets of different robots, or to fix
     the share of each dataset in a batch (half demonstrations, half corrections), use
@@ -48,7 +55,7 @@ def aggregate(*datasets: DemonstrationDataset) -> DemonstrationDataset:
         *datasets: at least one. The metadata of the first are kept.
 
     Returns:
-        The dataset, in memory; write it with ``to_folder``.
+        The dataset, with its numbers in memory; write it with ``to_folder``.
 
     Raises:
         ValueError: no datasets are given.
@@ -72,9 +79,14 @@ def aggregate(*datasets: DemonstrationDataset) -> DemonstrationDataset:
     first = datasets[0]
     for other in datasets[1:]:
         first.metadata.check_compatible(other.metadata)
+    complete = _with_defaults([_first_frame(dataset) for dataset in datasets])
+    for number, row in enumerate(complete):
+        _check_same_layout(complete[0], row, number)
+    has_images = all(dataset.observations() is None for dataset in datasets)
     parts = _with_defaults([dataset.frames for dataset in datasets])
-    for number, part in enumerate(parts):
-        _check_same_layout(parts[0], part, number)
+    if not has_images:
+        shared = set.intersection(*(set(part.keys(True, True)) for part in parts))
+        parts = [part.select(*shared) for part in parts]
     offset = 0
     for part in parts:
         numbers, episode = part.get(EPISODE_KEY).unique(return_inverse=True)
@@ -82,9 +94,23 @@ def aggregate(*datasets: DemonstrationDataset) -> DemonstrationDataset:
         offset += len(numbers)
     frames = torch.cat(parts)
     metadata = replace(first.metadata, **frame_statistics(frames))
-    provenance = {"parts": [dataset.provenance for dataset in datasets]}
+    provenance = {"parts": [_provenance(dataset) for dataset in datasets]}
     table = merge_instructions(datasets)
-    return DemonstrationDataset(frames, metadata, table, provenance)
+    whole = DemonstrationDataset(frames, metadata, table, provenance)
+    return whole if has_images else AggregatedDemonstrations(whole, datasets)
+
+
+def _first_frame(dataset: Demonstrations) -> TensorDict:
+    """Return the first frame with all its observations."""
+    frame, observations = dataset.frames[:1], dataset.observations()
+    return frame if observations is None else observations(frame)
+
+
+def _provenance(dataset: Demonstrations) -> Mapping[str, object]:
+    try:
+        return dataset.provenance  # type: ignore[attr-defined]
+    except AttributeError:
+        return {"dataset_id": dataset.metadata.dataset_id}
 
 
 def _with_defaults(datasets: list[TensorDict]) -> list[TensorDict]:
@@ -97,6 +123,7 @@ def _with_defaults(datasets: list[TensorDict]) -> list[TensorDict]:
     parts = []
     for frames in datasets:
         part = TensorDict(dict(frames.items()), frames.batch_size)
+        part = part.exclude(*_NUMBERS_OF_ONE_DATASET)
         for key in present:
             if part.get(key, None) is None:
                 shape = () if key == SAMPLE_WEIGHT_KEY else (1,)

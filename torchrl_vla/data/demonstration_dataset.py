@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +22,8 @@ from torchrl_vla._internal.file_manifest import (
 )
 from torchrl_vla._internal.json_source import read_json
 from torchrl_vla.data.demonstrations import Demonstrations, check_folder_is_free
+from torchrl_vla.data.episode_choice import choose_episodes
+from torchrl_vla.data.frame_checks import check_finite_frames
 from torchrl_vla.data.mapped_frames import map_frames
 from torchrl_vla.data.rollout_frames import frame_statistics, frames_of_rollout
 from torchrl_vla.schema import (
@@ -84,20 +86,27 @@ class DemonstrationDataset(Demonstrations):
 
     @classmethod
     def from_folder(
-        cls, folder: Path | str, *, verify: bool = False
+        cls,
+        folder: Path | str,
+        *,
+        exclude_episodes: Sequence[int] = (),
+        verify: bool = False,
     ) -> DemonstrationDataset:
         """Open a folder that :func:`collect` or :meth:`to_folder` wrote.
 
         Args:
-            folder: of the dataset.
+            folder: contains ``metadata.json``.
 
         Keyword Args:
+            exclude_episodes: indices of episodes to leave out; the statistics remain
+                those of the whole dataset.
             verify: True = compare the checksums of large files too, which reads them
                 whole; False = their sizes, and the checksums of files up to 1 MiB.
 
         Raises:
             FileNotFoundError: the folder or one of its files does not exist.
-            SchemaError: the folder is unfinished, or a file was cut off or changed.
+            SchemaError: the folder is unfinished, a file was cut off or changed, or an
+                action or state is not finite.
             MetadataError: the metadata are damaged.
         """
         folder = Path(folder)
@@ -115,8 +124,12 @@ class DemonstrationDataset(Demonstrations):
         if (folder / MANIFEST).is_file():  # older folders have none
             check_manifest(_OWNER, folder, _REMEDY, verify=verify)
         provenance = folder / _PROVENANCE
+        frames = map_frames(_OWNER, folder / _FRAMES, _REMEDY)
+        _check_frames(frames, folder)
+        frames = choose_episodes(cls.__name__, frames, exclude=exclude_episodes)
+        check_finite_frames(cls.__name__, frames)
         return cls(
-            _check_frames(map_frames(_OWNER, folder / _FRAMES, _REMEDY), folder),
+            frames,
             RobotDatasetMetadata.from_json(folder / _METADATA),
             InstructionTable.from_json(folder / _INSTRUCTIONS),
             read_json(_OWNER, provenance, dict[str, object], remedy=_REMEDY)
@@ -180,7 +193,7 @@ class DemonstrationDataset(Demonstrations):
         )
 
 
-def _check_frames(frames: TensorDict, folder: Path) -> TensorDict:
+def _check_frames(frames: TensorDict, folder: Path) -> None:
     """Refuse frames that no dataset of ours has."""
     numbers = {
         key: frames.get(key, None) for key in (EPISODE_KEY, FRAME_KEY, ACTION_KEY)
@@ -200,4 +213,3 @@ def _check_frames(frames: TensorDict, folder: Path) -> TensorDict:
             f"numbers of episode and frame as int64 [F], got {frames.batch_size} with "
             f"{shapes}. {_REMEDY}"
         )
-    return frames

@@ -9,13 +9,20 @@ from typing import Protocol, TypeVar, runtime_checkable
 import torch
 from tensordict import TensorDict
 from torch import Tensor
-from torchrl.data import RandomSampler, TensorDictReplayBuffer, TensorStorage
+from torchrl.data import (
+    RandomSampler,
+    SliceSampler,
+    TensorDictReplayBuffer,
+    TensorStorage,
+)
 from torchrl.data.replay_buffers.samplers import Sampler
 from torchrl.envs import Compose, Transform
 
 from torchrl_vla.data.row_sampler import RowSampler
+from torchrl_vla.errors import SettingsError
 from torchrl_vla.schema import (
     EPISODE_KEY,
+    FRAME_KEY,
     INSTRUCTION_KEY,
     IS_LABELED_KEY,
     InstructionTable,
@@ -77,6 +84,8 @@ class Demonstrations(Protocol):
         history_size: int = 1,
         transform: Transform | None = None,
         sampler: Sampler | None = None,
+        slice_len: int | None = None,
+        num_slices: int | None = None,
         seed: int | None = None,
     ) -> TensorDictReplayBuffer:
         """Make a replay buffer over the frames.
@@ -89,13 +98,19 @@ class Demonstrations(Protocol):
             transform: applied to a sample after its observations are complete.
             sampler: None = i.i.d. frames, without those whose ``is_labeled`` is False,
                 since their actions are no targets.
+            slice_len: sample slices of this many consecutive frames of an episode, flat
+                ``[num_slices * slice_len]``, as TorchRL's datasets do.
+            num_slices: number of slices in a sample, instead of their length.
             seed: of the sampler; None = TorchRL's own generator.
         """
         steps = [self.observations(history_size), transform]
         found = [step for step in steps if step is not None]
         buffer = TensorDictReplayBuffer(
-            storage=self.storage,
-            sampler=frame_sampler(self.frames) if sampler is None else sampler,
+            # Its own: TorchRL keeps the generator of a buffer's draws in its storage.
+            storage=TensorStorage(self.frames),
+            sampler=choose_sampler(
+                self.frames, batch_size, sampler, slice_len, num_slices
+            ),
             batch_size=batch_size,
             transform=Compose(*found) if found else None,
         )
@@ -131,6 +146,42 @@ class Demonstrations(Protocol):
 
     def __repr__(self) -> str:
         return describe(self)
+
+
+def choose_sampler(
+    frames: TensorDict,
+    batch_size: int,
+    sampler: Sampler | None,
+    slice_len: int | None,
+    num_slices: int | None,
+) -> Sampler:
+    """Return the given sampler, one of slices, or one of i.i.d. frames.
+
+    Raises:
+        SettingsError: several are asked for, or slices do not fill the batch.
+    """
+    given = [x for x in (sampler, slice_len, num_slices) if x is not None]
+    if len(given) > 1:
+        raise SettingsError(
+            "replay_buffer: expected one of sampler, slice_len and num_slices, got "
+            f"{given}."
+        )
+    if sampler is not None or not given:
+        return frame_sampler(frames) if sampler is None else sampler
+    (size,) = given
+    if size < 1 or batch_size % size:
+        raise SettingsError(
+            "replay_buffer: expected slice_len or num_slices that divides "
+            f"batch_size={batch_size}, got {size}."
+        )
+    length = batch_size // size if slice_len is None else slice_len
+    longest = int(frames.get(FRAME_KEY).max()) + 1
+    if length > longest:
+        raise SettingsError(
+            f"replay_buffer: expected slices no longer than an episode, got {length} "
+            f"frames; the longest episode has {longest}."
+        )
+    return SliceSampler(slice_len=length, traj_key=EPISODE_KEY)
 
 
 def frame_sampler(frames: TensorDict) -> Sampler:

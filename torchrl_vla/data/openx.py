@@ -13,7 +13,9 @@ from torchrl.data import ReplayBuffer
 from torchrl.data.datasets import OpenXExperienceReplay as _TorchRLOpenX
 
 from torchrl_vla.data.demonstration_dataset import DemonstrationDataset
+from torchrl_vla.data.episode_choice import choose_episodes
 from torchrl_vla.data.rollout_frames import frame_statistics
+from torchrl_vla.errors import SettingsError
 from torchrl_vla.schema import (
     ACTION_KEY,
     EPISODE_KEY,
@@ -158,6 +160,24 @@ class OpenXExperienceReplay(DemonstrationDataset):
         (tensor([0, 1, 0]), ('lift the lid',))
     """
 
+    def __init__(
+        self,
+        frames: TensorDict,
+        metadata: RobotDatasetMetadata | None = None,
+        instructions: InstructionTable | None = None,
+        provenance: Mapping[str, object] | None = None,
+        **torchrl: object,
+    ) -> None:
+        if torchrl or metadata is None or instructions is None:
+            raise SettingsError(
+                "OpenXExperienceReplay: expected frames, metadata and instructions, "
+                f"got {type(frames).__name__} and {sorted(torchrl)}. For TorchRL's "
+                "arguments write OpenXExperienceReplay.from_root(dataset_id, root, "
+                "download=...).replay_buffer(batch_size, slice_len=...), which also "
+                "takes num_slices=, sampler= and transform=."
+            )
+        super().__init__(frames, metadata, instructions, provenance)
+
     @classmethod
     def from_root(
         cls,
@@ -166,6 +186,7 @@ class OpenXExperienceReplay(DemonstrationDataset):
         *,
         convention: OpenXConvention | None = None,
         download: bool = False,
+        exclude_episodes: Sequence[int] = (),
     ) -> OpenXExperienceReplay:
         """Open a dataset that TorchRL has written to ``<root>/<dataset_id>``.
 
@@ -175,6 +196,7 @@ class OpenXExperienceReplay(DemonstrationDataset):
             convention: names of the entries; None = that of ``OPEN_X_CONVENTIONS``.
             download: True = let TorchRL download missing files (needs
                 ``datasets`` below 4 and ``torchvision``).
+            exclude_episodes: values of ``episode`` to leave out.
 
         Raises:
             ValueError: no convention is known and none is given.
@@ -191,13 +213,29 @@ class OpenXExperienceReplay(DemonstrationDataset):
         replay = _TorchRLOpenX(
             dataset_id, root=root, download=download, streaming=False, batch_size=1
         )
-        return cls.from_torchrl(replay, convention, dataset_id=dataset_id)
+        return cls.from_torchrl(
+            replay,
+            convention,
+            dataset_id=dataset_id,
+            exclude_episodes=exclude_episodes,
+        )
 
     @classmethod
     def from_torchrl(
-        cls, replay: ReplayBuffer, convention: OpenXConvention, *, dataset_id: str
+        cls,
+        replay: ReplayBuffer,
+        convention: OpenXConvention,
+        *,
+        dataset_id: str,
+        exclude_episodes: Sequence[int] = (),
     ) -> OpenXExperienceReplay:
         """Map an open buffer of TorchRL's layout.
+
+        Args:
+            replay: of TorchRL's ``OpenXExperienceReplay``.
+            convention: names of the entries.
+            dataset_id: for the metadata.
+            exclude_episodes: values of ``episode`` to leave out.
 
         Raises:
             MissingKeyError: an entry is missing; lists those that exist.
@@ -225,7 +263,11 @@ class OpenXExperienceReplay(DemonstrationDataset):
             if (value := steps.get(("next", name), None)) is not None:
                 frames.set(("next", name), value.reshape(count, 1))
         metadata = convention.metadata or RobotDatasetMetadata(dataset_id)
-        return cls(frames, replace(metadata, **frame_statistics(frames)), table)
+        frames = choose_episodes(
+            "OpenXExperienceReplay", frames, exclude=exclude_episodes
+        )
+        statistics = frame_statistics(frames, "OpenXExperienceReplay")
+        return cls(frames, replace(metadata, **statistics), table)
 
 
 def _known_convention(dataset_id: str) -> OpenXConvention:

@@ -8,6 +8,7 @@ import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase, unravel_key
 from torch import Tensor
 
+from torchrl_vla.data.frame_checks import check_finite_frames
 from torchrl_vla.schema import (
     ACTION_KEY,
     EPISODE_KEY,
@@ -153,12 +154,18 @@ def frames_of_rollout(
     return frames.set(FRAME_KEY, frame.cpu())
 
 
-def frame_statistics(frames: TensorDictBase) -> FrameStatistics:
+def frame_statistics(
+    frames: TensorDictBase, caller: str = "frame_statistics"
+) -> FrameStatistics:
     """Return the statistics of actions and states, as fields of the metadata.
 
     Action statistics describe the targets: frames without a label are left out, unless
     no frame has one.
+
+    Raises:
+        SchemaError: a number is not finite; names its episode, frame and dimension.
     """
+    check_finite_frames(caller, frames)
     action, labels = frames.get(ACTION_KEY), frames.get(IS_LABELED_KEY, None)
     if labels is not None and labels.any():
         action = action[labels.reshape(-1)]

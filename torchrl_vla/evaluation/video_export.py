@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torchrl.envs import EnvBase
 
+from torchrl_vla._internal.durable_files import write_bytes, writing_file
 from torchrl_vla.rollout import EpisodeStep
 from torchrl_vla.schema import import_extra
 
@@ -104,12 +105,13 @@ def write_png(path: Path, image: Tensor) -> Path:
     # Every line of a PNG begins with the number of its filter; 0 is none.
     lines = torch.nn.functional.pad(pixels, (1, 0)).cpu().numpy().tobytes()
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    path.write_bytes(
+    content = (
         b"\x89PNG\r\n\x1a\n"
         + _png_chunk(b"IHDR", header)
         + _png_chunk(b"IDAT", zlib.compress(lines, 6))
         + _png_chunk(b"IEND", b"")
     )
+    write_bytes(path, lambda file: file.write(content))
     return path
 
 
@@ -136,7 +138,7 @@ def write_video(path: Path, video: Tensor, *, rate_hz: float = 10.0) -> Path:
             f"{tuple(video.shape[-2:])}. Pad the video by a pixel."
         )
     av = import_extra("av", "video", "write_video")
-    with av.open(str(path), "w") as container:
+    with writing_file(path) as partial, av.open(str(partial), "w") as container:
         stream = container.add_stream("libx264", rate=round(rate_hz))
         stream.height, stream.width = video.shape[-2:]
         stream.pix_fmt = "yuv420p"

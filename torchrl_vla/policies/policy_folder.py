@@ -5,13 +5,22 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Protocol, TypeVar, cast
+from typing import Protocol, TypedDict, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from torchrl_vla._internal.durable_files import write_text
+from torchrl_vla._internal.durable_files import (
+    remove,
+    write_bytes,
+    write_json,
+    write_text,
+    writing_folder,
+)
+from torchrl_vla._internal.file_origin import Origin
+from torchrl_vla._internal.json_source import read_json
+from torchrl_vla._internal.tensor_file import read_tensors
 from torchrl_vla.policies.module_description import Describer, Json, build
 from torchrl_vla.policies.readable_weights import (
     load_weights,
@@ -24,7 +33,15 @@ from torchrl_vla.schema import InstructionTable, PolicySpace, SchemaError, space
 
 _CONFIG, _WEIGHTS, _INSTRUCTIONS = "config.json", "weights.pt", "instructions.json"
 
+_REMEDY = "Pass a whole folder that save_policy wrote, or write the policy again."
+
 Policy = TypeVar("Policy", bound=nn.Module)
+
+
+class _Stored(TypedDict):
+    policy: str
+    description: dict[str, object]
+    space: PolicySpace | None
 
 
 class Marked(Protocol):
@@ -35,7 +52,7 @@ class Marked(Protocol):
 
 
 def write_policy(folder: str | Path, policy: nn.Module) -> None:
-    """Write a policy's folder; ``config.json`` comes last, when the rest is there.
+    """Write a policy's folder whole or not at all, ``config.json`` last.
 
     The policy is first rebuilt in memory from what would be written, and compared.
 
@@ -49,15 +66,13 @@ def write_policy(folder: str | Path, policy: nn.Module) -> None:
     """
     config, weights, instructions = _check_written(policy)
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / _CONFIG).unlink(missing_ok=True)
-    partial = folder / f".{_WEIGHTS}.partial"
-    torch.save(weights, partial)
-    partial.replace(folder / _WEIGHTS)
-    (folder / _INSTRUCTIONS).unlink(missing_ok=True)
-    if instructions is not None:
-        write_text(folder / _INSTRUCTIONS, instructions.to_json())
-    write_text(folder / _CONFIG, json.dumps(config, indent=2))
+    with writing_folder(folder, _CONFIG) as partial:
+        write_bytes(partial / _WEIGHTS, lambda file: torch.save(weights, file))
+        if instructions is not None:
+            write_text(partial / _INSTRUCTIONS, instructions.to_json())
+        else:
+            remove(folder / _INSTRUCTIONS)
+        write_json(partial / _CONFIG, config)
 
 
 def check_writable(policy: nn.Module) -> None:
@@ -78,7 +93,8 @@ def read_policy(folder: str | Path, cls: type[Policy] | None = None) -> Policy:
 
     Raises:
         FileNotFoundError: the folder holds no complete policy.
-        SchemaError: it holds a policy of another class, or the weights do not fit.
+        SchemaError: it holds a policy of another class, the weights do not fit, or a
+            file is damaged.
     """
     folder = Path(folder)
     caller = "load_policy" if cls is None else f"{cls.__name__}.from_folder"
@@ -91,38 +107,30 @@ def read_policy(folder: str | Path, cls: type[Policy] | None = None) -> Policy:
         )
     table = None
     if (folder / _INSTRUCTIONS).is_file():
-        text = (folder / _INSTRUCTIONS).read_text(encoding="utf-8")
-        table = InstructionTable.from_json(text)
-    weights = torch.load(folder / _WEIGHTS, map_location="cpu", weights_only=True)
-    policy = build(config["description"], table)
+        table = InstructionTable.from_json(folder / _INSTRUCTIONS)
+    weights = read_tensors(caller, folder / _WEIGHTS, dict[str, object], remedy=_REMEDY)
+    origin = Origin.of_file(caller, folder / _CONFIG, _REMEDY)
+    with origin.reading("the arguments of the policy", "description"):
+        policy = build(config["description"], table)
     try:
-        load_weights(policy, weights)
-    except RuntimeError as error:
+        load_weights(policy, cast("dict[str, Tensor]", weights))
+    except (RuntimeError, AttributeError, TypeError) as error:
         raise SchemaError(
             f"{caller}: expected weights of the policy that {_CONFIG} describes, got "
             f"others in {folder / _WEIGHTS}. PyTorch says: {error}"
         ) from error
-    space = config["space"]
-    marked = cast(Marked, policy)
-    marked.policy_space = None if space is None else PolicySpace(**space)
+    cast(Marked, policy).policy_space = config["space"]
     return cast(Policy, policy)
 
 
-def _read_config(folder: Path, caller: str) -> dict:
+def _read_config(folder: Path, caller: str) -> _Stored:
     path = folder / _CONFIG
     if not path.is_file():
         raise FileNotFoundError(
             f"{caller}: expected {_CONFIG} in {folder}, got none. Write the policy "
             "with save_policy; an interrupted write leaves none either."
         )
-    config = json.loads(path.read_text(encoding="utf-8"))
-    missing = {"policy", "description", "space"} - set(config)
-    if missing:
-        raise SchemaError(
-            f"{caller}: expected {sorted(missing)} in {path}, got {sorted(config)}. "
-            "Pass a folder that save_policy wrote."
-        )
-    return config
+    return read_json(caller, path, _Stored, remedy=_REMEDY)
 
 
 def _check_written(

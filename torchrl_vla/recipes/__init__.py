@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         save_checkpoint,
     )
     from torchrl_vla.recipes.dataset_opening import open_dataset
+    from torchrl_vla.recipes.dataset_options import DatasetOptions
     from torchrl_vla.recipes.demo.demo import run_demo
     from torchrl_vla.recipes.demo.demo_settings import DEMO_SETTINGS, DemoSettings
     from torchrl_vla.recipes.demo.report import write_report
@@ -77,6 +78,7 @@ _MODULES = {
     f"{_HERE}.demo.demo_settings": ("DEMO_SETTINGS", "DemoSettings"),
     f"{_HERE}.demo.report": ("write_report",),
     f"{_HERE}.dataset_opening": ("open_dataset",),
+    f"{_HERE}.dataset_options": ("DatasetOptions",),
     f"{_HERE}.environment_options": ("EnvironmentOptions",),
     f"{_HERE}.environment_registry": ("make_environment",),
     f"{_HERE}.finetuning.algorithms": (
@@ -116,6 +118,7 @@ __all__ = [
     "PPO",
     "RLOO",
     "Algorithm",
+    "DatasetOptions",
     "DemoSettings",
     "EnvironmentName",
     "EnvironmentOptions",

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 from tensordict.nn import TensorDictModuleBase
 from torch import nn
 from torchrl.envs import Compose, EnvBase, TransformedEnv
 
-from torchrl_vla._internal.durable_files import write_text
+from torchrl_vla._internal.durable_files import (
+    remove,
+    write_json,
+    write_text,
+    writing_folder,
+)
+from torchrl_vla._internal.file_origin import Origin
+from torchrl_vla._internal.json_source import read_json
 from torchrl_vla.execution import (
     ChunkExecutor,
     MultiStepActorWrapper,
@@ -49,6 +55,8 @@ def save_checkpoint(
 ) -> Path:
     """Write a policy, its space and the metadata that say what its numbers mean.
 
+    Whole or not at all: until all is written, the folder holds what it held before.
+
     A policy of LeRobot's is written so that LeRobot loads it, with ``metadata.json``
     beside its files; every other one into ``policy/``, see
     :func:`~torchrl_vla.policies.save_policy`.
@@ -74,15 +82,20 @@ def save_checkpoint(
             "space, got None. Pass env.metadata or dataset.metadata."
         )
     folder = Path(folder)
-    where = folder / _POLICY if policy.folder_format is None else folder
-    save_policy(where, policy)
-    if space is not None:
-        values = {"mode": space.mode, "fingerprint": space.policy_space.fingerprint}
-        write_text(folder / _SPACE, json.dumps(values))
-    else:
-        (folder / _SPACE).unlink(missing_ok=True)
-    write_text(folder / _METADATA, metadata.to_json())
+    with writing_folder(folder, _METADATA) as partial:
+        where = partial / _POLICY if policy.folder_format is None else partial
+        save_policy(where, policy)
+        if space is not None:
+            values = {"mode": space.mode, "fingerprint": space.policy_space.fingerprint}
+            write_json(partial / _SPACE, values)
+        else:
+            remove(folder / _SPACE)
+        write_text(partial / _METADATA, metadata.to_json())
     return folder
+
+
+class _StoredSpace(TypedDict):
+    mode: Literal["mean_std", "min_max", "quantile"]
 
 
 def load_checkpoint(folder: Path | str) -> tuple[VLAWrapperBase, ModelSpace | None]:
@@ -92,7 +105,7 @@ def load_checkpoint(folder: Path | str) -> tuple[VLAWrapperBase, ModelSpace | No
         The policy in evaluation mode; the space, None = robot space.
 
     Raises:
-        SchemaError: a file is missing, or the policy can't be built here.
+        SchemaError: a file is missing or damaged, or the policy can't be built here.
         SpaceError: the policy was trained in another space than the folder's.
     """
     folder = Path(folder)
@@ -109,9 +122,13 @@ def load_checkpoint(folder: Path | str) -> tuple[VLAWrapperBase, ModelSpace | No
     marked = space_of(policy)
     space = None
     if (folder / _SPACE).exists():
-        stored = json.loads((folder / _SPACE).read_text(encoding="utf-8"))
+        caller, remedy = "load_checkpoint", "Write the checkpoint again."
+        stored = read_json(caller, folder / _SPACE, _StoredSpace, remedy=remedy)
         metadata = RobotDatasetMetadata.from_json(folder / _METADATA)
-        space = ModelSpace(metadata, stored["mode"])
+        with Origin(caller, repr(str(folder)), remedy).reading(
+            "a space of its metadata"
+        ):
+            space = ModelSpace(metadata, stored["mode"])
     found = None if space is None else space.policy_space
     if found is not None and marked not in (None, found):
         raise SpaceError(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, TypedDict
 
 import torch
 
 from torchrl_vla._internal.durable_files import write_bytes
+from torchrl_vla._internal.file_origin import Origin
+from torchrl_vla._internal.tensor_file import read_tensors
 from torchrl_vla.errors import ResumeError
 
 STATE_FILE = "training_state.pt"
@@ -64,11 +66,13 @@ class TrainingState:
 
         Raises:
             ResumeError: the training was begun with other settings, or from a policy
-                with other weights.
+                with other weights; or the file is damaged.
         """
         if not self.path.exists():
             return None
-        state = torch.load(self.path, weights_only=True)
+        remedy = "Begin the training again in another folder."
+        caller, error = "TrainingState", ResumeError
+        state = read_tensors(caller, self.path, _State, remedy=remedy, error=error)
         then = state["settings"]
         differing = {
             name: (then.get(name), self.settings.get(name))
@@ -88,9 +92,18 @@ class TrainingState:
                 "got one with other initial weights. Pass the policy as it was before "
                 "the first step to resume, or another folder to begin a new training."
             )
+        origin = Origin.of_file(caller, self.path, remedy, error)
         for name, part in self.parts.items():
-            part.load_state_dict(state["parts"][name])
-        return int(state["iteration"])
+            with origin.reading("a state that fits", name):
+                part.load_state_dict(state["parts"][name])
+        return state["iteration"]
+
+
+class _State(TypedDict):
+    iteration: int
+    settings: dict[str, object]
+    initial_weights: str
+    parts: dict[str, Any]
 
 
 def check_training_folder(
@@ -116,9 +129,7 @@ def check_training_folder(
     if STATE_FILE in names:
         return
     foreign = sorted(
-        name
-        for name in names
-        if name not in own_names and not name.endswith((".partial", ".writing"))
+        name for name in names if name not in own_names and ".partial" not in name
     )
     if foreign:
         raise FileExistsError(

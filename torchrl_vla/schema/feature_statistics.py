@@ -70,14 +70,15 @@ def check_statistics(
     what = "" if feature is None else f" statistics of {feature!r}:"
     wrong = [f"expected {name!r}, got none." for name in needed if name not in values]
     found: dict[str, Tensor] = {}
-    for name in (*_ASCENDING, "mean", "std", "low", "high"):
+    for name in (*_ASCENDING, "mean", "std", "low", "high", "count"):
         if name in values:
             try:
                 found[name] = _vector(values[name])
             except (TypeError, ValueError, RuntimeError):
                 wrong.append(f"expected {name!r} to be numbers, got {values[name]!r}.")
-    if not np.min(values.get("count", 1)) >= 1:
-        wrong.append(f"expected count >= 1, got {values['count']}.")
+    count = found.pop("count", torch.ones(1))
+    if not (count >= 1).all():
+        wrong.append(f"expected count >= 1, got {count.tolist()}.")
     wrong += _shape_problems(found, dim)
     if not wrong:
         used = torch.ones_like(next(iter(found.values()), torch.ones(0))).bool()

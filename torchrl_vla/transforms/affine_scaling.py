@@ -177,7 +177,8 @@ class AffineScaling(Transform, ABC):
 
         Warns:
             UserWarning: in mode ``"quantile"``, a dimension moves in so few samples
-                that its quantiles miss the motion; its min and max scale it.
+                that its quantiles miss the motion, and its min and max scale it; or a
+                dimension moves by rounding alone and is not scaled.
         """
         stats, moving = cls._from(metadata)
         if stats is None:
@@ -186,19 +187,26 @@ class AffineScaling(Transform, ABC):
                 f"{metadata.dataset_id!r}, got None. Compute them with "
                 "FeatureStatistics.from_samples."
             )
+        size = torch.maximum(stats.min.abs(), stats.max.abs()).clamp_min(1.0)
+        spread = stats.max - stats.min
+        where = f"{cls.__name__}.from_metadata: of {metadata.dataset_id!r}"
+        _report(
+            (spread > 0) & (spread <= 2 * CONSTANT * size),
+            where,
+            "move by less than a millionth, as rounding does: they are centred and not "
+            "scaled. Change their unit if it is motion.",
+        )
         if mode == "mean_std":
             pair = {"mean": stats.mean, "std": stats.std}
         elif mode == "quantile":
             covered = stats.cover_sparse()
             pair = {"q01": covered.q01, "q99": covered.q99}
-            sparse = stats.is_sparse.nonzero().flatten().tolist()
-            if sparse:
-                warnings.warn(
-                    f"{cls.__name__}.from_metadata: dimensions {sparse} of "
-                    f"{metadata.dataset_id!r} move so rarely that their quantiles miss "
-                    "it; min and max scale them. Mode 'mean_std' takes the deviation.",
-                    stacklevel=2,
-                )
+            _report(
+                stats.is_sparse,
+                where,
+                "move so rarely that their quantiles miss it: min and max scale them. "
+                "Mode 'mean_std' takes the deviation.",
+            )
         elif mode == "min_max":
             # Seen extremes, not declared bounds: equal ones are a constant dimension.
             pair = {"q01": stats.min, "q99": stats.max}
@@ -315,3 +323,10 @@ class AffineScaling(Transform, ABC):
     def __repr__(self) -> str:
         loc, scale = self.loc.tolist(), self.scale.tolist()
         return f"{type(self).__name__}(loc={loc}, scale={scale})"
+
+
+def _report(dimensions: Tensor, where: str, choice: str) -> None:
+    """Warn of a choice that was made for some dimensions, if there are any."""
+    if dimensions.any():
+        chosen = dimensions.nonzero().flatten().tolist()
+        warnings.warn(f"{where}, dimensions {chosen} {choice}", stacklevel=3)

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from lerobot_folders import CAMERAS, TASKS, edit_info, record, write_folder
 
+from torchrl_vla.data.lerobot.feature_selection import Selection
 from torchrl_vla.data.lerobot.folder_layout import LeRobotLayout
 from torchrl_vla.data.lerobot.lerobot_feature import Feature
 from torchrl_vla.schema import SchemaError
@@ -37,7 +38,7 @@ def test_the_layout_of_a_folder_is_read(folder):
     assert (layout.num_frames, layout.rate_hz, layout.robot_type) == (7, 10.0, "fake")
     assert list(layout.tasks.values()) == list(TASKS)
     assert layout.features["action"] == Feature(
-        "action", "float32", (2,), ("action_0", "action_1")
+        "action", "float32", (2,), ("action_0", "action_1"), key="action"
     )
     clip = layout.episodes[1].clips[f"observation.images.{CAMERAS[0]}"]
     # v2.1 has a file for each episode, v3.0 here one for the first two.
@@ -138,15 +139,22 @@ def test_an_unknown_dtype_is_refused(folder):
 def test_a_depth_camera_is_refused(folder):
     feature = {"dtype": "video", "shape": [4, 4, 1], "info": {"is_depth_map": True}}
     edit_features(folder, **{"observation.images.depth": feature})
-    with pytest.raises(SchemaError, match=r"a depth map at feature .*images.depth"):
+    message = r"a depth map at camera .*images.depth'. .*cameras=\['front'.*--cameras f"
+    with pytest.raises(SchemaError, match=message):
         LeRobotLayout.from_folder(folder)
+    with pytest.raises(SchemaError, match=message):
+        LeRobotLayout.from_folder(folder, Selection(cameras=("depth",)))
+    layout = LeRobotLayout.from_folder(folder, Selection(cameras=("front",)))
+    images = [name for name, value in layout.features.items() if value.is_image]
+    assert images == ["observation.images.front"]
+    assert all(list(episode.clips) == images for episode in layout.episodes)
 
 
 def test_a_camera_without_three_dimensions_is_refused(folder):
     edit_features(
         folder, **{"observation.images.flat": {"dtype": "image", "shape": [4]}}
     )
-    with pytest.raises(SchemaError, match=r"a shape of three at camera .*images.flat"):
+    with pytest.raises(SchemaError, match=r"three, got \(4,\) at camera .*s.flat"):
         LeRobotLayout.from_folder(folder)
 
 

@@ -147,7 +147,7 @@ def test_the_summary_counts_episodes_by_instruction(open_dataset):
         ({"decoder": "opencv"}, "a decoder of"),
         (
             {"statistics": "robust"},
-            r"statistics of \('stored', 'exact'\), got 'robust'",
+            r"statistics of \('exact', 'stored'\), got 'robust'",
         ),
     ],
 )

@@ -11,11 +11,14 @@ from torch import Tensor
 from torchrl.envs import Transform
 
 from torchrl_vla.data.demonstration_dataset import DemonstrationDataset
+from torchrl_vla.data.episode_choice import choose_episodes
 from torchrl_vla.data.hdf5.hdf5_file import (
     declared_metadata,
     demo_names,
     group,
     libero_instruction,
+    masked_demos,
+    opened,
     read_demo,
     with_statistics,
 )
@@ -30,7 +33,6 @@ from torchrl_vla.schema import (
     InstructionTable,
     RobotDatasetMetadata,
     SchemaError,
-    import_extra,
 )
 
 Hdf5Layout = Literal["robomimic", "libero"]
@@ -95,6 +97,8 @@ class Hdf5Demonstrations(DemonstrationDataset):
         cameras: Mapping[str, str] | None = None,
         flip_images: ImageFlip | None = None,
         instruction: str | None = None,
+        filter_key: str | None = None,
+        exclude_episodes: Sequence[int] = (),
         metadata: RobotDatasetMetadata | None = None,
     ) -> Hdf5Demonstrations:
         """Open a file.
@@ -118,6 +122,9 @@ class Hdf5Demonstrations(DemonstrationDataset):
             flip_images: ``"none"``, ``"vertical"`` or ``"rotate_180"``, applied to the
                 stored images. Required with ``cameras``.
             instruction: of all episodes. Required for robomimic's files.
+            filter_key: name of a mask in the file, e.g. robomimic's ``"train"`` or
+                ``"valid"``; None = all demonstrations.
+            exclude_episodes: numbers of demonstrations to leave out.
             metadata: names and units of the numbers; its statistics are replaced by
                 those of the file. None = names of the state, and the robot and control
                 rate that the file declares.
@@ -126,22 +133,23 @@ class Hdf5Demonstrations(DemonstrationDataset):
             FileNotFoundError: the file does not exist.
             ValueError: an argument is missing or has an unknown value.
             MissingKeyError: the file lacks an entry; lists those that exist.
-            SchemaError: lengths or images of a demonstration do not agree.
+            SchemaError: lengths or images of a demonstration do not agree, or the file
+                is damaged.
             MissingExtraError: ``h5py`` is not installed.
         """
         path = Path(path)
         _check_arguments(path, layout, cameras, flip_images, instruction)
-        h5py = import_extra("h5py", "datasets", "Hdf5Demonstrations")
-        with h5py.File(path, "r") as file:
+        with opened(path) as file:
             data = group(file, "data", path.name)
             text = libero_instruction(data) if instruction is None else instruction
             table = InstructionTable([text])
             parts = [
                 read_demo(data, name, state_keys, dict(cameras or {}))
-                for name in demo_names(data)
+                for name in masked_demos(file, demo_names(data), filter_key)
             ]
             declared = declared_metadata(path, data, state_keys, cameras)
         frames = TensorDict.cat([part for part, _ in parts])
+        frames = choose_episodes("Hdf5Demonstrations", frames, exclude=exclude_episodes)
         frames.set(INSTRUCTION_KEY, table.ids.expand(len(frames)).clone())
         shapes = {shape for _, shape in parts}
         if len(shapes) > 1:
@@ -203,17 +211,19 @@ def _check_arguments(
     if layout not in ("robomimic", "libero"):
         raise ValueError(
             "Hdf5Demonstrations: expected layout 'robomimic' or 'libero', got "
-            f"{layout!r}."
+            f"{layout!r}. Pass layout=... (--layout)."
         )
     if (layout == "robomimic") == (instruction is None):
         raise ValueError(
-            "Hdf5Demonstrations: expected an instruction for layout 'robomimic', whose "
-            "files have none, and none for 'libero', whose files have one, got "
-            f"{instruction!r} for {layout!r}."
+            "Hdf5Demonstrations: expected an instruction for layout "
+            "'robomimic', whose files have none, and none for 'libero', whose files "
+            f"have one, got {instruction!r} for {layout!r}. Pass instruction=... "
+            "(--instruction)."
         )
     if (cameras or flip_images is not None) and flip_images not in FLIPS:
         raise ValueError(
-            f"Hdf5Demonstrations: expected flip_images of {list(FLIPS)} for the "
-            f"cameras {list(cameras or {})}, got {flip_images!r}. LIBERO's images are "
-            "upside down and robomimic's are not; see from_file. Look at an image."
+            f"Hdf5Demonstrations: expected flip_images of {list(FLIPS)}"
+            f" for the cameras {list(cameras or {})}, got {flip_images!r}. LIBERO's "
+            "images are upside down and robomimic's are not; see from_file. Look at "
+            "an image, and pass flip_images=... (--flip-images)."
         )

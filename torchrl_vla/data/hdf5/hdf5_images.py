@@ -12,6 +12,8 @@ from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.envs import Transform
 
+from torchrl_vla._internal.file_origin import Origin
+from torchrl_vla.data.hdf5.hdf5_file import OWNER, REMEDY
 from torchrl_vla.schema import EPISODE_KEY, FRAME_KEY, IMAGE_KEY, import_extra
 
 if TYPE_CHECKING:
@@ -46,6 +48,10 @@ class Hdf5Images:
 
     def read(self, episode: Tensor, frame: Tensor) -> dict[str, Tensor]:
         """Return uint8 ``[N, 3, h, w]`` of each camera for int64 ``[N]`` indices."""
+        with Origin(OWNER, repr(str(self.path)), REMEDY).reading("stored images"):
+            return self._read(episode, frame)
+
+    def _read(self, episode: Tensor, frame: Tensor) -> dict[str, Tensor]:
         data = self._open()["data"]
         # In the order of the file, so that each compressed chunk is read once.
         by_frame = frame.argsort(stable=True)

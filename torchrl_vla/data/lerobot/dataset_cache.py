@@ -18,12 +18,7 @@ from torchrl_vla._internal.file_manifest import (
     write_manifest,
 )
 from torchrl_vla.data.lerobot.folder_layout import OWNER, Episode, LeRobotLayout
-from torchrl_vla.data.lerobot.frame_table import (
-    COPY_AGAIN,
-    TOLERANCE_S,
-    read_frames,
-    write_frames,
-)
+from torchrl_vla.data.lerobot.frame_table import COPY_AGAIN, read_frames, write_frames
 from torchrl_vla.data.lerobot.video_decoder import VideoIndex
 from torchrl_vla.schema import EPISODE_KEY, SchemaError
 
@@ -40,15 +35,16 @@ def default_cache_folder() -> Path:
 def cached_copy(layout: LeRobotLayout, cache_folder: Path) -> Path:
     """Return the folder of the dataset's copy; create it if it does not exist.
 
-    A copy belongs to one content: the folder's path, and the size and modification time
-    of every file below it, of those in ``meta/`` the bytes too. It is written under a
-    temporary name and renamed when it is complete, so the files of a killed process are
-    never used. The dataset's own folder is not modified.
+    A copy belongs to one content: the folder's path, the size and modification time of
+    every file below it (of those in ``meta/`` the bytes too), and the selection of
+    features. It is written under a temporary name and renamed when it is complete, so
+    the files of a killed process are never used. The dataset's own folder is not
+    modified.
 
     Raises:
         SchemaError: the dataset or its copy is damaged.
     """
-    copy = cache_folder / fingerprint(layout.root)
+    copy = cache_folder / fingerprint(layout.root, repr(layout.selection))
     if copy.is_dir():
         check_manifest(OWNER, copy, COPY_AGAIN)
         return copy
@@ -72,10 +68,10 @@ def cached_copy(layout: LeRobotLayout, cache_folder: Path) -> Path:
     return copy
 
 
-def fingerprint(root: Path) -> str:
-    """Return a hash that changes with the content of a dataset's folder."""
+def fingerprint(root: Path, selection: str = "") -> str:
+    """Return a hash that changes with a dataset's content and what is read of it."""
     digest = hashlib.blake2b(digest_size=16)
-    digest.update(f"{_READER_VERSION} {root.resolve()}".encode())
+    digest.update(f"{_READER_VERSION} {root.resolve()} {selection}".encode())
     for place, folders, files in os.walk(root):
         folders[:] = sorted(name for name in folders if name[0] != ".")
         for path in (Path(place, file) for file in sorted(files)):
@@ -95,7 +91,7 @@ def write_videos(
     """Write the video file and frame number of each row.
 
     Raises:
-        SchemaError: a video has no frame at the time of a row.
+        SchemaError: a video has no frame at the time of a row, or frames of no row.
     """
     episode = frames.get(EPISODE_KEY).numpy()
     timestamp = frames.get("timestamp").numpy()
@@ -108,6 +104,8 @@ def write_videos(
         which = paths.index(entry.clips[name].path)
         file[rows] = which
         frame[rows] = _find(layout, name, entry, indices[which], timestamp[rows])
+    for which, path in enumerate(paths):
+        _check_each_once(layout, name, path, frame[file == which], indices[which])
     folder = folder / "images" / name
     folder.mkdir(parents=True)
     np.save(folder / "file.npy", file)
@@ -133,7 +131,8 @@ def _find(
     times_s = clip.start_s + timestamp.astype(np.float64)
     numbers, late_s = index.find(times_s)
     rounding = np.abs(timestamp) * np.finfo(np.float32).eps
-    off = np.flatnonzero(late_s > TOLERANCE_S + rounding)
+    tolerance_s = layout.selection.tolerance_s
+    off = np.flatnonzero(late_s > tolerance_s + rounding)
     if len(off):
         at = int(off[0])
         raise SchemaError(
@@ -141,7 +140,25 @@ def _find(
             f"{str(clip.path.relative_to(layout.root))!r} for frame {at} of episode "
             f"{entry.index}, got the nearest {late_s[at]:.6f} s away: {len(index.pts)} "
             f"frames from {index.times_s[0]:.6f} to {index.times_s[-1]:.6f} s, "
-            f"tolerance {TOLERANCE_S} s. The video is unfinished or belongs to other "
-            "data."
+            f"tolerance {tolerance_s} s. The video is unfinished or belongs to other "
+            "data; if its times only drift, pass a larger tolerance_s (--tolerance-s). "
+            "Without this camera: cameras=... (--cameras)."
         )
     return numbers
+
+
+def _check_each_once(
+    layout: LeRobotLayout, name: str, path: Path, numbers: np.ndarray, index: VideoIndex
+) -> None:
+    """Refuse a file in which a frame belongs to no row, or to two."""
+    uses = np.bincount(numbers, minlength=len(index.pts))
+    wrong = np.flatnonzero(uses != 1)
+    if len(wrong):
+        raise SchemaError(
+            f"{OWNER}: expected as many frames as rows in "
+            f"{str(path.relative_to(layout.root))!r} of {name!r}, got {len(uses)} "
+            f"frames for {len(numbers)} rows; frame {wrong[0]} belongs to "
+            f"{uses[wrong[0]]} rows. Frames of a discarded take shift the images of "
+            "all that follow: fetch the dataset again or re-encode the video, or "
+            "leave this camera out with cameras=... (--cameras)."
+        )

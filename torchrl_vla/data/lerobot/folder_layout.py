@@ -8,25 +8,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TypedDict, TypeVar
 
-from tensordict import unravel_key
-
 from torchrl_vla._internal.file_origin import Origin
 from torchrl_vla._internal.json_source import read_json, read_json_lines
 from torchrl_vla._internal.safe_paths import check_name, fill_template, path_below
+from torchrl_vla.data.lerobot.feature_selection import (
+    EVERYTHING,
+    Selection,
+    select_features,
+)
 from torchrl_vla.data.lerobot.lerobot_feature import (
     IMAGE_DTYPES,
     INDEX_FEATURES,
     NUMBER_DTYPES,
+    OWNER,
     TEXT_DTYPES,
     Feature,
     FeatureInfo,
 )
 from torchrl_vla.data.lerobot.table_reader import TableFile
-from torchrl_vla.schema import SchemaError, to_canonical
+from torchrl_vla.schema import ACTION_KEY, STATE_KEY, SchemaError
 
 T = TypeVar("T")
 
-OWNER = "LeRobotDemonstrations"
 FETCH_AGAIN = (
     "The recording was not finished (LeRobot writes this file in "
     "`dataset.finalize()`), or the download was not: fetch the dataset again."
@@ -89,10 +92,11 @@ class LeRobotLayout:
         version: ``"v2.1"`` or ``"v3.0"``.
         rate_hz: frames per second.
         robot_type: the declared name of the robot.
-        features: the columns by LeRobot's names.
+        features: the selected columns by LeRobot's names.
         tasks: the texts by ``task_index``.
         episodes: in order of their index.
         data_files: the parquet files, in order.
+        selection: what was asked for.
     """
 
     root: Path
@@ -103,10 +107,13 @@ class LeRobotLayout:
     tasks: dict[int, str]
     episodes: tuple[Episode, ...]
     data_files: tuple[Path, ...]
+    selection: Selection = EVERYTHING
 
     @classmethod
-    def from_folder(cls, root: Path) -> LeRobotLayout:
-        """Read and check ``meta/``.
+    def from_folder(
+        cls, root: Path, selection: Selection = EVERYTHING
+    ) -> LeRobotLayout:
+        """Read and check ``meta/``; cameras that are not selected are passed over.
 
         Raises:
             FileNotFoundError: a file that the metadata list is missing.
@@ -122,6 +129,10 @@ class LeRobotLayout:
             for name, value in info["features"].items()
         }
         _check_features(root, features)
+        features = select_features(features, selection)
+        for name, feature in features.items():
+            if feature.key in (ACTION_KEY, STATE_KEY) and not feature.is_number:
+                raise origin.refuse("numbers", feature.dtype, f"features.{name}.dtype")
         videos = [name for name, value in features.items() if value.dtype == "video"]
         tasks, episodes, data_files = read(root, info, videos)
         _check_episodes(root, info, episodes)
@@ -136,12 +147,16 @@ class LeRobotLayout:
         return cls(
             root=root,
             version=version,
-            rate_hz=info["fps"],
+            rate_hz=float(info["fps"]),
             robot_type=info["robot_type"],
             features=features,
-            tasks=tasks,
+            tasks={
+                number: text if text.strip() else selection.empty_task or text
+                for number, text in tasks.items()
+            },
             episodes=episodes,
             data_files=data_files,
+            selection=selection,
         )
 
     @property
@@ -190,23 +205,13 @@ def _read_feature(origin: Origin, name: str, value: FeatureInfo) -> Feature:
             f"{OWNER}: expected a dtype of {known} at feature {name!r}, got {dtype!r}."
         )
     shape = tuple(value["shape"] or (1,))
-    feature = Feature(name, dtype, shape, names)
-    most = _MOST_PIXELS if feature.is_image else _MOST_NUMBERS
+    most = _MOST_PIXELS if dtype in IMAGE_DTYPES else _MOST_NUMBERS
     if min(shape) < 1 or math.prod(shape) > most:
         expected = f"sizes from 1 on of at most {most} numbers together"
         raise origin.refuse(expected, list(shape), f"features.{name}.shape")
     details = {**(value["info"] or {}), **(value["video_info"] or {})}
     is_depth = details.get("is_depth_map") or details.get("video.is_depth_map")
-    if feature.is_image and is_depth:
-        raise SchemaError(
-            f"{OWNER}: expected RGB cameras, got a depth map at feature {name!r}. "
-            "Remove the feature from the dataset with `lerobot-edit-dataset`."
-        )
-    if feature.is_image and len(shape) != 3:
-        raise SchemaError(
-            f"{OWNER}: expected a shape of three at camera {name!r}, got {shape}."
-        )
-    return feature
+    return Feature(name, dtype, shape, names, is_depth=bool(is_depth))
 
 
 def _flat_names(
@@ -228,33 +233,13 @@ def _check_features(root: Path, features: dict[str, Feature]) -> None:
             f"{OWNER}: expected the features {tuple(INDEX_FEATURES)} in "
             f"{str(root)!r}, got no {missing}."
         )
-    for name, feature in features.items():
-        known = INDEX_FEATURES.get(name, feature.dtype)
-        is_same = feature.dtype.strip("u0123456789") == known.strip("u0123456789")
-        is_vector = name in ("action", "observation.state")
-        is_scalar = name not in INDEX_FEATURES or math.prod(feature.shape) == 1
-        if not (is_same and is_scalar and (feature.is_number or not is_vector)):
-            expected = f"numbers{'' if is_vector else f', one {known} a frame,'}"
+    for name, declared in INDEX_FEATURES.items():
+        feature = features[name]
+        is_same = feature.dtype.strip("u0123456789") == declared.strip("0123456789")
+        if not is_same or math.prod(feature.shape) != 1:
+            expected = f"one {declared} a frame"
             got = f"{feature.dtype} of shape {feature.shape}"
             raise info_origin(root).refuse(expected, got, f"features.{name}")
-    leaves: dict[tuple[str, ...], str] = {}
-    groups: dict[tuple[str, ...], str] = {}
-    for name in features:
-        path = _path(name)
-        above = [path[:depth] for depth in range(1, len(path))]
-        for other in (*(leaves.get(part) for part in (*above, path)), groups.get(path)):
-            if other is not None:
-                raise SchemaError(
-                    f"{OWNER}: expected features with different keys, got {name!r} "
-                    f"and {other!r}, whose keys overlap. Rename one of them."
-                )
-        leaves[path] = name
-        groups.update(dict.fromkeys(above, name))
-
-
-def _path(name: str) -> tuple[str, ...]:
-    """Return our key of a LeRobot feature as a tuple."""
-    return unravel_key(("", to_canonical(name)))[1:]
 
 
 def _check_episodes(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,15 +28,12 @@ from torchrl_vla.schema import (
     InstructionTable,
     SchemaError,
     import_extra,
-    to_canonical,
 )
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 COPY_AGAIN = "Delete this folder of the cache: the dataset is then copied again."
-#: Tolerance of a timestamp against ``frame_index / fps``, as in LeRobot.
-TOLERANCE_S = 1e-4
 _ROWS_AT_ONCE, _NUMBERS_AT_ONCE = 1024, 1 << 24
 _MOST_PACKED, _ALWAYS_COPIED_BYTES = 1000, 1 << 30
 
@@ -69,7 +67,11 @@ def write_frames(layout: LeRobotLayout, folder: Path) -> InstructionTable:
             rows = slice(row, row + batch.num_rows)
             for name, feature in numbers.items():
                 values = _numbers(file.origin, feature, batch.column(name))
-                frames.get(to_canonical(name))[rows] = values
+                column = frames.get(feature.key)
+                if feature.columns is None:
+                    column[rows] = values
+                else:
+                    column[rows, slice(*feature.columns)] = values
             for writer in writers:
                 writer.extend(batch.column(writer.name))
             row += batch.num_rows
@@ -185,10 +187,14 @@ def _allocate(
 ) -> TensorDict:
     n_frames = layout.num_frames
     frames = TensorDict({}, [n_frames])
-    for name, feature in numbers.items():
-        empty = torch.zeros((), dtype=_dtype(feature))
-        shape = (n_frames, *feature.frame_shape)
-        frames.set(to_canonical(name), empty.expand(shape))
+    for feature in numbers.values():
+        parts = [part for part in numbers.values() if part.key == feature.key]
+        shape = feature.frame_shape
+        if feature.columns is not None:
+            shape = (sum(part.shape[0] for part in parts),)
+        dtype = reduce(torch.promote_types, map(_dtype, parts))
+        empty = torch.zeros((), dtype=dtype)
+        frames.set(feature.key, empty.expand((n_frames, *shape)))
     if with_task:
         frames.set(INSTRUCTION_KEY, torch.zeros((), dtype=torch.int64).expand(n_frames))
     return frames.memmap_like(str(folder))
@@ -229,11 +235,9 @@ def _checked_numbers(origin: Origin, feature: Feature, column: pa.Array) -> Tens
 
 def _tasks(layout: LeRobotLayout) -> tuple[InstructionTable, dict[int, int]]:
     """Return the table of texts and the id of each task."""
-    texts = set(layout.tasks.values())
     table = InstructionTable()
-    if not any(text.strip() for text in texts):
-        return table, {}
-    return table, {number: table.add(text) for number, text in layout.tasks.items()}
+    tasks = {number: text for number, text in layout.tasks.items() if text.strip()}
+    return table, {number: table.add(text) for number, text in tasks.items()}
 
 
 def _instructions(
@@ -241,6 +245,15 @@ def _instructions(
 ) -> Tensor:
     numbers, which = frames.get("task_index").unique(return_inverse=True)
     unknown = sorted(set(numbers.tolist()) - set(task_ids))
+    empty = [number for number in unknown if number in layout.tasks]
+    if empty:
+        rows = torch.isin(frames.get("task_index"), torch.tensor(empty))
+        raise SchemaError(
+            f"{OWNER}: expected a text for each of the tasks in "
+            f"{str(layout.root / 'meta')!r}, got an empty one at task_index {empty}, "
+            f"which {int(rows.sum())} frames have. Pass empty_task='...' "
+            "(--empty-task TEXT) to give them a text."
+        )
     if unknown:
         raise SchemaError(
             f"{OWNER}: expected task_index of {sorted(task_ids)} (the tasks of "
@@ -277,13 +290,16 @@ def _check_frames(layout: LeRobotLayout, frames: TensorDict) -> None:
     time_s = frames.get("timestamp").double()
     late = time_s - frame.double() / layout.rate_hz
     rounding = time_s.abs() * torch.finfo(torch.float32).eps
-    off = (late.abs() > TOLERANCE_S + rounding).nonzero()
+    tolerance_s = layout.selection.tolerance_s
+    off = (late.abs() > tolerance_s + rounding).nonzero()
     if len(off):
         row = int(off[0])
         raise SchemaError(
-            f"{OWNER}: expected timestamps within {TOLERANCE_S} s of frame_index / fps "
+            f"{OWNER}: expected timestamps within {tolerance_s} s of frame_index / fps "
             f"(fps={layout.rate_hz:g}), got {time_s[row]:.6f} s at frame "
-            f"{int(frame[row])} of episode {int(episode[row])} and {len(off) - 1} more."
+            f"{int(frame[row])} of episode {int(episode[row])} and {len(off) - 1} "
+            f"more, at most {late.abs().max():.6f} s off. If these times were "
+            "measured, pass a larger tolerance_s (--tolerance-s)."
         )
 
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, TypedDict, get_args
 
-import torch
 from tensordict import NestedKey, TensorDict
 from torch import Tensor
 from torchrl.data import TensorStorage
 
 from torchrl_vla.data.demonstrations import Demonstrations, describe
+from torchrl_vla.data.episode_choice import choose_episodes
+from torchrl_vla.data.frame_checks import check_finite_frames
 from torchrl_vla.data.lerobot.dataset_cache import cached_copy, default_cache_folder
-from torchrl_vla.data.lerobot.folder_layout import OWNER, LeRobotLayout
+from torchrl_vla.data.lerobot.feature_selection import TOLERANCE_S, Selection
+from torchrl_vla.data.lerobot.folder_layout import LeRobotLayout
 from torchrl_vla.data.lerobot.frame_table import read_frames
 from torchrl_vla.data.lerobot.image_reader import (
     Camera,
@@ -21,18 +23,19 @@ from torchrl_vla.data.lerobot.image_reader import (
     ImageReader,
     VideoCamera,
 )
-from torchrl_vla.data.lerobot.lerobot_feature import Feature
+from torchrl_vla.data.lerobot.lerobot_feature import OWNER, Feature
 from torchrl_vla.data.lerobot.lerobot_metadata import read_metadata
 from torchrl_vla.data.lerobot.recorded_observations import RecordedObservations
-from torchrl_vla.data.lerobot.stored_statistics import STATISTICS, Stored, read_stored
+from torchrl_vla.data.lerobot.stored_statistics import (
+    StatisticsSource,
+    Stored,
+    read_stored,
+)
 from torchrl_vla.data.lerobot.video_decoder import decoder_name
 from torchrl_vla.schema import (
-    EPISODE_KEY,
     InstructionTable,
     RobotDatasetMetadata,
-    SchemaError,
     import_extra,
-    to_canonical,
 )
 
 if TYPE_CHECKING:
@@ -43,10 +46,14 @@ class OpenOptions(TypedDict, total=False):
     """Options of :meth:`LeRobotDemonstrations.from_folder`."""
 
     episodes: Sequence[int] | None
+    exclude_episodes: Sequence[int]
     cameras: Sequence[str] | None
+    rename: Mapping[str, str] | None
     decoder: str | None
     cache_folder: Path | str | None
-    statistics: str
+    statistics: StatisticsSource
+    tolerance_s: float
+    empty_task: str | None
 
 
 class HubOptions(OpenOptions, total=False):
@@ -69,12 +76,11 @@ class LeRobotDemonstrations(Demonstrations):
     Create one with :meth:`from_folder` or :meth:`from_hub`.
 
     Warning:
-        LeRobot's stored mean, standard deviation, min and max are those of the data,
-        but its quantiles ``q01`` and ``q99`` are averages of the quantiles of each
-        episode. Their range is too narrow: clipping to it cuts off more than 1 % of the
-        data on either side. ``statistics="stored"`` keeps LeRobot's numbers, which
-        checkpoints trained with them need (missing quantiles are computed);
-        ``"exact"`` computes all statistics from the selected frames.
+        LeRobot stores averages of the quantiles of each episode as ``q01`` and ``q99``.
+        Their range is too narrow: clipping to it cuts off more than 1 % of the data on
+        either side. So the statistics are computed from the selected frames
+        (``statistics="exact"``). ``"stored"`` takes LeRobot's numbers, which
+        checkpoints trained with them need; missing quantiles are computed.
 
     Args:
         frames: ``[F]`` selected steps, without images.
@@ -133,10 +139,14 @@ class LeRobotDemonstrations(Demonstrations):
         folder: Path | str,
         *,
         episodes: Sequence[int] | None = None,
+        exclude_episodes: Sequence[int] = (),
         cameras: Sequence[str] | None = None,
+        rename: Mapping[str, str] | None = None,
         decoder: str | None = None,
         cache_folder: Path | str | None = None,
-        statistics: str = "stored",
+        statistics: StatisticsSource = "exact",
+        tolerance_s: float = TOLERANCE_S,
+        empty_task: str | None = None,
         dataset_id: str | None = None,
     ) -> LeRobotDemonstrations:
         """Open a folder, and copy its numbers into the cache on the first call.
@@ -146,20 +156,30 @@ class LeRobotDemonstrations(Demonstrations):
 
         Keyword Args:
             episodes: indices of the episodes to keep; None = all.
+            exclude_episodes: indices of episodes to leave out of those.
             cameras: cameras to decode, by the last part of their name (``"front"`` for
-                ``observation.images.front``); None = all, ``()`` = none.
+                ``observation.images.front``); None = all, ``()`` = none. Others may be
+                depth maps or damaged.
+            rename: the dataset's names of features to LeRobot's usual ones, e.g.
+                ``{"observation.joints": "observation.state"}``. Several vectors with
+                one new name are concatenated in this order.
             decoder: of videos, ``"torchcodec"`` or ``"pyav"``; None = torchcodec if it
                 loads.
             cache_folder: for the copy; None = ``torchrl_vla/lerobot`` in the user's
                 cache. It may be deleted whenever no process uses it.
-            statistics: ``"stored"`` or ``"exact"``.
+            statistics: ``"exact"``, of the selected frames, or ``"stored"``,
+                LeRobot's.
+            tolerance_s: largest distance of a timestamp from ``frame_index / fps``, and
+                of a video frame from its row, as LeRobot's argument of this name.
+            empty_task: text of tasks that are empty beside others.
             dataset_id: for the metadata; None = the folder's name.
 
         Raises:
             FileNotFoundError: the folder or one of its files is missing.
             SchemaError: the format is unknown, the recording is unfinished, or data
                 and metadata disagree.
-            MetadataError: the stored statistics are missing or impossible.
+            MetadataError: the stored statistics are missing, impossible, or exclude
+                frames.
             ValueError: an episode, camera, decoder or kind of statistics is unknown.
         """
         folder = Path(folder).expanduser()
@@ -168,17 +188,28 @@ class LeRobotDemonstrations(Demonstrations):
                 f"{OWNER}: expected a LeRobot dataset at {str(folder)!r}, got nothing. "
                 "For a dataset of the Hub pass its repository id, 'user/name'."
             )
-        if statistics not in STATISTICS:
+        if statistics not in get_args(StatisticsSource):
             raise ValueError(
-                f"{OWNER}: expected statistics of {STATISTICS}, got {statistics!r}."
+                f"{OWNER}: expected statistics of {get_args(StatisticsSource)}, got "
+                f"{statistics!r}."
             )
-        layout = LeRobotLayout.from_folder(folder)
-        features = _choose_cameras(layout, cameras)
+        chosen = (cameras,) if isinstance(cameras, str) else cameras
+        layout = LeRobotLayout.from_folder(
+            folder,
+            Selection(
+                cameras=None if chosen is None else tuple(chosen),
+                rename=dict(rename or {}),
+                tolerance_s=tolerance_s,
+                empty_task=empty_task,
+            ),
+        )
+        images = {k: v for k, v in layout.features.items() if v.is_image}
         where = default_cache_folder() if cache_folder is None else cache_folder
         copy = cached_copy(layout, Path(where))
         recorded, instructions = read_frames(copy)
-        frames = _choose_episodes(recorded, episodes)
-        stored = read_stored(folder, statistics)
+        frames = choose_episodes(OWNER, recorded, episodes, exclude_episodes)
+        check_finite_frames(OWNER, frames)
+        stored = read_stored(folder)
         return cls(
             frames,
             read_metadata(
@@ -186,13 +217,12 @@ class LeRobotDemonstrations(Demonstrations):
                 frames,
                 stored,
                 statistics=statistics,
-                cameras=features,
                 dataset_id=dataset_id or folder.resolve().name,
             ),
             instructions,
             recorded=recorded,
-            reader=_reader(features, copy, decoder_name(decoder)),
-            camera_keys={name: to_canonical(name) for name in features},
+            reader=_reader(images, copy, decoder_name(decoder)),
+            camera_keys={name: feature.key for name, feature in images.items()},
             stored_statistics=stored,
         )
 
@@ -211,8 +241,7 @@ class LeRobotDemonstrations(Demonstrations):
 
         Keyword Args:
             revision: branch, tag or commit; None = the main branch.
-            **options: ``episodes``, ``cameras``, ``decoder``, ``cache_folder`` and
-                ``statistics`` of :meth:`from_folder`.
+            **options: of :meth:`from_folder`, except ``dataset_id``.
 
         Raises:
             FileNotFoundError: the dataset is not in the Hub's local cache, and the Hub
@@ -260,7 +289,7 @@ class LeRobotDemonstrations(Demonstrations):
             ValueError: an episode is unknown, or no episode is selected.
         """
         return LeRobotDemonstrations(
-            _choose_episodes(self.frames, episodes),
+            choose_episodes(OWNER, self.frames, episodes),
             self.metadata,
             self.instructions,
             recorded=self._recorded,
@@ -271,47 +300,6 @@ class LeRobotDemonstrations(Demonstrations):
 
     def __repr__(self) -> str:
         return describe(self, f", cameras: {', '.join(self.cameras) or 'none'}")
-
-
-def _choose_cameras(
-    layout: LeRobotLayout, cameras: Sequence[str] | None
-) -> dict[str, Feature]:
-    images = {k: v for k, v in layout.features.items() if v.is_image}
-    names = {}
-    for name in images:
-        key = to_canonical(name)
-        if key[0] != "observation":
-            raise SchemaError(
-                f"{OWNER}: expected cameras below 'observation.', got {name!r}."
-            )
-        names[key[-1]] = name
-    if cameras is None:
-        return images
-    if isinstance(cameras, str):
-        cameras = (cameras,)
-    unknown = sorted(set(cameras) - set(names))
-    if unknown:
-        raise ValueError(
-            f"{OWNER}: expected cameras of {sorted(names)}, got {unknown}."
-        )
-    return {names[camera]: images[names[camera]] for camera in cameras}
-
-
-def _choose_episodes(
-    frames: TensorDict, episodes: Tensor | Sequence[int] | None
-) -> TensorDict:
-    if episodes is None:
-        return frames
-    episodes = torch.as_tensor(episodes, dtype=torch.int64)
-    mine = frames.get(EPISODE_KEY).as_subclass(Tensor)
-    known = mine.unique()
-    unknown = episodes[~torch.isin(episodes, known)].tolist()
-    if unknown or not len(episodes):
-        raise ValueError(
-            f"{OWNER}: expected some of the {len(known)} episodes from {int(known[0])} "
-            f"to {int(known[-1])}, got {unknown or 'none'}."
-        )
-    return frames[torch.isin(mine, episodes)]
 
 
 def _reader(

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple, TypedDict
 
+from tensordict import NestedKey
+
+OWNER = "LeRobotDemonstrations"
+
 #: Features that number the frames, with their dtypes.
 INDEX_FEATURES = {
     "timestamp": "float32",
@@ -32,12 +36,19 @@ class FeatureInfo(TypedDict, total=False):
 
 
 class Feature(NamedTuple):
-    """One feature of a dataset by LeRobot's name; ``names`` are of its dimensions."""
+    """One feature of a dataset by LeRobot's name; ``names`` are of its dimensions.
+
+    ``key`` is our key of its values. Where several features share one, ``columns`` are
+    the dimensions ``(first, end)`` of this one.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     names: tuple[str, ...] | None = None
+    is_depth: bool = False
+    key: NestedKey = ""
+    columns: tuple[int, int] | None = None
 
     @property
     def is_image(self) -> bool:
@@ -45,9 +56,19 @@ class Feature(NamedTuple):
         return self.dtype in IMAGE_DTYPES
 
     @property
+    def is_rgb(self) -> bool:
+        """True = images ``[C, h, w]`` that are no depth maps."""
+        return self.is_image and not self.is_depth and len(self.shape) == 3
+
+    @property
     def is_number(self) -> bool:
         """True = a column of numbers."""
         return self.dtype in NUMBER_DTYPES
+
+    @property
+    def is_vector(self) -> bool:
+        """True = each frame has a vector of numbers."""
+        return self.is_number and len(self.shape) == 1
 
     @property
     def frame_shape(self) -> tuple[int, ...]:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from tensordict import NestedKey, TensorDict
 from torch import Tensor
 
-from torchrl_vla.data.lerobot.folder_layout import OWNER, LeRobotLayout
-from torchrl_vla.data.lerobot.lerobot_feature import Feature
+from torchrl_vla.data.lerobot.folder_layout import LeRobotLayout
+from torchrl_vla.data.lerobot.lerobot_feature import OWNER, Feature
 from torchrl_vla.data.lerobot.stored_statistics import Stored, feature_statistics
 from torchrl_vla.schema import (
     ACTION_KEY,
@@ -20,8 +20,6 @@ from torchrl_vla.schema import (
     FeatureStatistics,
     RobotDatasetMetadata,
     SchemaError,
-    to_canonical,
-    to_lerobot,
 )
 from torchrl_vla.schema.compatibility import differences
 from torchrl_vla.schema.lerobot_names import DECLARED_FILE
@@ -36,7 +34,6 @@ def read_metadata(
     stored: Stored,
     *,
     statistics: str,
-    cameras: Iterable[str],
     dataset_id: str,
 ) -> RobotDatasetMetadata:
     """Return the names, rate, robot, cameras and statistics that LeRobot declares.
@@ -44,22 +41,25 @@ def read_metadata(
     Fields that LeRobot does not have are read from ``meta/torchrl_vla.json``, which our
     writer adds; that file must agree with LeRobot's own.
     """
-    keys = [to_canonical(name) for name in cameras]
+    keys = [feature.key for feature in layout.features.values() if feature.is_image]
 
     def vector(
         key: NestedKey,
     ) -> tuple[tuple[str, ...] | None, FeatureStatistics | None]:
-        feature = layout.features.get(to_lerobot(key))
-        if feature is None:
+        parts = [part for part in layout.features.values() if part.key == key]
+        if not parts:
             return None, None
-        if len(feature.shape) != 1:
-            raise SchemaError(
-                f"{OWNER}: expected one dimension at feature {feature.name!r}, got "
-                f"shape {feature.shape}."
-            )
+        for part in parts:
+            if not part.is_vector:
+                raise SchemaError(
+                    f"{OWNER}: expected one dimension at feature {part.name!r}, got "
+                    f"shape {part.shape}. Give it another name with rename={{"
+                    f"{part.name!r}: ...}} (--rename {part.name} NEW)."
+                )
+        parts.sort(key=lambda part: part.columns or (0, 0))
         samples = frames.get(key).as_subclass(Tensor)
-        return _usable_names(feature), feature_statistics(
-            stored, feature.name, samples, statistics
+        return _usable_names(parts), feature_statistics(
+            stored, parts, samples, statistics
         )
 
     action_names, action_statistics = vector(ACTION_KEY)
@@ -93,11 +93,13 @@ def _with_declared(metadata: RobotDatasetMetadata, path: Path) -> RobotDatasetMe
         action_statistics=metadata.action_statistics,
         state_statistics=metadata.state_statistics,
         cameras=metadata.cameras,
+        control_frequency_hz=declared.control_frequency_hz
+        or metadata.control_frequency_hz,
     )
 
 
-def _usable_names(feature: Feature) -> tuple[str, ...] | None:
+def _usable_names(parts: Sequence[Feature]) -> tuple[str, ...] | None:
     """Return the names if there is one per dimension and they are no placeholders."""
-    names = feature.names or ()
-    fits = len(set(names)) == len(names) == feature.shape[0]
+    names = tuple(name for part in parts for name in part.names or ())
+    fits = len(set(names)) == len(names) == sum(part.shape[0] for part in parts)
     return names if fits and not all(map(_PLACEHOLDER.fullmatch, names)) else None

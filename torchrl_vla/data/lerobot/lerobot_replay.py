@@ -3,28 +3,42 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from tensordict import TensorDictBase
-from torchrl.data import TensorDictReplayBuffer
+from torchrl.data import TensorDictReplayBuffer, TensorStorage
 from torchrl.data.replay_buffers.samplers import Sampler
 from torchrl.envs import Compose, Transform
 
-from torchrl_vla.data.demonstrations import frame_sampler
+from torchrl_vla.data.demonstrations import choose_sampler
 from torchrl_vla.data.lerobot.lerobot_dataset import (
     HubOptions,
     LeRobotDemonstrations,
     OpenOptions,
 )
+from torchrl_vla.data.lerobot.replay_spellings import (
+    check_names,
+    read_delta_timestamps,
+)
+from torchrl_vla.errors import SettingsError
 from torchrl_vla.schema import InstructionTable, RobotDatasetMetadata
 from torchrl_vla.schema.lerobot_names import is_repo_id
 from torchrl_vla.transforms import ActionChunkKeys, ActionChunkTransform
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+
+class ReplayOptions(HubOptions, total=False):
+    """Options of :class:`LeRobotExperienceReplay` beside its arguments."""
+
+    repo_id: str
+    delta_timestamps: Mapping[str, Sequence[float]] | None
+    slice_len: int | None
+    num_slices: int | None
 
 
 class LeRobotExperienceReplay(TensorDictReplayBuffer):
@@ -57,14 +71,18 @@ class LeRobotExperienceReplay(TensorDictReplayBuffer):
         sampler: None = i.i.d. frames, without those whose ``is_labeled`` is False.
         transform: applied last, e.g. :class:`~torchrl_vla.transforms.ActionScaling`.
         seed: of the sampler.
-        **options: ``episodes``, ``cameras``, ``decoder``, ``cache_folder`` and
-            ``statistics`` of :meth:`LeRobotDemonstrations.from_folder`, and
-            ``revision`` of :meth:`LeRobotDemonstrations.from_hub`; these methods list
-            the errors. An open dataset accepts ``episodes`` only.
+        **options: those of :meth:`LeRobotDemonstrations.from_folder` except
+            ``dataset_id``, and ``revision`` of
+            :meth:`LeRobotDemonstrations.from_hub`; these methods list the errors. An
+            open dataset accepts ``episodes`` only. TorchRL's and LeRobot's spellings
+            are: ``repo_id``, the source; ``delta_timestamps`` for ``chunk_size``,
+            ``first_step`` and ``history_size``; ``slice_len`` or ``num_slices``, which
+            sample consecutive frames of an episode, flat ``[num_slices * slice_len]``.
 
     Raises:
         FileNotFoundError: the folder or repository does not exist.
         ValueError: an option does not apply to this kind of source.
+        SettingsError: an argument is unknown, or says something else than another.
 
     Examples:
         >>> import tempfile
@@ -91,8 +109,8 @@ class LeRobotExperienceReplay(TensorDictReplayBuffer):
 
     def __init__(
         self,
-        source: str | Path | LeRobotDemonstrations,
-        batch_size: int,
+        source: str | Path | LeRobotDemonstrations | None = None,
+        batch_size: int | None = None,
         *,
         chunk_size: int | None = None,
         first_step: int = 0,
@@ -100,13 +118,34 @@ class LeRobotExperienceReplay(TensorDictReplayBuffer):
         sampler: Sampler | None = None,
         transform: Transform | None = None,
         seed: int | None = None,
-        **options: Unpack[HubOptions],
+        **options: Unpack[ReplayOptions],
     ) -> None:
-        dataset = _open(source, options)
+        check_names(options, _OPTIONS)
+        deltas_s = options.pop("delta_timestamps", None)
+        slices = options.pop("slice_len", None), options.pop("num_slices", None)
+        repo_id = options.pop("repo_id", None)
+        place = repo_id if source is None else source
+        if batch_size is None or place is None or (source and repo_id):
+            raise SettingsError(
+                "LeRobotExperienceReplay: expected a batch_size and one of source and "
+                f"repo_id, got batch_size={batch_size}, source={source!r} and "
+                f"repo_id={repo_id!r}."
+            )
+        dataset = _open(place, options)
+        if deltas_s is not None:
+            if (chunk_size, first_step, history_size) != (None, 0, 1):
+                raise SettingsError(
+                    "LeRobotExperienceReplay: expected delta_timestamps alone, got it "
+                    "beside chunk_size, first_step or history_size, which say the same."
+                )
+            chunk_size, first_step, history_size = read_delta_timestamps(
+                deltas_s, cast(float, dataset.metadata.control_frequency_hz)
+            )
         self.dataset = dataset
         self._chunk_size, self._first_step = chunk_size, first_step
         self._history_size, self._seed = history_size, seed
         self._given_sampler, self._given_transform = sampler, transform
+        self._slices = slices
         steps: list[Transform | None] = [dataset.observations(history_size)]
         if chunk_size is not None:
             # LeRobot ends a chunk at the end of the episode, whatever next.done is.
@@ -119,8 +158,9 @@ class LeRobotExperienceReplay(TensorDictReplayBuffer):
             steps.append(chunks)
         found = [step for step in (*steps, transform) if step is not None]
         super().__init__(
-            storage=dataset.storage,
-            sampler=frame_sampler(dataset.frames) if sampler is None else sampler,
+            # Its own: TorchRL keeps the generator of a buffer's draws in its storage.
+            storage=TensorStorage(dataset.frames),
+            sampler=choose_sampler(dataset.frames, batch_size, sampler, *slices),
             batch_size=batch_size,
             transform=Compose(*found) if found else None,
         )
@@ -159,6 +199,8 @@ class LeRobotExperienceReplay(TensorDictReplayBuffer):
             sampler=copy.deepcopy(self._given_sampler),
             transform=None if transform is None else transform.clone(),
             seed=self._seed,
+            slice_len=self._slices[0],
+            num_slices=self._slices[1],
         )
 
     def iter_epoch(
@@ -180,13 +222,16 @@ class LeRobotExperienceReplay(TensorDictReplayBuffer):
                 yield self[rows].set("index", rows)
 
 
+_OPTIONS = tuple(ReplayOptions.__optional_keys__)
+
+
 def _open(
     source: str | Path | LeRobotDemonstrations, options: HubOptions
 ) -> LeRobotDemonstrations:
     """Open a folder, which takes precedence, or a repository of the Hub."""
     if isinstance(source, LeRobotDemonstrations):
         given = {**options, "episodes": None}
-        unused = [name for name, x in given.items() if x not in (None, "stored")]
+        unused = [name for name, value in given.items() if value is not None]
         if unused:
             raise ValueError(
                 f"LeRobotExperienceReplay: expected no {unused} beside an open "

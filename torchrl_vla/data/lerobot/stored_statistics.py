@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TypedDict
+from typing import Literal, TypedDict
 
 import torch
 from torch import Tensor
 
 from torchrl_vla._internal.file_origin import Origin
 from torchrl_vla._internal.json_source import read_json, read_json_lines
-from torchrl_vla.data.lerobot.folder_layout import OWNER
-from torchrl_vla.schema import FeatureStatistics, MetadataError, SchemaError
+from torchrl_vla.data.lerobot.lerobot_feature import OWNER, Feature
+from torchrl_vla.schema import (
+    FeatureStatistics,
+    MetadataError,
+    check_statistics,
+)
 
+_NAMES = ("mean", "std", "min", "max", "q01", "q99")
 #: Float64 statistics by LeRobot's feature and statistic.
 Stored = dict[str, dict[str, Tensor]]
+
+StatisticsSource = Literal["exact", "stored"]
 
 
 class _Row(TypedDict):
@@ -22,16 +30,18 @@ class _Row(TypedDict):
 
 
 _MERGED = ("mean", "std", "min", "max", "count")
-_ADVICE = "Pass statistics='exact' to compute them from all frames."
-STATISTICS = ("stored", "exact")
+_DELETE = (
+    "Fetch the dataset again, or delete the file: statistics='exact' computes them "
+    "from all frames."
+)
+_ADVICE = (
+    "Pass statistics='exact' (--statistics exact) to compute them from all frames "
+    "instead of reading 'meta/'."
+)
 
 
-def read_stored(root: Path, statistics: str = "stored") -> Stored:
+def read_stored(root: Path) -> Stored:
     """Read ``meta/stats.json``, or merge ``meta/episodes_stats.jsonl``.
-
-    Args:
-        root: the dataset's folder.
-        statistics: ``"exact"`` = they are not needed; damaged ones are left out.
 
     Returns:
         Float64 statistics by LeRobot's feature and statistic (``mean``, ``std``,
@@ -41,23 +51,14 @@ def read_stored(root: Path, statistics: str = "stored") -> Stored:
     Raises:
         SchemaError: they are damaged.
     """
-    try:
-        return _read(root)
-    except SchemaError:
-        if statistics == "exact":
-            return {}
-        raise
-
-
-def _read(root: Path) -> Stored:
     whole = root / "meta" / "stats.json"
     if whole.is_file():
-        return read_json(OWNER, whole, Stored, remedy=_ADVICE)
+        return read_json(OWNER, whole, Stored, remedy=_DELETE)
     path = root / "meta" / "episodes_stats.jsonl"
     if not path.is_file():
         return {}
-    rows = read_json_lines(OWNER, path, _Row, remedy=_ADVICE)
-    return merge([row["stats"] for row in rows], Origin.of_file(OWNER, path, _ADVICE))
+    rows = read_json_lines(OWNER, path, _Row, remedy=_DELETE)
+    return merge([row["stats"] for row in rows], Origin.of_file(OWNER, path, _DELETE))
 
 
 def merge(parts: list[Stored], origin: Origin) -> Stored:
@@ -109,50 +110,49 @@ def _merge(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def feature_statistics(
-    stored: Stored, feature: str, samples: Tensor, statistics: str
+    stored: Stored, features: Sequence[Feature], samples: Tensor, statistics: str
 ) -> FeatureStatistics:
-    """Return the statistics of one feature, as stored or computed from ``samples``.
+    """Return statistics of a vector, as stored or computed from ``samples``.
 
     Stored quantiles are averages over the episodes; see
-    :class:`LeRobotDemonstrations`. Quantiles that rounding puts outside of min and max
-    are clamped. Quantiles that an old file lacks are computed.
+    :class:`LeRobotDemonstrations`. Quantiles that an old file lacks are computed.
+
+    Args:
+        stored: by LeRobot's feature.
+        features: whose concatenation ``samples`` is.
+        samples: ``[N, D]``.
+        statistics: ``"exact"`` or ``"stored"``.
 
     Raises:
-        MetadataError: the stored statistics are missing or impossible.
+        MetadataError: the stored statistics are missing, impossible, or not those of
+            the samples.
     """
     if statistics == "exact":
-        return FeatureStatistics.from_samples(samples.reshape(len(samples), -1))
-    advice = _ADVICE
-    values = {k: v.reshape(-1) for k, v in stored.get(feature, {}).items()}
-    missing = sorted({"mean", "std", "min", "max"} - set(values))
-    if missing:
-        raise MetadataError(
-            f"{OWNER}: expected statistics of {feature!r} in the dataset's 'meta/', "
-            f"got no {missing}. {advice}"
+        return FeatureStatistics.from_samples(samples)
+    parts = []
+    for feature in features:
+        columns = slice(*(feature.columns or (None,)))
+        own = samples[:, columns]
+        values = dict(stored.get(feature.name, {}))
+        if not {"q01", "q99"} <= set(values):
+            computed = FeatureStatistics.from_samples(own)
+            values |= {"q01": computed.q01, "q99": computed.q99}
+        values["count"] = values.get("count", torch.tensor([len(samples)]))
+        if values["count"].numel() != 1 or not values["count"].isfinite().all():
+            raise MetadataError(
+                f"{OWNER}: expected one count of {feature.name!r} in the dataset's "
+                f"'meta/', got {values['count'].tolist()}. {_ADVICE}"
+            )
+        checked = check_statistics(
+            OWNER,
+            values,
+            feature=feature.name,
+            dim=feature.shape[0],
+            needed=("mean", "std", "min", "max"),
+            samples=own,
+            advice=_ADVICE,
         )
-    if not {"q01", "q99"} <= set(values):
-        computed = FeatureStatistics.from_samples(samples.reshape(len(samples), -1))
-        values |= {"q01": computed.q01, "q99": computed.q99}
-    low, high = values["min"], values["max"]
-    count = values.get("count", torch.tensor([float(len(samples))]))
-    try:
-        return FeatureStatistics(
-            mean=values["mean"],
-            std=values["std"],
-            min=low,
-            max=high,
-            q01=_without_rounding(values["q01"], low, high),
-            q99=_without_rounding(values["q99"], low, high),
-            count=int(count[0]),
-        )
-    except (RuntimeError, ValueError, IndexError, OverflowError) as error:
-        raise MetadataError(
-            f"{OWNER}: expected statistics of {feature!r} in the dataset's 'meta/' "
-            f"that are possible, got: {error} {advice}"
-        ) from error
-
-
-def _without_rounding(quantile: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    inside = quantile.clamp(low, high)
-    close = (inside - quantile).abs() <= 1e-6 * torch.maximum(low.abs(), high.abs())
-    return torch.where(close, inside, quantile)
+        parts.append({name: checked[name] for name in _NAMES})
+        count = int(values["count"].reshape(-1)[0])
+    whole = {name: torch.cat([part[name] for part in parts]) for name in _NAMES}
+    return FeatureStatistics(**whole, count=count)

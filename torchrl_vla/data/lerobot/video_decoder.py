@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from torchrl_vla._internal.file_origin import Origin
 from torchrl_vla.schema import SchemaError, import_extra
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from torchcodec.decoders import VideoDecoder
 
 _CALLER = "LeRobotDemonstrations"
+_REMEDY = "The recording or the download was not finished: fetch the dataset again."
+_MOST_PIXELS = 1 << 26
 
 
 @cache
@@ -51,24 +54,21 @@ class VideoIndex(NamedTuple):
             SchemaError: the file is not a video, or is truncated.
         """
         av = import_extra("av", "datasets", _CALLER)
-        try:
-            with av.open(str(path)) as container:
-                stream = container.streams.video[0]
-                packets = [
-                    (packet.pts, packet.is_keyframe)
-                    for packet in container.demux(stream)
-                    if packet.pts is not None and not packet.is_discard
-                ]
-                time_base_s = float(stream.time_base or 0)
-        except (av.FFmpegError, IndexError) as error:
-            raise SchemaError(
-                f"{_CALLER}: expected a finished video at {str(path)!r}, got {error}. "
-                "The recording or the download was not finished."
-            ) from error
-        if not packets:
-            raise SchemaError(
-                f"{_CALLER}: expected a finished video at {str(path)!r}, got no frames."
-            )
+        origin = Origin.of_file(_CALLER, path, _REMEDY)
+        with origin.reading("a finished video"), av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            packets = [
+                (packet.pts, packet.is_keyframe)
+                for packet in container.demux(stream)
+                if packet.pts is not None and not packet.is_discard
+            ]
+            time_base_s = float(stream.time_base or 0)
+            height, width = stream.height, stream.width
+        if not packets or time_base_s <= 0:
+            raise origin.refuse("a finished video", "no frames")
+        if not 0 < height * width <= _MOST_PIXELS:
+            got = f"{height} x {width}"
+            raise origin.refuse(f"images of up to {_MOST_PIXELS} pixels", got)
         pts, is_key = zip(*sorted(packets), strict=True)
         return cls(np.array(pts, np.int64), np.array(is_key, bool), time_base_s)
 
@@ -109,10 +109,11 @@ class PyAVVideo:
 
     def __init__(self, path: Path, index: VideoIndex) -> None:
         av = import_extra("av", "datasets", _CALLER)
-        self._path, self._index, self._error = path, index, av.FFmpegError
+        self._path, self._index = path, index
         self._keys = index.is_key.nonzero()[0]
-        self._container = av.open(str(path))
-        self._stream = self._container.streams.video[0]
+        with Origin.of_file(_CALLER, path, _REMEDY).reading("a finished video"):
+            self._container = av.open(str(path))
+            self._stream = self._container.streams.video[0]
         self._stream.thread_type = "NONE"  # each seek decodes a frame or two
         self._stream.thread_count = 1
         # One for all frames: creating one takes half the time of a small frame.
@@ -124,31 +125,23 @@ class PyAVVideo:
 
     def read(self, numbers: Sequence[int]) -> Iterator[np.ndarray]:
         """Yield RGB uint8 ``[h, w, 3]`` of each frame; ``numbers`` ascend."""
+        origin = Origin(_CALLER, repr(str(self._path)), _REMEDY)
         for number in numbers:
-            frame = self._to_rgb.reformat(self._decode(number), format="rgb24")
-            (plane,) = frame.planes
-            rows = np.frombuffer(plane, np.uint8).reshape(frame.height, plane.line_size)
-            yield rows[:, : 3 * frame.width].reshape(frame.height, frame.width, 3)
+            self._next, start = None, self._next  # stays None if the file is damaged
+            with origin.reading(f"frame {number}"):
+                found = self._search(number, start)
+                if found is None:
+                    raise origin.refuse(f"frame {number}", "no image for it")
+                frame = self._to_rgb.reformat(found, format="rgb24")
+                (plane,) = frame.planes
+                lines = np.frombuffer(plane, np.uint8)
+                lines = lines.reshape(frame.height, plane.line_size)
+            yield lines[:, : 3 * frame.width].reshape(frame.height, frame.width, 3)
 
-    def _decode(self, number: int) -> VideoFrame:
-        problem: Exception | str = "no image for it"
-        frame = None
-        try:
-            frame = self._search(number)
-        except self._error as error:
-            problem = error
-        if frame is None:
-            self._next = None
-            raise SchemaError(
-                f"{_CALLER}: expected frame {number} in {str(self._path)!r}, got "
-                f"{problem}. The file is damaged: fetch the dataset again."
-            )
-        return frame
-
-    def _search(self, number: int) -> VideoFrame | None:
+    def _search(self, number: int, start: int | None) -> VideoFrame | None:
         wanted = self._index.pts[number]
         place = int(np.searchsorted(self._keys, number, "right")) - 1
-        if self._next is None or not self._keys[max(place, 0)] <= self._next <= number:
+        if start is None or not self._keys[max(place, 0)] <= start <= number:
             self._jump(place)
         while place >= 0:
             for frame in self._frames:
@@ -193,7 +186,8 @@ class TorchcodecVideo:
 
     def _open(self, seek_mode: str) -> VideoDecoder:
         decoders = import_extra("torchcodec.decoders", "lerobot", _CALLER)
-        return decoders.VideoDecoder(str(self._path), seek_mode=seek_mode)
+        with Origin.of_file(_CALLER, self._path, _REMEDY).reading("a finished video"):
+            return decoders.VideoDecoder(str(self._path), seek_mode=seek_mode)
 
     def read(self, numbers: Sequence[int]) -> Iterator[np.ndarray]:
         """Yield RGB uint8 ``[h, w, 3]`` of each frame; ``numbers`` ascend."""
@@ -201,7 +195,9 @@ class TorchcodecVideo:
         yield from frames.permute(0, 2, 3, 1).numpy()
 
     def _decode(self, numbers: Sequence[int]) -> Tensor:
-        batch = self._decoder.get_frames_at(list(numbers))
+        origin = Origin(_CALLER, repr(str(self._path)), _REMEDY)
+        with origin.reading(f"frames {list(numbers)}"):
+            batch = self._decoder.get_frames_at(list(numbers))
         wanted = torch.from_numpy(self._index.times_s[list(numbers)])
         late = (batch.pts_seconds - wanted).abs().max()
         if late <= self._index.time_base_s:

@@ -124,20 +124,23 @@ def _write_data(
     start = 0
     data = RollingTables(folder / "data", file_size_mb=settings.data_file_size_mb)
     for row, episode in zip(rows, episodes, strict=True):
-        table = episode.read_table()
-        texts = table.column(TASK_COLUMN).to_pylist()
-        for text in dict.fromkeys(texts):
-            tasks.setdefault(text, len(tasks))
-        frame = np.arange(episode.length)
-        index: dict[str, np.ndarray] = {
-            "timestamp": (frame / settings.fps).astype(np.float32),
-            "frame_index": frame,
-            "episode_index": np.full_like(frame, row["episode_index"]),
-            "index": start + frame,
-            "task_index": np.array([tasks[text] for text in texts]),
-        }
+        origin = Origin(OWNER, repr(str(episode.table_path)), "Remove the episode.")
+        with origin.reading("the columns of a recorded episode"):
+            table = episode.read_table()
+            texts = table.column(TASK_COLUMN).to_pylist()
+            for text in dict.fromkeys(texts):
+                tasks.setdefault(text, len(tasks))
+            frame = np.arange(episode.length)
+            index: dict[str, np.ndarray] = {
+                "timestamp": (frame / settings.fps).astype(np.float32),
+                "frame_index": frame,
+                "episode_index": np.full_like(frame, row["episode_index"]),
+                "index": start + frame,
+                "task_index": np.array([tasks[text] for text in texts]),
+            }
+            table = _data_table(table, schema, index, row)
         place = data.place(episode.table_path.stat().st_size)
-        data.write(_data_table(table, schema, index, row), place)
+        data.write(table, place)
         row["tasks"] = list(dict.fromkeys(texts))
         row["dataset_from_index"] = start
         start += episode.length
@@ -154,7 +157,8 @@ def _data_table(
     for feature in schema.numbers:
         values = numbers_of(feature, table.column(feature.name))
         _add_statistics(row, feature.name, number_statistics(values))
-    columns = [stored(table.column(name)) for name in table.column_names[:-1]]
+    kept = [feature for feature in schema.features if feature.dtype != "video"]
+    columns = [stored(table.column(feature.name)) for feature in kept]
     for feature in index_features():
         columns.append(column(feature, index[feature.name]))
         _add_statistics(row, feature.name, number_statistics(index[feature.name]))

@@ -5,10 +5,14 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from pathlib import Path
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
 
+from torchrl_vla._internal.durable_files import write_bytes
+from torchrl_vla._internal.file_origin import Origin
+from torchrl_vla._internal.tensor_file import read_tensors
 from torchrl_vla.policies.tiny.backbone import fill_rows
 
 _FILE = "noise.pt"
@@ -215,19 +219,32 @@ def write_noise(folder: str | Path, noise: FlowNoise | None) -> None:
             "state_dict yourself."
         )
     folder.mkdir(parents=True, exist_ok=True)
-    payload = {"noise": name, "arguments": noise.config}
-    torch.save({**payload, "weights": noise.state_dict()}, folder / _FILE)
+    weights = noise.state_dict()
+    payload = {"noise": name, "arguments": noise.config, "weights": weights}
+    write_bytes(folder / _FILE, lambda file: torch.save(payload, file))
 
 
 def read_noise(folder: str | Path) -> FlowNoise | None:
-    """Return the noise in a policy's folder, on the CPU; None if there is none."""
+    """Return the noise in a policy's folder, on the CPU; None if there is none.
+
+    Raises:
+        SchemaError: it is damaged.
+    """
     path = Path(folder) / _FILE
     if not path.is_file():
         return None
-    payload = torch.load(path, map_location="cpu", weights_only=True)
-    noise = _KINDS[payload["noise"]](**payload["arguments"])
-    noise.load_state_dict(payload["weights"])
+    remedy = "Write the policy again with save_policy."
+    payload = read_tensors("read_noise", path, _Stored, remedy=remedy)
+    with Origin.of_file("read_noise", path, remedy).reading(f"one of {[*_KINDS]}"):
+        noise = _KINDS[payload["noise"]](**payload["arguments"])
+        noise.load_state_dict(payload["weights"])
     return noise
+
+
+class _Stored(TypedDict):
+    noise: str
+    arguments: dict[str, Any]
+    weights: dict[str, object]
 
 
 _KINDS = {kind.__name__: kind for kind in (FlowSDENoise, LearnedNoise)}

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
+from torchrl_vla._internal.durable_files import write_text
 from torchrl_vla.evaluation import EvaluationResult
 from torchrl_vla.recipes.demo.charts import interval_chart, line_chart
 
@@ -94,11 +95,12 @@ def write_report(
     sections.append(
         f"<section><h2>To repeat it</h2><table>{fact_rows}</table></section>"
     )
-    path.write_text(
+    write_text(
+        path,
         "<!doctype html><html lang='en'><meta charset='utf-8'>"
         f"<title>{escape(title)}</title><style>{_STYLE}</style>"
         + "".join(sections)
-        + "</html>\n"
+        + "</html>\n",
     )
     return path
 

@@ -8,8 +8,11 @@ from pathlib import Path
 
 from torchrl_vla._internal.durable_files import write_text
 from torchrl_vla._internal.extras import import_extra
+from torchrl_vla._internal.file_origin import Origin, read_text
+from torchrl_vla.errors import ResumeError
 
 _FILE = "log.csv"
+_REMEDY = "Begin the training again in another folder."
 
 
 class RunLog:
@@ -57,7 +60,7 @@ class RunLog:
                 f"RunLog: expected numbers of {list(self.columns)}, got {unknown}."
             )
         is_new = not self.path.exists()
-        with self.path.open("a", newline="") as file:
+        with self.path.open("a", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, self.columns)
             if is_new:
                 writer.writeheader()
@@ -73,7 +76,8 @@ class RunLog:
         """Remove the lines after an iteration; return those that stay."""
         if not self.path.exists():
             return []
-        lines = self.path.read_text().splitlines(keepends=True)
+        origin = Origin("RunLog", repr(str(self.path)), _REMEDY, ResumeError)
+        lines = read_text(origin, self.path).splitlines(keepends=True)
         # The last line of a killed process may be cut off: no state was written after
         # it, so it is removed.
         whole = [line for line in lines if line.endswith("\n")]
@@ -81,17 +85,25 @@ class RunLog:
             self.path.unlink()
             return []
         header, *lines = whole
-        kept = [line for line in lines if int(line.split(",")[0]) <= iteration]
+        with origin.reading("an iteration in each line"):
+            kept = [line for line in lines if int(line.split(",")[0]) <= iteration]
         write_text(self.path, "".join([header, *kept]))
         return self.read(self.path)
 
     @staticmethod
     def read(path: Path) -> list[dict[str, float]]:
-        """Return the lines of a log file, without its empty cells."""
-        with path.open(newline="") as file:
+        """Return the lines of a log file, without its empty cells.
+
+        Raises:
+            FileNotFoundError: there is none.
+            SchemaError: it is damaged.
+        """
+        origin = Origin.of_file("RunLog", path, _REMEDY)
+        lines = csv.DictReader(read_text(origin, path).splitlines())
+        with origin.reading("a number in each cell"):
             return [
                 {name: float(cell) for name, cell in line.items() if cell}
-                for line in csv.DictReader(file)
+                for line in lines
             ]
 
     def close(self) -> None:

@@ -13,7 +13,9 @@ from typing import Any
 
 import torch
 
+from torchrl_vla._internal.file_origin import Origin, read_text
 from torchrl_vla._internal.json_source import read_json
+from torchrl_vla._internal.safe_paths import path_below
 from torchrl_vla.errors import SchemaError, VLAError
 from torchrl_vla.policies.lerobot.load.lerobot_settings import LeRobotSettings
 from torchrl_vla.policies.lerobot.load.stored_checkpoint import (
@@ -235,7 +237,12 @@ def _find_folder(
     repo = cache / f"models--{name.replace('/', '--')}"
     reference = repo / "refs" / "main"
     if reference.is_file():
-        snapshot = repo / "snapshots" / reference.read_text().strip()
+        origin = Origin(_CALLER, repr(str(reference)), "Fetch it again.")
+        try:
+            commit = read_text(origin, reference).strip()
+            snapshot = path_below(origin, repo / "snapshots", commit, "a snapshot")
+        except VLAError as error:
+            return None, [str(error)]
         if snapshot.is_dir():
             return snapshot, []
     if os.environ.get("HF_HUB_OFFLINE", "").lower() in _SWITCHED_ON:

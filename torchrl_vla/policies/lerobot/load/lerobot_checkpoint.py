@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 
+from torchrl_vla._internal.json_source import read_json
 from torchrl_vla.policies.lerobot.lerobot_types import (
     Config,
     Policy,
@@ -164,9 +165,13 @@ def read_ensemble_coefficient(
     import_extra("lerobot.policies.factory", "lerobot", _CALLER)
     folder = _find_folder(source, revision, cache_folder)
     _check_files(folder)
-    config = {**read_config(_CALLER, folder), **(overrides or {})}
-    coefficient = config.get("temporal_ensemble_coeff")
-    return None if coefficient is None else float(coefficient)
+    remedy = "Fetch the checkpoint again."
+    config = read_json(_CALLER, folder / "config.json", _Ensemble, remedy=remedy)
+    return {**config, **(overrides or {})}["temporal_ensemble_coeff"]
+
+
+class _Ensemble(TypedDict):
+    temporal_ensemble_coeff: float | None
 
 
 def _find_folder(

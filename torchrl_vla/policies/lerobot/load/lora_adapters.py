@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from torchrl_vla._internal.file_origin import Origin
 from torchrl_vla.policies.lerobot.lerobot_types import Config, Policy
 from torchrl_vla.policies.lerobot.load.weights import changed_weights, check_weights
 from torchrl_vla.schema import SchemaError, import_extra
@@ -32,7 +33,9 @@ def base_of(folder: Path) -> str:
         SchemaError: the adapter does not say.
     """
     peft = import_extra("peft", "lerobot", _READER)
-    base = peft.PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
+    origin = Origin(_READER, repr(str(folder)), "Fetch the checkpoint again.")
+    with origin.reading("the configuration of an adapter"):
+        base = peft.PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
     if not base:
         raise SchemaError(
             f"{_READER}: expected the adapter in {str(folder)!r} to name the "
@@ -51,7 +54,7 @@ def put_adapter_on(policy: Policy, folder: Path) -> Policy:
     peft = import_extra("peft", "lerobot", _READER)
     try:
         policy = peft.PeftModel.from_pretrained(policy, str(folder), is_trainable=True)
-    except (RuntimeError, ValueError) as error:
+    except Exception as error:  # safetensors' own, of a file that was cut off, too
         raise SchemaError(
             f"{_READER}: expected an adapter that fits {type(policy).__name__} in "
             f"{str(folder)!r}, got: {error}"

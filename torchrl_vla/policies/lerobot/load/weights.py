@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from torchrl_vla.policies.lerobot.load.tensor_file import TensorFile
+from torchrl_vla._internal.file_origin import Origin
 from torchrl_vla.schema import SchemaError, import_extra
 
 _CALLER = "LeRobotPolicyWrapper.from_pretrained"
@@ -32,7 +33,7 @@ def check_weights(weights: Mapping[str, Tensor], path: Path, name: str) -> None:
     Raises:
         SchemaError: a weight is not in the file, or one in the file is not used.
     """
-    with _open(path) as file:
+    with _reading(path) as file:
         missing, spare = _compare(weights, file)
     if missing or spare:
         raise SchemaError(
@@ -41,12 +42,6 @@ def check_weights(weights: Mapping[str, Tensor], path: Path, name: str) -> None:
             f"would stay random, and unknown ones {spare[:5]} ({len(spare)}). The "
             "checkpoint is of another version or configuration."
         )
-
-
-def _open(path: Path) -> Any:
-    TensorFile(_CALLER, path)  # whose errors name the file and what to do
-    safetensors = import_extra("safetensors", "lerobot", _CALLER)
-    return safetensors.safe_open(path, framework="pt")
 
 
 def changed_weights(weights: Mapping[str, Tensor], path: Path) -> list[str]:
@@ -58,12 +53,25 @@ def changed_weights(weights: Mapping[str, Tensor], path: Path) -> list[str]:
     """
     for inner in (".base_layer.", ".original_module."):
         weights = {name.replace(inner, "."): value for name, value in weights.items()}
-    with _open(path) as file:
+    with _reading(path) as file:
         return sorted(
             name
             for name in file.keys()  # noqa: SIM118  it is no dictionary
             if name in weights and not _same(weights[name], file.get_tensor(name))
         )
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[Any]:
+    """Open a file of weights; whatever safetensors raises becomes our error."""
+    safetensors = import_extra("safetensors", "lerobot", _CALLER)
+    remedy = "The copy or download was not finished: fetch the checkpoint again."
+    origin = Origin.of_file(_CALLER, path, remedy)
+    with (
+        origin.reading("complete weights"),
+        safetensors.safe_open(path, framework="pt") as file,
+    ):
+        yield file
 
 
 def _compare(weights: Mapping[str, Tensor], file: Any) -> tuple[list[str], list[str]]:
