@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from lerobot_checkpoints import make_policy, make_processors, observe, stats
+from lerobot_checkpoints import Made, make_policy, make_processors, observe, stats
 from tensordict import TensorDict
 
 from torchrl_vla.data import DemonstrationDataset
@@ -130,6 +130,20 @@ def test_a_predict_fn_with_a_pipeline_is_between_them():
     wrapper = LeRobotPolicyWrapper(policy, pipeline=pipeline, predict_fn=predict)
     assert wrapper.pipeline is pipeline
     assert wrapper.noise_source is None
+
+
+def test_a_predict_fn_does_not_make_processors_unnecessary():
+    policy = make_policy("act")
+    with pytest.raises(SchemaError, match=r"ACTPolicy with its preprocessor.*function"):
+        LeRobotPolicyWrapper(policy, predict_fn=predict, action_dim=7, chunk_size=10)
+    wrapper = LeRobotPolicyWrapper(
+        lambda batch: torch.zeros(len(batch["task"]), 10, 7),
+        action_dim=7,
+        chunk_size=10,
+        image_key=None,
+    )
+    (td,) = observe(Made(Path(), (), False, True), 1, 2)
+    assert wrapper(td)["action_chunk"].shape == (2, 10, 7)
 
 
 def test_likelihoods_do_not_go_through_a_predict_fn(checkpoint):

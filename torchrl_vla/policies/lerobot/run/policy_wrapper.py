@@ -98,9 +98,9 @@ class LeRobotPolicyWrapper(ContinuousVLAWrapper):
         chunk_size: ``H``; read from a LeRobot policy without ``predict_fn``.
         predict_fn: ``(policy, batch) -> chunk [B, H, A]``, for another interface. The
             batch has ``observation.state``, images in 0..1 and ``task``, a list of
-            texts. With a ``pipeline`` it is what the preprocessor made of them, ``[B,
-            T, ...]`` where the policy has a history, and the postprocessor takes the
-            chunk; any type of LeRobot's or of a plugin's may have one.
+            texts. For a policy of LeRobot's or of a plugin's, of any type, it is what
+            the preprocessor made of them, ``[B, T, ...]`` where the policy has a
+            history, and the postprocessor takes the chunk.
         camera_name: for other objects, name of one image at ``image_key``.
         use_state: for other objects, False = the policy reads no state.
         image_key: image, or sub-tensordict of cameras; None = not read.
@@ -163,8 +163,7 @@ class LeRobotPolicyWrapper(ContinuousVLAWrapper):
         sizes = (chunk_size, action_dim)
         check_predict_fn(predict_fn)
         adapter: PolicyAdapter
-        is_bare = predict_fn is not None and pipeline is None
-        if find_config(policy) is not None and not is_bare:
+        if find_config(policy) is not None:
             adapter = PretrainedPolicy(
                 policy, pipeline, keys, instructions, predict_fn, chunk_size
             )

@@ -303,7 +303,8 @@ def _check(
             "postprocessor, which normalize, tokenize and denormalize for it, got "
             "none. Load all three with LeRobotPolicyWrapper.from_pretrained(folder), "
             "or pass pipeline=LeRobotPipeline(preprocessor, postprocessor), the two of "
-            "LeRobot's make_pre_post_processors(policy.config, dataset_stats=...)."
+            "LeRobot's make_pre_post_processors(policy.config, dataset_stats=...). "
+            "What calls processors of its own goes in as a function of LeRobot's batch."
         )
     coefficient = optional_field(config, "temporal_ensemble_coeff")
     if coefficient is not None:
