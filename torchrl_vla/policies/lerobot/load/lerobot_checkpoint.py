@@ -26,13 +26,13 @@ from torchrl_vla.policies.lerobot.load.lora_adapters import (
 from torchrl_vla.policies.lerobot.load.override_checks import check_overrides
 from torchrl_vla.policies.lerobot.load.pipeline import LeRobotPipeline
 from torchrl_vla.policies.lerobot.load.robot_fit import RobotFit, replace_statistics
+from torchrl_vla.policies.lerobot.load.safetensors_file import TensorFile
 from torchrl_vla.policies.lerobot.load.stored_checkpoint import (
     PROCESSOR_FILES,
     name_of,
     read_config,
     read_steps,
 )
-from torchrl_vla.policies.lerobot.load.tensor_file import TensorFile
 from torchrl_vla.policies.lerobot.load.weights import check_weights
 from torchrl_vla.policies.lerobot.registry import KINDS, horizon_problems, kind_of
 from torchrl_vla.schema import SchemaError, VLAError, import_extra

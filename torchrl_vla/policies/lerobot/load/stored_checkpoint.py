@@ -20,7 +20,7 @@ from torchrl_vla.policies.lerobot.load.processor_checks import (
     check_processors,
     find_step,
 )
-from torchrl_vla.policies.lerobot.load.tensor_file import TensorFile
+from torchrl_vla.policies.lerobot.load.safetensors_file import TensorFile
 from torchrl_vla.policies.lerobot.registry import KINDS, horizon_problems
 from torchrl_vla.policies.lerobot.run.policy_inputs import PolicyInputs
 
