@@ -41,6 +41,13 @@ class RobotFit:
 
     Raises:
         SchemaError: the metadata lack the size of the actions, or statistics.
+
+    Examples:
+        >>> RobotFit(RobotDatasetMetadata("arm"))
+        Traceback (most recent call last):
+        ...
+        torchrl_vla.errors.SchemaError: fit_lerobot_policy: expected metadata with \
+action_statistics, got 'arm' without. Compute them with FeatureStatistics.from_samples.
     """
 
     metadata: RobotDatasetMetadata
