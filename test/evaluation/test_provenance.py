@@ -8,16 +8,19 @@ from importlib.metadata import PackageNotFoundError
 
 import pytest
 import torch
+from tensordict.nn import TensorDictModuleBase
 from torchrl.envs import RewardSum, TransformedEnv
 
 from torchrl_vla.envs import TabletopEnv, ToyVLAEnv
 from torchrl_vla.evaluation import (
     describe_environment,
+    evaluate,
     hash_folder,
     hash_weights,
     package_versions,
     provenance,
 )
+from torchrl_vla.execution import PolicyWrapper
 
 
 def checkpoint(folder):
@@ -132,3 +135,21 @@ def test_what_an_environment_does_not_tell_is_left_out():
     env = ToyVLAEnv(action_dim=2, state_dim=4, seed=0)  # without a time limit
     assert "max_steps" not in describe_environment(env)
     assert describe_environment(env)["class"] == "ToyVLAEnv"
+
+
+def test_the_source_of_a_policys_noise_is_recorded_through_its_executor():
+    env = ToyVLAEnv(2, 4, success_steps=2, max_steps=2, batch_size=[1])
+
+    class Still(TensorDictModuleBase):
+        in_keys, out_keys = ["observation"], ["action"]
+
+        def forward(self, tensordict):
+            action = torch.zeros(*tensordict.batch_size, 2)
+            return tensordict.set("action", action)
+
+    policy = Still()
+    known = evaluate(env, PolicyWrapper(policy), 1, progress=False).provenance
+    assert "noise_source" not in known
+    policy.noise_source = "torch"
+    known = evaluate(env, PolicyWrapper(policy), 1, progress=False).provenance
+    assert known["noise_source"] == "torch"

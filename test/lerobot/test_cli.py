@@ -132,7 +132,9 @@ def test_cameras_are_paired_by_name_or_renamed(data, tmp_path, capsys):
     assert "without a partner are the policy's" in capsys.readouterr().err
     train_new(tmp_path / "top", tmp_path / "one", "act")
     where[1] = str(tmp_path / "one")
-    assert main(["evaluate", *where, *renamed]) == 0  # one image fits one camera
+    assert main(["evaluate", *where, *renamed]) == 1
+    assert "of the robot in rename_map, got ['front']" in capsys.readouterr().err
+    assert main(["evaluate", *where]) == 0  # one image fits one camera
     assert "over 1 episodes" in capsys.readouterr().out
 
 

@@ -255,11 +255,11 @@ def test_a_guide_is_declared_only_where_the_policy_can_follow_one(
     made, policy, checkpoint
 ):
     plain = LeRobotPolicyWrapper.from_pretrained(made.folder)
-    assert plain.optional_in_keys == []
+    assert plain.optional_in_keys == ["noise_seed"]
     act = LeRobotPolicyWrapper.from_pretrained(checkpoint("act").folder)
     assert act.optional_in_keys == []
-    assert load(made, enabled=False).optional_in_keys == []
-    assert policy.optional_in_keys == ["guide_chunk", "guide_weight"]
+    assert load(made, enabled=False).optional_in_keys == ["noise_seed"]
+    assert policy.optional_in_keys == ["guide_chunk", "guide_weight", "noise_seed"]
     assert "guide_chunk" not in policy.in_keys
     match = r"a policy of LeRobot's whose rtc_config is enabled"
     with pytest.raises(ValueError, match=match):

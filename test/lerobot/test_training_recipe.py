@@ -309,3 +309,12 @@ def test_a_type_that_was_not_exercised_says_why():
 def test_a_new_policy_has_no_cameras_to_rename():
     with pytest.raises(TypeError, match=r"\['rename_map'\] beside a checkpoint"):
         fit_lerobot_policy("act", make_dataset(), rename_map={"a": "b"})
+
+
+def test_a_new_policy_with_impossible_horizons_is_refused_when_it_is_made():
+    with pytest.raises(SchemaError, match=r"n_action_steps <= 7, .* got 8.*config="):
+        make("diffusion", make_dataset(), n_action_steps=8)
+    with pytest.raises(SchemaError, match=r"Got 5 for `n_action_steps` and 4"):
+        make("act", make_dataset(), n_action_steps=5)
+    with pytest.raises(SchemaError, match=r"no 'pretrained_path' in config"):
+        make("act", make_dataset(), pretrained_path="runs/act")

@@ -14,7 +14,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from tqdm import tqdm
 
 from torchrl_vla._internal.option_names import OnError as OnError
-from torchrl_vla.evaluation.provenance import make_provenance
+from torchrl_vla.evaluation.provenance import describe_noise, make_provenance
 from torchrl_vla.evaluation.result import EpisodeRecord, EvaluationResult
 from torchrl_vla.evaluation.video_export import Recorder
 from torchrl_vla.rollout import (
@@ -115,7 +115,7 @@ def evaluate(
     known = make_provenance(
         env, seed=seed, purpose=purpose, deterministic=deterministic
     )
-    return run.result({**known, **(provenance or {})})
+    return run.result({**known, **describe_noise(policy), **(provenance or {})})
 
 
 class EvaluationRun:

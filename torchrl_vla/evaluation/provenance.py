@@ -97,6 +97,21 @@ def describe_numbers(env: EnvBase) -> dict[str, object]:
     return {name: record[name] for name in _MEANING if record.get(name)}
 
 
+def describe_noise(policy: nn.Module) -> dict[str, object]:
+    """Return where a policy's random numbers come from, if a part of it says so.
+
+    Args:
+        policy: or an executor around it, with a ``noise_source`` as
+            ``LeRobotPolicyWrapper`` has it; ``"torch"`` = the same seed gives other
+            numbers with another number of environments.
+    """
+    for module in policy.modules():
+        source = vars(module).get("noise_source")
+        if source is not None:
+            return {"noise_source": source}
+    return {}
+
+
 def make_provenance(
     env: EnvBase, *, seed: int, purpose: Purpose, deterministic: bool
 ) -> dict[str, object]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from torchrl_vla._internal.suggestions import did_you_mean
 from torchrl_vla.data import check_labels
 from torchrl_vla.objectives import LeRobotLoss
 from torchrl_vla.policies import LeRobotPolicyWrapper, make_lerobot_policy
-from torchrl_vla.policies.lerobot import KINDS, kind_of, lerobot_statistics
+from torchrl_vla.policies.lerobot import KINDS, RobotFit, kind_of
 from torchrl_vla.recipes.dataset_opening import Demonstrations, image_sizes_of
+from torchrl_vla.recipes.relative_statistics import relative_action_statistics
 from torchrl_vla.recipes.training_loop import (
     TrainingLog,
     constant_rate,
@@ -34,6 +36,9 @@ from torchrl_vla.schema import (
 )
 from torchrl_vla.transforms import ActionChunkKeys, ActionChunkTransform
 
+#: Arguments of ``from_pretrained`` that a fit sets itself, or that only acting reads.
+_NOT_HERE = {"statistics", "instructions", "overrides", "fit", "action_dim", "dtype"}
+
 
 def fit_lerobot_policy(
     policy: Path | str,
@@ -47,39 +52,60 @@ def fit_lerobot_policy(
 
     Inputs, sizes and statistics are those of the dataset. A checkpoint keeps its inputs
     and the statistics of its images; those of actions and states become the dataset's,
-    as in LeRobot's own training.
+    as in LeRobot's own training. Actions that a policy predicts relative to the state
+    get the statistics of relative actions. A model that pads, such as pi0 and SmolVLA,
+    is fitted to a robot with other numbers of actions and states.
 
     Args:
-        policy: one of LeRobot's types, such as ``"act"``; or a checkpoint, a folder or
-            a repo id of the Hub.
+        policy: one of LeRobot's types, such as ``"act"``, or of an installed plugin's
+            (with an entry in ``KINDS``, or ``predict_fn``); or a checkpoint, a folder
+            or a repo id of the Hub.
         dataset: what it will be trained on, with ``train_lerobot``.
 
     Keyword Args:
         config: fields of the policy's configuration, e.g. ``{"chunk_size": 20}``.
         device: where the policy runs; None = the CPU, or where the checkpoint was
             trained.
-        options: for a checkpoint, of ``LeRobotPolicyWrapper.from_pretrained``, such as
-            ``rename_map``.
+        options: ``predict_fn``; for a checkpoint all others of
+            ``LeRobotPolicyWrapper.from_pretrained``, such as ``rename_map``.
 
     Raises:
         MissingExtraError: ``lerobot`` is not installed.
         FileNotFoundError: there is neither such a type nor such a checkpoint.
-        SchemaError: LeRobot refuses the configuration, or statistics are missing.
+        SchemaError: LeRobot refuses the configuration, statistics are missing, or the
+            checkpoint does not take the robot's sizes.
+        TypeError: an option has no effect.
     """
     environment = dataset.frames.get(ENVIRONMENT_STATE_KEY, None)
     if environment is not None:
         environment = FeatureStatistics.from_samples(environment)
-    if str(policy) not in KINDS:
-        if str(policy).isidentifier() and not Path(policy).exists():
-            _refuse_type(str(policy))
+    relative = partial(relative_action_statistics, dataset)
+    names = dataset.metadata.action_names
+    if names is not None and (config or {}).get("action_feature_names", names) != names:
+        raise SchemaError(
+            "fit_lerobot_policy: expected no 'action_feature_names' in config for "
+            f"{dataset.metadata.dataset_id!r}, which has {names}. Leave it out."
+        )
+    is_type = str(policy).isidentifier() and not Path(policy).exists()
+    if is_type and "predict_fn" not in options and str(policy) not in KINDS:
+        _refuse_type(str(policy))
+    if not is_type and str(policy) not in KINDS:
+        if given := sorted(_NOT_HERE & options.keys()):
+            raise TypeError(
+                f"fit_lerobot_policy: expected no {given}, which the dataset or config "
+                "give, or (dtype) training does not read, got "
+                f"{[options[name] for name in given]}. Leave them out; "
+                "LeRobotPolicyWrapper.from_pretrained takes them without a dataset."
+            )
         return LeRobotPolicyWrapper.from_pretrained(
             policy,
             overrides=config,
             device=device,
-            statistics=lerobot_statistics(dataset.metadata, environment),
+            fit=RobotFit(dataset.metadata, environment, relative),
             instructions=dataset.instructions,
             **options,
         )
+    predict_fn = options.pop("predict_fn", None)
     if options:
         raise TypeError(
             f"fit_lerobot_policy: expected {sorted(options)} beside a checkpoint, got "
@@ -93,6 +119,8 @@ def fit_lerobot_policy(
         instructions=dataset.instructions,
         device=device or "cpu",
         config=config,
+        relative_statistics=relative,
+        predict_fn=predict_fn,
     )
 
 

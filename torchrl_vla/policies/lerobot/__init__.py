@@ -6,14 +6,12 @@ from torchrl_vla.policies.lerobot.lerobot_folder import (
     read_lerobot_folder,
 )
 from torchrl_vla.policies.lerobot.load.pipeline import LeRobotPipeline
+from torchrl_vla.policies.lerobot.load.robot_fit import RobotFit
 from torchrl_vla.policies.lerobot.registry import KINDS, PolicyKind, kind_of
 from torchrl_vla.policies.lerobot.run.flow_distribution import LeRobotFlowDistribution
 from torchrl_vla.policies.lerobot.run.flow_policy import LeRobotFlowPolicy
 from torchrl_vla.policies.lerobot.run.policy_wrapper import LeRobotPolicyWrapper
-from torchrl_vla.policies.lerobot.untrained import (
-    lerobot_statistics,
-    make_lerobot_policy,
-)
+from torchrl_vla.policies.lerobot.untrained import make_lerobot_policy
 
 __all__ = [
     "KINDS",
@@ -22,9 +20,9 @@ __all__ = [
     "LeRobotPipeline",
     "LeRobotPolicyWrapper",
     "PolicyKind",
+    "RobotFit",
     "is_lerobot_folder",
     "kind_of",
-    "lerobot_statistics",
     "load_lerobot_policy",
     "make_lerobot_policy",
     "read_lerobot_folder",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,10 +25,16 @@ class PolicyKind:
         reads_text: True = the policy follows the instruction.
         chunk_size: actions that the call returns.
         n_action_steps: actions of them that LeRobot executes.
+        longest_execution: the largest ``n_action_steps`` that a call can serve.
+        pads: True = the model pads actions and states of any robot to its own sizes,
+            ``max_action_dim`` and ``max_state_dim``.
         resizes_images: True = the policy brings any image to its own size without
             distorting it.
         masks_padding: True = its training loss leaves padded actions out.
         continues_chunks: True = a chunk can be guided to continue another.
+        samples: False = its chunk is a function of what it reads.
+        noise_shape: ``(H, D)`` of the initial noise that ``predict_action_chunk``
+            takes; None = it takes none.
         flow_steps: Euler steps from noise to a chunk; None = the policy does not flow,
             or its flow is untested.
         likelihood_advice: what to do for log-probabilities of one that does not flow.
@@ -42,20 +48,30 @@ class PolicyKind:
     reads_text: bool = False
     chunk_size: Callable[[Config], int] = lambda config: config.chunk_size
     n_action_steps: Callable[[Config], int] = lambda config: config.n_action_steps
+    longest_execution: Callable[[Config], int] = lambda config: config.chunk_size
+    pads: Callable[[Config], bool] = lambda config: False
     resizes_images: Callable[[Config], bool] = lambda config: False
     masks_padding: Callable[[Config], bool] = lambda config: False
     continues_chunks: Callable[[Config], bool] = lambda config: False
+    samples: bool = True
+    noise_shape: Callable[[Config], tuple[int, int]] | None = None
     flow_steps: Callable[[Config], int] | None = None
     likelihood_advice: str = "Its flow is untested here."
 
 
-def _diffusion(*, reads_text: bool) -> PolicyKind:
+def _diffusion(
+    *,
+    reads_text: bool,
+    noise_shape: Callable[[Config], tuple[int, int]] | None = None,
+) -> PolicyKind:
     return PolicyKind(
         call="queue",
         reads_text=reads_text,
         # predict_action_chunk cuts the horizon to what is executed.
         chunk_size=lambda config: config.n_action_steps,
+        longest_execution=lambda config: config.horizon - config.n_obs_steps + 1,
         masks_padding=lambda config: config.do_mask_loss_for_padding,
+        noise_shape=noise_shape,
         likelihood_advice="It denoises by diffusion; a head of that kind with a "
         "likelihood is TinyDiffusionVLA.",
     )
@@ -73,14 +89,20 @@ def _with_rtc(config: Config) -> bool:
     return config.rtc_config is not None and config.rtc_config.enabled
 
 
+def _padded_shape(config: Config) -> tuple[int, int]:
+    return config.chunk_size, config.max_action_dim
+
+
 def _resizes(field: str) -> Callable[[Config], bool]:
     return lambda config: optional_field(config, field) is not None
 
 
 _PI = PolicyKind(
     reads_text=True,
+    pads=lambda config: True,
     resizes_images=_resizes("image_resolution"),
     continues_chunks=_with_rtc,
+    noise_shape=_padded_shape,
     flow_steps=lambda config: config.num_inference_steps,
 )
 
@@ -88,16 +110,21 @@ _PI = PolicyKind(
 #: is one more entry.
 KINDS: dict[str, PolicyKind] = {
     "act": PolicyKind(
+        samples=False,
         masks_padding=lambda config: True,
         likelihood_advice="It regresses its chunk; a head of that kind with a "
         "likelihood is TinyGaussianVLA.",
     ),
-    "diffusion": _diffusion(reads_text=False),
+    "diffusion": _diffusion(
+        reads_text=False,
+        noise_shape=lambda config: (config.horizon, config.action_feature.shape[0]),
+    ),
     "multi_task_dit": _diffusion(reads_text=True),
     "vqbet": PolicyKind(
         call="codebook",
         chunk_size=lambda config: config.action_chunk_size,
         n_action_steps=lambda config: config.action_chunk_size,
+        longest_execution=lambda config: config.action_chunk_size,
         likelihood_advice="It samples codes of a codebook; a head that samples tokens "
         "is TinyTokenVLA.",
     ),
@@ -105,21 +132,26 @@ KINDS: dict[str, PolicyKind] = {
         call="planner",
         chunk_size=_planned_steps,
         n_action_steps=_planned_steps,
+        longest_execution=lambda config: max(config.horizon, config.n_action_repeats),
         masks_padding=lambda config: True,
         likelihood_advice="It plans with a world model of its own: train it with "
         "lerobot-train.",
     ),
     "smolvla": PolicyKind(
         reads_text=True,
+        pads=lambda config: True,
         resizes_images=_resizes("resize_imgs_with_padding"),
         masks_padding=lambda config: True,
         continues_chunks=_with_rtc,
+        noise_shape=_padded_shape,
         flow_steps=lambda config: config.num_steps,
     ),
     "pi0": _PI,
     "pi05": _PI,
     "xvla": PolicyKind(
-        reads_text=True, resizes_images=_resizes("resize_imgs_with_padding")
+        reads_text=True,
+        pads=lambda config: config.action_mode.lower() == "auto",
+        resizes_images=_resizes("resize_imgs_with_padding"),
     ),
 }
 
@@ -153,5 +185,33 @@ def kind_of(policy_type: str) -> PolicyKind:
         f"LeRobotPolicyWrapper: expected a policy of type {sorted(KINDS)}, got "
         f"{policy_type!r}: {why}. If its predict_action_chunk keeps no state, register "
         f"it with torchrl_vla.policies.lerobot.KINDS[{policy_type!r}] = PolicyKind("
-        "reads_text=...), and compare the actions with LeRobot's own."
+        "reads_text=...), or pass predict_fn=(policy, batch) -> chunk, which is called "
+        "between its processors; and compare the actions with LeRobot's own."
     )
+
+
+def horizon_problems(config: Config, kind: PolicyKind) -> Iterator[str]:
+    """Yield what no call can serve in a configuration, which LeRobot finds late.
+
+    Args:
+        config: LeRobot's, or an object with its fields.
+        kind: the facts about its type.
+    """
+    counts = {"n_obs_steps": config.n_obs_steps, "chunk": kind.chunk_size(config)}
+    counts["n_action_steps"] = steps = kind.n_action_steps(config)
+    if kind.flow_steps is not None:
+        counts["number of flow steps"] = kind.flow_steps(config)
+    for name, count in counts.items():
+        if count < 1:
+            yield f"a {name} >= 1, got {count}"
+    if steps > (longest := kind.longest_execution(config)):
+        yield f"n_action_steps <= {longest}, which is all of a call, got {steps}"
+    if kind.call in ("chunk", "planner") and config.n_obs_steps > 1:
+        yield f"n_obs_steps 1, as its call reads one, got {config.n_obs_steps}"
+    coefficient = optional_field(config, "temporal_ensemble_coeff")
+    if coefficient is not None and steps > 1:
+        yield f"n_action_steps 1 beside a temporal_ensemble_coeff, got {steps}"
+    trained = optional_field(config, "num_train_timesteps")
+    sampled = optional_field(config, "num_inference_steps")
+    if None not in (trained, sampled) and not 1 <= sampled <= trained:
+        yield f"num_inference_steps in 1..num_train_timesteps={trained}, got {sampled}"

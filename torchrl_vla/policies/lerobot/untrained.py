@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
-
-from torchrl_vla.policies.lerobot.lerobot_types import Config
+from torchrl_vla.policies.lerobot.lerobot_types import Config, PredictFunction
+from torchrl_vla.policies.lerobot.load.lerobot_checkpoint import find_plugins
 from torchrl_vla.policies.lerobot.load.pipeline import LeRobotPipeline
+from torchrl_vla.policies.lerobot.load.robot_fit import (
+    RelativeStatistics,
+    RobotFit,
+    lerobot_statistics,
+)
 from torchrl_vla.policies.lerobot.registry import kind_of
 from torchrl_vla.policies.lerobot.run.policy_wrapper import LeRobotPolicyWrapper
 from torchrl_vla.schema import (
@@ -40,6 +44,8 @@ def make_lerobot_policy(
     instructions: InstructionTable | None = None,
     device: str = "cpu",
     config: Mapping[str, Any] | None = None,
+    relative_statistics: RelativeStatistics | None = None,
+    predict_fn: PredictFunction | None = None,
 ) -> LeRobotPolicyWrapper:
     """Make an untrained LeRobot policy with processors for a dataset.
 
@@ -55,6 +61,9 @@ def make_lerobot_policy(
         instructions: table that gives instruction ids their texts.
         device: where the policy runs.
         config: fields of the policy's configuration, e.g. ``{"chunk_size": 20}``.
+        relative_statistics: ``(mask, steps) -> FeatureStatistics`` of actions minus the
+            current state, for ``use_relative_actions``.
+        predict_fn: of :class:`LeRobotPolicyWrapper`; then any registered type is taken.
 
     Raises:
         MissingExtraError: ``lerobot`` is not installed.
@@ -62,8 +71,15 @@ def make_lerobot_policy(
             supported, or LeRobot refuses the configuration.
     """
     factory = import_extra("lerobot.policies.factory", "lerobot", _CALLER)
-    kind_of(policy_type)
-    _check_metadata(metadata)
+    if predict_fn is None:
+        kind_of(policy_type)
+    find_plugins(policy_type)
+    if "pretrained_path" in (config or {}):
+        raise SchemaError(
+            f"{_CALLER}: expected no 'pretrained_path' in config for a new policy, got "
+            f"one. fit_lerobot_policy(folder, dataset) goes on from a checkpoint."
+        )
+    fit = RobotFit(metadata, environment_statistics, relative_statistics, _CALLER)
     statistics: dict[str, Any] = lerobot_statistics(metadata, environment_statistics)
     features = _make_features(metadata, image_sizes or {}, environment_statistics)
     for name in features["input_features"]:
@@ -81,28 +97,19 @@ def make_lerobot_policy(
             f"{sorted(features['input_features'])}; change fields with config={{...}} "
             "(offline: pretrained_backbone_weights=None)."
         ) from error
-    processors = factory.make_pre_post_processors(
+    for name, value in fit.config_changes(policy_config).items():
+        setattr(policy_config, name, value)
+    before, after = factory.make_pre_post_processors(
         policy_config, dataset_stats=statistics
     )
+    fit.fit_processors(policy_config, before, after)
     policy.to(device).train()
     return LeRobotPolicyWrapper(
-        policy, pipeline=LeRobotPipeline(*processors), instructions=instructions
+        policy,
+        pipeline=LeRobotPipeline(before, after),
+        instructions=instructions,
+        predict_fn=predict_fn,
     )
-
-
-def _check_metadata(metadata: RobotDatasetMetadata) -> None:
-    if metadata.action_dim is None or metadata.action_statistics is None:
-        raise SchemaError(
-            f"{_CALLER}: expected metadata with action_statistics, got "
-            f"{metadata.dataset_id!r} without. Compute them with "
-            "FeatureStatistics.from_samples."
-        )
-    if metadata.state_dim is not None and metadata.state_statistics is None:
-        raise SchemaError(
-            f"{_CALLER}: expected state_statistics beside state_dim="
-            f"{metadata.state_dim}, got none in {metadata.dataset_id!r}. Compute them "
-            "with FeatureStatistics.from_samples."
-        )
 
 
 def _make_features(
@@ -124,27 +131,3 @@ def _make_features(
         inputs[name] = feature(kinds.VISUAL, tuple(image_size))
     outputs = {"action": feature(kinds.ACTION, (metadata.action_dim,))}
     return {"input_features": inputs, "output_features": outputs}
-
-
-def lerobot_statistics(
-    metadata: RobotDatasetMetadata,
-    environment_statistics: FeatureStatistics | None = None,
-) -> dict[str, dict[str, Tensor]]:
-    """Return the statistics of actions and states as LeRobot's processors take them."""
-    known = {
-        "action": metadata.action_statistics,
-        "observation.state": metadata.state_statistics,
-        "observation.environment_state": environment_statistics,
-    }
-    return {
-        feature: {
-            "mean": value.mean.float(),
-            "std": value.std.float(),
-            "min": value.min.float(),
-            "max": value.max.float(),
-            "q01": value.q01.float(),
-            "q99": value.q99.float(),
-        }
-        for feature, value in known.items()
-        if value is not None
-    }

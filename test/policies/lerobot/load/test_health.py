@@ -3,16 +3,22 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import json
+import struct
 import subprocess
 import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from torchrl_vla.policies import (
     LEROBOT_POLICY_TYPES,
     LeRobotSettings,
     check_lerobot_health,
 )
+from torchrl_vla.policies.lerobot import KINDS, PolicyKind
 
 
 @pytest.fixture
@@ -38,20 +44,72 @@ def installed(monkeypatch):
     return install
 
 
+STATE, ACTION = "observation.state", "action"
+ENVIRONMENT = "observation.environment_state"
+INPUTS = {
+    STATE: {"type": "STATE", "shape": [3]},
+    ENVIRONMENT: {"type": "ENV", "shape": [2]},
+}
+OUTPUTS = {ACTION: {"type": "ACTION", "shape": [2]}}
+MODES = {"STATE": "MEAN_STD", "ACTION": "MEAN_STD"}
+CONFIG = {
+    "type": "act",
+    "n_obs_steps": 1,
+    "chunk_size": 4,
+    "n_action_steps": 2,
+    "input_features": INPUTS,
+    "output_features": OUTPUTS,
+    "normalization_mapping": MODES,
+}
+STATISTICS = {
+    "observation.state.mean": [0.0, 1.0, 2.0],
+    "observation.state.std": [1.0, 1.0, 1.0],
+    "action.mean": [0.5, 0.25],
+    "action.std": [2.0, 1.0],
+}
+BEFORE, AFTER = "policy_preprocessor.json", "policy_postprocessor.json"
+
+
+def normalizer(features, state_file="step.safetensors"):
+    return {
+        "registry_name": "normalizer_processor",
+        "config": {"features": features, "norm_map": MODES},
+        "state_file": state_file,
+    }
+
+
 @pytest.fixture
 def checkpoint(tmp_path):
-    """Make a folder with every file that a checkpoint has."""
     folder = tmp_path / "act"
     folder.mkdir()
-    write(folder, "config.json", {"type": "act"})
-    steps = [
-        {"registry_name": "normalizer_processor", "state_file": "step.safetensors"}
-    ]
-    for name in ("policy_preprocessor.json", "policy_postprocessor.json"):
-        write(folder, name, {"name": name, "steps": steps})
-    for name in ("model.safetensors", "step.safetensors"):
-        (folder / name).write_bytes(b"not read")
+    write_checkpoint(folder)
     return folder
+
+
+def write_checkpoint(folder):
+    """Write every file that a checkpoint has."""
+    write(folder, "config.json", CONFIG)
+    write(folder, BEFORE, {"steps": [normalizer({**INPUTS, **OUTPUTS})]})
+    write(folder, AFTER, {"steps": [normalizer(OUTPUTS, "after.safetensors")]})
+    write_tensors(folder / "model.safetensors", {"weight": [1.0, 2.0]})
+    write_tensors(folder / "step.safetensors", STATISTICS)
+    write_tensors(folder / "after.safetensors", STATISTICS)
+
+
+def write_tensors(path, tensors):
+    """Write float32 vectors as safetensors does."""
+    header, content = {}, b""
+    for name, values in tensors.items():
+        part = struct.pack(f"<{len(values)}f", *values)
+        offsets = [len(content), len(content) + len(part)]
+        header[name] = {
+            "dtype": "F32",
+            "shape": [len(values)],
+            "data_offsets": offsets,
+        }
+        content += part
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + content)
 
 
 def write(folder, name, content):
@@ -159,6 +217,7 @@ def test_a_config_that_is_no_json_object_is_named(installed, checkpoint, text):
 
 def test_a_lost_state_of_a_processor_is_named(installed, checkpoint):
     (checkpoint / "step.safetensors").unlink()
+    (checkpoint / "after.safetensors").unlink()
     before, after = check(checkpoint).problems
     assert "state of 'normalizer_processor'" in before
     assert "'policy_preprocessor.json' names" in before
@@ -173,7 +232,8 @@ def test_a_tokenizer_that_has_moved_is_named_with_the_way_out(
         "registry_name": "tokenizer_processor",
         "config": {"tokenizer_name": str(gone)},
     }
-    write(checkpoint, "policy_preprocessor.json", {"steps": [step]})
+    steps = [normalizer({**INPUTS, **OUTPUTS}), step]
+    write(checkpoint, "policy_preprocessor.json", {"steps": steps})
     problem = the_problem(check(checkpoint))
     assert str(gone) in problem
     fix = "processor_overrides={'tokenizer_processor': {'tokenizer_name': folder}}"
@@ -183,7 +243,11 @@ def test_a_tokenizer_that_has_moved_is_named_with_the_way_out(
 
 
 def test_a_backbone_that_has_moved_is_named(installed, checkpoint):
-    write(checkpoint, "config.json", {"type": "smolvla", "vlm_model_name": "/gone/vlm"})
+    write(
+        checkpoint,
+        "config.json",
+        {**CONFIG, "type": "smolvla", "vlm_model_name": "/gone/vlm"},
+    )
     problem = the_problem(check(checkpoint))
     assert "'vlm_model_name'" in problem
     assert "overrides={'vlm_model_name': folder}" in problem
@@ -191,7 +255,7 @@ def test_a_backbone_that_has_moved_is_named(installed, checkpoint):
 
 @pytest.mark.parametrize(
     ("version", "unknown", "known"),
-    [("0.6.1", "sac", "vla_jepa"), ("0.4.4", "vla_jepa", "sac")],
+    [("0.6.1", "sac", "multi_task_dit"), ("0.4.4", "multi_task_dit", "act")],
 )
 def test_types_are_those_of_the_installed_version(
     installed, checkpoint, version, unknown, known
@@ -201,8 +265,111 @@ def test_types_are_those_of_the_installed_version(
     problem = the_problem(check(checkpoint))
     assert f"got {unknown!r}" in problem
     assert str(list(LEROBOT_POLICY_TYPES[version[:3]])) in problem
-    write(checkpoint, "config.json", {"type": known})
+    assert known in LEROBOT_POLICY_TYPES[version[:3]]
+    assert check(None, known).problems == check(None).problems
+
+
+def test_a_type_that_was_not_exercised_names_both_ways_out(installed, checkpoint):
+    write(checkpoint, "config.json", {**CONFIG, "type": "vla_jepa"})
+    problem = the_problem(check(checkpoint))
+    assert "its backbone comes from the Hub" in problem
+    assert "KINDS['vla_jepa'] = PolicyKind(" in problem
+    assert "predict_fn=(policy, batch) -> chunk" in problem
+
+
+def test_a_plugins_type_in_the_registry_is_healthy(installed, checkpoint, monkeypatch):
+    write(checkpoint, "config.json", {**CONFIG, "type": "mine"})
+    assert "plugin's type takes an entry in KINDS" in the_problem(check(checkpoint))
+    monkeypatch.setitem(KINDS, "mine", PolicyKind())
     assert check(checkpoint).ok
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"n_action_steps": 5}, "n_action_steps <= 4, which is all of a call, got 5"),
+        ({"n_action_steps": 0}, "a n_action_steps >= 1, got 0"),
+        ({"chunk_size": 0, "n_action_steps": 0}, "a chunk >= 1, got 0"),
+        ({"n_obs_steps": 2}, "n_obs_steps 1, as its call reads one, got 2"),
+        ({"n_obs_steps": 0}, "a n_obs_steps >= 1, got 0"),
+        ({"temporal_ensemble_coeff": 0.01}, "beside a temporal_ensemble_coeff, got 2"),
+        ({"n_action_steps": "two"}, "one that cannot act"),
+        ({"chunk_size": None}, "one that cannot act"),
+        ({"input_features": None}, "an object at 'input_features'"),
+        ({"output_features": {"action": {"type": "ACTION"}}}, "'shape'"),
+        (
+            {"input_features": {**INPUTS, "force": {"type": "STATE", "shape": [3]}}},
+            "does not normalize 'force'",
+        ),
+        (
+            {"type": "diffusion", "horizon": 8, "n_obs_steps": 2, "n_action_steps": 8},
+            "n_action_steps <= 7",
+        ),
+    ],
+)
+def test_a_configuration_that_cannot_act_is_named(
+    installed, checkpoint, changes, problem
+):
+    write(checkpoint, "config.json", {**CONFIG, **changes})
+    report = check(checkpoint)
+    assert not report.ok
+    assert any(problem in text for text in report.problems), report.problems
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"action.mean": [0.5, float("nan")]}, "expected finite 'mean'"),
+        ({"action.std": [-1.0, 1.0]}, "expected std >= 0"),
+        ({"action.mean": [0.5], "action.std": [1.0]}, "width 2 of the feature, got 1"),
+        ({"action.mean": [5.5, 5.25]}, "mean of 'action' is [5.5, 5.25] in the prepro"),
+    ],
+)
+def test_statistics_that_cannot_be_true_are_named(
+    installed, checkpoint, changes, problem
+):
+    write_tensors(checkpoint / "step.safetensors", {**STATISTICS, **changes})
+    assert problem in the_problem(check(checkpoint))
+
+
+def test_processors_without_their_statistics_are_named(installed, checkpoint):
+    write_tensors(checkpoint / "after.safetensors", {})
+    assert "no statistics of ['action (MEAN_STD" in the_problem(check(checkpoint))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "step.safetensors"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: content[: len(content) // 2],
+        lambda content: content + b"more",
+        lambda content: b"version https://git-lfs.github.com/spec/v1",
+        lambda content: b"",
+    ],
+    ids=["cut", "longer", "pointer", "empty"],
+)
+def test_damaged_numbers_are_named(installed, checkpoint, name, damage):
+    file = checkpoint / name
+    file.write_bytes(damage(file.read_bytes()))
+    problem = the_problem(check(checkpoint))
+    assert f"{name}', got {file.stat().st_size} bytes that are cut" in problem
+
+
+def test_a_header_that_claims_gigabytes_is_refused_unread(installed, checkpoint):
+    file = checkpoint / "model.safetensors"
+    file.write_bytes(struct.pack("<Q", 1 << 40) + b"{}")
+    assert "10 bytes that are cut" in the_problem(check(checkpoint))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [[], {"steps": 3}, {"steps": [3]}, {"steps": [{"state_file": "../../x"}]}, {}],
+)
+def test_damaged_processors_are_problems_and_never_errors(
+    installed, checkpoint, content
+):
+    write(checkpoint, BEFORE, content)
+    assert f"{BEFORE}'" in the_problem(check(checkpoint))
 
 
 def test_another_type_than_the_expected_one_is_named(installed, checkpoint):
@@ -270,3 +437,42 @@ def test_neither_lerobot_nor_weights_are_loaded(checkpoint):
         [sys.executable, "-c", program], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+@given(data=st.data())
+@settings(max_examples=150, deadline=None)
+def test_no_damage_of_a_checkpoint_raises(data):
+    """Cut, changed and longer files are problems, or change nothing that matters."""
+    with TemporaryDirectory() as folder:
+        write_checkpoint(folder := Path(folder))
+        file = folder / data.draw(
+            st.sampled_from(sorted(p.name for p in folder.iterdir()))
+        )
+        content = bytearray(file.read_bytes())
+        for _ in range(data.draw(st.integers(1, 3))):
+            at = data.draw(st.integers(0, len(content) - 1))
+            content[at : at + data.draw(st.integers(0, 9))] = data.draw(
+                st.binary(max_size=9)
+            )
+        file.write_bytes(content)
+        report = check(folder)
+        assert all(isinstance(problem, str) for problem in report.problems)
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 9) | st.floats() | st.text(max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner)
+    ),
+    max_leaves=4,
+)
+
+
+@given(name=st.sampled_from(sorted(CONFIG)), value=VALUES)
+@settings(max_examples=150, deadline=None)
+def test_no_value_in_a_configuration_raises(name, value):
+    with TemporaryDirectory() as folder:
+        write_checkpoint(folder := Path(folder))
+        write(folder, "config.json", {**CONFIG, name: value})
+        report = check(folder)
+        assert report.ok or report.problems

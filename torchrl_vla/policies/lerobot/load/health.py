@@ -16,9 +16,15 @@ import torch
 from torchrl_vla._internal.file_origin import Origin, read_text
 from torchrl_vla._internal.json_source import read_json
 from torchrl_vla._internal.safe_paths import path_below
-from torchrl_vla.policies.lerobot.load.lerobot_checkpoint import PROCESSOR_FILES
+from torchrl_vla.errors import SchemaError, VLAError
 from torchrl_vla.policies.lerobot.load.lerobot_settings import LeRobotSettings
-from torchrl_vla.schema import SchemaError
+from torchrl_vla.policies.lerobot.load.stored_checkpoint import (
+    PROCESSOR_FILES,
+    name_of,
+    read_steps,
+    stored_problems,
+)
+from torchrl_vla.policies.lerobot.registry import KINDS, kind_of
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -37,6 +43,7 @@ LEROBOT_POLICY_TYPES: dict[str, tuple[str, ...]] = {
     ),
 }
 
+_CALLER = "check_lerobot_health"
 _INSTALL = "Install it with: pip install 'torchrl-vla[lerobot]'"
 _MODELS = (
     ("config.json", "vlm_model_name"),
@@ -102,12 +109,15 @@ def check_lerobot_health(
     policy_type: str | None = None,
     *,
     settings: LeRobotSettings | None = None,
+    load: bool = False,
 ) -> HealthReport:
     """Find what would stop a LeRobot checkpoint from running, in milliseconds.
 
-    Checked are the package and its version, the path, the files of the checkpoint, its
-    type, the files that its processors name (a tokenizer whose folder has moved), and
-    the device. LeRobot is not imported, no weights are read, no network is used.
+    Checked are the package and its version, the path, the files of the checkpoint and
+    their sizes, its type, its horizons and inputs, the statistics of its processors,
+    the files that these name (a tokenizer whose folder has moved), and the device.
+    LeRobot is not imported, no weights are read, no network is used. Fields of another
+    LeRobot's configuration and weights of another policy show only with ``load``.
 
     Args:
         path: folder of a checkpoint, or repo id; None = that of ``settings``.
@@ -115,6 +125,7 @@ def check_lerobot_health(
 
     Keyword Args:
         settings: None = those of the environment variables.
+        load: True = if nothing is found, load it too, which takes as long as that.
 
     Returns:
         The report; problems are in it, nothing is raised.
@@ -141,18 +152,23 @@ Correct the path; a repo id looks like 'owner/name'.")
     problems += found
     config: Mapping[str, Any] = {}
     if folder is not None:
-        config, found = _read_json(folder / "config.json")
+        config, found = _read_object(folder / "config.json")
         problems += _file_problems(folder, found)
         problems += _model_problems(folder, cache)
         problems += _processor_problems(folder, cache)
-    problems += _type_problems(config.get("type"), wanted, _known_types(version))
+    declared = None if config.get("type") is None else str(config["type"])
+    problems += _type_problems(declared, wanted, _known_types(version))
     problems += _device_problems(settings.device)
+    if folder is not None and not problems:
+        problems += stored_problems(_CALLER, folder)
+    if load and folder is not None and not problems:
+        problems += _loading_problems(folder, settings)
     return HealthReport(
         problems=tuple(problems),
         lerobot_version=version,
         path=path,
         folder=folder,
-        policy_type=config.get("type", wanted),
+        policy_type=declared or wanted,
         device=settings.device,
         cache_folder=cache,
         embodiment_tag=settings.embodiment_tag,
@@ -221,9 +237,12 @@ def _find_folder(
     repo = cache / f"models--{name.replace('/', '--')}"
     reference = repo / "refs" / "main"
     if reference.is_file():
-        origin = Origin("check_lerobot_health", repr(str(reference)), "Fetch it again.")
-        commit = read_text(origin, reference).strip()
-        snapshot = path_below(origin, repo / "snapshots", commit, "a snapshot")
+        origin = Origin(_CALLER, repr(str(reference)), "Fetch it again.")
+        try:
+            commit = read_text(origin, reference).strip()
+            snapshot = path_below(origin, repo / "snapshots", commit, "a snapshot")
+        except VLAError as error:
+            return None, [str(error)]
         if snapshot.is_dir():
             return snapshot, []
     if os.environ.get("HF_HUB_OFFLINE", "").lower() in _SWITCHED_ON:
@@ -235,13 +254,25 @@ def _find_folder(
     return None, []
 
 
-def _read_json(file: Path) -> tuple[Mapping[str, Any], list[str]]:
+def _read_object(file: Path) -> tuple[Mapping[str, Any], list[str]]:
     if not file.is_file():
         return {}, [f"{file.name!r} is missing"]
     try:
-        return read_json("check_lerobot_health", file, dict[str, Any]), []
-    except SchemaError as error:
-        return {}, [f"{file.name!r} is no JSON object ({error})"]
+        return read_json(_CALLER, file, dict[str, object]), []
+    except VLAError as error:
+        return {}, [f"{file.name!r} is damaged ({error})"]
+
+
+def _loading_problems(folder: Path, settings: LeRobotSettings) -> Iterator[str]:
+    # It is built from this module's siblings.
+    from torchrl_vla.policies.lerobot.lerobot_folder import load_lerobot_policy
+
+    try:
+        load_lerobot_policy(
+            folder, device=settings.device, cache_folder=settings.cache_folder
+        )
+    except (VLAError, OSError, ValueError) as error:
+        yield str(error)
 
 
 def _file_problems(folder: Path, found: list[str]) -> Iterator[str]:
@@ -268,7 +299,7 @@ def _file_problems(folder: Path, found: list[str]) -> Iterator[str]:
 def _model_problems(folder: Path, cache: Path) -> Iterator[str]:
     """Yield the missing models that the checkpoint names."""
     for file, entry in _MODELS:
-        name = _read_json(folder / file)[0].get(entry)
+        name = _read_object(folder / file)[0].get(entry)
         if name:
             for problem in _find_folder(str(name), cache)[1]:
                 yield (
@@ -282,17 +313,14 @@ def _processor_problems(folder: Path, cache: Path) -> Iterator[str]:
     for name in PROCESSOR_FILES:
         if not (folder / name).exists():
             continue
-        processor, found = _read_json(folder / name)
-        yield from found
-        for step in processor.get("steps", []):
-            label = step.get("registry_name", step.get("class"))
-            state = step.get("state_file")
-            if state and not (folder / state).is_file():
-                yield (
-                    f"expected the state of {label!r} at {str(folder / state)!r}, "
-                    f"which {name!r} names, got nothing there. Copy the whole folder."
-                )
-            tokenizer = step.get("config", {}).get("tokenizer_name")
+        try:
+            steps = read_steps(_CALLER, folder, name)
+        except (VLAError, FileNotFoundError) as error:
+            yield str(error)
+            continue
+        for step in steps:
+            label = name_of(step)
+            tokenizer = (step["config"] or {}).get("tokenizer_name")
             for wrong in _find_folder(str(tokenizer), cache)[1] if tokenizer else ():
                 yield (
                     f"'tokenizer_name' of {label!r} in {name!r}: {wrong} A moved "
@@ -304,17 +332,33 @@ def _processor_problems(folder: Path, cache: Path) -> Iterator[str]:
 def _type_problems(
     declared: str | None, wanted: str | None, types: tuple[str, ...]
 ) -> Iterator[str]:
+    builtin = {name for names in LEROBOT_POLICY_TYPES.values() for name in names}
     for name in dict.fromkeys((declared, wanted)):
-        if name is not None and name not in types:
+        if name is None or (
+            name in KINDS and name in {*types} | (KINDS.keys() - builtin)
+        ):
+            continue
+        if name in types:
+            yield _refusal(name)
+        else:
             yield (
                 f"expected a policy type of {list(types)}, got {name!r}. Correct it, "
-                "or install the LeRobot that has it."
+                "or install the LeRobot that has it; a plugin's type takes an entry in "
+                "KINDS, or predict_fn."
             )
     if declared and wanted and declared != wanted:
         yield (
             f"expected a policy of type {wanted!r}, got {declared!r} in its "
             "'config.json'. Correct the path or LEROBOT_POLICY_TYPE."
         )
+
+
+def _refusal(policy_type: str) -> str:
+    try:
+        kind_of(policy_type)
+    except SchemaError as error:
+        return str(error)
+    return ""
 
 
 def _device_problems(name: str) -> Iterator[str]:

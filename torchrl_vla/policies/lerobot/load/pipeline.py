@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
 from torchrl_vla.policies.lerobot.lerobot_types import Processor
-from torchrl_vla.schema import SchemaError, import_extra
-
-_CALLER = "LeRobotPolicyWrapper.from_pretrained"
 
 
 @dataclass(frozen=True)
@@ -29,7 +25,7 @@ class LeRobotPipeline:
             chunk stay float32. None = as the weights are.
 
     Raises:
-        SchemaError: a feature is normalized without statistics.
+        ValueError: autocast does not compute in ``dtype``.
     """
 
     preprocessor: Processor
@@ -39,57 +35,9 @@ class LeRobotPipeline:
     dtype: torch.dtype | None = None
 
     def __post_init__(self) -> None:
-        # LeRobot's normalizer passes a feature through unchanged without statistics.
-        missing: list[str] = []
-        for step in self._normalizers():
-            for name, feature in step.features.items():
-                mode = step.norm_map.get(feature.type)
-                needed = mode is not None and mode.value != "IDENTITY"
-                stand_in = ".empty_camera_" in name
-                if needed and not stand_in and not step._tensor_stats.get(name):
-                    missing.append(f"{name} ({mode.value}, {type(step).__name__})")
-        if missing:
-            raise SchemaError(
-                "LeRobotPipeline: expected statistics of every feature that is "
-                f"normalized, got none of {missing}. LeRobot would leave them "
-                "unnormalized in silence. Load it with from_pretrained(..., statistics="
-                "{<feature>: {'mean': ..., 'std': ...}}), or make the processors with "
-                "dataset_stats=..."
+        if self.dtype not in (None, torch.bfloat16, torch.float16):
+            raise ValueError(
+                "LeRobotPipeline: expected torch.bfloat16, torch.float16 or None at "
+                f"argument 'dtype', got {self.dtype}, in which autocast does not "
+                "compute. None computes in the dtype of the weights."
             )
-
-    @classmethod
-    def with_statistics(
-        cls,
-        preprocessor: Processor,
-        postprocessor: Processor,
-        statistics: Mapping[str, Mapping[str, Any]],
-    ) -> LeRobotPipeline:
-        """Return processors whose statistics are replaced.
-
-        Args:
-            preprocessor: of a checkpoint.
-            postprocessor: of the checkpoint.
-            statistics: by feature; replace those of the features that they name, as
-                LeRobot does when it trains a checkpoint on other data.
-        """
-        module = import_extra(
-            "lerobot.processor.normalize_processor", "lerobot", _CALLER
-        )
-        new = []
-        for pipeline in (preprocessor, postprocessor):
-            known: dict[str, Any] = {}
-            for step in _normalizers(pipeline):
-                known |= step._tensor_stats
-            new.append(module.hotswap_stats(pipeline, {**known, **statistics}))
-        return cls(*new)
-
-    def _normalizers(self) -> Iterator[Any]:
-        yield from _normalizers(self.preprocessor)
-        yield from _normalizers(self.postprocessor)
-
-
-def _normalizers(pipeline: Processor) -> Iterator[Any]:
-    """Yield a pipeline's steps that normalize or denormalize."""
-    for step in pipeline.steps:
-        if getattr(step, "norm_map", None) is not None:
-            yield step

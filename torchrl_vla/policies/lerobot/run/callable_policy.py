@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from tensordict import TensorDictBase
 
-from torchrl_vla.policies.lerobot.lerobot_types import Batch
+from torchrl_vla.policies.lerobot.lerobot_types import Batch, PredictFunction
 from torchrl_vla.policies.lerobot.run.observation_batch import (
     ObservationReader,
     to_policy_image,
@@ -16,8 +15,6 @@ from torchrl_vla.policies.lerobot.run.observation_batch import (
 from torchrl_vla.policies.lerobot.run.policy_adapter import PolicyAdapter
 from torchrl_vla.policies.lerobot.run.pretrained_policy import PretrainedPolicy
 from torchrl_vla.schema import InstructionTable, ObservationKeys, SchemaError
-
-PredictFunction = Callable[[Any, Batch], Any]
 
 _HINT = "Name another key, or build the wrapper with image_key=None or use_state=False."
 
@@ -81,7 +78,8 @@ class CallablePolicy(PolicyAdapter):
             if name == "observation.image":
                 name = f"observation.images.{self.camera_name}"
             batch[name] = to_policy_image(image, name, None, size)
-        batch["task"] = reader.texts(tensordict)
+        if reader.keys.instruction is not None:
+            batch["task"] = reader.texts(tensordict)
         return batch
 
 

@@ -262,6 +262,12 @@ def _flow_steps(wrapper: LeRobotPolicyWrapper) -> int:
             f"{expected}{name}, which is none of LeRobot's. Subclass FlowVLAWrapper "
             "for a flow of your own."
         )
+    pretrained = wrapper.adapter.as_pretrained("LeRobotFlowPolicy")
+    if pretrained.predict_fn is not None:
+        raise SchemaError(
+            f"{expected}{name} with a predict_fn, which its steps would not call. Load "
+            "the policy without it."
+        )
     kind = kind_of(config.type)
     if kind.flow_steps is None:
         raise SchemaError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from tensordict import NestedKey, TensorDictBase
 from torch import Tensor
@@ -12,6 +14,7 @@ from torchrl_vla.policies.lerobot.lerobot_types import (
     Policy,
     optional_field,
 )
+from torchrl_vla.policies.lerobot.run.seeded_noise import SeededNoise
 from torchrl_vla.schema import (
     GUIDE_CHUNK_KEY,
     GUIDE_WEIGHT_KEY,
@@ -81,7 +84,12 @@ class GuidedCall:
         return guide, weight.reshape(-1, *weight.shape[batch:])
 
     def __call__(
-        self, policy: Policy, frame: Batch, guide: Tensor, weight: Tensor
+        self,
+        policy: Policy,
+        frame: Batch,
+        guide: Tensor,
+        weight: Tensor,
+        noise: SeededNoise | None = None,
     ) -> Tensor:
         """Return the chunks ``[N, H, A]`` in model space.
 
@@ -90,6 +98,7 @@ class GuidedCall:
             frame: preprocessed observations ``[N, ...]``.
             guide: ``[N, H, A]`` in model space.
             weight: ``[N, H]``.
+            noise: None = LeRobot draws it.
 
         Raises:
             SchemaError: the weights are not of LeRobot's schedule.
@@ -100,10 +109,12 @@ class GuidedCall:
         indices: list[Tensor] = []
         for group, (frozen, overlap) in enumerate(pairs.tolist()):
             index = (groups == group).nonzero().squeeze(-1)
-            options = {}
+            options: dict[str, Any] = {}
+            if noise is not None:
+                options["noise"] = noise.take(index)
             if overlap:
                 self._check_schedule(policy, weight[index], frozen, overlap)
-                options = {
+                options |= {
                     "inference_delay": frozen,
                     "prev_chunk_left_over": guide[index, :overlap],
                     "execution_horizon": overlap,

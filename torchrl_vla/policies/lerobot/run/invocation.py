@@ -8,32 +8,44 @@ leaves nothing behind, so streams can be interleaved.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from torchrl_vla.policies.lerobot.lerobot_types import Batch, Policy
+from torchrl_vla.policies.lerobot.run.seeded_noise import SeededNoise
 from torchrl_vla.schema import SchemaError
 
-#: ``(policy, frames, plan) -> (chunk, plan)``: preprocessed observations ``[N, ...]``,
-#: the oldest first, and the plans ``[N, horizon, A]`` of the last calls, to chunks
-#: ``[N, H, A]`` in model space and the new plans. None = the policy carries no plan.
+#: ``(policy, frames, plan, noise) -> (chunk, plan)``: preprocessed observations ``[N,
+#: ...]``, the oldest first, and the plans ``[N, horizon, A]`` of the last calls, to
+#: chunks ``[N, H, A]`` in model space and the new plans. None = the policy carries no
+#: plan; it draws its noise from PyTorch's global generator.
 PolicyCall: TypeAlias = Callable[
-    [Policy, list[Batch], Tensor | None], tuple[Tensor, Tensor | None]
+    [Policy, list[Batch], Tensor | None, SeededNoise | None],
+    tuple[Tensor, Tensor | None],
 ]
 
 
 def call_for_chunk(
-    policy: Policy, frames: list[Batch], plan: Tensor | None
+    policy: Policy,
+    frames: list[Batch],
+    plan: Tensor | None,
+    noise: SeededNoise | None = None,
 ) -> tuple[Tensor, None]:
     """Call a policy whose chunk depends on the current observation alone."""
-    return policy.predict_action_chunk(frames[-1]), None
+    options = {} if noise is None else {"noise": noise.first}
+    return policy.predict_action_chunk(frames[-1], **options), None
 
 
 def call_with_queues(
-    policy: Policy, frames: list[Batch], plan: Tensor | None
+    policy: Policy,
+    frames: list[Batch],
+    plan: Tensor | None,
+    noise: SeededNoise | None = None,
 ) -> tuple[Tensor, None]:
     """Fill the observation queues of a policy, call it and empty them."""
     cameras = list(policy.config.image_features)
@@ -44,13 +56,19 @@ def call_with_queues(
                 images = torch.stack([frame[name] for name in cameras], dim=-4)
                 frame = {**frame, "observation.images": images}
             _fill_queues(policy, frame)
-        return policy.predict_action_chunk(frame), None
+        if noise is None:
+            return policy.predict_action_chunk(frame), None
+        with _generators_at(policy, noise):
+            return policy.predict_action_chunk(frame, noise=noise.first), None
     finally:
         policy.reset()
 
 
 def call_with_codebook(
-    policy: Policy, frames: list[Batch], plan: Tensor | None
+    policy: Policy,
+    frames: list[Batch],
+    plan: Tensor | None,
+    noise: SeededNoise | None = None,
 ) -> tuple[Tensor, None]:
     """Call VQ-BeT, whose actions are codes of a codebook that is trained first.
 
@@ -64,11 +82,14 @@ def call_with_codebook(
             "whose codes are still random: its actions would mean nothing. Train it "
             f"for more than n_vqvae_training_steps={steps} steps first."
         )
-    return call_with_queues(policy, frames, plan)
+    return call_with_queues(policy, frames, plan, noise)
 
 
 def call_planner(
-    policy: Policy, frames: list[Batch], plan: Tensor | None
+    policy: Policy,
+    frames: list[Batch],
+    plan: Tensor | None,
+    noise: SeededNoise | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Call TD-MPC, which returns plans time first and begins from the last plan.
 
@@ -93,6 +114,33 @@ def call_planner(
         actions = actions[: config.n_action_steps]
     plan = mean.transpose(0, 1) if config.use_mpc else plan
     return actions.transpose(0, 1), plan
+
+
+def stack_frames(frames: list[Batch]) -> Batch:
+    """Return observations as one batch: ``[N, ...]``, or ``[N, T, ...]`` of several."""
+    if len(frames) == 1:
+        return frames[0]
+    return {
+        name: torch.stack([frame[name] for frame in frames], 1)
+        if isinstance(value, Tensor)
+        else value
+        for name, value in frames[-1].items()
+    }
+
+
+@contextmanager
+def _generators_at(policy: Policy, noise: SeededNoise) -> Iterator[None]:
+    """Let a diffusion draw the noise between its steps from each row's own generator.
+
+    ``predict_action_chunk`` takes the initial noise only.
+    """
+    model = policy.diffusion
+    sample = partial(model.conditional_sample, generator=noise.generators())
+    model.conditional_sample = sample
+    try:
+        yield
+    finally:
+        del model.conditional_sample
 
 
 def _fill_queues(policy: Policy, frame: Batch) -> None:

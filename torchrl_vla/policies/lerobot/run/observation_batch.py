@@ -130,10 +130,24 @@ def match_cameras(
         SchemaError: a camera on either side has no partner; lists both sides.
     """
     renamed: dict[str, str] = {}
+    absent = [name for name in rename_map if full_camera_name(name) not in given]
+    if absent:
+        raise SchemaError(
+            f"{_CALLER}: expected cameras of the robot in rename_map, got {absent}. It "
+            f"has {sorted(given)}."
+        )
     for name in given:
         target = rename_map.get(name, rename_map.get(_short_camera_name(name), name))
-        if target is not None:
-            renamed[full_camera_name(target)] = name
+        if target is None:
+            continue
+        target = full_camera_name(target)
+        if target in renamed:
+            raise SchemaError(
+                f"{_CALLER}: expected one camera for the policy's {target!r}, got "
+                f"{renamed[target]!r} and {name!r}. Hide one with rename_map="
+                "{'<robot camera>': None}."
+            )
+        renamed[target] = name
     if len(renamed) == len(wanted) == 1 and _ONE_IMAGE in (*renamed, *wanted):
         return {wanted[0]: next(iter(renamed.values()))}
     spare = sorted(set(renamed) - set(wanted))
@@ -186,7 +200,15 @@ def to_policy_state(
             f"trained with, got {state.shape[-1]}. Compare the state's names and units "
             "with those of the training data."
         )
-    return state.reshape(batch.numel(), state.shape[-1]).to(torch.float32)
+    state = state.reshape(batch.numel(), state.shape[-1]).to(torch.float32)
+    if not state.isfinite().all():
+        row, dim = (~state.isfinite()).nonzero()[0].tolist()
+        raise SchemaError(
+            f"{_CALLER}: expected finite numbers at {name!r}, got "
+            f"{state[row, dim].item()} in row {row}, dimension {dim}. Look at the "
+            "sensor, or at the frame of the data."
+        )
+    return state
 
 
 def full_camera_name(name: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from tensordict import NestedKey, TensorDictBase
 from torch import Tensor
@@ -16,6 +16,11 @@ from torchrl_vla.schema import RobotDatasetMetadata
 
 if TYPE_CHECKING:
     from torchrl_vla.policies.lerobot.run.pretrained_policy import PretrainedPolicy
+
+
+#: Where a policy's random numbers come from: ``noise_seed`` where it is, PyTorch's
+#: global generator, or nowhere, as it draws none.
+NoiseSource: TypeAlias = Literal["noise_seed", "torch", "none"]
 
 
 class PolicyAdapter(ABC):
@@ -35,6 +40,8 @@ class PolicyAdapter(ABC):
     config: Config | None = None
     #: Processors, cameras and precision of a policy of LeRobot's; None for others.
     pipeline: LeRobotPipeline | None = None
+    #: Where its random numbers come from; None = unknown.
+    noise_source: NoiseSource | None = None
     #: Observations that it reads, the current one included.
     history_size: int = 1
     #: True = LeRobot's loss of this policy leaves padded actions out.

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from tensordict import NestedKey
 
 from torchrl_vla.policies.lerobot.lerobot_types import Config, optional_field
+from torchrl_vla.policies.lerobot.load.pipeline import LeRobotPipeline
+from torchrl_vla.policies.lerobot.load.processor_checks import state_size
 from torchrl_vla.policies.lerobot.registry import PolicyKind
 from torchrl_vla.policies.lerobot.run.observation_batch import full_camera_name
 from torchrl_vla.schema import (
@@ -48,18 +50,19 @@ class PolicyInputs:
 
     @classmethod
     def from_config(
-        cls, config: Config, kind: PolicyKind, absent: Sequence[str]
+        cls, config: Config, kind: PolicyKind, pipeline: LeRobotPipeline
     ) -> PolicyInputs:
         """Read them from a policy's configuration.
 
         Args:
             config: of the policy.
             kind: the facts about its type.
-            absent: the policy's cameras that the robot does not have.
+            pipeline: says which of the policy's cameras the robot does not have.
 
         Raises:
             SchemaError: an absent camera is none of the policy's, or the policy needs
                 all its cameras; an input has no place in the schema.
+            ValueError: cameras are renamed for a policy without any.
         """
         images, states = {}, {}
         for name, feature in config.input_features.items():
@@ -74,7 +77,16 @@ class PolicyInputs:
                     f"{_ENVIRONMENT_STATE!r} as the policy's inputs, got {name!r} of "
                     f"type {feature_type}. Pass predict_fn, which feeds it."
                 )
+        if _STATE in states:
+            states[_STATE] = state_size(config, pipeline)
+        absent = pipeline.empty_cameras
         _check_absent(absent, images, config.type)
+        if pipeline.rename_map and not images:
+            raise ValueError(
+                f"{_CALLER}: expected no rename_map for a policy of type "
+                f"{config.type!r} that reads no image, got {pipeline.rename_map}. "
+                "Leave it out."
+            )
         for name in absent:
             del images[full_camera_name(name)]
         # Stand-ins that LeRobot adds by `config.empty_cameras` and fills itself.

@@ -13,18 +13,15 @@ from torch import Tensor
 from torchrl.envs import Compose
 
 from torchrl_vla.policies.denoising.flow_noise import FlowSDENoise
-from torchrl_vla.policies.lerobot.lerobot_types import Batch, Config
+from torchrl_vla.policies.lerobot.lerobot_types import Batch, Config, PredictFunction
 from torchrl_vla.policies.lerobot.load.lerobot_checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
 from torchrl_vla.policies.lerobot.load.lerobot_settings import LeRobotSettings
 from torchrl_vla.policies.lerobot.load.pipeline import LeRobotPipeline
-from torchrl_vla.policies.lerobot.registry import kind_of
-from torchrl_vla.policies.lerobot.run.callable_policy import (
-    CallablePolicy,
-    PredictFunction,
-)
+from torchrl_vla.policies.lerobot.load.robot_fit import RobotFit
+from torchrl_vla.policies.lerobot.run.callable_policy import CallablePolicy
 from torchrl_vla.policies.lerobot.run.policy_adapter import PolicyAdapter
 from torchrl_vla.policies.lerobot.run.pretrained_policy import (
     PLAN_KEY,
@@ -36,6 +33,7 @@ from torchrl_vla.policies.lerobot.run.wrapper_arguments import (
     check_callable_arguments,
     check_chunk,
     check_loading_arguments,
+    check_predict_fn,
     check_pretrained_arguments,
 )
 from torchrl_vla.policies.vla_policy import ContinuousVLAWrapper, VLAWrapperBase
@@ -64,6 +62,8 @@ class LeRobotPolicyWrapper(ContinuousVLAWrapper):
     policy with a history reads the same entries of ``observation_history``
     ``[*B, T, ...]``. TD-MPC also reads ``is_init`` and ``policy_plan``; a policy with
     an ``rtc_config`` ``guide_chunk`` (robot space) and ``guide_weight``, if there.
+    SmolVLA, pi0, pi0.5 and Diffusion Policy also ``noise_seed`` int64 ``[*B]``, if
+    there: their chunk is then a function of it, whatever runs beside it.
 
     **Writes** ``action_chunk`` float ``[*B, H, A]``; TD-MPC also
     ``("next", "policy_plan")``.
@@ -72,6 +72,9 @@ class LeRobotPolicyWrapper(ContinuousVLAWrapper):
         ``select_action`` is never called. It serves actions from queues that all
         environments would share; here observations, history and plans come in the
         tensordict, so streams can be interleaved and reset one by one.
+
+        Multi-task DiT, VQ-BeT, TD-MPC and X-VLA take no noise: they draw from PyTorch's
+        global generator, so that their results change with the number of environments.
 
     Args:
         policy: one of LeRobot's; or an object with ``predict_action_chunk(batch)``, or
@@ -85,29 +88,35 @@ class LeRobotPolicyWrapper(ContinuousVLAWrapper):
         masks_padding: True = LeRobot's loss leaves padded actions out.
         history_size: observations that it reads, the current one included.
         metadata: sizes and cameras of the robot that the checkpoint declares.
+        noise_source: of its random numbers: ``"noise_seed"``, ``"torch"`` (the global
+            generator) or ``"none"``; None = unknown.
         ensemble_coefficient: ``temporal_ensemble_coeff`` of an ACT of
             :func:`load_lerobot_policy`, whose chunks an executor averages.
 
     Keyword Args:
         action_dim: ``A``; read from a LeRobot policy.
-        chunk_size: ``H``; read from a LeRobot policy.
+        chunk_size: ``H``; read from a LeRobot policy without ``predict_fn``.
         predict_fn: ``(policy, batch) -> chunk [B, H, A]``, for another interface. The
             batch has ``observation.state``, images in 0..1 and ``task``, a list of
-            texts, and passes no processors.
+            texts. For a policy of LeRobot's or of a plugin's, of any type, it is what
+            the preprocessor made of them, ``[B, T, ...]`` where the policy has a
+            history, and the postprocessor takes the chunk.
         camera_name: for other objects, name of one image at ``image_key``.
         use_state: for other objects, False = the policy reads no state.
         image_key: image, or sub-tensordict of cameras; None = not read.
         state_key: proprioception.
-        instruction_key: text, or ids.
+        instruction_key: text, or ids; None = not read.
         instructions: table that gives instruction ids their texts.
         pipeline: of a LeRobot policy; :meth:`from_pretrained` loads it.
 
     Raises:
         TypeError: the policy can neither predict a chunk nor be called.
         ValueError: sizes are missing, or not the policy's; an argument has no effect.
-        SchemaError: a LeRobot policy without pipeline, of an unsupported type, or with
-            temporal ensembling; it returned anything but a float ``[B, H, A]``; an
-            input has another size, range or shape; cameras do not match.
+        SchemaError: a LeRobot policy without pipeline or with another policy's, of an
+            unsupported type, with impossible horizons or with temporal ensembling; it
+            returned anything but finite ``[B, H, A]``; an input has another size, range
+            or shape, or is not finite; cameras do not match.
+        MetadataError: statistics of the pipeline cannot be true.
         MissingKeyError: an input is missing.
         UnknownInstructionError: an id is not in ``instructions``.
 
@@ -146,18 +155,21 @@ class LeRobotPolicyWrapper(ContinuousVLAWrapper):
         use_state: bool = True,
         image_key: NestedKey | None = IMAGE_KEY,
         state_key: NestedKey | None = STATE_KEY,
-        instruction_key: NestedKey = INSTRUCTION_KEY,
+        instruction_key: NestedKey | None = INSTRUCTION_KEY,
         instructions: InstructionTable | None = None,
         pipeline: LeRobotPipeline | None = None,
     ) -> None:
         keys = ObservationKeys(image_key, state_key, instruction_key)
         sizes = (chunk_size, action_dim)
+        check_predict_fn(predict_fn)
         adapter: PolicyAdapter
-        if predict_fn is None and find_config(policy) is not None:
-            adapter = PretrainedPolicy(policy, pipeline, keys, instructions)
+        if find_config(policy) is not None:
+            adapter = PretrainedPolicy(
+                policy, pipeline, keys, instructions, predict_fn, chunk_size
+            )
             check_pretrained_arguments(adapter, sizes, camera_name, use_state)
         else:
-            check_callable_arguments(policy, pipeline)
+            check_callable_arguments(policy, pipeline, keys, camera_name, use_state)
             keys = keys if use_state else replace(keys, state=None)
             adapter = CallablePolicy(
                 policy, predict_fn, sizes, keys, camera_name, instructions
@@ -183,12 +195,14 @@ class LeRobotPolicyWrapper(ContinuousVLAWrapper):
         self.masks_padding = adapter.masks_padding
         self.history_size = adapter.history_size
         self.metadata = adapter.metadata
+        self.noise_source = adapter.noise_source
         self.cloning_loss = "chunk"
         if adapter.config is not None:
             self.policy_space = ROBOT_SPACE
             self.cloning_loss = "lerobot"
             self.folder_format = "lerobot"
-            self.likelihood_advice = kind_of(adapter.config.type).likelihood_advice
+            own = adapter.as_pretrained(type(self).__name__)
+            self.likelihood_advice = own.kind.likelihood_advice
         if adapter.plan_shape is not None:
             self.out_keys = [*self.out_keys, ("next", PLAN_KEY)]
 
@@ -204,6 +218,7 @@ class LeRobotPolicyWrapper(ContinuousVLAWrapper):
         processor_overrides: Mapping[str, Mapping[str, Any]] | None = None,
         statistics: Mapping[str, Mapping[str, Any]] | None = None,
         cache_folder: Path | str | None = None,
+        fit: RobotFit | None = None,
         **options: Any,
     ) -> LeRobotPolicyWrapper:
         """Load a checkpoint of LeRobot's, policy and processors, and wrap it.
@@ -218,14 +233,18 @@ class LeRobotPolicyWrapper(ContinuousVLAWrapper):
                 ``{"device_processor": {"device": "cpu"}}``.
             statistics: replace the checkpoint's, by LeRobot's names, in both pipelines.
             cache_folder: of the Hub's files; None = the Hub's own.
+            fit: robot whose sizes and statistics policy and processors take.
             options: ``rename_map`` and ``empty_cameras`` of :class:`LeRobotPipeline`;
-                ``instructions``, sizes and keys of :class:`LeRobotPolicyWrapper`.
+                ``instructions``, ``predict_fn``, sizes and keys of
+                :class:`LeRobotPolicyWrapper`.
 
         Raises:
             MissingExtraError: ``lerobot`` is not installed.
             FileNotFoundError: there is no such folder or repo.
             ValueError: an option has no effect on a checkpoint.
-            SchemaError: files, statistics or weights are missing.
+            SchemaError: files, statistics or weights are missing or damaged; the
+                processors are another policy's; the configuration cannot act.
+            MetadataError: statistics cannot be true.
         """
         check_loading_arguments(options)
         policy, pipeline = read_checkpoint(
@@ -236,6 +255,8 @@ class LeRobotPolicyWrapper(ContinuousVLAWrapper):
             processor_overrides=processor_overrides,
             statistics=statistics,
             cache_folder=cache_folder,
+            fit=fit,
+            any_type=options.get("predict_fn") is not None,
         )
         pipeline = replace(
             pipeline,
@@ -285,17 +306,14 @@ class LeRobotPolicyWrapper(ContinuousVLAWrapper):
     def to_folder(self, folder: Path | str) -> None:
         """Write policy and processors to a folder that LeRobot itself loads.
 
+        A ``predict_fn`` is not written: pass it again to :meth:`from_pretrained`.
+
         Raises:
             SchemaError: it wraps no policy of LeRobot's, or a baseless adapter.
         """
-        pretrained = self.adapter.as_pretrained("LeRobotPolicyWrapper.to_folder")
-        write_checkpoint(
-            folder,
-            self.policy,
-            pretrained.config,
-            pretrained.pipeline,
-            self.ensemble_coefficient,
-        )
+        own = self.adapter.as_pretrained("LeRobotPolicyWrapper.to_folder")
+        coefficient = self.ensemble_coefficient
+        write_checkpoint(folder, self.policy, own.config, own.pipeline, coefficient)
 
     @property
     def wrapper(self) -> LeRobotPolicyWrapper:
@@ -331,7 +349,10 @@ class LeRobotPolicyWrapper(ContinuousVLAWrapper):
         # The class is built from this one.
         from torchrl_vla.policies.lerobot.run.flow_policy import LeRobotFlowPolicy
 
-        if self.config is None or kind_of(self.config.type).flow_steps is None:
+        if self.config is None:
+            return None
+        pretrained = self.adapter.as_pretrained("LeRobotPolicyWrapper.to_stochastic")
+        if pretrained.predict_fn is not None or pretrained.kind.flow_steps is None:
             return None
         return LeRobotFlowPolicy(self, noise=FlowSDENoise(flow_noise))
 
@@ -344,9 +365,8 @@ class LeRobotPolicyWrapper(ContinuousVLAWrapper):
         Raises:
             SchemaError: it is no policy of LeRobot's; the targets have another shape.
         """
-        caller = "LeRobotPolicyWrapper.make_training_batch"
-        pretrained = self.adapter.as_pretrained(caller)
-        return make_training_batch(pretrained, tensordict, self.chunk_key)
+        own = self.adapter.as_pretrained("LeRobotPolicyWrapper.make_training_batch")
+        return make_training_batch(own, tensordict, self.chunk_key)
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write the chunk, and the plan behind it where the policy makes one."""

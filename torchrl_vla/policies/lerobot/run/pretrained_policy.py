@@ -16,13 +16,20 @@ from torchrl_vla.policies.lerobot.lerobot_types import (
     Batch,
     Config,
     Policy,
+    PredictFunction,
     optional_field,
 )
 from torchrl_vla.policies.lerobot.load.lora_adapters import without_adapter
 from torchrl_vla.policies.lerobot.load.pipeline import LeRobotPipeline
-from torchrl_vla.policies.lerobot.registry import PolicyKind, kind_of
+from torchrl_vla.policies.lerobot.load.processor_checks import check_processors
+from torchrl_vla.policies.lerobot.registry import (
+    KINDS,
+    PolicyKind,
+    horizon_problems,
+    kind_of,
+)
 from torchrl_vla.policies.lerobot.run.guided_chunk import GuidedCall
-from torchrl_vla.policies.lerobot.run.invocation import CALLS
+from torchrl_vla.policies.lerobot.run.invocation import CALLS, stack_frames
 from torchrl_vla.policies.lerobot.run.observation_batch import (
     ObservationReader,
     match_cameras,
@@ -31,8 +38,11 @@ from torchrl_vla.policies.lerobot.run.observation_batch import (
 )
 from torchrl_vla.policies.lerobot.run.policy_adapter import PolicyAdapter
 from torchrl_vla.policies.lerobot.run.policy_inputs import PolicyInputs
+from torchrl_vla.policies.lerobot.run.seeded_noise import SeededNoise, takes_noise
+from torchrl_vla.policies.lerobot.run.wrapper_arguments import check_chunk
 from torchrl_vla.schema import (
     IS_INIT_KEY,
+    NOISE_SEED_KEY,
     InstructionTable,
     MissingKeyError,
     ObservationKeys,
@@ -62,11 +72,16 @@ class PretrainedPolicy(PolicyAdapter):
         pipeline: its processors, cameras and precision.
         keys: of the inputs, as the user gave them.
         instructions: table that gives instruction ids their texts.
+        predict_fn: ``(policy, batch) -> chunk``, called between the processors instead
+            of ``predict_action_chunk``; None = that.
+        chunk_size: of ``predict_fn``; None = the configuration's.
 
     Raises:
-        SchemaError: the policy has no pipeline, is of an unsupported type or averages
-            its chunks; the cameras that the robot lacks are not the policy's.
-        ValueError: a key is given for an input that it does not read.
+        SchemaError: the policy has no pipeline or another policy's, is of an
+            unsupported type, or averages its chunks; its horizons contradict each
+            other; the cameras that the robot lacks are not the policy's.
+        MetadataError: statistics of the processors cannot be true.
+        ValueError: an argument is given for an input that it does not read.
     """
 
     config: Config
@@ -78,37 +93,51 @@ class PretrainedPolicy(PolicyAdapter):
         pipeline: LeRobotPipeline | None,
         keys: ObservationKeys,
         instructions: InstructionTable | None = None,
+        predict_fn: PredictFunction | None = None,
+        chunk_size: int | None = None,
     ) -> None:
         config: Config = find_config(policy)
         name = type(policy).__name__
-        self.policy, self.config = policy, config
+        self.policy, self.config, self.predict_fn = policy, config, predict_fn
+        self._reads_text = keys.instruction is not None
+        kind = self.kind
         self.pipeline = _check(name, config, pipeline)
-        absent = self.pipeline.empty_cameras
-        self.inputs = PolicyInputs.from_config(config, self.kind, absent)
+        check_processors(name, config, self.pipeline)
+        self.inputs = PolicyInputs.from_config(config, kind, self.pipeline)
         reader = ObservationReader(
             self.inputs.keys_from(keys, name),
             self.inputs.missing_input_hint(name),
             self.inputs.environment_state_key,
             instructions,
         )
+        if predict_fn is None or chunk_size is None:
+            chunk_size = _checked_chunk_size(config, kind)
         action_dim = config.action_feature.shape[0]
-        super().__init__(name, action_dim, self.kind.chunk_size(config), reader)
-        self._call = CALLS[self.kind.call]
+        super().__init__(name, action_dim, chunk_size, reader)
         self._guided: GuidedCall | None = None
-        if self.kind.continues_chunks(config):
+        if predict_fn is None and kind.continues_chunks(config):
             self._guided = GuidedCall(config)
             self.optional_in_keys = list(GuidedCall.keys)
-        self._describe(self.kind, config)
+        self.noise_shape = None
+        if predict_fn is None and takes_noise(without_adapter(policy), kind):
+            self.noise_shape = kind.noise_shape(config) if kind.noise_shape else None
+            self.optional_in_keys = [*self.optional_in_keys, NOISE_SEED_KEY]
+            self.noise_source = "noise_seed"
+        elif predict_fn is None:
+            self.noise_source = "torch" if kind.samples else "none"
+        self._describe(kind, config)
 
     def _describe(self, kind: PolicyKind, config: Config) -> None:
         steps = config.action_delta_indices
-        self.n_action_steps = kind.n_action_steps(config)
+        self.n_action_steps = self.chunk_size
+        if self.predict_fn is None:
+            self.n_action_steps = kind.n_action_steps(config)
         self.target_steps = range(steps[0], steps[0] + len(steps))
         self.masks_padding = kind.masks_padding(config)
         self.history_size = self.inputs.history_size
         if self.reader.environment_state_key is not None:
             self.in_keys.append(self.reader.environment_state_key)
-        if kind.call == "planner":
+        if kind.call == "planner" and self.predict_fn is None:
             self.plan_shape = (config.horizon, self.action_dim)
             self.in_keys += [IS_INIT_KEY, PLAN_KEY]
         names = [n.removeprefix("observation.images.") for n in self.inputs.images]
@@ -122,7 +151,10 @@ class PretrainedPolicy(PolicyAdapter):
     @property
     def kind(self) -> PolicyKind:
         """The facts about the policy's type."""
-        return kind_of(self.config.type)  # whose functions cannot be pickled
+        # Read anew at each use: its functions cannot be pickled.
+        if self.predict_fn is None or self.config.type in KINDS:
+            return kind_of(self.config.type)
+        return PolicyKind(reads_text=self._reads_text)
 
     def as_pretrained(self, caller: str) -> PretrainedPolicy:
         """Return itself."""
@@ -145,6 +177,7 @@ class PretrainedPolicy(PolicyAdapter):
 
     def predict(self, tensordict: TensorDictBase) -> tuple[object, Tensor | None]:
         """Return chunks ``[N, H, A]`` in robot space, and plans ``[N, horizon, A]``."""
+        size = tensordict.batch_size.numel()
         plan = None if self.plan_shape is None else self._read_plan(tensordict)
         guide = None if self._guided is None else self._guided.read(tensordict)
         frames = self.make_frames(tensordict)
@@ -153,12 +186,16 @@ class PretrainedPolicy(PolicyAdapter):
         frames = [self.preprocess(frame) for frame in frames]
         for frame in frames:
             old_chunk = frame.pop("action", None)  # the pipelines add one that is None
+        noise = self._read_noise(tensordict)
         with self.inference() as policy:
-            if self._guided is None or guide is None:
-                chunk, plan = self._call(policy, frames, plan)
+            if self.predict_fn is not None:
+                chunk = self.predict_fn(policy, stack_frames(frames))
+                check_chunk(chunk, (size, self.chunk_size, self.action_dim), self.name)
+            elif self._guided is None or guide is None:
+                chunk, plan = CALLS[self.kind.call](policy, frames, plan, noise)
             else:
                 weight = guide[1].to(self.device)
-                chunk = self._guided(policy, frames[-1], old_chunk, weight)
+                chunk = self._guided(policy, frames[-1], old_chunk, weight, noise)
         # At once: relative actions are anchored to what was preprocessed last.
         return self.pipeline.postprocessor(chunk.float()), plan
 
@@ -169,6 +206,8 @@ class PretrainedPolicy(PolicyAdapter):
         The recording of gradients is not changed.
         """
         dtype = self.pipeline.dtype
+        if dtype is None and self.config.use_amp:  # as lerobot-eval
+            dtype = torch.get_autocast_dtype(self.device.type)
         autocast = torch.autocast(self.device.type, dtype, enabled=dtype is not None)
         with _training_flags_kept(self.policy), autocast:
             self.policy.eval()
@@ -233,6 +272,12 @@ class PretrainedPolicy(PolicyAdapter):
             for name, shape in wanted.items()
         }
 
+    def _read_noise(self, tensordict: TensorDictBase) -> SeededNoise | None:
+        seeds = tensordict.get(NOISE_SEED_KEY, None)
+        if seeds is None or self.noise_shape is None:
+            return None
+        return SeededNoise(seeds.reshape(-1), self.noise_shape, self.device)
+
     def _read_plan(self, tensordict: TensorDictBase) -> Tensor:
         is_init = self.reader.read(tensordict, IS_INIT_KEY).reshape(-1)
         plan, shape = tensordict.get(PLAN_KEY, None), self.plan_shape or ()
@@ -258,7 +303,8 @@ def _check(
             "postprocessor, which normalize, tokenize and denormalize for it, got "
             "none. Load all three with LeRobotPolicyWrapper.from_pretrained(folder), "
             "or pass pipeline=LeRobotPipeline(preprocessor, postprocessor), the two of "
-            "LeRobot's make_pre_post_processors(policy.config, dataset_stats=...)."
+            "LeRobot's make_pre_post_processors(policy.config, dataset_stats=...). "
+            "What calls processors of its own goes in as a function of LeRobot's batch."
         )
     coefficient = optional_field(config, "temporal_ensemble_coeff")
     if coefficient is not None:
@@ -271,6 +317,25 @@ def _check(
             f"'temporal_ensemble_coeff': None, 'n_action_steps': {config.chunk_size}}}."
         )
     return pipeline
+
+
+def _checked_chunk_size(config: Config, kind: PolicyKind) -> int:
+    try:
+        problems = [*horizon_problems(config, kind)]
+        size = kind.chunk_size(config)
+    except AttributeError as error:
+        raise SchemaError(
+            f"LeRobotPolicyWrapper: expected the chunk's size in the configuration of "
+            f"a policy of type {config.type!r}, got none ({error}). Pass chunk_size= "
+            "beside predict_fn, or register the type with KINDS and its own chunk_size."
+        ) from error
+    if problems:
+        raise SchemaError(
+            f"LeRobotPolicyWrapper: expected {'; '.join(problems)}, in the "
+            f"configuration of a policy of type {config.type!r}. Correct it with "
+            "overrides={...} of from_pretrained, or config={...} of a new policy."
+        )
+    return size
 
 
 @contextmanager

@@ -8,7 +8,13 @@ from torch import Tensor
 
 from torchrl_vla.policies.lerobot.load.pipeline import LeRobotPipeline
 from torchrl_vla.policies.lerobot.run.policy_adapter import PolicyAdapter
-from torchrl_vla.schema import ACTION_CHUNK_KEY, SchemaError, check_actions
+from torchrl_vla.schema import (
+    ACTION_CHUNK_KEY,
+    STATE_KEY,
+    ObservationKeys,
+    SchemaError,
+    check_actions,
+)
 
 _CALLER = "LeRobotPolicyWrapper"
 _CAMERAS = (
@@ -18,9 +24,6 @@ _CAMERAS = (
 _STATES = "Its configuration says which states it reads: leave it out."
 #: What to do instead of an argument that has no effect on a checkpoint.
 _NO_EFFECT = {
-    "predict_fn": "It would bypass the checkpoint's processors: leave it out; or load "
-    "the policy with LeRobot and pass LeRobotPolicyWrapper(policy, predict_fn=..., "
-    "action_dim=..., chunk_size=...) with a predict_fn that normalizes.",
     "pipeline": "The checkpoint has its own: pass rename_map, empty_cameras, dtype or "
     "processor_overrides.",
     "camera_name": _CAMERAS,
@@ -28,18 +31,48 @@ _NO_EFFECT = {
 }
 
 
-def check_callable_arguments(policy: object, pipeline: LeRobotPipeline | None) -> None:
-    """Refuse a pipeline for an object that is called with the batch as it is.
+def check_callable_arguments(
+    policy: object,
+    pipeline: LeRobotPipeline | None,
+    keys: ObservationKeys,
+    camera_name: str,
+    use_state: bool,
+) -> None:
+    """Refuse arguments without effect for an object that is called with the batch.
 
     Raises:
-        ValueError: there is one.
+        ValueError: there is a pipeline, a name for an image that is not read, or a key
+            of a state that is not read.
     """
     if pipeline is not None:
         raise ValueError(
             f"{_CALLER}: expected no pipeline for {type(policy).__name__}, which is "
             "called with the batch as it is, got one, whose processors, cameras and "
             "dtype would have no effect. Leave it out and call processors in "
-            "predict_fn; a policy of LeRobot's takes its pipeline without predict_fn."
+            "predict_fn."
+        )
+    if keys.image is None and camera_name != "image":
+        raise ValueError(
+            f"{_CALLER}: expected no camera_name beside image_key=None, got "
+            f"{camera_name!r}. Leave one out."
+        )
+    if not use_state and keys.state not in (None, STATE_KEY):
+        raise ValueError(
+            f"{_CALLER}: expected no state_key beside use_state=False, got "
+            f"{keys.state!r}. Leave one out."
+        )
+
+
+def check_predict_fn(predict_fn: object) -> None:
+    """Refuse what cannot be called.
+
+    Raises:
+        TypeError: it is neither a callable nor None.
+    """
+    if predict_fn is not None and not callable(predict_fn):
+        raise TypeError(
+            f"{_CALLER}: expected a function (policy, batch) -> chunk at argument "
+            f"'predict_fn', got {type(predict_fn).__name__}."
         )
 
 
