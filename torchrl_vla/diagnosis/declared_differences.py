@@ -1,0 +1,172 @@
+"""Differences between what a checkpoint, a dataset and an environment declare."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+from torchrl.envs import EnvBase
+
+from torchrl_vla.data import Demonstrations
+from torchrl_vla.diagnosis.finding import Finding
+from torchrl_vla.diagnosis.image_difference import to_unit, value_range
+from torchrl_vla.diagnosis.parity_checks import compare_cameras, images_in
+from torchrl_vla.diagnosis.value_relation import unit_of
+from torchrl_vla.schema import (
+    ACTION_KEY,
+    FRAME_KEY,
+    STATE_KEY,
+    RobotDatasetMetadata,
+)
+from torchrl_vla.schema.compatibility import differences
+
+_STAGE_OF = {
+    "cameras": "cameras",
+    "action_units": "units",
+    "state_units": "units",
+    "control_frequency_hz": "control rate",
+}
+#: Rates within one percent are equal, as in the metadata's own comparison.
+_RATE_TOLERANCE = 0.01
+
+
+def compare_metadata(
+    first: RobotDatasetMetadata, second: RobotDatasetMetadata, source: str
+) -> Iterator[Finding]:
+    """Yield every declared difference; the names of undeclared data mean nothing."""
+    if first.action_units is None and first.action_reference is None:
+        first = replace(first, embodiment_id=None, action_names=None, state_names=None)
+    for line in differences(first, second):
+        field = line.partition(":")[0]
+        yield Finding(_STAGE_OF.get(field, "action representation"), line, source)
+
+
+def compare_statistics(
+    first: RobotDatasetMetadata, second: RobotDatasetMetadata, source: str
+) -> Iterator[Finding]:
+    """Yield statistics that differ by the factor between two units."""
+    for name in ("action_statistics", "state_statistics"):
+        ours, theirs = vars(first)[name], vars(second)[name]
+        if ours is None or theirs is None or ours.dim != theirs.dim:
+            continue
+        moving = (ours.std > 1e-9) & (theirs.std > 1e-9)
+        factors = (theirs.std / ours.std)[moving].tolist()
+        units = {unit_of(factor) for factor in factors}
+        unit = units.pop() if len(units) == 1 else None
+        if unit is not None:
+            message = f"{name} have a ratio of {factors[0]:.4g} ({unit})"
+            yield Finding("units", message, source)
+
+
+def check_timestamps(dataset: Demonstrations) -> Iterator[Finding]:
+    """Yield a finding where the time between frames is not the declared rate's."""
+    rate_hz = dataset.metadata.control_frequency_hz
+    time_s = dataset.frames.get("timestamp", None)
+    if rate_hz is None or time_s is None:
+        return
+    frame = dataset.frames.get(FRAME_KEY).as_subclass(Tensor)
+    step_s = time_s.as_subclass(Tensor).double().flatten().diff()
+    step_s = step_s[frame.diff() == 1]
+    if len(step_s) and abs(float(step_s.median()) * rate_hz - 1) > _RATE_TOLERANCE:
+        found = 1 / float(step_s.median())
+        message = f"timestamps are those of {found:.4g} Hz, declared are {rate_hz:g} Hz"
+        yield Finding("control rate", message, "dataset")
+
+
+def compare_environment(
+    dataset: Demonstrations, first_frames: TensorDictBase, env: EnvBase
+) -> Iterator[Finding]:
+    """Yield what differs between a dataset and an environment after its reset.
+
+    Args:
+        dataset: that the policy was trained on.
+        first_frames: ``[N]``, the first frames of its episodes, with images.
+        env: where the policy will act.
+    """
+    source = "dataset, environment"
+    yield from compare_metadata(dataset.metadata, env.metadata, source)
+    yield from _bounds(dataset, env.metadata)
+    texts, known = set(env.instructions.texts), set(dataset.instructions.texts)
+    if known and (unknown := sorted(texts - known)):
+        message = f"the environment asks for {unknown[:3]}, the data have "
+        message += f"{sorted(known)[:3]}"
+        yield Finding("instruction text", message, source)
+    observation = env.reset()
+    observation = observation.reshape(-1) if observation.ndim else observation[None]
+    expected, got = images_in(first_frames), images_in(observation)
+    if expected or got:
+        yield from compare_cameras(expected, got, source)
+    for camera in sorted(set(expected) & set(got)):
+        yield from _images(camera, expected[camera], got[camera], source)
+    states = [part.get(STATE_KEY, None) for part in (first_frames, observation)]
+    if states[0] is not None and states[1] is not None:
+        yield from _states(dataset, states[1], source)
+
+
+def _bounds(
+    dataset: Demonstrations, metadata: RobotDatasetMetadata
+) -> Iterator[Finding]:
+    if metadata.action_low is None or metadata.action_high is None:
+        return
+    actions = dataset.frames.get(ACTION_KEY).as_subclass(Tensor).double()
+    low, high = torch.tensor(metadata.action_low), torch.tensor(metadata.action_high)
+    if low.shape != actions.shape[-1:]:
+        return
+    margin = 1e-4 * (high - low)
+    outside = (actions < low - margin) | (actions > high + margin)
+    if not bool(outside.any()):
+        return
+    row, dim = (int(i) for i in outside.nonzero()[0])
+    reach = (actions.abs() / torch.maximum(low.abs(), high.abs())).max().item()
+    message = (
+        f"{int(outside.any(-1).sum())} of {len(actions)} recorded actions are beyond "
+        f"the environment's bounds, first row {row}: dimension {dim} is "
+        f"{float(actions[row, dim]):.4g}, not in {float(low[dim]):.4g}.."
+        f"{float(high[dim]):.4g}"
+    )
+    stage = "units" if reach > 10 else "action bounds"
+    yield Finding(stage, message, "dataset, environment")
+
+
+def _images(
+    camera: str, expected: Tensor, got: Tensor, source: str
+) -> Iterator[Finding]:
+    sizes = [list(image.shape[-3:]) for image in (expected, got)]
+    if sizes[0] != sizes[1]:
+        message = f"{camera!r} is [C, h, w] = {sizes[0]} in the data and {sizes[1]} "
+        yield Finding("image size", message + "in the environment", source)
+        return
+    is_float = got.is_floating_point()
+    if is_float and not 0 <= float(got.min()) <= float(got.max()) <= 1:
+        message = f"{camera!r} is {value_range(expected)} in the data and "
+        yield Finding("image range", message + value_range(got), source)
+        return
+    mean, found = to_unit(expected).mean(0), to_unit(got).mean(0)
+    gap = (mean - found).abs().mean().item()
+    swapped = (mean - found.flip(-3)).abs().mean().item()
+    if gap > 0.02 and swapped < 0.5 * gap:
+        message = f"the mean image of {camera!r} differs by {gap:.3g}, with its "
+        message += f"channels reversed by {swapped:.3g}"
+        yield Finding("channel order", message, source)
+
+
+def _states(dataset: Demonstrations, state: Tensor, source: str) -> Iterator[Finding]:
+    seen = dataset.frames.get(STATE_KEY).as_subclass(Tensor).double()
+    if state.shape[-1] != seen.shape[-1]:
+        message = f"states have {seen.shape[-1]} numbers in the data and "
+        message += f"{state.shape[-1]} in the environment"
+        yield Finding("action representation", message, source)
+        return
+    low, high = seen.amin(0), seen.amax(0)
+    reach = 10 * torch.maximum(low.abs(), high.abs()).clamp_min(1e-3)
+    far = (state.double().abs() > reach).any(0).nonzero().flatten().tolist()
+    if far:
+        worst = state[:, far[0]].abs().max().item()
+        message = (
+            f"the environment's state is {worst:.4g} in dimension {far[0]}, the data's "
+            f"are in {float(low[far[0]]):.4g}..{float(high[far[0]]):.4g}"
+        )
+        yield Finding("units", message, source)
