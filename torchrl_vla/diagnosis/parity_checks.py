@@ -33,6 +33,9 @@ def compare_paths(
     chain: Chain, path: ActingPath, dataset: Demonstrations
 ) -> Iterator[Finding]:
     """Yield every difference between the two traces of the same frames."""
+    if chain.acting.inputs is None and not chain.refusals:
+        message = f"{type(path.executor).__name__} never called the policy's forward"
+        yield Finding("policy call", f"{message}, so its inputs were not compared")
     yield from _images(chain)
     yield from _states(chain, dataset)
     yield from _tokens(chain)
@@ -166,14 +169,12 @@ def _instructions(
     reads = INSTRUCTION_KEY in map(unravel_key, path.policy.in_keys)
     if acting is None or not reads:
         return
-    expected = texts_of(chain.frames, dataset.instructions)
+    seen = chain.frames[:, : acting.shape[1]]  # a refusal ends acting early
+    expected = texts_of(seen, dataset.instructions)
     got = texts_of(acting, dataset.instructions)
     if expected is None or got is None:
         return
-    pairs = zip(expected[: len(got)], got, strict=False)
-    if len(expected) == len(got):
-        pairs = zip(expected, got, strict=True)
-    wrong = [(a, b) for a, b in pairs if a != b]
+    wrong = [(a, b) for a, b in zip(expected, got, strict=True) if a != b]
     if wrong:
         message = f"{wrong[0][0]!r} in training is {wrong[0][1]!r} in acting, in "
         yield Finding("instruction text", message + f"{len(wrong)} frames")
@@ -210,11 +211,10 @@ def _actions(
     if found is not None:
         yield found
     elif chain.acting.actions is not None:
-        actions = chain.training.chunk[..., 0, :] if chain.training.chunk is not None else None
-        found = actions is not None and explain(
-            actions, chain.acting.actions, what="actions that the executor sends", names=names
-        )
-        if found:
+        what = "actions that the executor sends"
+        first, sent = expected[..., 0, :], chain.acting.actions
+        found = explain(first, sent, what=what, names=names)
+        if found is not None:
             yield found
 
 

@@ -58,7 +58,7 @@ class RecordedEnvironment(EnvBase):
         self.done_spec = Binary(shape=(*batch, 1), dtype=torch.bool)
 
     def _observation(self) -> TensorDictBase:
-        frame = self._frames[min(self._row, len(self._frames) - 1)]
+        frame = self._frames[min(self._row, len(self._frames) - 1)].contiguous()
         frame = frame.select(OBSERVATION_KEY, INSTRUCTION_KEY, strict=False)
         return frame if self._observe is None else self._observe(frame.clone())
 

@@ -94,15 +94,26 @@ def explain(
 
 
 def _line(x: Tensor, y: Tensor) -> tuple[float, float] | None:
-    """Return slope and offset of ``y`` over ``x`` where it is exact, else None."""
+    """Return slope and offset of ``y`` over ``x`` where it is exact, else None.
+
+    Values beyond a bound may be clipped to it.
+    """
     if not bool(y.isfinite().all()):
         return None
-    spread = x - x.mean()
-    power = spread.square().sum()
-    slope = 1.0 if power < 1e-16 else float((spread * (y - y.mean())).sum() / power)
-    offset = float(y.mean() - slope * x.mean())
-    miss = (y - slope * x - offset).abs().max()
-    return (slope, offset) if miss <= 0.01 * (y.amax() - y.amin() + 1e-6) else None
+    low, high = y.amin(), y.amax()
+    every = torch.ones_like(y, dtype=torch.bool)
+    for free in (every, y < high, y > low, (y < high) & (y > low)):
+        if not bool(free.any()):
+            continue
+        rise = y[free] - y[free].mean()
+        spread = x[free] - x[free].mean()
+        power = float(spread.square().sum())
+        slope = 1.0 if power < 1e-16 else float((spread * rise).sum()) / power
+        offset = float(y[free].mean() - slope * x[free].mean())
+        miss = ((slope * x + offset).clamp(low, high) - y).abs().max()
+        if miss <= 0.01 * (high - low + 1e-6):
+            return slope, offset
+    return None
 
 
 def _reference(
