@@ -11,7 +11,7 @@ import torch
 from tensordict import NonTensorStack
 from torch import nn
 from torch.nn.functional import interpolate
-from torchrl.envs import Compose, TransformedEnv
+from torchrl.envs import Compose
 
 from torchrl_vla.data import collect
 from torchrl_vla.diagnosis import STAGES, Diagnosis, Finding, diagnose
@@ -23,8 +23,8 @@ from torchrl_vla.recipes import (
     make_training_transform,
     save_checkpoint,
 )
-from torchrl_vla.schema import FeatureStatistics, SchemaError
-from torchrl_vla.spaces import ModelSpace, chunk_targets
+from torchrl_vla.schema import FeatureStatistics
+from torchrl_vla.spaces import ModelSpace
 from torchrl_vla.tokenizers import UniformActionTokenizer
 from torchrl_vla.transforms import ActionTokenizerTransform, ObservationHistory
 
@@ -100,24 +100,12 @@ def other_statistics(chain):
     return chain.declaring(action_statistics=FeatureStatistics(**moved, count=9))
 
 
-def other_bins(chain):
-    tokenizer = UniformActionTokenizer(64, low=-1.0, high=1.0)
-    code = ActionTokenizerTransform(tokenizer, in_key="action_chunk")
-    return chain.trained_with(
-        Compose(*chain.space.transforms(CHUNK, chain.data.storage), code)
-    )
-
-
 def shorter_targets(chain):
     policy = copy.deepcopy(chain.policy)
     policy.chunk_size = CHUNK - 1
     return chain.trained_with(
         make_training_transform(policy, chain.space, chain.data.storage)
     )
-
-
-def another_task(ids):
-    return torch.where(ids == ids[0], ids[0] + 1, ids)
 
 
 def in_words(ids):
@@ -175,7 +163,9 @@ FAULTS = {
         r"sums of the actions \(absolute\)",
     ),
     "differences of actions": (
-        lambda c: c.sending(lambda x: x - torch.cat([x[..., :1, :] * 0, x], -2)[..., :-1, :]),
+        lambda c: c.sending(
+            lambda x: x - torch.cat([x[..., :1, :] * 0, x], -2)[..., :-1, :]
+        ),
         "action representation",
         r"\(delta\)",
     ),
@@ -237,3 +227,166 @@ def test_a_planted_fault_is_named(policies, data, head, fault):
     assert diagnosis.exit_code == 1
 
 
+@pytest.mark.parametrize(
+    ("bins", "message"),
+    [
+        (64, r"expected tokens in \[0, 21\), got \d\d"),
+        # Token 15: 15.5 * (2 / 16 - 2 / 21).
+        (16, "one token stands for two actions, 0.4613 apart"),
+    ],
+)
+def test_another_tokenizer_in_training_is_named(policies, data, bins, message):
+    chain = Chain(policies["tokens"], data, "tokens")
+    tokenizer = UniformActionTokenizer(bins, low=-1.0, high=1.0)
+    code = ActionTokenizerTransform(tokenizer, in_key="action_chunk")
+    targets = chain.space.transforms(CHUNK, data.storage)
+    diagnosis = diagnose(**chain.clean(), training=Compose(*targets, code))
+    assert diagnosis.stages == ("action tokens",)
+    assert re.search(message, diagnosis.first.message), diagnosis.first
+
+
+def test_a_tokenizer_that_does_not_reach_the_data_is_named(policies, data):
+    chain = Chain(policies["tokens"], data, "tokens")
+    vocabulary = chain.policy.vocab_size
+    narrow = UniformActionTokenizer(vocabulary, low=-0.3, high=0.3)
+    chain.policy.action_tokenizer = narrow
+    diagnosis = diagnose(**chain.clean())
+    assert diagnosis.stages == ("action tokens",)
+    # The middle of the outermost of 21 bins: 0.3 - 0.6 / 21 / 2.
+    assert "its tokens reach -0.2857..0.2857" in diagnosis.first.message
+
+
+class Remembering(nn.Module):
+    """A user's policy that reads ``history_size`` states."""
+
+    chunk_size, action_dim, history_size = CHUNK, 2, 3
+    in_keys = [("observation_history", "state")]
+
+    def __init__(self, provided=3):
+        super().__init__()
+        self.layer = nn.Linear(1, 1)
+        self.provided = provided
+
+    def make_environment_transform(self):
+        return Compose(*[ObservationHistory(self.provided)] if self.provided else [])
+
+    def forward(self, tensordict):
+        state = tensordict["observation_history", "state"]
+        return state[..., -1:, :2].expand(*state.shape[:-2], CHUNK, 2)
+
+
+@pytest.mark.parametrize(
+    ("provided", "message"),
+    [
+        (3, None),
+        (2, "training reads 3 observations, acting has 2"),
+        (0, "training reads 3 observations, acting has 0"),
+    ],
+)
+def test_a_missing_or_short_history_is_named(data, provided, message):
+    diagnosis = diagnose(Remembering(provided), data)
+    if message is None:
+        assert diagnosis.findings == ()
+    else:
+        assert diagnosis.stages == ("observation history",)
+        assert message in diagnosis.first.message
+
+
+def test_a_checkpoint_and_its_dataset_and_environment_agree(policies, data, tmp_path):
+    for head in HEADS:
+        chain = Chain(policies[head], data, head)
+        folder = save_checkpoint(tmp_path / head, chain.policy, chain.space)
+        diagnosis = diagnose(folder, data, TabletopEnv(4, image_size=16, seed=5))
+        assert diagnosis.findings == ()
+
+
+def test_an_environment_that_differs_is_named(policies, data, tmp_path):
+    chain = Chain(policies["regression"], data, "regression")
+    folder = save_checkpoint(tmp_path / "policy", chain.policy, chain.space)
+
+    def stages(env):
+        return diagnose(folder, data, env).stages
+
+    def declaring(**fields):
+        env = TabletopEnv(4, image_size=16)
+        env.metadata = replace(env.metadata, **fields)
+        return env
+
+    assert stages(TabletopEnv(4, image_size=24)) == ("image size",)
+    assert stages(declaring(control_frequency_hz=5.0)) == ("control rate",)
+    assert stages(declaring(action_units="deg")) == ("units",)
+    assert stages(declaring(action_reference="absolute")) == ("action representation",)
+    bounds = {"action_low": (-0.01, -0.01), "action_high": (0.01, 0.01)}
+    assert stages(declaring(**bounds)) == ("units",)
+    bounds = {"action_low": (-0.5, -0.5), "action_high": (0.5, 0.5)}
+    assert stages(declaring(**bounds)) == ("action bounds",)
+
+
+def test_a_tinted_table_tells_the_channel_order_of_an_environment(
+    policies, data, tmp_path
+):
+    frames = data.frames.clone()
+    tint = torch.tensor([200, 120, 40], dtype=torch.uint8)[:, None, None]
+    frames[IMAGE] = tint.expand(frames[IMAGE].shape).clone()
+    tinted = copy.copy(data)
+    tinted.__init__(frames, data.metadata, data.instructions)
+    chain = Chain(policies["regression"], data, "regression")
+
+    class Tinted(TabletopEnv):
+        colour = tint
+
+        def _reset(self, tensordict=None, **options):
+            out = super()._reset(tensordict, **options)
+            return out.set(IMAGE, self.colour.expand(out[IMAGE].shape).clone())
+
+    same, swapped = Tinted(4, image_size=16), Tinted(4, image_size=16)
+    swapped.colour = tint.flip(0)
+    options = {"space": chain.space}
+    assert diagnose(chain.policy, tinted, same, **options).stages == ()
+    found = diagnose(chain.policy, tinted, swapped, **options)
+    assert found.stages == ("channel order",)
+
+
+def test_findings_come_in_the_order_of_the_stages(policies, data):
+    chain = Chain(policies["regression"], data, "regression")
+    planted = {**chain.observing(IMAGE, lambda x: x.flip(-3))}
+    planted["space"] = chain.declaring(control_frequency_hz=30.0)["space"]
+    diagnosis = diagnose(**planted)
+    assert diagnosis.stages == ("channel order", "control rate")
+    assert diagnosis.first.stage == "channel order"
+    text = str(diagnosis)
+    assert "They part at: channel order" in text
+    assert "Reverse the channels before the policy: images are RGB." in text
+
+
+def test_the_json_holds_findings_error_and_latency(policies, data):
+    planted = FAULTS["BGR"][0](Chain(policies["regression"], data, "regression"))
+    first, second = data.split(0.5)
+    diagnosis = diagnose(**{**planted, "dataset": first}, held_out=second)
+    values = json.loads(diagnosis.to_json())
+    assert values["parity"] is False
+    assert values["findings"][0]["stage"] == "channel order"
+    assert values["findings"][0]["remedy"] == STAGES["channel order"]
+    assert values["error"]["held_out"] is True
+    assert values["error"]["episodes"] == 3
+    assert [row["name"] for row in values["error"]["dimensions"]] == ["dx", "dy"]
+    assert len(values["error"]["positions"]) == CHUNK
+    assert values["latency"]["rate_hz"] == 10.0
+    assert values["latency"]["call_s"] > 0
+
+
+def test_the_policy_and_its_mode_are_as_they_were(policies, data):
+    chain = Chain(policies["flow"], data, "flow")
+    policy = chain.policy.train()
+    before = copy.deepcopy(policy.state_dict())
+    diagnose(**chain.clean())
+    assert policy.training
+    assert not policy._forward_hooks and not policy._forward_pre_hooks
+    for name, value in policy.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_an_empty_diagnosis_is_clean():
+    assert Diagnosis((), 1).exit_code == 0
+    finding = Finding("units", "57.3 x")
+    assert Diagnosis((finding,), 1).exit_code == 1

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from torchrl_vla.data import collect, write_lerobot
     from torchrl_vla.data.demonstrations import check_folder_is_free
     from torchrl_vla.data.lerobot_writer.lerobot_writer import check_writer_extras
+    from torchrl_vla.diagnosis import Diagnosis, diagnose
     from torchrl_vla.envs import RenderingError
     from torchrl_vla.evaluation import (
         EvaluationResult,
@@ -48,6 +49,7 @@ _MODULES = {
     ),
     "torchrl_vla.data.demonstrations": ("check_folder_is_free",),
     "torchrl_vla.data.lerobot_writer.lerobot_writer": ("check_writer_extras",),
+    "torchrl_vla.diagnosis": ("Diagnosis", "diagnose"),
     "torchrl_vla.envs": ("RenderingError",),
     "torchrl_vla.evaluation": (
         "EvaluationResult",
@@ -79,6 +81,7 @@ _MODULES = {
 __all__ = [
     "KINDS",
     "Demonstrations",
+    "Diagnosis",
     "EvaluationResult",
     "Recorder",
     "RenderingError",
@@ -88,6 +91,7 @@ __all__ = [
     "check_writer_extras",
     "collect",
     "compare",
+    "diagnose",
     "evaluate",
     "finish_training",
     "hash_folder",

@@ -124,9 +124,7 @@ def measure_error(
         storage=dataset.storage,
         keys=ActionChunkKeys(done=None),
     )
-    data = sample_rows(
-        dataset, rows, history_size=path.history_size, transform=chunks
-    )
+    data = sample_rows(dataset, rows, history_size=path.history_size, transform=chunks)
     wanted, is_pad = data.get(ACTION_CHUNK_KEY), data.get(ACTION_IS_PAD_KEY)
     inputs = data.exclude(ACTION_CHUNK_KEY, ACTION_IS_PAD_KEY)
     parts = []

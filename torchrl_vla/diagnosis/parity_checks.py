@@ -15,7 +15,6 @@ from torchrl_vla.diagnosis.image_difference import compare_images
 from torchrl_vla.diagnosis.parity_trace import Chain
 from torchrl_vla.diagnosis.value_relation import differing, explain
 from torchrl_vla.schema import (
-    ACTION_KEY,
     HISTORY_KEY,
     IMAGE_KEY,
     INSTRUCTION_KEY,
@@ -122,7 +121,9 @@ def _tokens(chain: Chain) -> Iterator[Finding]:
     if acting is not None:
         gap = (acting - decoded)[real].abs().max().item()
         if gap > 1e-5:
-            message = f"one token stands for two actions, {gap:.4g} apart in model space"
+            message = (
+                f"one token stands for two actions, {gap:.4g} apart in model space"
+            )
             yield Finding("action tokens", message)
     flat, quantized = normalized[real], decoded[real]
     spread = (flat.amax(0) - flat.amin(0)).clamp_min(1e-6)

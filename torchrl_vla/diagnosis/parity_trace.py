@@ -16,8 +16,9 @@ from torchrl_vla.diagnosis.finding import Finding, refusal
 from torchrl_vla.diagnosis.lerobot_processing import LeRobotProcessing
 from torchrl_vla.diagnosis.recorded_environment import RecordedEnvironment
 from torchrl_vla.errors import VLAError
+from torchrl_vla.policies import environment_transforms
 from torchrl_vla.policies.module_policy import declared
-from torchrl_vla.recipes import make_training_transform, prepare_environment
+from torchrl_vla.recipes import make_training_transform
 from torchrl_vla.schema import (
     ACTION_CHUNK_KEY,
     ACTION_IS_PAD_KEY,
@@ -251,9 +252,8 @@ def _drive(
     replan: bool,
 ) -> list[Tensor]:
     """Step through the recorded frames; return the actions ``[N, A]``."""
-    env = prepare_environment(
-        TransformedEnv(recorded, InitTracker()), path.executor
-    )
+    carried = environment_transforms(path.executor)
+    env = TransformedEnv(recorded, Compose(InitTracker(), *carried))
     reset = path.executor.reset
     reset()
     actions = []
