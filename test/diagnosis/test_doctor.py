@@ -381,7 +381,8 @@ def test_the_policy_and_its_mode_are_as_they_were(policies, data):
     before = copy.deepcopy(policy.state_dict())
     diagnose(**chain.clean())
     assert policy.training
-    assert not policy._forward_hooks and not policy._forward_pre_hooks
+    assert not policy._forward_hooks
+    assert not policy._forward_pre_hooks
     for name, value in policy.state_dict().items():
         assert torch.equal(value, before[name])
 

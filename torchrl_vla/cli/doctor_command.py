@@ -24,8 +24,9 @@ UNREADABLE = (VLAError, OSError)
 
 @dataclass(frozen=True)
 class Doctor:
-    """Find where a policy's acting differs from its training. The exit status is 0 if
-    it does not, 1 if it does, 2 if something cannot be read.
+    """Find where a policy's acting differs from its training.
+
+    The exit status is 0 if it does not, 1 if it does, 2 if something cannot be read.
     """
 
     policy: str

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from tensordict.nn import TensorDictModuleBase
@@ -21,6 +22,7 @@ from torchrl_vla.recipes.checkpoints import interval_of
 from torchrl_vla.recipes.own_policies import load_any_executor
 from torchrl_vla.schema import RobotDatasetMetadata, SchemaError, space_of
 from torchrl_vla.spaces import ModelSpace, RobotSpacePolicy
+from torchrl_vla.transforms.affine_scaling import ScalingMode
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class ActingPath:
     executor: TensorDictModuleBase
     policy: VLAWrapperBase
     metadata: RobotDatasetMetadata | None
-    mode: str | None
+    mode: ScalingMode | None
 
     @classmethod
     def open(
@@ -68,7 +70,7 @@ class ActingPath:
         mark = space_of(inside)
         mode = None if space is None else space.mode
         if mark is not None:
-            mode = mark.mode
+            mode = cast(ScalingMode | None, mark.mode)
         elif mode is None and _find(executor, RobotSpacePolicy) is not None:
             mode = "mean_std"
         return cls(executor, inside, metadata, mode)

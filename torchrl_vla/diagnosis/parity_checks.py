@@ -152,7 +152,8 @@ def _history(chain: Chain) -> Iterator[Finding]:
         message = f"training reads {sizes[0]} observations, acting has {sizes[1]}"
         yield Finding("observation history", message)
         return
-    assert expected is not None and got is not None  # both sizes are the same
+    assert expected is not None  # both sizes are the same
+    assert got is not None
     states = [part.get(STATE_KEY[-1], None) for part in (expected, got)]
     if all(state is not None for state in states):
         flat = [state.flatten(2) for state in states if state is not None]

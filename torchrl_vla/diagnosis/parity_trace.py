@@ -236,11 +236,13 @@ def _act(
             side.inputs = torch.stack(inputs[:steps], 1)
         if len(chunks) >= steps:
             side.chunk = torch.stack(chunks[:steps], 1)
-        if side.inputs is not None and side.inputs.get(STATE_KEY, None) is not None:
-            side.states = {"observation.state": side.inputs.get(STATE_KEY)}
+    if side.inputs is None:
+        return
     if lerobot is not None:
         with path.evaluated():
             side.states = lerobot.states(side.inputs, training=False)
+    elif side.inputs.get(STATE_KEY, None) is not None:
+        side.states = {"observation.state": side.inputs.get(STATE_KEY)}
 
 
 def _drive(
