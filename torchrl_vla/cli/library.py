@@ -13,7 +13,12 @@ if TYPE_CHECKING:
     from torchrl_vla.data import collect, write_lerobot
     from torchrl_vla.data.demonstrations import check_folder_is_free
     from torchrl_vla.data.lerobot_writer.lerobot_writer import check_writer_extras
-    from torchrl_vla.diagnosis import Diagnosis, diagnose
+    from torchrl_vla.diagnosis import (
+        Diagnosis,
+        diagnose,
+        inspect_path,
+        write_inspection,
+    )
     from torchrl_vla.envs import RenderingError
     from torchrl_vla.evaluation import (
         EvaluationResult,
@@ -49,7 +54,12 @@ _MODULES = {
     ),
     "torchrl_vla.data.demonstrations": ("check_folder_is_free",),
     "torchrl_vla.data.lerobot_writer.lerobot_writer": ("check_writer_extras",),
-    "torchrl_vla.diagnosis": ("Diagnosis", "diagnose"),
+    "torchrl_vla.diagnosis": (
+        "Diagnosis",
+        "diagnose",
+        "inspect_path",
+        "write_inspection",
+    ),
     "torchrl_vla.envs": ("RenderingError",),
     "torchrl_vla.evaluation": (
         "EvaluationResult",
@@ -96,6 +106,7 @@ __all__ = [
     "finish_training",
     "hash_folder",
     "hash_weights",
+    "inspect_path",
     "load_any_executor",
     "make_ablation",
     "make_own_policy",
@@ -103,6 +114,7 @@ __all__ = [
     "on_device",
     "parse_device",
     "runs_on_device_of_environment",
+    "write_inspection",
     "write_lerobot",
     "write_video",
 ]

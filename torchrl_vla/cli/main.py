@@ -23,6 +23,7 @@ from torchrl_vla.cli.demo_command import Demo
 from torchrl_vla.cli.doctor_command import Doctor
 from torchrl_vla.cli.evaluate_command import Evaluate
 from torchrl_vla.cli.finetune_command import finetune_command
+from torchrl_vla.cli.inspect_command import Inspect
 from torchrl_vla.cli.train_command import Train
 from torchrl_vla.errors import VLAError
 
@@ -54,6 +55,7 @@ def _parse(arguments: list[str]) -> Any:
         "finetune": finetune_command(arguments),
         "evaluate": Evaluate,
         "compare": Compare,
+        "inspect": Inspect,
         "doctor": Doctor,
     }
     kinds: list[Any] = [
