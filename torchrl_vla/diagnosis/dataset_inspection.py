@@ -213,11 +213,10 @@ def _statistics(dataset: Demonstrations, remedy: str) -> Iterator[Problem]:
         samples = samples.as_subclass(Tensor)
         if key == ACTION_KEY and labeled is not None:
             samples = samples[labeled.as_subclass(Tensor).reshape(-1)]
-        samples = samples[samples.isfinite().all(-1)]
         if stored is None:
             message = "expected statistics, which normalize it, got none"
             yield Problem(f"statistics of {name_of(key)!r}", message, remedy)
-        elif len(samples):
+        elif bool(samples.isfinite().all()):  # else that is the problem
             yield from check_statistics(key, stored, samples, remedy)
 
 
