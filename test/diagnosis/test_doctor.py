@@ -391,3 +391,56 @@ def test_an_empty_diagnosis_is_clean():
     assert Diagnosis((), 1).exit_code == 0
     finding = Finding("units", "57.3 x")
     assert Diagnosis((finding,), 1).exit_code == 1
+
+
+def test_an_environment_that_sends_bgr_is_named(policies, data):
+    class Swapped(TabletopEnv):
+        def _reset(self, tensordict=None, **options):
+            out = super()._reset(tensordict, **options)
+            return out.set(IMAGE, out[IMAGE].flip(-3))
+
+    chain = Chain(policies["regression"], data, "regression")
+    found = diagnose(**chain.clean(), env=Swapped(4, image_size=16))
+    assert found.stages == ("channel order",)
+    assert "with reversed channels" in found.first.message
+
+
+@pytest.fixture
+def checkpoint(policies, data, tmp_path):
+    chain = Chain(policies["regression"], data, "regression")
+    return save_checkpoint(tmp_path / "policy", chain.policy, chain.space)
+
+
+def test_a_dataset_of_another_size_than_the_policys_is_named(checkpoint, tmp_path):
+    env = TabletopEnv(4, image_size=24)
+    folder = tmp_path / "other"
+    other = collect(env, env.make_expert(), 6, folder=folder, progress=False)
+    diagnosis = diagnose(checkpoint, other)
+    assert diagnosis.first.stage == "image size"
+    assert "TinyBackbone: expected images" in diagnosis.first.message
+    assert diagnosis.error is None
+
+
+def test_a_dataset_with_texts_that_the_policy_does_not_know_is_named(
+    checkpoint, tmp_path
+):
+    env = TabletopEnv(4, image_size=16, tasks=("push",))
+    folder = tmp_path / "other"
+    other = collect(env, env.make_expert(), 4, folder=folder, progress=False)
+    diagnosis = diagnose(checkpoint, other)
+    assert "instruction text" in diagnosis.stages
+
+
+def test_a_space_that_is_not_the_policys_is_named(checkpoint):
+    space = checkpoint / "model_space.json"
+    space.write_text(space.read_text().replace("mean_std", "min_max"))
+    env = TabletopEnv(4, image_size=16)
+    other = collect(
+        env, env.make_expert(), 2, folder=checkpoint / "data", progress=False
+    )
+    diagnosis = diagnose(checkpoint, other)
+    assert diagnosis.stages == ("normalization",)
+    assert "SpaceError" not in diagnosis.first.message
+    assert "load_checkpoint: expected the space of the policy" in (
+        diagnosis.first.message
+    )

@@ -77,13 +77,13 @@ def check_timestamps(dataset: Demonstrations) -> Iterator[Finding]:
 
 
 def compare_environment(
-    dataset: Demonstrations, first_frames: TensorDictBase, env: EnvBase
+    dataset: Demonstrations, frames: TensorDictBase, env: EnvBase
 ) -> Iterator[Finding]:
     """Yield what differs between a dataset and an environment after its reset.
 
     Args:
         dataset: that the policy was trained on.
-        first_frames: ``[N]``, the first frames of its episodes, with images.
+        frames: ``[N]`` of its frames, with images.
         env: where the policy will act.
     """
     source = "dataset, environment"
@@ -96,12 +96,12 @@ def compare_environment(
         yield Finding("instruction text", message, source)
     observation = env.reset()
     observation = observation.reshape(-1) if observation.ndim else observation[None]
-    expected, got = images_in(first_frames), images_in(observation)
+    expected, got = images_in(frames), images_in(observation)
     if expected or got:
         yield from compare_cameras(expected, got, source)
     for camera in sorted(set(expected) & set(got)):
         yield from _images(camera, expected[camera], got[camera], source)
-    states = [part.get(STATE_KEY, None) for part in (first_frames, observation)]
+    states = [part.get(STATE_KEY, None) for part in (frames, observation)]
     if states[0] is not None and states[1] is not None:
         yield from _states(dataset, states[1], source)
 
@@ -144,13 +144,24 @@ def _images(
         message = f"{camera!r} is {value_range(expected)} in the data and "
         yield Finding("image range", message + value_range(got), source)
         return
-    mean, found = to_unit(expected).mean(0), to_unit(got).mean(0)
-    gap = (mean - found).abs().mean().item()
-    swapped = (mean - found.flip(-3)).abs().mean().item()
-    if gap > 0.02 and swapped < 0.5 * gap:
-        message = f"the mean image of {camera!r} differs by {gap:.3g}, with its "
-        message += f"channels reversed by {swapped:.3g}"
+    if sizes[0][0] != 3:
+        return
+    colours, found = _colours(expected), _colours(got)
+    swapped = _colours(got.flip(-3))
+    gap, swapped_gap = ((colours - c).abs().sum().item() / 2 for c in (found, swapped))
+    if gap > 0.01 and swapped_gap < 0.5 * gap:
+        message = (
+            f"{100 * gap:.1f} % of the pixels of {camera!r} have colours that the data "
+            f"do not have; with reversed channels {100 * swapped_gap:.1f} %"
+        )
         yield Finding("channel order", message, source)
+
+
+def _colours(image: Tensor) -> Tensor:
+    """Return the shares of 16 x 16 x 16 colours in images ``[N, 3, h, w]``."""
+    level = (15 * to_unit(image).clamp(0, 1)).round().long().transpose(0, -3).flatten(1)
+    index = level[0] * 256 + level[1] * 16 + level[2]
+    return index.bincount(minlength=4096).double() / len(index)
 
 
 def _states(dataset: Demonstrations, state: Tensor, source: str) -> Iterator[Finding]:

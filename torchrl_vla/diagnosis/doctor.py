@@ -32,6 +32,7 @@ from torchrl_vla.diagnosis.parity_trace import (
     trace,
 )
 from torchrl_vla.diagnosis.recorded_environment import Observe, RecordedEnvironment
+from torchrl_vla.schema import SpaceError
 from torchrl_vla.spaces import ModelSpace
 
 _EPISODES, _STEPS = 4, 12
@@ -158,7 +159,11 @@ def diagnose(
     recorded = RecordedEnvironment(
         frames, dataset.metadata, dataset.instructions, observe
     )
-    path = ActingPath.open(policy, recorded, space)
+    try:
+        path = ActingPath.open(policy, recorded, space)
+    except SpaceError as error:
+        message = " ".join(str(error).split()).rstrip(".")
+        return Diagnosis((Finding("normalization", message, "policy, space"),), 0)
     chain = trace(path, dataset, rows, recorded, training)
     found = [*compare_paths(chain, path, dataset), *check_timestamps(dataset)]
     if path.metadata is not None:
@@ -166,7 +171,7 @@ def diagnose(
         found += compare_metadata(path.metadata, dataset.metadata, source)
         found += compare_statistics(path.metadata, dataset.metadata, source)
     if env is not None:
-        found += compare_environment(dataset, frames[0], env)
+        found += compare_environment(dataset, frames.reshape(-1), env)
     found += _unexplained(chain.refusals, found)
     error = latency = None
     try:

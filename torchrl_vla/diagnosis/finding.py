@@ -37,7 +37,7 @@ _REFUSALS = {
     "image size": r"\[(\*B, )?C, h, w\]",
     "image range": r"0\.\.1|\[0, 1\]|0\.\.255",
     "observation history": r"history|observations: append",
-    "instruction text": r"instruction|ByteTextEncoder",
+    "instruction text": r"[Ii]nstruction|ByteTextEncoder",
     "action tokens": r"[Tt]oken",
     "action bounds": r"ActionGuard",
     "chunk length": r"n_steps|replan_interval|chunk",
