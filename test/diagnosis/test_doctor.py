@@ -13,7 +13,8 @@ from torch import nn
 from torch.nn.functional import interpolate
 from torchrl.envs import Compose
 
-from torchrl_vla.data import collect
+from torchrl_vla.data import DemonstrationDataset, collect
+from torchrl_vla.data.rollout_frames import frame_statistics
 from torchrl_vla.diagnosis import STAGES, Diagnosis, Finding, diagnose
 from torchrl_vla.envs import TabletopEnv
 from torchrl_vla.execution import MultiStepActorWrapper, PolicyWrapper
@@ -444,3 +445,30 @@ def test_a_space_that_is_not_the_policys_is_named(checkpoint):
     assert "load_checkpoint: expected the space of the policy" in (
         diagnosis.first.message
     )
+
+
+def converted(data, actions):
+    """Return the dataset with other actions, and statistics of them."""
+    frames = data.frames.clone()
+    frames["action"] = actions
+    metadata = replace(data.metadata, **frame_statistics(frames))
+    return DemonstrationDataset(frames, metadata, data.instructions)
+
+
+def test_undeclared_data_in_another_reference_or_unit_are_named(policies, data):
+    chain = Chain(policies["regression"], data, "regression")
+    bare = {"action_reference": None, "action_units": None}
+    metadata = replace(data.metadata, **bare, action_low=None, action_high=None)
+    space = ModelSpace(metadata)
+    state = data.frames[STATE][:, :2]
+    for actions, stage, text in (
+        (data.frames["action"] + state, "action representation", "(relative)"),
+        (data.frames["action"] * 57.29578, "units", "degrees against radians"),
+    ):
+        other = converted(data, actions)
+        other.metadata = replace(
+            other.metadata, **bare, action_low=None, action_high=None
+        )
+        diagnosis = diagnose(chain.policy, other, space=space)
+        assert diagnosis.stages == (stage,), str(diagnosis)
+        assert text in str(diagnosis)

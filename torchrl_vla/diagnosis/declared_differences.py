@@ -19,6 +19,7 @@ from torchrl_vla.schema import (
     ACTION_KEY,
     FRAME_KEY,
     STATE_KEY,
+    FeatureStatistics,
     RobotDatasetMetadata,
 )
 from torchrl_vla.schema.compatibility import differences
@@ -45,11 +46,18 @@ def compare_metadata(
 
 
 def compare_statistics(
-    first: RobotDatasetMetadata, second: RobotDatasetMetadata, source: str
+    trained: RobotDatasetMetadata, dataset: Demonstrations, source: str
 ) -> Iterator[Finding]:
-    """Yield statistics that differ by the factor between two units."""
-    for name in ("action_statistics", "state_statistics"):
-        ours, theirs = vars(first)[name], vars(second)[name]
+    """Yield what the statistics of a training say of the data's unit or reference.
+
+    Args:
+        trained: of the training data.
+        dataset: the data at hand.
+        source: names both.
+    """
+    for key, name in ((ACTION_KEY, "action"), (STATE_KEY, "state")):
+        ours = vars(trained)[f"{name}_statistics"]
+        theirs = vars(dataset.metadata)[f"{name}_statistics"]
         if ours is None or theirs is None or ours.dim != theirs.dim:
             continue
         moving = (ours.std > 1e-9) & (theirs.std > 1e-9)
@@ -57,8 +65,35 @@ def compare_statistics(
         units = {unit_of(factor) for factor in factors}
         unit = units.pop() if len(units) == 1 else None
         if unit is not None:
-            message = f"{name} have a ratio of {factors[0]:.4g} ({unit})"
-            yield Finding("units", message, source)
+            message = f"standard deviations of {name}s have a ratio of {factors[0]:.4g}"
+            yield Finding("units", f"{message} ({unit})", source)
+        elif key == ACTION_KEY and not _alike(ours, theirs.mean, theirs.std):
+            yield from _other_reference(ours, dataset, source)
+
+
+def _alike(stats: FeatureStatistics, mean: Tensor, std: Tensor) -> bool:
+    """Return whether a mean and deviation are the statistics' within a twentieth."""
+    near = (stats.mean - mean).abs() <= 0.05 * stats.std + 1e-9
+    return bool((near & ((stats.std - std).abs() <= 0.05 * stats.std + 1e-9)).all())
+
+
+def _other_reference(
+    stats: FeatureStatistics, dataset: Demonstrations, source: str
+) -> Iterator[Finding]:
+    """Yield a finding where the data's actions have them by another reference."""
+    actions = dataset.frames.get(ACTION_KEY).as_subclass(Tensor).double()
+    follows = dataset.frames.get(FRAME_KEY).as_subclass(Tensor).diff() == 1
+    theories = {"differences (delta) of consecutive actions": actions.diff(dim=0)}
+    theories = {text: value[follows] for text, value in theories.items()}
+    state = dataset.frames.get(STATE_KEY, None)
+    if state is not None and state.shape[-1] >= actions.shape[-1]:
+        origin = state.as_subclass(Tensor).double()[:, : actions.shape[-1]]
+        theories["actions minus the state (relative)"] = actions - origin
+        theories["actions plus the state (absolute)"] = actions + origin
+    for text, values in theories.items():
+        if len(values) and _alike(stats, values.mean(0), values.std(0, correction=0)):
+            message = f"the training's statistics are those of the data's {text}"
+            yield Finding("action representation", message, source)
 
 
 def check_timestamps(dataset: Demonstrations) -> Iterator[Finding]:

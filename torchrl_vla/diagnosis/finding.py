@@ -69,6 +69,10 @@ training data, or resample the chunks.
         """What to do."""
         return STAGES[self.stage]
 
+    def is_of_actions(self, stage: str) -> bool:
+        """Return whether it is about the actions at a stage."""
+        return self.stage == stage and self.message.startswith("actions")
+
     def __str__(self) -> str:
         return f"{self.stage} ({self.source}): {self.message}. {self.remedy}"
 
@@ -82,11 +86,7 @@ def refusal(error: Exception, source: str) -> Finding:
 
 
 def in_order(findings: list[Finding]) -> tuple[Finding, ...]:
-    """Return findings by stage, each once; refusals that a finding explains are gone.
-
-    Args:
-        findings: in any order.
-    """
+    """Return findings by stage, each once."""
     order = list(STAGES)
     unique = dict.fromkeys(findings)
     return tuple(sorted(unique, key=lambda finding: order.index(finding.stage)))
