@@ -30,7 +30,7 @@ def test_a_clean_chain_exits_with_0(folders, capsys):
     env = ["--env", "tabletop", "--image-size", "16"]
     assert main(["doctor", *folders, *env]) == 0
     out = capsys.readouterr().out
-    assert "No difference at any of 16 stages." in out
+    assert "No difference at any of 14 stages." in out
     assert "open-loop error on" in out
     assert "a step at 10 Hz has 100.0 ms" in out
 

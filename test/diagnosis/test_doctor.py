@@ -24,7 +24,7 @@ from torchrl_vla.recipes import (
     make_training_transform,
     save_checkpoint,
 )
-from torchrl_vla.schema import FeatureStatistics
+from torchrl_vla.schema import FeatureStatistics, InstructionTable
 from torchrl_vla.spaces import ModelSpace
 from torchrl_vla.tokenizers import UniformActionTokenizer
 from torchrl_vla.transforms import ActionTokenizerTransform, ObservationHistory
@@ -214,7 +214,12 @@ def test_nothing_is_found_on_the_clean_chain(policies, data, head):
     assert diagnosis.findings == ()
     assert (diagnosis.first, diagnosis.exit_code) == (None, 0)
     assert diagnosis.frames >= 12
-    assert "No difference at any of 16 stages." in str(diagnosis)
+    absent = ("observation history",)
+    if head != "tokens":
+        absent = ("action tokens", *absent)
+    assert diagnosis.without_data == absent
+    count = len(STAGES) - len(absent)
+    assert f"No difference at any of {count} stages." in str(diagnosis)
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -472,3 +477,16 @@ def test_undeclared_data_in_another_reference_or_unit_are_named(policies, data):
         diagnosis = diagnose(chain.policy, other, space=space)
         assert diagnosis.stages == (stage,), str(diagnosis)
         assert text in str(diagnosis)
+
+
+def test_an_environment_may_ask_for_more_but_not_for_other_texts(checkpoint, data):
+    env = TabletopEnv(4, image_size=16)
+    seen = data.select_episodes(data.episodes)
+    seen.instructions = InstructionTable(list(env.instructions.texts)[:2])
+    keep = torch.isin(seen.frames["language_instruction"], seen.instructions.ids)
+    seen = DemonstrationDataset(seen.frames[keep], data.metadata, seen.instructions)
+    assert diagnose(checkpoint, seen, env).stages == ()
+    env.instructions = InstructionTable(["reach it", *env.instructions.texts[1:]])
+    found = diagnose(checkpoint, seen, env)
+    assert "instruction text" in found.stages
+    assert "reach it" in str(found)

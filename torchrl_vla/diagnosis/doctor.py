@@ -24,7 +24,7 @@ from torchrl_vla.diagnosis.open_loop_error import (
     OpenLoopError,
     measure_error,
 )
-from torchrl_vla.diagnosis.parity_checks import compare_paths
+from torchrl_vla.diagnosis.parity_checks import compare_paths, stages_without_data
 from torchrl_vla.diagnosis.parity_trace import (
     REFUSALS,
     episode_rows,
@@ -47,6 +47,7 @@ class Diagnosis:
         frames: number of recorded frames that went through both paths.
         error: open-loop error; None = the policy cannot be called.
         latency: of one policy call; None likewise.
+        without_data: stages at which there was nothing to compare.
 
     Examples:
         >>> Diagnosis((), 48).exit_code
@@ -57,6 +58,7 @@ class Diagnosis:
     frames: int
     error: OpenLoopError | None = None
     latency: Latency | None = None
+    without_data: tuple[str, ...] = ()
 
     @property
     def first(self) -> Finding | None:
@@ -78,7 +80,8 @@ class Diagnosis:
         values = {
             "parity": not self.findings,
             "frames": self.frames,
-            "stages": list(STAGES),
+            "stages": [stage for stage in STAGES if stage not in self.without_data],
+            "stages_without_data": list(self.without_data),
             "findings": [{**asdict(f), "remedy": f.remedy} for f in self.findings],
             "error": self.error and asdict(self.error),
             "latency": self.latency and asdict(self.latency),
@@ -88,10 +91,13 @@ class Diagnosis:
     def __str__(self) -> str:
         lines = [f"{self.frames} recorded frames went through training and acting."]
         if self.first is None:
-            lines.append(f"No difference at any of {len(STAGES)} stages.")
+            count = len(STAGES) - len(self.without_data)
+            lines.append(f"No difference at any of {count} stages.")
         else:
             lines.append(f"They part at: {self.first.stage}")
             lines += [f"  {finding}" for finding in self.findings]
+        if self.without_data:
+            lines.append(f"Nothing to compare: {', '.join(self.without_data)}")
         lines += [str(part) for part in (self.error, self.latency) if part is not None]
         return "\n".join(lines)
 
@@ -165,6 +171,7 @@ def diagnose(
         message = " ".join(str(mismatch).split()).rstrip(".")
         return Diagnosis((Finding("normalization", message, "policy, space"),), 0)
     chain = trace(path, dataset, rows, recorded, training)
+    without_data = stages_without_data(chain, path, dataset)
     found = [*compare_paths(chain, path, dataset), *check_timestamps(dataset)]
     if path.metadata is not None:
         source = "checkpoint, dataset"
@@ -175,7 +182,10 @@ def diagnose(
             found = [f for f in found if not f.is_of_actions("normalization")]
         found += causes
     if env is not None:
-        found += compare_environment(dataset, frames.reshape(-1), env)
+        reads_text = "instruction text" not in without_data
+        found += compare_environment(
+            dataset, frames.reshape(-1), env, reads_text=reads_text
+        )
     found += _unexplained(chain.refusals, found)
     error = latency = None
     try:
@@ -185,7 +195,7 @@ def diagnose(
     except REFUSALS as failure:
         refused = [refusal(failure, "policy on recorded frames")]
         found += _unexplained(refused, found)
-    return Diagnosis(in_order(found), rows.numel(), error, latency)
+    return Diagnosis(in_order(found), rows.numel(), error, latency, without_data)
 
 
 def _unexplained(refusals: list[Finding], found: list[Finding]) -> Iterator[Finding]:

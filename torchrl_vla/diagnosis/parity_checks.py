@@ -10,7 +10,7 @@ from torch import Tensor
 
 from torchrl_vla.data import Demonstrations
 from torchrl_vla.diagnosis.acting_path import ActingPath
-from torchrl_vla.diagnosis.finding import Finding
+from torchrl_vla.diagnosis.finding import STAGES, Finding
 from torchrl_vla.diagnosis.image_difference import compare_images
 from torchrl_vla.diagnosis.parity_trace import Chain
 from torchrl_vla.diagnosis.value_relation import differing, explain
@@ -42,6 +42,25 @@ def compare_paths(
     yield from _instructions(chain, dataset, path)
     yield from _actions(chain, path, dataset)
     yield from _chunk_length(chain, path)
+
+
+def stages_without_data(
+    chain: Chain, path: ActingPath, dataset: Demonstrations
+) -> tuple[str, ...]:
+    """Return the stages that the policy and the data have nothing for."""
+    keys = [unravel_key(key) for key in path.policy.in_keys]
+    absent = {
+        "action tokens": chain.training.decoded is None,
+        "observation history": path.history_size == 1,
+        "instruction text": INSTRUCTION_KEY not in keys,
+        "control rate": dataset.metadata.control_frequency_hz is None,
+    }
+    if not any(IMAGE_KEY[-1] in key for key in keys):
+        absent |= dict.fromkeys(
+            ("cameras", *(stage for stage in STAGES if stage.startswith("image"))), True
+        )
+        absent["channel order"] = True
+    return tuple(stage for stage in STAGES if absent.get(stage))
 
 
 def images_in(data: TensorDictBase, key: NestedKey = IMAGE_KEY) -> dict[str, Tensor]:
