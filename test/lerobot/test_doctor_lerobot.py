@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 import re
 from dataclasses import replace
@@ -10,8 +11,8 @@ import torch
 from torch.nn.functional import interpolate
 from torchrl.envs import Compose
 
-from torchrl_vla.data import collect
-from torchrl_vla.diagnosis import diagnose
+from torchrl_vla.data import collect, write_lerobot
+from torchrl_vla.diagnosis import diagnose, inspect_path
 from torchrl_vla.envs import TabletopEnv
 from torchrl_vla.execution import (
     ExecutorKeys,
@@ -20,7 +21,7 @@ from torchrl_vla.execution import (
 )
 from torchrl_vla.policies import LeRobotPipeline, LeRobotPolicyWrapper
 from torchrl_vla.policies.lerobot import lerobot_statistics
-from torchrl_vla.recipes import fit_lerobot_policy, save_checkpoint
+from torchrl_vla.recipes import fit_lerobot_policy, open_dataset, save_checkpoint
 
 pytestmark = [
     pytest.mark.lerobot,
@@ -194,3 +195,35 @@ def test_a_policy_with_a_history_is_fed_with_it(data):
     assert diagnose(policy, data).findings == ()
     policy.make_environment_transform = Compose
     assert diagnose(policy, data).stages == ("observation history",)
+
+
+def test_an_act_that_averages_its_chunks_is_clean_too(data, tmp_path):
+    policy = fit_lerobot_policy("act", data, config=ACT)
+    folder = save_checkpoint(tmp_path / "act", policy, None, data.metadata)
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    config |= {"temporal_ensemble_coeff": 0.01, "n_action_steps": 1}
+    path.write_text(json.dumps(config))
+    assert diagnose(folder, data).findings == ()
+
+
+def test_a_lerobot_dataset_and_its_environment_are_clean(
+    act, data, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = write_lerobot(data, tmp_path / "reach", images="png", progress=False)
+    recorded = open_dataset(folder)
+    policy = fit_lerobot_policy("act", recorded, config=ACT)
+    env = TabletopEnv(4, image_size=32, seed=3)
+    assert diagnose(policy, recorded, env).findings == ()
+
+
+def test_a_checkpoint_of_act_is_inspected(act, data, tmp_path):
+    folder = save_checkpoint(tmp_path / "act", act, None, data.metadata)
+    found = inspect_path(folder)
+    assert (found.kind, found.facts["type"]) == ("LeRobot checkpoint", "act")
+    assert found.exit_code == 0
+    (folder / "model.safetensors").unlink()
+    found = inspect_path(folder)
+    assert found.exit_code == 1
+    assert "model.safetensors" in str(found)
