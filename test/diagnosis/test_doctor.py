@@ -17,7 +17,13 @@ from torchrl_vla.data import DemonstrationDataset, collect
 from torchrl_vla.data.rollout_frames import frame_statistics
 from torchrl_vla.diagnosis import STAGES, Diagnosis, Finding, diagnose
 from torchrl_vla.envs import TabletopEnv
-from torchrl_vla.execution import MultiStepActorWrapper, PolicyWrapper
+from torchrl_vla.execution import (
+    AsyncExecutor,
+    MultiStepActorWrapper,
+    PolicyWrapper,
+    RealTimeChunking,
+    TemporalEnsemble,
+)
 from torchrl_vla.recipes import (
     make_policy,
     make_space,
@@ -490,3 +496,51 @@ def test_an_environment_may_ask_for_more_but_not_for_other_texts(checkpoint, dat
     found = diagnose(checkpoint, seen, env)
     assert "instruction text" in found.stages
     assert "reach it" in str(found)
+
+
+@pytest.mark.parametrize(
+    ("executor", "options"),
+    [
+        (TemporalEnsemble, {"action_reference": "absolute"}),
+        (MultiStepActorWrapper, {"replan_interval": 2}),
+        (
+            RealTimeChunking,
+            {
+                "replan_interval": 2,
+                "inference_delay": 1,
+                "action_reference": "absolute",
+            },
+        ),
+        (AsyncExecutor, {"request_at": 1, "action_reference": "absolute"}),
+    ],
+)
+def test_every_executor_is_clean(policies, data, executor, options):
+    chain = Chain(policies["flow"], data, "flow")
+    acting = chain.space.executor(chain.policy, executor, **options)
+    diagnosis = diagnose(**{**chain.clean(), "policy": acting})
+    assert diagnosis.findings == (), str(diagnosis)
+
+
+def test_a_policy_that_reads_no_image_does_not_care_for_the_environments(data):
+    frames = data.frames.clone()
+    del frames[IMAGE]
+    blind = DemonstrationDataset(frames, data.metadata, data.instructions)
+    policy = make_policy(blind, chunk_size=CHUNK, hidden=8, depth=1)
+    env = TabletopEnv(4, image_size=16)
+    diagnosis = diagnose(policy, blind, env, space=ModelSpace(data.metadata))
+    assert diagnosis.findings == ()
+    assert {"cameras", "image size", "channel order"} <= set(diagnosis.without_data)
+
+
+def test_a_nan_in_the_data_is_no_difference_of_the_paths(policies, data):
+    frames = data.frames.clone()
+    frames[STATE][0, 0] = float("nan")
+    broken = DemonstrationDataset(frames, data.metadata, data.instructions)
+    chain = Chain(policies["regression"], broken, "regression")
+    assert "normalization" not in diagnose(**chain.clean()).stages
+
+
+def test_one_frame_is_enough(policies, data):
+    one = DemonstrationDataset(data.frames[:1], data.metadata, data.instructions)
+    diagnosis = diagnose(**Chain(policies["regression"], one, "regression").clean())
+    assert (diagnosis.findings, diagnosis.frames) == ((), 1)

@@ -112,7 +112,7 @@ def check_timestamps(dataset: Demonstrations) -> Iterator[Finding]:
 
 
 def compare_environment(
-    dataset: Demonstrations, frames: TensorDictBase, env: EnvBase, *, reads_text: bool
+    dataset: Demonstrations, frames: TensorDictBase, env: EnvBase
 ) -> Iterator[Finding]:
     """Yield what differs between a dataset and an environment after its reset.
 
@@ -120,16 +120,13 @@ def compare_environment(
         dataset: that the policy was trained on.
         frames: ``[N]`` of its frames, with images.
         env: where the policy will act.
-
-    Keyword Args:
-        reads_text: True = the policy follows the instruction. An environment may ask
-            for more than the data have, if it asks for all that they have.
     """
     source = "dataset, environment"
     yield from compare_metadata(dataset.metadata, env.metadata, source)
     yield from _bounds(dataset, env.metadata)
     asked, known = set(env.instructions.texts), set(dataset.instructions.texts)
-    if reads_text and not known <= asked and asked - known:
+    # It may ask for more than the data have, if it asks for all that they have.
+    if not known <= asked and asked - known:
         message = (
             f"the environment asks for {sorted(asked - known)[:3]}, the data have "
         )

@@ -182,10 +182,8 @@ def diagnose(
             found = [f for f in found if not f.is_of_actions("normalization")]
         found += causes
     if env is not None:
-        reads_text = "instruction text" not in without_data
-        found += compare_environment(
-            dataset, frames.reshape(-1), env, reads_text=reads_text
-        )
+        declared = compare_environment(dataset, frames.reshape(-1), env)
+        found += [f for f in declared if f.stage not in without_data]
     found += _unexplained(chain.refusals, found)
     error = latency = None
     try:

@@ -40,7 +40,7 @@ _REFUSALS = {
     "instruction text": r"[Ii]nstruction|ByteTextEncoder",
     "action tokens": r"[Tt]oken",
     "action bounds": r"ActionGuard",
-    "chunk length": r"n_steps|replan_interval|chunk",
+    "chunk length": r"n_steps|replan_interval|\[\*B, H, A\]",
     "units": r"units",
 }
 

@@ -136,7 +136,7 @@ def measure_error(
     gap = (got - wanted).abs().double()
     real = (~is_pad).unsqueeze(-1).expand_as(gap)
     episode = data.get(EPISODE_KEY).as_subclass(Tensor)
-    spread = wanted[..., 0, :].double().std(0)
+    spread = wanted[..., 0, :].double().std(0, correction=0)
     scaled = gap / spread.clamp_min(1e-9)
     metadata = dataset.metadata
     names = metadata.action_names or tuple(map(str, range(gap.shape[-1])))

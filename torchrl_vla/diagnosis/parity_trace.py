@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from threading import get_ident
 
 import torch
 from tensordict import TensorDictBase
@@ -199,12 +200,14 @@ def _act(
     """
     inputs: list[TensorDictBase] = []
     chunks: list[Tensor] = []
+    threads: set[int] = set()
     now = {"step": 0}
     target, steps = chain.target, chain.frames.shape[1]
     key = declared(path.policy, "chunk_key", ACTION_CHUNK_KEY)
     robot_key = declared(path.executor, "chunk_key", ACTION_CHUNK_KEY)
 
     def keep(module: object, args: tuple[TensorDictBase, ...]) -> None:
+        threads.add(get_ident())
         inputs.append(args[0].clone())
 
     def answer(module: object, args: object, out: TensorDictBase) -> TensorDictBase:
@@ -227,7 +230,8 @@ def _act(
         with path.evaluated():
             _drive(path, recorded, steps, now, replan=True)
             executed = _drive(path, recorded, steps, now, replan=False)
-            chain.acting.actions = torch.stack(executed, 1)
+            if threads == {get_ident()}:  # else the step of a call is unknown
+                chain.acting.actions = torch.stack(executed, 1)
     finally:
         for hook in hooks:
             hook.remove()

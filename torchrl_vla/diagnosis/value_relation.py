@@ -65,6 +65,8 @@ def explain(
         origin: ``[n, D]``, the state that actions may be relative to.
     """
     expected, got = expected.double().cpu(), got.double().cpu()
+    both = expected.isnan() & got.isnan()  # the data's own: no path made it
+    expected, got = expected.masked_fill(both, 0.0), got.masked_fill(both, 0.0)
     flat, flat_got = expected.flatten(0, 1), got.flatten(0, 1)
     dims = differing(flat, flat_got)
     if not len(dims):
