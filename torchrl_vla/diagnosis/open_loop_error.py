@@ -12,6 +12,7 @@ from torch import Tensor
 from torchrl_vla.data import Demonstrations
 from torchrl_vla.diagnosis.acting_path import ActingPath
 from torchrl_vla.diagnosis.parity_trace import sample_rows
+from torchrl_vla.policies.module_policy import declared
 from torchrl_vla.schema import ACTION_CHUNK_KEY, ACTION_IS_PAD_KEY, EPISODE_KEY
 from torchrl_vla.transforms import ActionChunkKeys, ActionChunkTransform
 
@@ -155,7 +156,7 @@ def measure_error(
         frames=len(episode),
         held_out=held_out,
     )
-    interval = getattr(path.executor, "replan_interval", None)
+    interval = declared(path.executor, "replan_interval", None)
     actions = interval or path.policy.chunk_size
     return error, Latency(call_s, metadata.control_frequency_hz, actions)
 
