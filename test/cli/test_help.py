@@ -18,7 +18,11 @@ sys.exit(f"imported for the help: {sorted(heavy)}" if heavy else 0)
 
 
 @pytest.mark.parametrize(
-    "command", ["", "demo", "collect", "train", "finetune", "evaluate", "compare"]
+    "command",
+    [
+        *("", "demo", "collect", "train", "finetune", "evaluate", "compare"),
+        *("inspect", "doctor"),
+    ],
 )
 def test_help_answers_without_importing_torch(command):
     arguments = [*command.split(), "--help"]

@@ -13,6 +13,12 @@ if TYPE_CHECKING:
     from torchrl_vla.data import clamp_labels, collect, write_lerobot
     from torchrl_vla.data.demonstrations import check_folder_is_free
     from torchrl_vla.data.lerobot_writer.lerobot_writer import check_writer_extras
+    from torchrl_vla.diagnosis import (
+        Diagnosis,
+        diagnose,
+        inspect_path,
+        write_inspection,
+    )
     from torchrl_vla.envs import RenderingError
     from torchrl_vla.evaluation import (
         EvaluationResult,
@@ -49,6 +55,12 @@ _MODULES = {
     ),
     "torchrl_vla.data.demonstrations": ("check_folder_is_free",),
     "torchrl_vla.data.lerobot_writer.lerobot_writer": ("check_writer_extras",),
+    "torchrl_vla.diagnosis": (
+        "Diagnosis",
+        "diagnose",
+        "inspect_path",
+        "write_inspection",
+    ),
     "torchrl_vla.envs": ("RenderingError",),
     "torchrl_vla.evaluation": (
         "EvaluationResult",
@@ -80,6 +92,7 @@ _MODULES = {
 __all__ = [
     "KINDS",
     "Demonstrations",
+    "Diagnosis",
     "EvaluationResult",
     "Recorder",
     "RenderingError",
@@ -90,10 +103,12 @@ __all__ = [
     "clamp_labels",
     "collect",
     "compare",
+    "diagnose",
     "evaluate",
     "finish_training",
     "hash_folder",
     "hash_weights",
+    "inspect_path",
     "load_any_executor",
     "make_ablation",
     "make_own_policy",
@@ -101,6 +116,7 @@ __all__ = [
     "on_device",
     "parse_device",
     "runs_on_device_of_environment",
+    "write_inspection",
     "write_lerobot",
     "write_video",
 ]

@@ -1,8 +1,8 @@
 """The ``torchrl-vla`` command.
 
-Its subcommands are ``demo``, ``collect``, ``train``, ``finetune``, ``evaluate`` and
-``compare``. Each is a frozen dataclass whose fields are its options; its ``run`` calls
-the library. ``--help`` is the documentation.
+Its subcommands are ``demo``, ``collect``, ``train``, ``finetune``, ``evaluate``,
+``compare``, ``inspect`` and ``doctor``. Each is a frozen dataclass whose fields are its
+options; its ``run`` calls the library. ``--help`` is the documentation.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ from torchrl_vla._internal.named_objects import make_current_directory_importabl
 from torchrl_vla.cli.collect_command import Collect
 from torchrl_vla.cli.compare_command import Compare
 from torchrl_vla.cli.demo_command import Demo
+from torchrl_vla.cli.doctor_command import Doctor
 from torchrl_vla.cli.evaluate_command import Evaluate
 from torchrl_vla.cli.finetune_command import finetune_command
+from torchrl_vla.cli.inspect_command import Inspect
 from torchrl_vla.cli.train_command import Train
 from torchrl_vla.errors import VLAError
 
@@ -30,13 +32,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand; an error that the library raises becomes one message.
 
     Returns:
-        The exit status: 0, or 1 after an error.
+        The exit status: 0, or 1 after an error; ``inspect`` and ``doctor`` have theirs.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     # A user's own class is imported by name, also when its checkpoint is read.
     make_current_directory_importable()
     try:
-        _parse(arguments).run()
+        return _parse(arguments).run() or 0
     except (
         VLAError,
         ValueError,
@@ -49,7 +51,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"torchrl-vla: {error}", file=sys.stderr)
         return 1
-    return 0
 
 
 def _parse(arguments: list[str]) -> Any:
@@ -61,6 +62,8 @@ def _parse(arguments: list[str]) -> Any:
         "finetune": finetune_command(arguments),
         "evaluate": Evaluate,
         "compare": Compare,
+        "inspect": Inspect,
+        "doctor": Doctor,
     }
     kinds: list[Any] = [
         Annotated[command, tyro.conf.subcommand(name)]

@@ -97,6 +97,17 @@ def write_png(path: Path, image: Tensor) -> Path:
     Raises:
         ValueError: the image has another dtype or shape.
     """
+    content = encode_png(image)
+    write_bytes(path, lambda file: file.write(content))
+    return path
+
+
+def encode_png(image: Tensor) -> bytes:
+    """Return a uint8 RGB image ``[3, h, w]`` as the bytes of a PNG file.
+
+    Raises:
+        ValueError: the image has another dtype or shape.
+    """
     if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
         raise ValueError(
             f"write_png: expected uint8 [3, h, w], got {image.dtype} "
@@ -107,14 +118,12 @@ def write_png(path: Path, image: Tensor) -> Path:
     # Every line of a PNG begins with the number of its filter; 0 is none.
     lines = torch.nn.functional.pad(pixels, (1, 0)).cpu().numpy().tobytes()
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    content = (
+    return (
         b"\x89PNG\r\n\x1a\n"
         + _png_chunk(b"IHDR", header)
         + _png_chunk(b"IDAT", zlib.compress(lines, 6))
         + _png_chunk(b"IEND", b"")
     )
-    write_bytes(path, lambda file: file.write(content))
-    return path
 
 
 def write_video(path: Path, video: Tensor, *, rate_hz: float = 10.0) -> Path:

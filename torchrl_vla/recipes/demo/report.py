@@ -2,29 +2,14 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
+from torchrl_vla._internal.charts import interval_chart, line_chart
 from torchrl_vla._internal.durable_files import write_text
+from torchrl_vla._internal.html_page import fact_table, html_page, png_figure
 from torchrl_vla.evaluation import EvaluationResult
-from torchrl_vla.recipes.demo.charts import interval_chart, line_chart
-
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #1c2733; background: #f6f8fa;
-       max-width: 760px; margin: 2rem auto; padding: 0 1rem; }
-section { background: #fff; border: 1px solid #d5dbe1; border-radius: 8px;
-          padding: 1rem 1.5rem; margin: 1rem 0; }
-h1 { font-size: 1.6rem; } h2 { font-size: 1.15rem; margin-top: 0; }
-table { border-collapse: collapse; width: 100%; font-size: .9rem; }
-td, th { text-align: left; padding: .3rem .6rem; border-bottom: 1px solid #e6eaee; }
-td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
-img, svg { max-width: 100%; height: auto; }
-figure { margin: .8rem 0; }
-.headline { font-size: 2.2rem; font-weight: 650; color: #0b6bcb; }
-.quiet { color: #5b6875; font-size: .9rem; }
-"""
 
 
 def write_report(
@@ -86,32 +71,13 @@ def write_report(
             f"<p class='quiet'>{escape(verdict)}</p>{chart}</section>"
         )
     if strips:
-        clips = "".join(_figure(*strip) for strip in strips.items())
+        clips = "".join(
+            png_figure(caption, strip.read_bytes()) for caption, strip in strips.items()
+        )
         sections.append(f"<section><h2>What it looks like</h2>{clips}</section>")
-    fact_rows = "".join(
-        f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>"
-        for name, value in facts.items()
-    )
-    sections.append(
-        f"<section><h2>To repeat it</h2><table>{fact_rows}</table></section>"
-    )
-    write_text(
-        path,
-        "<!doctype html><html lang='en'><meta charset='utf-8'>"
-        f"<title>{escape(title)}</title><style>{_STYLE}</style>"
-        + "".join(sections)
-        + "</html>\n",
-    )
+    sections.append(f"<section><h2>To repeat it</h2>{fact_table(facts)}</section>")
+    write_text(path, html_page(title, sections))
     return path
-
-
-def _figure(caption: str, strip: Path) -> str:
-    data = base64.b64encode(strip.read_bytes()).decode()
-    text = escape(caption)
-    return (
-        f"<figure><img alt='{text}' src='data:image/png;base64,{data}'>"
-        f"<figcaption class='quiet'>{text}</figcaption></figure>"
-    )
 
 
 def _definitions(meanings: Mapping[str, str]) -> str:

@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from torchrl_vla.recipes.demo.charts import interval_chart, line_chart
+from torchrl_vla._internal.charts import interval_chart, line_chart
 
 
 def test_a_line_has_its_ends_in_the_corners_of_the_plot():
