@@ -133,7 +133,8 @@ def test_purpose_and_seed_are_recorded_and_read_back(tmp_path):
     again = DemonstrationDataset.from_folder(tmp_path / "d")
     assert again.provenance == known
     assert again.select_episodes(torch.tensor([1])).provenance == known
-    (tmp_path / "d" / "provenance.json").unlink()  # of an older version
+    for later in ("provenance.json", "files.json"):  # an older version has neither
+        (tmp_path / "d" / later).unlink()
     assert DemonstrationDataset.from_folder(tmp_path / "d").provenance == {}
 
     result = evaluate(env, Still(env), 2, purpose="training", progress=False)

@@ -21,7 +21,10 @@ def test_the_python_of_the_readme_runs_as_it_is(tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("over 50 episodes") == 2
+    rates = re.findall(r"success ([\d.]+) % .* over 100 episodes", done.stdout)
+    trained, shuffled = map(float, rates)
+    assert trained > 80
+    assert shuffled < 40
 
 
 def test_every_link_into_the_repository_leads_somewhere():

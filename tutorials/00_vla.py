@@ -87,7 +87,7 @@ print(batch["action_chunk"].shape, batch["action_is_pad"].sum(-1))
 
 torch.manual_seed(0)
 policy = make_policy(dataset, chunk_size=H, head="tokens", hidden=128)
-settings = TrainingSettings(steps=600, batch_size=64)
+settings = TrainingSettings(steps=1200, batch_size=64)
 log = train_behavior_cloning(policy, dataset, settings, space=space, progress=False)
 print("nats per token, first and last:", log.losses[0][1], log.losses[-1][1])
 

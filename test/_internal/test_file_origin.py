@@ -70,7 +70,7 @@ def test_text_is_utf_8_or_refused(tmp_path):
 #: Calls of libraries that read a file, and the one file of the package for each kind.
 READERS = {
     "read_text": {"file_origin.py"},
-    "read_bytes": {"file_origin.py", "report.py"},  # its own pictures
+    "read_bytes": {"file_origin.py", "report.py", "safetensors_file.py"},
     "ParquetFile": {"table_reader.py"},
     "load_memmap": set(),
     "safe_open": {"weights.py"},

@@ -88,6 +88,7 @@ def test_the_metaworld_demo_runs_from_state_with_clips(tmp_path, capsys):
     assert "reach the goal" in capsys.readouterr().out
 
 
+@pytest.mark.filterwarnings("ignore:StateScaling")  # one demonstration hardly moves
 def test_a_machine_that_cannot_render_gets_a_report_without_clips(
     tmp_path, capsys, monkeypatch
 ):

@@ -20,7 +20,7 @@ from torchrl_vla.execution import (
     PolicyWrapper,
 )
 from torchrl_vla.policies import LeRobotPipeline, LeRobotPolicyWrapper
-from torchrl_vla.policies.lerobot import lerobot_statistics
+from torchrl_vla.policies.lerobot.load.robot_fit import lerobot_statistics
 from torchrl_vla.recipes import fit_lerobot_policy, open_dataset, save_checkpoint
 
 pytestmark = [

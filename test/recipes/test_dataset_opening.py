@@ -10,6 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lerobot_folders import record, write_folder
 
+from torchrl_vla.cli.collect_command import Collect
+from torchrl_vla.cli.train_command import Train
 from torchrl_vla.data import (
     DemonstrationDataset,
     LeRobotDemonstrations,
@@ -196,7 +198,9 @@ def test_every_option_that_a_reader_names_is_one_of_the_command_line():
         for path in (ROOT / "torchrl_vla/data").rglob("*.py")
         for option in re.findall(r"--([a-z][a-z-]+)", path.read_text())
     }
-    known = {field.name.replace("_", "-") for field in fields(DatasetOptions)}
+    records = (DatasetOptions, Collect, Train)
+    names = {field.name for record in records for field in fields(record)}
+    known = {name.replace("_", "-") for name in names}
     assert len(named) >= 9
     assert named <= known
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from torchrl_vla.data import (
     Hdf5Demonstrations,
     LeRobotDemonstrations,
 )
+from torchrl_vla.data.frame_checks import NonFiniteError
 from torchrl_vla.data.hdf5.hdf5_file import opened
 from torchrl_vla.diagnosis.inspection import Inspection, Problem, Row
 from torchrl_vla.diagnosis.vector_checks import (
@@ -46,21 +48,37 @@ _SHEET_EPISODES, _SHEET_COLUMNS, _MOST_CURVES = 3, 8, 16
 def inspect_lerobot_dataset(path: Path) -> Inspection:
     """Inspect a LeRobot dataset, formats v2.1 and v3.0."""
     found: list[Problem] = []
-    remedy = "Open it with statistics='exact'."
+    remedy = "Open it with statistics='exact', the default (--statistics exact)."
+    read = partial(LeRobotDemonstrations.from_folder, path)
     try:
-        dataset = LeRobotDemonstrations.from_folder(path)
+        dataset = _open(partial(read, statistics="stored"), found)
     except MetadataError as error:
         message = " ".join(str(error).split()).rstrip(".")
         found.append(Problem("'meta/' statistics", message, remedy))
-        dataset = LeRobotDemonstrations.from_folder(path, statistics="exact")
+        dataset = _open(read, found)
     return inspect_dataset(path, "LeRobot dataset", dataset, found, remedy)
+
+
+def _open(read: Callable[..., Demonstrations], found: list[Problem]) -> Demonstrations:
+    """Open demonstrations without the episodes whose numbers are not all finite."""
+    try:
+        return read()
+    except NonFiniteError as error:
+        left_out = " ".join(map(str, error.episodes))
+        remedy = (
+            "Repair those frames, or leave the episodes out: exclude_episodes="
+            f"{list(error.episodes)} (--exclude-episodes {left_out})."
+        )
+        found.append(Problem(error.where, error.got, remedy))
+        return read(exclude_episodes=error.episodes)
 
 
 def inspect_own_dataset(path: Path) -> Inspection:
     """Inspect a folder that ``collect`` or ``to_folder`` wrote."""
-    dataset = DemonstrationDataset.from_folder(path)
+    found: list[Problem] = []
+    dataset = _open(partial(DemonstrationDataset.from_folder, path), found)
     remedy = "Compute them with FeatureStatistics.from_samples, and write it again."
-    return inspect_dataset(path, "demonstration dataset", dataset, [], remedy)
+    return inspect_dataset(path, "demonstration dataset", dataset, found, remedy)
 
 
 def inspect_hdf5(path: Path) -> Inspection:
@@ -73,7 +91,8 @@ def inspect_hdf5(path: Path) -> Inspection:
         is_libero = "problem_info" in data.attrs
         demo = data[min(name for name in data if name.startswith("demo_"))]
         obs = {key: value.shape for key, value in demo.get("obs", {}).items()}
-    dataset = Hdf5Demonstrations.from_file(
+    read = partial(
+        Hdf5Demonstrations.from_file,
         path,
         layout="libero" if is_libero else "robomimic",
         state_keys=[key for key, shape in obs.items() if len(shape) <= 2],
@@ -82,7 +101,9 @@ def inspect_hdf5(path: Path) -> Inspection:
         instruction=None if is_libero else "(none in the file)",
     )
     layout = "LIBERO" if is_libero else "robomimic"
-    return inspect_dataset(path, f"HDF5 file of {layout}'s layout", dataset, [], "")
+    found: list[Problem] = []
+    dataset = _open(read, found)
+    return inspect_dataset(path, f"HDF5 file of {layout}'s layout", dataset, found, "")
 
 
 def inspect_dataset(
