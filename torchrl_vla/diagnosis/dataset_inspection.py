@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from torchrl_vla.data import (
 )
 from torchrl_vla.data.frame_checks import NonFiniteError
 from torchrl_vla.data.hdf5.hdf5_file import opened
+from torchrl_vla.data.rollout_frames import frame_statistics
 from torchrl_vla.diagnosis.inspection import Inspection, Problem, Row
 from torchrl_vla.diagnosis.vector_checks import (
     check_bounds,
@@ -70,7 +72,11 @@ def _open(read: Callable[..., Demonstrations], found: list[Problem]) -> Demonstr
             f"{list(error.episodes)} (--exclude-episodes {left_out})."
         )
         found.append(Problem(error.where, error.got, remedy))
-        return read(exclude_episodes=error.episodes)
+        dataset = read(exclude_episodes=error.episodes)
+        # The stored statistics are of all episodes, and are not compared.
+        computed = frame_statistics(dataset.frames, "inspect_path")
+        dataset.metadata = replace(dataset.metadata, **computed)
+        return dataset
 
 
 def inspect_own_dataset(path: Path) -> Inspection:
