@@ -20,7 +20,10 @@ from torchrl_vla.execution import (
     PolicyWrapper,
 )
 from torchrl_vla.policies import LeRobotPipeline, LeRobotPolicyWrapper
-from torchrl_vla.policies.lerobot.load.robot_fit import lerobot_statistics
+from torchrl_vla.policies.lerobot.load.robot_fit import (
+    lerobot_statistics,
+    replace_statistics,
+)
 from torchrl_vla.recipes import fit_lerobot_policy, open_dataset, save_checkpoint
 
 pytestmark = [
@@ -94,14 +97,13 @@ def sending(change):
 
 
 def other_statistics(act, data):
-    """Train with the dataset's statistics, act with others in one processor."""
+    """Train with the dataset's statistics, act with others."""
     stats = lerobot_statistics(data.metadata)
     stats["action"]["std"] *= 1.5
-    pipeline = LeRobotPipeline.with_statistics(
-        act.pipeline.preprocessor, act.pipeline.postprocessor, stats
-    )
-    both = LeRobotPipeline(act.pipeline.preprocessor, pipeline.postprocessor)
-    wrapper = LeRobotPolicyWrapper(act.policy, pipeline=both)
+    pipeline = act.pipeline
+    before, after = copy.deepcopy((pipeline.preprocessor, pipeline.postprocessor))
+    replace_statistics(before, after, stats)
+    wrapper = LeRobotPolicyWrapper(act.policy, pipeline=LeRobotPipeline(before, after))
     return {"policy": wrapper, "dataset": data}
 
 

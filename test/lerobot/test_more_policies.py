@@ -210,12 +210,13 @@ def test_weights_that_pi0_could_not_load_do_not_stay_random_in_silence(checkpoin
 @pytest.mark.skipif("pi0" in NAMES, reason="lerobot 0.6 has a pi0 that runs")
 def test_the_pi0_of_an_older_lerobot_says_what_it_lacks(tmp_path):
     from lerobot.policies.factory import make_policy_config
+    from safetensors.torch import save_file
 
     config = make_policy_config("pi0", **features(TWO, False))
     config.save_pretrained(tmp_path)
     for name in ("policy_preprocessor.json", "policy_postprocessor.json"):
         (tmp_path / name).write_text("{}")
-    (tmp_path / "model.safetensors").write_bytes(b"")
+    save_file({"weight": torch.zeros(1)}, tmp_path / "model.safetensors")
     with pytest.raises(SchemaError, match="incorrect transformer version"):
         LeRobotPolicyWrapper.from_pretrained(tmp_path)
 

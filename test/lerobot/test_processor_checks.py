@@ -225,7 +225,7 @@ def test_weights_that_give_nan_are_named(checkpoint):
     torch.nn.init.constant_(policy.policy.model.action_head.bias, float("nan"))
     (td,) = observe(made, 1, 2)
     with pytest.raises(
-        SchemaError, match=r"from ACTPolicy, got nan for batch element 0"
+        SchemaError, match=r"finite actions at 'action_chunk', got nan at env index 0"
     ):
         policy(td)
 

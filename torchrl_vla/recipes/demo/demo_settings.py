@@ -57,13 +57,13 @@ def _expert_noise(name: str) -> float:
 #: What the command line runs for each environment it knows.
 DEMO_SETTINGS: dict[str, DemoSettings] = {
     "tabletop": DemoSettings(
-        demonstrations=240,  # 40 of each instruction
+        demonstrations=960,  # 160 of each instruction: every colour beside every other
         noise=_expert_noise("tabletop"),
         head="tokens",
         chunk_size=8,
         replan_interval=None,
         hidden=128,
-        steps=2000,
+        steps=1000,
         batch_size=64,
         lr=1e-3,
         episodes=500,
@@ -71,8 +71,9 @@ DEMO_SETTINGS: dict[str, DemoSettings] = {
         clips=4,
         improve=FinetuneSettings(
             algorithm=PPO(gamma=0.95),
-            iterations=45,
+            iterations=30,
             lr=5e-4,
+            lr_decay=True,
             eval_interval=15,
         ),
     ),
