@@ -96,9 +96,9 @@ print("nats per token, first and last:", log.losses[0][1], log.losses[-1][1])
 # -----------------
 #
 # An executor gives the environment one action a step and calls the policy again at the
-# end of each chunk. ``evaluate`` runs episodes that are not the demonstrations'. With another
-# instruction than the one that is judged, success falls to chance, so the policy uses
-# the words. *More: 04_chunked_execution.py, 08_executors.py.*
+# end of each chunk. ``evaluate`` runs episodes that are not the demonstrations'. With a
+# random instruction success falls, so the policy uses the words. *More:
+# 04_chunked_execution.py, 08_executors.py.*
 
 executor = space.executor(policy)
 result = evaluate(env, executor, 200, progress=False)

@@ -222,3 +222,12 @@ def test_an_image_of_another_size_raises(shape):
     right = TensorDict({"observation": {"image": torch.zeros(2, 3, 16, 24)}}, [2])
     check_image_sizes("Policy", right, ARM)
     check_image_sizes("Policy", step, replace(ARM, image_sizes=None))
+
+
+def test_images_of_another_size_name_the_option_and_no_conversion():
+    small, large = (
+        replace(ARM, image_sizes=((3, size, size),), cameras=()) for size in (16, 24)
+    )
+    with pytest.raises(IncompatibleMetadataError, match="--image-size") as caught:
+        check_robot_metadata("evaluate", small, large)
+    assert "conversion_to" not in str(caught.value)

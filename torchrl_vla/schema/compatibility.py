@@ -136,9 +136,18 @@ def conversions() -> ModuleType:
     return importlib.import_module("torchrl_vla.transforms.conversions")
 
 
-def way_out(first: RobotDatasetMetadata, second: RobotDatasetMetadata) -> str:
+def way_out(
+    first: RobotDatasetMetadata, second: RobotDatasetMetadata, found: Sequence[str]
+) -> str:
     """Return what to do about the differences between two records."""
-    if conversions().ConversionPlan(second, first).problems:
+    names = {line.partition(":")[0] for line in found}
+    if names == {"image_sizes"}:
+        return (
+            "Render or record images of the first size (image_size=, --image-size), or "
+            "append ResizeWithPad to what has the others."
+        )
+    has_conversion = names.isdisjoint({"image_sizes", "action_low", "action_high"})
+    if not has_conversion or conversions().ConversionPlan(second, first).problems:
         return "Convert one side's data, or correct its metadata."
     return (
         "All of them have a conversion: append the transform "
@@ -174,5 +183,5 @@ def refuse_differences(
             f"{caller}: expected {theirs.dataset_id!r} to be compatible with "
             f"{ours.dataset_id!r}, got {len(found)} difference(s):\n  - "
             + "\n  - ".join(found)
-            + f"\n{way_out(ours, theirs)}"
+            + f"\n{way_out(ours, theirs, found)}"
         )
