@@ -201,7 +201,7 @@ def test_a_journal_with_a_missing_episode_is_refused(tmp_path):
         ("settings.json", "{", "expected JSON in '.*settings.json'"),
         ("settings.json", '{"fps": 0}', "expected 'metadata' in '.*settings.json'"),
         ("episode-000000/episode.json", "[]", "an object in '.*episode.json'"),
-        ("episode-000000/frames.parquet", "PAR1", "a finished parquet file in '.*fram"),
+        ("episode-000000/frames.parquet", "PAR1", "a finished parquet file in '.*"),
     ],
 )
 def test_a_damaged_file_of_a_recording_is_named(tmp_path, name, text, message):
