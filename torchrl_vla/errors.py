@@ -19,6 +19,14 @@ class VLAError(Exception):
     #: Environments of a batch that caused it, flattened; empty = it is not known which.
     env_indices: tuple[int, ...] = ()
 
+    #: True = no other episode would mean anything, so an evaluation ends at once.
+    is_fatal: bool = False
+
+    def fatal(self) -> Self:
+        """Mark that no other episode would mean anything; return itself."""
+        self.is_fatal = True
+        return self
+
     def at_envs(self, envs: Tensor) -> Self:
         """Note the environments that caused it, bool ``[*B]``; return itself."""
         self.env_indices = tuple(envs.reshape(-1).nonzero()[:, 0].tolist())
@@ -27,13 +35,6 @@ class VLAError(Exception):
 
 class SchemaError(VLAError, ValueError):
     """A tensordict does not follow the canonical schema."""
-
-
-class DeclarationError(SchemaError):
-    """A simulator returns something else than was declared, such as a share as success.
-
-    No evaluation goes on after it: no rate would mean anything.
-    """
 
 
 class MetadataError(VLAError, ValueError):

@@ -21,7 +21,6 @@ from torchrl_vla.schema import (
     IS_WAITING_KEY,
     NOISE_SEED_KEY,
     SUCCESS_KEY,
-    DeclarationError,
     ExecutionError,
     MissingKeyError,
     SchemaError,
@@ -97,8 +96,8 @@ def run_episodes(
             longer than ``max_steps``.
         MissingKeyError: the policy writes no action.
         SettingsError: the policy fails, and is on another device than the environment.
-        DeclarationError: success is something else than bool, or 0 and 1.
-        SchemaError: the reward is not finite.
+        SchemaError: success is something else than bool, or 0 and 1, or the reward is
+            not finite.
         IncompatibleMetadataError: the policy was trained for another robot, rate,
             convention or image size than the environment declares; lists them.
     """
@@ -112,7 +111,9 @@ def run_episodes(
             try:
                 yield from _run_until_interrupted(episodes, policy, max_steps)
             except Exception as error:
-                is_fatal = episodes.is_setup or isinstance(error, DeclarationError)
+                is_fatal = episodes.is_setup or (
+                    isinstance(error, VLAError) and error.is_fatal
+                )
                 if failures is None or is_fatal:
                     raise
                 failures += episodes.interrupt(error)

@@ -5,7 +5,6 @@ from torchrl_vla._internal.extras import import_extra
 from torchrl_vla.errors import (
     ActionGuardError,
     ArgumentTypeError,
-    DeclarationError,
     ExecutionError,
     IncompatibleMetadataError,
     MetadataError,
@@ -150,7 +149,6 @@ __all__ = [
     "SUCCESS_KEY",
     "ActionGuardError",
     "ArgumentTypeError",
-    "DeclarationError",
     "ExecutionError",
     "FeatureStatistics",
     "GripperConvention",

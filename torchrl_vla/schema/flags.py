@@ -7,7 +7,7 @@ import torch
 from tensordict import NestedKey
 from torch import Tensor
 
-from torchrl_vla.errors import DeclarationError, SchemaError
+from torchrl_vla.errors import SchemaError
 
 _REMEDIES = {
     "success": "Say when the task is achieved with success=lambda obs, reward, "
@@ -29,7 +29,7 @@ def read_flag(caller: str, name: str, value: object) -> bool:
         value: a bool, 0 or 1 in any dtype, or an array of one of these.
 
     Raises:
-        DeclarationError: it is something else; says how to declare success.
+        SchemaError: it is something else; says how to declare success.
 
     Examples:
         >>> import numpy as np
@@ -38,16 +38,16 @@ def read_flag(caller: str, name: str, value: object) -> bool:
         >>> read_flag("Demo", "success", 0.02)
         Traceback (most recent call last):
         ...
-        torchrl_vla.errors.DeclarationError: Demo: expected a bool, 0 or 1 at success, \
+        torchrl_vla.errors.SchemaError: Demo: expected a bool, 0 or 1 at success, \
 got 0.02 (float). Say when the task is achieved with success=lambda obs, reward, ...
     """
     number = _number(value)
     if number not in (0.0, 1.0):
         remedy = _REMEDIES["success" if "success" in name else "other"]
-        raise DeclarationError(
+        raise SchemaError(
             f"{caller}: expected a bool, 0 or 1 at {name}, got {_shown(value)}. "
             f"{remedy}"
-        )
+        ).fatal()
     return bool(number)
 
 
@@ -84,7 +84,7 @@ def read_flags(caller: str, key: NestedKey, value: Tensor) -> Tensor:
         value: bool, or 0 and 1 in any dtype, ``[*B, 1]`` or ``[*B]``.
 
     Raises:
-        DeclarationError: there is another number among them.
+        SchemaError: there is another number among them.
 
     Examples:
         >>> read_flags("Demo", "success", torch.tensor([[1.0], [0.0]])).flatten()
@@ -94,11 +94,15 @@ def read_flags(caller: str, key: NestedKey, value: Tensor) -> Tensor:
         return value
     other = (value != 0) & (value != 1)
     if other.any():
-        raise DeclarationError(
-            f"{caller}: expected bool, or 0 and 1, at {key!r}, got "
-            f"{value[other][0].item()} in {value.dtype}. A share of a task is no "
-            "success: let the environment compare it, and write a bool."
-        ).at_envs(other)
+        raise (
+            SchemaError(
+                f"{caller}: expected bool, or 0 and 1, at {key!r}, got "
+                f"{value[other][0].item()} in {value.dtype}. A share of a task is no "
+                "success: let the environment compare it, and write a bool."
+            )
+            .at_envs(other)
+            .fatal()
+        )
     return value.bool()
 
 
