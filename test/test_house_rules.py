@@ -82,7 +82,7 @@ def test_no_two_files_have_the_same_name():
 
 #: Lines of the package: a ratchet. Goal 33,000. It rose from 39,400 once, with checks
 #: at the borders, conversions, inspect and doctor; from here on it may only fall.
-MOST_LINES = 51618
+MOST_LINES = 51611
 
 
 def test_no_file_has_more_than_400_lines_and_the_package_does_not_grow():

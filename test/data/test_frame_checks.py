@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import pickle
+
 import pytest
 import torch
 from hypothesis import given
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 from tensordict import TensorDict
 
 from torchrl_vla.data import DemonstrationDataset, aggregate
-from torchrl_vla.data.frame_checks import check_finite_frames
+from torchrl_vla.data.frame_checks import NonFiniteError, check_finite_frames
 from torchrl_vla.data.rollout_frames import frame_statistics
 from torchrl_vla.schema import InstructionTable, RobotDatasetMetadata, SchemaError
 
@@ -68,3 +70,19 @@ def test_no_dataset_of_ours_is_opened_or_made_with_such_numbers(tmp_path):
     assert rest.episodes.tolist() == [4]
     with pytest.raises(SchemaError, match="of frame 1 of episode 1"):
         aggregate(dataset)
+
+
+def test_the_refusal_says_what_it_refuses_and_survives_a_process_border():
+    frames = TensorDict(
+        {
+            "action": torch.tensor([[0.0], [float("nan")]]),
+            "episode_index": torch.tensor([0, 3]),
+            "frame_index": torch.tensor([0, 0]),
+        },
+        [2],
+    )
+    with pytest.raises(NonFiniteError, match="exclude-episodes 3") as caught:
+        check_finite_frames("Reader", frames)
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert (str(again), again.episodes) == (str(caught.value), (3,))
+    assert again.frames["action"].isnan().any()

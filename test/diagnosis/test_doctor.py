@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from sending import Sending
 from tensordict import NonTensorStack
 from torch import nn
 from torch.nn.functional import interpolate
@@ -20,7 +21,6 @@ from torchrl_vla.envs import TabletopEnv
 from torchrl_vla.execution import (
     AsyncExecutor,
     MultiStepActorWrapper,
-    PolicyWrapper,
     RealTimeChunking,
     TemporalEnsemble,
 )
@@ -56,18 +56,6 @@ def policies(data):
 def changed(key, change):
     """Return what a deployment does to one entry of an observation."""
     return lambda td: td.set(key, change(td[key]))
-
-
-class Sending(PolicyWrapper):
-    """A deployment that changes the chunk on its way to the robot."""
-
-    def __init__(self, policy, change):
-        super().__init__(policy)
-        self.change = change
-
-    def forward(self, tensordict):
-        out = self.policy(tensordict)
-        return out.set("action_chunk", self.change(out["action_chunk"]))
 
 
 class Chain:

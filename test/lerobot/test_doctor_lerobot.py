@@ -6,8 +6,10 @@ import math
 import re
 from dataclasses import replace
 
+import lerobot_checkpoints
 import pytest
 import torch
+from sending import Sending
 from torch.nn.functional import interpolate
 from torchrl.envs import Compose
 
@@ -17,7 +19,6 @@ from torchrl_vla.envs import TabletopEnv
 from torchrl_vla.execution import (
     ExecutorKeys,
     MultiStepActorWrapper,
-    PolicyWrapper,
 )
 from torchrl_vla.policies import LeRobotPipeline, LeRobotPolicyWrapper
 from torchrl_vla.policies.lerobot.load.robot_fit import (
@@ -32,17 +33,7 @@ pytestmark = [
 ]
 
 IMAGE, STATE = ("observation", "image"), ("observation", "state")
-ACT = {
-    "chunk_size": 3,
-    "n_action_steps": 3,
-    "dim_model": 32,
-    "n_heads": 2,
-    "dim_feedforward": 32,
-    "n_encoder_layers": 1,
-    "n_vae_encoder_layers": 1,
-    "latent_dim": 4,
-    "pretrained_backbone_weights": None,
-}
+ACT = {**lerobot_checkpoints.ACT, "chunk_size": 3, "n_action_steps": 3}
 DIFFUSION = {
     "n_obs_steps": 2,
     "horizon": 8,
@@ -65,18 +56,6 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def act(data):
     return fit_lerobot_policy("act", data, config=ACT)
-
-
-class Sending(PolicyWrapper):
-    """A deployment that changes the chunk on its way to the robot."""
-
-    def __init__(self, policy, change):
-        super().__init__(policy)
-        self.change = change
-
-    def forward(self, tensordict):
-        out = self.policy(tensordict)
-        return out.set("action_chunk", self.change(out["action_chunk"]))
 
 
 def observing(key, change):

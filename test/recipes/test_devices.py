@@ -4,8 +4,9 @@ import pytest
 from torch import nn
 
 from torchrl_vla.envs import TabletopEnv
-from torchrl_vla.recipes.devices import check_device, on_device, parse_device
+from torchrl_vla.recipes.devices import on_device, parse_device
 from torchrl_vla.recipes.finetuning.finetune_settings import SettingsError
+from torchrl_vla.rollout import check_device
 
 
 def test_an_environment_on_the_device_stays_as_it_is():

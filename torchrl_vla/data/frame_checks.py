@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from tensordict import NestedKey, TensorDictBase
 from torch import Tensor
 
@@ -21,20 +23,18 @@ class NonFiniteError(SchemaError):
 
     Args:
         message: the error message.
-        where: of the first one: key, row, episode and frame.
-        got: its value and dimension, and how many rows are like it.
-        episodes: indices of all episodes that have one.
+        frames: ``[F]`` with the refused entry, ``episode_index`` and ``frame_index``.
+        episodes: indices of the episodes to leave out.
     """
 
     def __init__(
-        self,
-        message: str,
-        where: str = "",
-        got: str = "",
-        episodes: tuple[int, ...] = (),
+        self, message: str, frames: TensorDictBase, episodes: Sequence[int]
     ) -> None:
-        super().__init__(message)
-        self.where, self.got, self.episodes = where, got, episodes
+        super().__init__(message, frames, episodes)  # all of them, to be pickled
+        self.frames, self.episodes = frames, tuple(episodes)
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 def check_finite_frames(owner: str, frames: TensorDictBase) -> None:
@@ -70,14 +70,11 @@ def _refusal(
     frame, episode = int(frames.get(FRAME_KEY)[row]), frames.get(EPISODE_KEY)
     episodes = episode[bad].unique().tolist()
     listed = " ".join(map(str, episodes))
-    others = int(bad.sum()) - 1
     return NonFiniteError(
         f"{owner}: expected finite numbers at {key!r}, got {value[dims].tolist()} at "
         f"dimensions {dims} of frame {frame} of episode {int(episode[row])} (row "
-        f"{row}), the first of {others + 1} such frames. Repair them, or leave out "
+        f"{row}), the first of {int(bad.sum())} such frames. Repair them, or leave out "
         f"exclude_episodes={episodes} (--exclude-episodes {listed}).",
-        where=f"{key!r} row {row} (episode {int(episode[row])}, frame {frame})",
-        got=f"expected finite numbers, got {value[dims[0]].item()} in dimension "
-        f"{dims[0]}, and others in {others} more rows",
-        episodes=tuple(episodes),
+        frames.select(key, EPISODE_KEY, FRAME_KEY),
+        episodes,
     )

@@ -66,12 +66,7 @@ def _open(read: Callable[..., Demonstrations], found: list[Problem]) -> Demonstr
     try:
         return read()
     except NonFiniteError as error:
-        left_out = " ".join(map(str, error.episodes))
-        remedy = (
-            "Repair those frames, or leave the episodes out: exclude_episodes="
-            f"{list(error.episodes)} (--exclude-episodes {left_out})."
-        )
-        found.append(Problem(error.where, error.got, remedy))
+        found.extend(check_finite(error.frames))
         dataset = read(exclude_episodes=error.episodes)
         # The stored statistics are of all episodes, and are not compared.
         computed = frame_statistics(dataset.frames, "inspect_path")

@@ -25,8 +25,6 @@ _TOLERANCE = 1e-3
 #: Tolerance of a timestamp, as in LeRobot.
 _TIME_TOLERANCE_S = 1e-4
 
-_REPAIR = "Repair or drop those frames."
-
 
 def name_of(key: NestedKey) -> str:
     """Return a key as text, its parts joined by dots."""
@@ -50,12 +48,17 @@ def check_finite(frames: TensorDictBase) -> Iterator[Problem]:
         if not bool(bad.any()):
             continue
         row, dim = (int(i) for i in bad.nonzero()[0])
-        count = int(bad.any(-1).sum())
+        rows = bad.any(-1)
         message = (
             f"expected finite numbers, got {float(data[row, dim])} in dimension {dim}, "
-            f"and others in {count - 1} more rows"
+            f"and others in {int(rows.sum()) - 1} more rows"
         )
-        yield Problem(f"{name_of(key)!r} {place(frames, row)}", message, _REPAIR)
+        episodes = frames.get(EPISODE_KEY)[rows].unique().tolist()
+        remedy = (
+            "Repair those frames, or leave the episodes out: exclude_episodes="
+            f"{episodes} (--exclude-episodes {' '.join(map(str, episodes))})."
+        )
+        yield Problem(f"{name_of(key)!r} {place(frames, row)}", message, remedy)
 
 
 def check_episodes(frames: TensorDictBase) -> Iterator[Problem]:

@@ -19,6 +19,7 @@ from torchrl_vla.evaluation.result import (
     EpisodeRecord,
     EvaluationResult,
     StoredResult,
+    restore_result,
 )
 from torchrl_vla.evaluation.tables import (
     OutcomeTable,
@@ -159,12 +160,7 @@ class Comparison:
             SchemaError: it is no JSON, or not that of a comparison.
         """
         values = read_json("Comparison.from_json", source, _StoredComparison)
-        a, b = (
-            EvaluationResult(
-                part["episodes"], part["provenance"] or {}, part["apart"] or []
-            )
-            for part in (values["a"], values["b"])
-        )
+        a, b = map(restore_result, (values["a"], values["b"]))
         return compare(
             a,
             b,

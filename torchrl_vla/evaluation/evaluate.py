@@ -115,7 +115,7 @@ def evaluate(
     known = make_provenance(
         env, seed=seed, purpose=purpose, deterministic=deterministic
     )
-    return run.result({**known, **describe_noise(policy), **(provenance or {})})
+    return run.result({**known, **(provenance or {})})
 
 
 class EvaluationRun:
@@ -214,7 +214,7 @@ class EvaluationRun:
         """Return all episodes so far; an error, if all of them ended in one."""
         if self._failures and len(self._failures) == len(self):
             raise self._failures[0].error
-        known = {**provenance}
+        known = {**describe_noise(self.policy), **provenance}
         if self._failures:
             known["on_error"] = self.on_error  # says what the rate counts
         return EvaluationResult(self.episodes, known, self.apart)

@@ -192,8 +192,7 @@ class EvaluationResult:
             SchemaError: it is no JSON, or not that of an evaluation.
         """
         values = read_json("EvaluationResult.from_json", source, StoredResult)
-        apart = values.get("apart") or []
-        return cls(values["episodes"], values["provenance"] or {}, apart)
+        return restore_result(values)
 
     def __str__(self) -> str:
         low, high = self.interval
@@ -224,3 +223,10 @@ def _values(episode: EpisodeRecord) -> dict[str, object]:
 def _first_line(text: str | None) -> str:
     line = (text or "").strip().split("\n")[0]
     return line if len(line) <= 200 else f"{line[:197]}..."
+
+
+def restore_result(values: StoredResult) -> EvaluationResult:
+    """Return the result whose JSON was read."""
+    return EvaluationResult(
+        values["episodes"], values["provenance"] or {}, values["apart"] or []
+    )

@@ -6,7 +6,6 @@ import torch
 from torchrl.envs import DeviceCastTransform, EnvBase, TransformedEnv
 
 from torchrl_vla.errors import SettingsError
-from torchrl_vla.rollout import check_device as check_device
 
 
 def parse_device(caller: str, name: str) -> torch.device:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
-from tensordict import NestedKey, unravel_key
+from tensordict import NestedKey, TensorDictBase, unravel_key
 from torchrl.envs import Compose, Transform, TransformedEnv
 
 
@@ -46,6 +47,18 @@ def _leaves(transform: Transform) -> Iterator[Transform]:
             yield from _leaves(part)
     else:
         yield transform
+
+
+def convert_next(
+    tensordict: TensorDictBase, keys: Sequence[NestedKey], convert: Callable[[Any], Any]
+) -> TensorDictBase:
+    """Convert in place what sampled data hold under ``next``, if anything."""
+    for key in keys:
+        next_key = unravel_key(("next", key))
+        value = tensordict.get(next_key, None)
+        if value is not None:
+            tensordict.set(next_key, convert(value))
+    return tensordict
 
 
 def environment_key(key: NestedKey, inner: list[Transform]) -> NestedKey:

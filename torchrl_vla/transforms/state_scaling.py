@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tensordict import NestedKey, TensorDictBase, unravel_key
+from tensordict import NestedKey, TensorDictBase
 from torch import Tensor
 from torchrl.data import Composite
 
@@ -15,6 +15,7 @@ from torchrl_vla.schema import (
     RobotDatasetMetadata,
 )
 from torchrl_vla.transforms.affine_scaling import AffineScaling
+from torchrl_vla.transforms.placement import convert_next
 
 
 class StateScaling(AffineScaling):
@@ -75,13 +76,7 @@ class StateScaling(AffineScaling):
         """Normalize the states of sampled data, now and next."""
         self._check_scaled_once(in_data=True, in_environment=False)
         tensordict = tensordict.copy()  # buffer[:] hands out the storage itself
-        self._call(tensordict)
-        for key in self.in_keys:
-            next_key = unravel_key(("next", key))
-            value = tensordict.get(next_key, None)
-            if value is not None:
-                tensordict.set(next_key, self.normalize(value))
-        return tensordict
+        return convert_next(self._call(tensordict), self.in_keys, self.normalize)
 
     def _call(self, next_tensordict: TensorDictBase) -> TensorDictBase:
         for key in self.in_keys:

@@ -84,12 +84,6 @@ class FeatureMap(nn.Module):
         for name, value in columns.items():
             self.register_buffer(name, value, persistent=False)
 
-    @property
-    def is_identity(self) -> bool:
-        """True = both sides are the same numbers."""
-        same = all(p == DimensionPair(p.source, p.source) for p in self.pairs)
-        return same and not self.rotations
-
     def to_target(self, value: Tensor) -> Tensor:
         """Map ``[..., source_dim]`` to ``[..., target_dim]``, in the same dtype."""
         out = self.pairs_to_target(value)

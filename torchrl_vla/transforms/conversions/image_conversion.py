@@ -18,6 +18,7 @@ from torchrl.data import Composite, TensorSpec, Unbounded
 from torchrl.envs import Transform
 
 from torchrl_vla.schema import MissingKeyError, SchemaError
+from torchrl_vla.transforms.placement import convert_next
 
 
 class ImageConversion(Transform, ABC):
@@ -60,13 +61,7 @@ class ImageConversion(Transform, ABC):
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Convert the images of sampled data, now and next."""
         tensordict = tensordict.copy()  # buffer[:] hands out the storage itself
-        self._call(tensordict)
-        for key in self.in_keys:
-            next_key = unravel_key(("next", key))
-            value = tensordict.get(next_key, None)
-            if value is not None:
-                tensordict.set(next_key, self._each(value))
-        return tensordict
+        return convert_next(self._call(tensordict), self.in_keys, self._each)
 
     def _call(self, next_tensordict: TensorDictBase) -> TensorDictBase:
         for key in self.in_keys:
