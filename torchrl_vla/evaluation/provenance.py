@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torchrl.envs import EnvBase, TransformedEnv
 
+from torchrl_vla.distributed.sharding import full
 from torchrl_vla.rollout import Purpose
 from torchrl_vla.schema import (
     InstructionTable,
@@ -175,7 +176,8 @@ def hash_folder(folder: Path | str) -> str:
 def hash_weights(module: nn.Module) -> str:
     """Return the SHA-256 of a policy's parameters and buffers, on any device.
 
-    For a policy that has no folder: one in training, or a downloaded one.
+    For a policy that has no folder: one in training, or a downloaded one. Of a sharded
+    policy the whole weights count; every rank takes part.
 
     Examples:
         >>> layer = nn.Linear(1, 1)
@@ -190,7 +192,7 @@ def hash_weights(module: nn.Module) -> str:
         if not isinstance(value, torch.Tensor):  # a module's extra state
             continue
         _add(digest, f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        flat = value.detach().cpu().contiguous().reshape(-1)
+        flat = full(value.detach()).cpu().contiguous().reshape(-1)
         digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()
 

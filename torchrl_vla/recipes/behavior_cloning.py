@@ -14,11 +14,17 @@ from torchrl.objectives import LossModule
 
 from torchrl_vla.data import check_labels
 from torchrl_vla.data.demonstrations import check_demonstrations
+from torchrl_vla.errors import SettingsError
 from torchrl_vla.policies import as_policy
 from torchrl_vla.policies.protocol import check_module
 from torchrl_vla.recipes.dataset_opening import Demonstrations, seen_metadata
 from torchrl_vla.recipes.policy_factory import make_cloning_loss
-from torchrl_vla.recipes.training_loop import TrainingLog, run_training, warmup_cosine
+from torchrl_vla.recipes.training_loop import (
+    TrainingLog,
+    parallel_copy,
+    run_training,
+    warmup_cosine,
+)
 from torchrl_vla.recipes.training_settings import TrainingSettings
 from torchrl_vla.schema import mark_metadata, mark_space
 from torchrl_vla.spaces import ModelSpace, chunk_targets
@@ -72,6 +78,8 @@ def train_behavior_cloning(
             another robot than the dataset; lists what differs.
         FileExistsError: the folder holds something else than an unfinished training.
         ResumeError: the folder was begun with other settings or another policy.
+        SettingsError: several ranks do not fit together, or a loss is given with
+            ``parallel="fsdp"``.
     """
     check_module("train_behavior_cloning", policy)
     check_demonstrations("train_behavior_cloning", dataset)
@@ -96,19 +104,26 @@ def train_behavior_cloning(
         transform=make_training_transform(policy, space, dataset.storage),
         seed=settings.seed,
     )
-    optimizer = AdamW(
-        policy.parameters(), lr=settings.lr, weight_decay=settings.weight_decay
-    )
-    return run_training(
-        policy,
-        make_cloning_loss(policy) if loss is None else loss,
-        buffer,
-        LambdaLR(optimizer, warmup_cosine(settings.steps)),
-        settings,
-        folder=folder,
-        callback=callback,
-        progress=progress,
-    )
+    if loss is not None and settings.parallel == "fsdp":
+        raise SettingsError(
+            "train_behavior_cloning: expected no loss with parallel='fsdp', which trains "
+            f"a sharded copy of the policy, got {type(loss).__name__}. Leave it out, "
+            "return it from the policy's make_cloning_loss, or use parallel='ddp'."
+        )
+    with parallel_copy(policy, settings) as trained:
+        optimizer = AdamW(
+            trained.parameters(), lr=settings.lr, weight_decay=settings.weight_decay
+        )
+        return run_training(
+            trained,
+            make_cloning_loss(trained) if loss is None else loss,
+            buffer,
+            LambdaLR(optimizer, warmup_cosine(settings.steps)),
+            settings,
+            folder=folder,
+            callback=callback,
+            progress=progress,
+        )
 
 
 def make_training_transform(

@@ -2,25 +2,40 @@
 
 from __future__ import annotations
 
+import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torchrl.data import ReplayBuffer
 from torchrl.objectives import LossModule
 from tqdm import tqdm
 
 from torchrl_vla._internal.durable_files import write_text
-from torchrl_vla.evaluation import hash_weights
+from torchrl_vla.distributed import (
+    Ranks,
+    ShareSampler,
+    clip_gradients,
+    copy_full_weights,
+    is_sharded,
+    shard,
+    share_gradients,
+)
+from torchrl_vla.distributed.sharding import local, shard_like
+from torchrl_vla.errors import SettingsError
+from torchrl_vla.evaluation import hash_weights, package_versions
+from torchrl_vla.recipes.sharded_training_state import ShardedTrainingState
 from torchrl_vla.recipes.training_settings import TrainingSettings
 from torchrl_vla.recipes.training_state import (
     Restorable,
@@ -28,6 +43,8 @@ from torchrl_vla.recipes.training_state import (
     check_training_folder,
 )
 from torchrl_vla.rollout import evaluation_mode
+
+Policy = TypeVar("Policy", bound=nn.Module)
 
 
 @dataclass
@@ -65,9 +82,14 @@ def run_training(
 
     With a folder, the training writes its state there and resumes from it: killed at
     any step and run again with the same policy, it ends with the weights of an
-    uninterrupted training, bit for bit (in one version of PyTorch, on one device). The
-    state holds the weights, the optimizer, the schedule, the moving average, the
-    learning curve, and the random numbers of PyTorch and of the buffer.
+    uninterrupted training, bit for bit (in one version of PyTorch, on one device, with
+    the same number of ranks). The state holds the weights, the optimizer, the schedule,
+    the moving average, the learning curve, and the random numbers of PyTorch and of the
+    buffer.
+
+    In a process group every rank takes its share of each batch, and the gradient is
+    that of the whole batch. The first rank writes, shows progress and calls
+    ``callback``.
 
     Args:
         policy: is put in training mode, and in evaluation mode at the end.
@@ -94,11 +116,16 @@ def run_training(
             weights are those before that step.
         FileExistsError: the folder holds something else.
         ResumeError: the folder was begun with other settings or another policy.
+        SettingsError: the ranks differ in settings, data, weights or versions, or
+            cannot share a batch evenly.
     """
+    ranks = Ranks.current()
+    _check_ranks(ranks, policy, buffer, settings, callback)
     loop = _Loop(policy, loss_module, buffer, schedule, settings)
     state = None
     if folder is not None:
         state = _open_state(Path(folder), loop)
+    progress = progress and ranks.is_first
     started = time.perf_counter() - loop.log.seconds
     policy.train()
     steps = settings.steps
@@ -111,7 +138,7 @@ def run_training(
             if step % settings.log_interval == 0 or step == steps:
                 mean = loop.log_entry(step)
                 bar.set_postfix(loss=f"{mean:.4f}")
-                if callback is not None:
+                if callback is not None and ranks.is_first:
                     with evaluation_mode(policy):
                         callback(step)
             if step % settings.checkpoint_interval == 0 or step == steps:
@@ -141,12 +168,14 @@ class _Loop:
             p for group in self.optimizer.param_groups for p in group["params"]
         ]
         self.device = next(policy.parameters()).device
+        self.ranks = Ranks.current()
+        self.gradients = share_gradients(policy, loss_module, total_loss, self.ranks)
         self.random = torch.Generator().manual_seed(settings.seed)
+        ShareSampler.share(buffer, self.ranks)
         buffer.set_rng(self.random)
         self.average = None
         if settings.ema_decay:
-            average = ramped_average(settings.ema_decay)
-            self.average = AveragedModel(policy, multi_avg_fn=average)
+            self.average = _WeightAverage(policy, ramped_average(settings.ema_decay))
         self.done = 0
         self.log = TrainingLog()
         self.recent: list[Tensor] = []
@@ -155,21 +184,21 @@ class _Loop:
         """Take one optimizer step."""
         batch = self.buffer.sample()
         self.optimizer.zero_grad(set_to_none=True)
-        if self.settings.accumulation_steps == 1:
-            loss = total_loss(self.loss_module, batch.to(self.device))
-            self._remember(loss, step)
-            loss.backward()
+        if not self.ranks.is_alone:  # each rank has noise of its own, at every step
+            torch.manual_seed(rank_seed(self.settings.seed, step, self.ranks.rank))
+        if self.settings.accumulation_steps == 1 and self.ranks.is_alone:
+            loss = self.gradients.backward(batch.to(self.device))
         else:
-            self._remember(self._accumulate(batch), step)
+            loss = self._accumulate(batch)
+        check_finite("train", "loss", loss, f"at step {step}")
+        self.recent.append(loss)
         if self.settings.max_grad_norm is not None:
-            norm = nn.utils.clip_grad_norm_(
-                self.parameters, self.settings.max_grad_norm
-            )
+            norm = clip_gradients(self.parameters, self.settings.max_grad_norm)
             check_finite("train", "gradient", norm, f"at step {step}")
         self.optimizer.step()
         self.schedule.step()
         if self.average is not None:
-            self.average.update_parameters(self.policy)
+            self.average.update()
         self.done = step
 
     def log_entry(self, step: int) -> float:
@@ -181,31 +210,31 @@ class _Loop:
 
     def use_average(self) -> None:
         """Give the policy the moving average of its weights."""
-        if self.average is None:
-            return
-        with torch.no_grad():
-            averages = self.average.module.parameters()
-            for weight, mean in zip(self.policy.parameters(), averages, strict=True):
-                weight.copy_(mean)
-
-    def _remember(self, loss: Tensor, step: int) -> None:
-        check_finite("train", "loss", loss, f"at step {step}")
-        self.recent.append(loss.detach())
+        if self.average is not None:
+            self.average.apply()
 
     def _accumulate(self, batch: TensorDictBase) -> Tensor:
-        """Accumulate the gradient of a batch over its parts; return its loss."""
+        """Accumulate the gradient of a batch over parts and ranks; return its loss."""
         parts = batch.chunk(self.settings.accumulation_steps)
         sizes = [count_elements(self.loss_module, part) for part in parts]
-        total = torch.stack(sizes).sum()
+        total = self.ranks.total(torch.stack(sizes).sum()) / self.ranks.count
+        # A part whose rows all have weight 0 has no mean; its gradient is 0.
+        filled = [p for p in zip(parts, sizes, strict=True) if p[1] != 0]
+        if min(self.ranks.collect(len(filled))) == 0:
+            raise SettingsError(
+                "train: expected a frame with a weight above 0 in the share of every "
+                f"rank, got none on one of {self.ranks.count}. Pass a larger batch_size."
+            )
         losses = []
-        for part, size in zip(parts, sizes, strict=True):
-            if size == 0:  # all of its rows have weight 0
-                continue
-            loss = total_loss(self.loss_module, part.to(self.device))
-            loss = loss * (size / total).to(loss)
-            loss.backward()
-            losses.append(loss.detach())
-        return torch.stack(losses).sum()
+        for index, (part, size) in enumerate(filled, 1):
+            losses.append(
+                self.gradients.backward(
+                    part.to(self.device),
+                    size / total,
+                    more_to_come=index < len(filled),
+                )
+            )
+        return self.ranks.mean(torch.stack(losses).sum())
 
     def state_dict(self) -> dict[str, object]:
         """Return the step, the learning curve and the random numbers."""
@@ -235,10 +264,57 @@ class _Loop:
             torch.cuda.set_rng_state(state["cuda_random"], self.device)
 
 
+class _WeightAverage:
+    """Moving average of a policy's weights, sharded where they are.
+
+    ``torch.optim.swa_utils.AveragedModel`` copies the module, which FSDP2 refuses.
+    """
+
+    def __init__(self, policy: nn.Module, update: Callable[..., None]) -> None:
+        self.parameters = list(policy.parameters())
+        self.weights = [local(p.detach()) for p in self.parameters]
+        self.means = [weight.clone() for weight in self.weights]
+        self._update = update
+        self.count = torch.zeros((), dtype=torch.long)
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take the current weights into the average."""
+        if self.count == 0:
+            for mean, weight in zip(self.means, self.weights, strict=True):
+                mean.copy_(weight)
+        else:
+            self._update(self.means, self.weights, self.count)
+        self.count += 1
+
+    @torch.no_grad()
+    def apply(self) -> None:
+        """Give the policy the average."""
+        for mean, weight in zip(self.means, self.weights, strict=True):
+            weight.copy_(mean)
+
+    def sharded_state(self) -> dict[str, Any]:
+        """Return the means, sharded as the weights are, and the number of updates."""
+        pairs = zip(self.parameters, self.means, strict=True)
+        means = {str(i): shard_like(p, mean) for i, (p, mean) in enumerate(pairs)}
+        return {"means": means, "count": self.count}
+
+    def state_dict(self) -> dict[str, object]:
+        """Return the means and the number of updates."""
+        return {"means": self.means, "count": self.count}
+
+    def load_state_dict(self, state: dict[str, Any], /) -> None:
+        """Take the means and the number of updates over."""
+        for mean, stored in zip(self.means, state["means"], strict=True):
+            mean.copy_(stored)
+        self.count.copy_(state["count"])
+
+
 def _open_state(folder: Path, loop: _Loop) -> TrainingState:
     """Read the state of a folder, or write the first one."""
     check_training_folder("train", folder)
     folder.mkdir(parents=True, exist_ok=True)
+    loop.ranks.check_shared("train", folder)
     parts: dict[str, Restorable] = {
         "policy": loop.policy,
         "optimizer": loop.optimizer,
@@ -249,10 +325,74 @@ def _open_state(folder: Path, loop: _Loop) -> TrainingState:
         parts["average"] = loop.average
     settings = {"loss": type(loop.loss_module).__name__, **loop.settings.as_values()}
     settings["frames"] = len(loop.buffer)
-    state = TrainingState(folder, parts, settings, hash_weights(loop.policy))
-    if state.read() is None:
+    kind = ShardedTrainingState if is_sharded(loop.policy) else TrainingState
+    state = kind(folder, parts, settings, hash_weights(loop.policy))
+    found = state.read()
+    loop.ranks.wait()
+    if found is None:
         state.write(0)
     return state
+
+
+def _check_ranks(
+    ranks: Ranks,
+    policy: nn.Module,
+    buffer: ReplayBuffer,
+    settings: TrainingSettings,
+    callback: Callable[[int], None] | None,
+) -> None:
+    """Refuse ranks that would not train one policy, or could not share a batch."""
+    if ranks.is_alone:
+        return
+    caller = "run_training"
+    if callback is not None and is_sharded(policy):
+        raise SettingsError(
+            f"{caller}: expected no callback for a sharded policy, which acts on all "
+            "ranks together or not at all, got one. Evaluate the trained policy, or "
+            "train with parallel='ddp'."
+        )
+    remedy = "Start every rank with the same command and environment."
+    versions: dict[str, object] = dict(package_versions())
+    ranks.agree(caller, "library versions", versions, remedy)
+    ranks.agree(caller, "settings", settings.as_values(), remedy)
+    ranks.agree(caller, "number of frames", len(buffer), remedy)
+    ranks.agree(
+        caller,
+        "initial weights",
+        hash_weights(policy)[:12],
+        "Seed PyTorch alike on every rank before the policy is made.",
+    )
+
+
+@contextmanager
+def parallel_copy(policy: Policy, settings: TrainingSettings) -> Iterator[Policy]:
+    """Yield what the ranks train: the policy itself, or with "fsdp" a sharded copy.
+
+    The loss and the optimizer are made from it. At the end the policy holds its
+    weights, on every rank.
+
+    Args:
+        policy: of the same weights on every rank.
+        settings: ``parallel`` decides.
+
+    Raises:
+        SettingsError: "fsdp" without a process group.
+    """
+    if settings.parallel == "ddp":
+        yield policy
+        return
+    copied = copy.deepcopy(policy)
+    shard(copied)
+    yield copied
+    copy_full_weights(copied, policy)
+    policy.eval()
+
+
+def rank_seed(seed: int, step: int, rank: int) -> int:
+    """Return the seed of a rank's random numbers at a step."""
+    return int(
+        np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0] >> 1
+    )
 
 
 def ramped_average(decay: float) -> Callable[..., None]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from math import isfinite
-from typing import Any
+from typing import Any, Literal, get_args
 
 from torchrl_vla.errors import SettingsError
 
 #: Settings that change when something is reported or written, and no weight.
 _REPORTING = ("log_interval", "checkpoint_interval")
+
+Parallel = Literal["ddp", "fsdp"]
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class TrainingSettings:
 
     Args:
         steps: Optimizer steps.
-        batch_size: Frames per optimizer step.
+        batch_size: Frames per optimizer step, of all ranks together.
         lr: Peak learning rate. It rises linearly over a twentieth of the steps and then
             follows a cosine to 0. With None, cloning uses 1e-3, and a LeRobot policy
             uses the learning rates and the schedule of its own configuration.
@@ -40,6 +42,9 @@ class TrainingSettings:
         log_interval: Steps between two entries of the learning curve.
         checkpoint_interval: Steps between two states that a training with a folder can
             be resumed from.
+        parallel: How the processes that torchrun starts share the training. `ddp` keeps
+            the policy whole in each, `fsdp` splits its weights among them. Has no
+            effect on a single process.
 
     Raises:
         SettingsError: a number is out of its range.
@@ -59,6 +64,7 @@ class TrainingSettings:
     seed: int = 0
     log_interval: int = 25
     checkpoint_interval: int = 500
+    parallel: Parallel = "ddp"
 
     def __post_init__(self) -> None:
         counts = ("steps", "batch_size", "accumulation_steps", *_REPORTING)
@@ -68,6 +74,11 @@ class TrainingSettings:
             self._check(name, "a finite number > 0", lambda v: isfinite(v) and v > 0)
         self._check("weight_decay", "a number >= 0", lambda v: isfinite(v) and v >= 0)
         self._check("ema_decay", "a number in [0, 1)", lambda value: 0 <= value < 1)
+        if self.parallel not in get_args(Parallel):
+            raise SettingsError(
+                f"TrainingSettings: expected parallel of {get_args(Parallel)}, got "
+                f"{self.parallel!r}."
+            )
         if self.batch_size is not None and self.accumulation_steps > self.batch_size:
             raise SettingsError(
                 "TrainingSettings: expected accumulation_steps <= batch_size="
@@ -98,7 +109,8 @@ class TrainingSettings:
     def as_values(self) -> dict[str, int | float | None]:
         """Return what the weights depend on, as plain values."""
         values = asdict(self)
-        return {name: values[name] for name in values if name not in _REPORTING}
+        left_out = (*_REPORTING, "parallel")  # ranks change the rounding alone
+        return {name: values[name] for name in values if name not in left_out}
 
     def _check(
         self, name: str, expected: str, is_valid: Callable[[float], bool]

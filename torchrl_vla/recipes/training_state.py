@@ -4,26 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, Protocol, TypedDict
+from typing import Any, TypedDict
 
 import torch
 
-from torchrl_vla._internal.durable_files import write_bytes
+from torchrl_vla._internal.durable_files import remove, write_bytes
 from torchrl_vla._internal.file_origin import Origin
 from torchrl_vla._internal.tensor_file import read_tensors
+from torchrl_vla.distributed import Ranks
+from torchrl_vla.distributed.shard_files import (
+    PLAIN_FILE,
+    SHARDED_PARTS,
+    Restorable,
+    read_shards,
+    sharded_folders,
+)
 from torchrl_vla.errors import ResumeError
 
 STATE_FILE = "training_state.pt"
-
-
-class Restorable(Protocol):
-    """Module, optimizer, schedule: what has a state of its own."""
-
-    def state_dict(self) -> dict[str, object]:
-        """Return the state."""
-
-    def load_state_dict(self, state_dict: dict[str, object], /) -> object:
-        """Take a state over."""
+_REMEDY = "Begin the training again in another folder."
 
 
 class TrainingState:
@@ -52,14 +51,23 @@ class TrainingState:
         self.initial_weights = initial_weights
 
     def write(self, iteration: int) -> None:
-        """Write the state after an iteration."""
-        state = {
+        """Write the state after an iteration; in a process group the first rank does."""
+        if not Ranks.current().is_first:
+            return
+        state = self._values(iteration, self.parts)
+        write_bytes(self.path, lambda file: torch.save(state, file))
+        for folder in sharded_folders(self.path.parent):
+            remove(folder)
+
+    def _values(
+        self, iteration: int, parts: Mapping[str, Restorable]
+    ) -> dict[str, object]:
+        return {
             "iteration": iteration,
             "settings": self.settings,
             "initial_weights": self.initial_weights,
-            "parts": {name: part.state_dict() for name, part in self.parts.items()},
+            "parts": {name: part.state_dict() for name, part in parts.items()},
         }
-        write_bytes(self.path, lambda file: torch.save(state, file))
 
     def read(self) -> int | None:
         """Restore the state; return its iteration, None where there is no file.
@@ -68,11 +76,24 @@ class TrainingState:
             ResumeError: the training was begun with other settings, or from a policy
                 with other weights; or the file is damaged.
         """
-        if not self.path.exists():
+        folders = sharded_folders(self.path.parent)
+        path = folders[-1] / PLAIN_FILE if folders else self.path
+        if not path.exists():
             return None
-        remedy = "Begin the training again in another folder."
         caller, error = "TrainingState", ResumeError
-        state = read_tensors(caller, self.path, _State, remedy=remedy, error=error)
+        state = read_tensors(caller, path, _State, remedy=_REMEDY, error=error)
+        self._check(state)
+        origin = Origin.of_file(caller, path, _REMEDY, error)
+        for name in self.parts.keys() - set(SHARDED_PARTS if folders else ()):
+            with origin.reading("a state that fits", name):
+                self.parts[name].load_state_dict(state["parts"][name])
+        if folders:
+            with origin.reading("shards of the policy and its optimizer"):
+                read_shards(folders[-1], self.parts, state["iteration"])
+        return state["iteration"]
+
+    def _check(self, state: _State) -> None:
+        """Refuse a state of other settings or another policy."""
         then = state["settings"]
         differing = {
             name: (then.get(name), self.settings.get(name))
@@ -92,11 +113,6 @@ class TrainingState:
                 "got one with other initial weights. Pass the policy as it was before "
                 "the first step to resume, or another folder to begin a new training."
             )
-        origin = Origin.of_file(caller, self.path, remedy, error)
-        for name, part in self.parts.items():
-            with origin.reading("a state that fits", name):
-                part.load_state_dict(state["parts"][name])
-        return state["iteration"]
 
 
 class _State(TypedDict):
@@ -126,7 +142,7 @@ def check_training_folder(
             f"{caller}: expected a folder at {str(folder)!r}, got a file."
         )
     names = {path.name for path in folder.iterdir()}
-    if STATE_FILE in names:
+    if STATE_FILE in names or sharded_folders(folder):
         return
     foreign = sorted(
         name for name in names if name not in own_names and ".partial" not in name
@@ -141,4 +157,6 @@ def check_training_folder(
 
 def finish_training(folder: Path | str) -> None:
     """Remove the state of a finished training, once its policy is stored."""
-    (Path(folder) / STATE_FILE).unlink(missing_ok=True)
+    remove(Path(folder) / STATE_FILE)
+    for sharded in sharded_folders(Path(folder)):
+        remove(sharded)

@@ -1,0 +1,97 @@
+"""Trainings on two gloo ranks against one process with the whole batch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from ranked_trainings import (
+    CASES,
+    meet_refusals,
+    run_all,
+    run_chunk_training,
+    run_cloning,
+    shard_at_the_root,
+)
+from two_ranks import run_ranks
+
+pytestmark = pytest.mark.xdist_group("ranks")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("ranks")
+
+
+@pytest.fixture(scope="module")
+def on_two_ranks(folder):
+    return run_ranks(run_all, folder)
+
+
+def assert_close(weights, others, atol):
+    assert weights.keys() == others.keys()
+    for key, value in others.items():
+        torch.testing.assert_close(weights[key], value, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_two_ranks_train_as_one_process_does(case, on_two_ranks):
+    name, _, parts = case
+    alone, losses = run_chunk_training(name, None, parts=parts)
+    for results, _, _ in on_two_ranks:
+        weights, seen = results[case]
+        assert seen == pytest.approx(losses, abs=1e-9)
+        assert_close(weights, alone, atol=1e-9)
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_cloning_on_two_ranks_gives_both_the_weights_of_one(parallel, on_two_ranks):
+    alone, _ = run_cloning("ddp")
+    for index, (_, cloned, _) in enumerate(on_two_ranks):
+        weights, rank = cloned[parallel]
+        assert rank == index
+        # float32, and Adam divides a gradient by its own size however small it is:
+        # single weights may differ by a part of the learning rate, 1e-3.
+        assert_close(weights, alone, atol=2e-4)
+        errors = [(weights[key] - value).abs().flatten() for key, value in alone.items()]
+        assert torch.cat(errors).mean() < 1e-7
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_ranks_resume_bit_for_bit(parallel, on_two_ranks):
+    for results, _, resumed in on_two_ranks:
+        uninterrupted, losses = results["chunk", parallel, 1]
+        assert resumed[parallel][1] == losses
+        assert_close(resumed[parallel][0], uninterrupted, atol=0)
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_one_process_resumes_what_two_ranks_began(parallel, on_two_ranks, folder):
+    uninterrupted, losses = run_chunk_training("chunk", None)
+    weights, seen = run_chunk_training(
+        "chunk", None, folder=folder / f"{parallel}-alone"
+    )
+    assert seen == pytest.approx(losses, abs=1e-9)
+    assert_close(weights, uninterrupted, atol=1e-9)
+
+
+def test_ranks_that_do_not_fit_together_are_refused_on_each(folder):
+    expected = {
+        "settings": r"same settings .* rank 0: \{'seed': 0\}, rank 1: \{'seed': 1\}",
+        "weights": "same initial weights on all 2 ranks.*Seed PyTorch alike",
+        "frames": "same number of frames on all 2 ranks, got rank 0: 24, rank 1: 25",
+        "batch": "a batch_size that 2 ranks share evenly, got 7. Pass a multiple of 2",
+        "folder": r"a disk that all ranks share, got ranks \[1\]",
+    }
+    for said in run_ranks(meet_refusals, folder):
+        assert said.keys() == expected.keys()
+        for name, text in expected.items():
+            with pytest.raises(ValueError, match=text):
+                raise ValueError(said[name])
+
+
+def test_a_policy_that_is_sharded_at_its_root_is_refused_where_it_would_not_train():
+    for said in run_ranks(shard_at_the_root, "chunk"):
+        if torch.__version__ >= "2.12":
+            assert "trains nothing. Shard with torchrl_vla.distributed.shard" in said
+        else:
+            assert said == "no refusal"

@@ -1,0 +1,173 @@
+"""Processes of one training, and what they tell one another."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from torchrl_vla.errors import SettingsError
+
+_TIMEOUT = timedelta(hours=2)  # others wait while the first rank evaluates
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes of one training: how many there are, and which one this is.
+
+    Args:
+        rank: of this process, 0 to ``count - 1``.
+        count: processes.
+
+    Examples:
+        >>> Ranks.current()  # without a process group
+        Ranks(rank=0, count=1)
+        >>> Ranks.current().total(torch.tensor(3.0))
+        tensor(3.)
+    """
+
+    rank: int = 0
+    count: int = 1
+
+    @classmethod
+    def current(cls) -> Ranks:
+        """Return those of PyTorch's process group; without one, this process alone."""
+        if dist.is_available() and dist.is_initialized():
+            return cls(dist.get_rank(), dist.get_world_size())
+        return cls()
+
+    @property
+    def is_first(self) -> bool:
+        """True = this process writes, evaluates and shows progress for all."""
+        return self.rank == 0
+
+    @property
+    def is_alone(self) -> bool:
+        """True = there is no other process."""
+        return self.count == 1
+
+    def total(self, value: Tensor) -> Tensor:
+        """Return the sum of a tensor over the ranks."""
+        if self.is_alone:
+            return value
+        value = value.detach().clone()
+        dist.all_reduce(value)
+        return value
+
+    def mean(self, value: Tensor) -> Tensor:
+        """Return the mean of a tensor over the ranks."""
+        return value if self.is_alone else self.total(value) / self.count
+
+    def wait(self) -> None:
+        """Wait until every rank is here."""
+        if not self.is_alone:
+            dist.barrier()
+
+    def gather(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Return the tensordicts of all ranks one after the other, along dimension 0.
+
+        Args:
+            tensordict: of the same keys, shapes and dtypes on every rank.
+        """
+        if self.is_alone:
+            return tensordict
+        parts: list[TensorDictBase] = [tensordict] * self.count
+        dist.all_gather_object(parts, tensordict.cpu())
+        return torch.cat([part.to(tensordict.device) for part in parts], 0)
+
+    def collect(self, value: Value) -> list[Value]:
+        """Return the value of every rank, in the order of the ranks."""
+        if self.is_alone:
+            return [value]
+        values: list[object] = [None] * self.count
+        dist.all_gather_object(values, value)
+        return cast("list[Value]", values)
+
+    def agree(self, caller: str, what: str, value: object, remedy: str) -> None:
+        """Refuse a value that is not the same on every rank; all of them raise.
+
+        Args:
+            caller: opens the error message.
+            what: the value is.
+            value: of this rank; compared by equality.
+            remedy: ends the error message.
+
+        Raises:
+            SettingsError: lists the ranks and their values.
+        """
+        values = self.collect(value)
+        if all(other == values[0] for other in values):
+            return
+        shown = values
+        if all(isinstance(other, dict) for other in values):  # what differs, not all
+            tables = cast("list[dict[str, object]]", values)
+            names = sorted(set().union(*tables))
+            shown = [
+                {n: t.get(n) for n in names if any(t.get(n) != o.get(n) for o in tables)}
+                for t in tables
+            ]
+        listed = ", ".join(f"rank {rank}: {item}" for rank, item in enumerate(shown))
+        raise SettingsError(
+            f"{caller}: expected the same {what} on all {self.count} ranks, got "
+            f"{listed}. {remedy}"
+        )
+
+    def check_shared(self, caller: str, folder: Path) -> None:
+        """Refuse a folder that is not the same one for every rank; all of them raise.
+
+        Raises:
+            SettingsError: the first rank writes a file there that others do not see.
+        """
+        if self.is_alone:
+            return
+        probe = folder / f".partial-ranks-{self.collect(uuid.uuid4().hex)[0]}"
+        if self.is_first:
+            folder.mkdir(parents=True, exist_ok=True)
+            probe.touch()
+        self.wait()
+        blind = [rank for rank, sees in enumerate(self.collect(probe.exists())) if not sees]
+        if self.is_first:
+            probe.unlink()
+        if blind:
+            raise SettingsError(
+                f"{caller}: expected {str(folder)!r} on a disk that all ranks share, got "
+                f"ranks {blind} that do not see what rank 0 writes there. Pass a folder "
+                "on a network file system."
+            )
+
+
+@contextmanager
+def joined_ranks(device: str | None = None) -> Iterator[Ranks]:
+    """Join the processes that ``torchrun`` started, and leave them at the end.
+
+    A process that ``torchrun`` did not start, or that has joined already, is left as
+    it is. On GPUs each process uses the one of its ``LOCAL_RANK``.
+
+    Args:
+        device: that networks run on, ``"cpu"`` or ``"cuda"``; None = the CPU.
+    """
+    is_launched = "RANK" in os.environ and "WORLD_SIZE" in os.environ
+    if not is_launched or dist.is_initialized():
+        yield Ranks.current()
+        return
+    uses_cuda = device is not None and torch.device(device).type == "cuda"
+    if uses_cuda:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    backend = "cpu:gloo,cuda:nccl" if uses_cuda else "gloo"
+    dist.init_process_group(backend, timeout=_TIMEOUT)
+    try:
+        yield Ranks.current()
+    finally:
+        dist.destroy_process_group()
