@@ -50,10 +50,12 @@ def test_cloning_on_two_ranks_gives_both_the_weights_of_one(parallel, on_two_ran
         weights, rank = cloned[parallel]
         assert rank == index
         # float32, and Adam divides a gradient by its own size however small it is:
-        # single weights may differ by a part of the learning rate, 1e-3.
-        assert_close(weights, alone, atol=2e-4)
-        errors = [(weights[key] - value).abs().flatten() for key, value in alone.items()]
-        assert torch.cat(errors).mean() < 1e-7
+        # single weights may differ by as much as the learning rate, 1e-3.
+        assert_close(weights, alone, atol=1e-3)
+        errors = [
+            (weights[key] - value).abs().flatten() for key, value in alone.items()
+        ]
+        assert torch.cat(errors).mean() < 1e-6
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])

@@ -23,7 +23,7 @@ ROWS, H, A, VOCABULARY = 8, 3, 2, 5
 
 
 class Chunk(TensorDictModuleBase):
-    """A linear policy with the heads that the losses read; noise comes with the data."""
+    """A linear policy with the heads that losses read; noise comes with the data."""
 
     in_keys = [("observation", "state")]
     out_keys = ["action_chunk"]

@@ -56,6 +56,13 @@ class Finetune:
 
     def run(self) -> None:
         """Fine-tune, and print how the policy changed."""
+        with library.joined_ranks(self.device) as ranks:
+            result = self._finetune()
+            if ranks.is_first:
+                print(result.comparison)
+                print(f"policy in {self.folder / 'policy'}")
+
+    def _finetune(self) -> recipes.FinetuneResult:
         given = self.dataset_options.given()
         if self.demonstrations is None and given:
             raise OptionError(
@@ -93,8 +100,7 @@ class Finetune:
         )
         env.close()
         eval_env.close()
-        print(result.comparison)
-        print(f"policy in {self.folder / 'policy'}")
+        return result
 
 
 def finetune_command(arguments: Sequence[str]) -> type[Finetune]:

@@ -61,6 +61,7 @@ _MODULES = {
         "inspect_path",
         "write_inspection",
     ),
+    "torchrl_vla.distributed": ("Ranks", "joined_ranks"),
     "torchrl_vla.envs": ("RenderingError",),
     "torchrl_vla.evaluation": (
         "EvaluationResult",

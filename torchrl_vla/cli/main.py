@@ -24,6 +24,7 @@ from torchrl_vla.cli.doctor_command import Doctor
 from torchrl_vla.cli.evaluate_command import Evaluate
 from torchrl_vla.cli.finetune_command import finetune_command
 from torchrl_vla.cli.inspect_command import Inspect
+from torchrl_vla.cli.options import check_launch
 from torchrl_vla.cli.train_command import Train
 from torchrl_vla.errors import VLAError
 
@@ -38,7 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # A user's own class is imported by name, also when its checkpoint is read.
     make_current_directory_importable()
     try:
-        return _parse(arguments).run() or 0
+        command = _parse(arguments)
+        check_launch(type(command).__name__.lower())
+        return command.run() or 0
     except (
         VLAError,
         ValueError,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,10 @@ from torchrl_vla.recipes.environment_options import EnvironmentOptions
 
 if TYPE_CHECKING:
     from torchrl.envs import EnvBase
+
+
+#: Commands that torchrun may start.
+_RANKED = ("train", "finetune")
 
 
 class OptionError(VLAError, ValueError):
@@ -35,6 +40,20 @@ def read_json(option: str, text: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise OptionError(f"{option}: expected a JSON object, got {text!r}.")
     return value
+
+
+def check_launch(command: str) -> None:
+    """Refuse several processes of a command that does its work in one.
+
+    Args:
+        command: its name.
+    """
+    count = int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
+    if count > 1 and command not in _RANKED:
+        raise OptionError(
+            f"{command}: expected one process, got {count} of torchrun. Only "
+            f"{' and '.join(_RANKED)} share their work. Start it without torchrun."
+        )
 
 
 def open_environment(

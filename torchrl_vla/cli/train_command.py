@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tyro.conf import OmitArgPrefixes
 
@@ -71,6 +71,14 @@ class Train:
 
     def run(self) -> None:
         """Train and write the policy, its metadata and the learning curve."""
+        with library.joined_ranks(self.device) as ranks:
+            log = self._train()
+            if ranks.is_first:
+                log.to_csv(self.folder / "learning_curve.csv")
+                library.finish_training(self.folder)
+                print(f"loss {log.losses[-1][1]:.4f}; policy in {self.folder}")
+
+    def _train(self) -> recipes.TrainingLog:
         is_own = is_named_object(self.policy) and not Path(self.policy).exists()
         self._check(is_own)
         library.check_training_folder("train", self.folder)
@@ -90,9 +98,7 @@ class Train:
             log = self._clone(policy, dataset, self.head or "regression")
         else:
             log = self._train_lerobot(dataset)
-        log.to_csv(self.folder / "learning_curve.csv")
-        library.finish_training(self.folder)
-        print(f"loss {log.losses[-1][1]:.4f}; policy in {self.folder}")
+        return log
 
     def _check(self, is_own: bool) -> None:
         """Refuse options of another policy, which would have no effect."""
@@ -127,7 +133,7 @@ class Train:
         log = recipes.train_behavior_cloning(
             policy, dataset, self.settings, space=space, folder=self.folder
         )
-        recipes.save_checkpoint(self.folder, policy, space)
+        self._save(policy, space)
         return log
 
     def _train_lerobot(self, dataset: library.Demonstrations) -> recipes.TrainingLog:
@@ -146,5 +152,12 @@ class Train:
             train_on_padding=self.train_on_padding,
             folder=self.folder,
         )
-        recipes.save_checkpoint(self.folder, policy, None, dataset.metadata)
+        self._save(policy, None, dataset.metadata)
         return log
+
+    def _save(self, policy: TensorDictModuleBase, *about: Any) -> None:
+        """Write the checkpoint; the first rank does."""
+        ranks = library.Ranks.current()
+        if ranks.is_first:
+            recipes.save_checkpoint(self.folder, policy, *about)
+        ranks.wait()

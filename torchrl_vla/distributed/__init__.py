@@ -11,7 +11,7 @@ from torchrl_vla.distributed.gradient_sharing import (
     clip_gradients,
     share_gradients,
 )
-from torchrl_vla.distributed.ranks import Ranks, joined_ranks
+from torchrl_vla.distributed.ranks import Ranks, joined_ranks, rank_seed
 from torchrl_vla.distributed.sharding import (
     check_shards,
     copy_full_weights,
@@ -28,6 +28,7 @@ __all__ = [
     "copy_full_weights",
     "is_sharded",
     "joined_ranks",
+    "rank_seed",
     "shard",
     "share_gradients",
 ]

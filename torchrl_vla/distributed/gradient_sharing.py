@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
-from typing import ContextManager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from tensordict import TensorDictBase
@@ -63,7 +62,7 @@ class GradientSharing:
             self._finish()
         return value.detach()
 
-    def _kept_local(self) -> ContextManager[object]:
+    def _kept_local(self) -> AbstractContextManager[object]:
         return nullcontext()
 
     def _finish(self) -> None:
@@ -79,7 +78,7 @@ class _Replicated(GradientSharing):
         self.replicas = DistributedDataParallel(loss, device_ids=ids)
         super().__init__(self.replicas)
 
-    def _kept_local(self) -> ContextManager[object]:
+    def _kept_local(self) -> AbstractContextManager[object]:
         return self.replicas.no_sync()
 
 
@@ -89,7 +88,9 @@ class _Sharded(GradientSharing):
     def __init__(self, loss: nn.Module, policy: nn.Module, ranks: Ranks) -> None:
         super().__init__(loss)
         self.ranks = ranks
-        self.blocks = [part for part in policy.modules() if isinstance(part, FSDPModule)]
+        self.blocks = [
+            part for part in policy.modules() if isinstance(part, FSDPModule)
+        ]
         self.whole = [p for p in policy.parameters() if not isinstance(p, DTensor)]
 
     @contextmanager

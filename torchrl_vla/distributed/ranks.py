@@ -11,6 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar, cast
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from tensordict import TensorDictBase
@@ -115,7 +116,11 @@ class Ranks:
             tables = cast("list[dict[str, object]]", values)
             names = sorted(set().union(*tables))
             shown = [
-                {n: t.get(n) for n in names if any(t.get(n) != o.get(n) for o in tables)}
+                {
+                    n: t.get(n)
+                    for n in names
+                    if any(t.get(n) != o.get(n) for o in tables)
+                }
                 for t in tables
             ]
         listed = ", ".join(f"rank {rank}: {item}" for rank, item in enumerate(shown))
@@ -137,15 +142,36 @@ class Ranks:
             folder.mkdir(parents=True, exist_ok=True)
             probe.touch()
         self.wait()
-        blind = [rank for rank, sees in enumerate(self.collect(probe.exists())) if not sees]
+        blind = [
+            rank for rank, sees in enumerate(self.collect(probe.exists())) if not sees
+        ]
         if self.is_first:
             probe.unlink()
         if blind:
             raise SettingsError(
-                f"{caller}: expected {str(folder)!r} on a disk that all ranks share, got "
-                f"ranks {blind} that do not see what rank 0 writes there. Pass a folder "
-                "on a network file system."
+                f"{caller}: expected {str(folder)!r} on a disk that all ranks share, "
+                f"got ranks {blind} that do not see what rank 0 writes there. Pass a "
+                "folder on a network file system."
             )
+
+
+def rank_seed(seed: int, step: int, ranks: Ranks) -> int:
+    """Return the seed of this rank's own random numbers at a step.
+
+    The first rank's is ``seed`` at step 0, and so is that of a process alone at any.
+
+    Examples:
+        >>> rank_seed(7, 3, Ranks())
+        7
+        >>> rank_seed(7, 3, Ranks(0, 2)) == rank_seed(7, 3, Ranks(1, 2))
+        False
+    """
+    if ranks.is_alone or (ranks.is_first and step == 0):
+        return seed
+    state = np.random.SeedSequence((seed, step, ranks.rank)).generate_state(
+        1, np.uint64
+    )
+    return int(state[0] >> np.uint64(1))
 
 
 @contextmanager

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
@@ -53,26 +53,22 @@ def sharded_folders(folder: Path) -> list[Path]:
     return sorted(folder.glob(_PREFIX + "*"))
 
 
-def write_shards(
-    folder: Path, parts: Mapping[str, Restorable], iteration: int
-) -> None:
+def write_shards(folder: Path, parts: Mapping[str, Restorable], iteration: int) -> None:
     """Write this rank's shards of the policy, the optimizer and the average."""
-    dcp.save(_collect(parts, iteration), checkpoint_id=folder, no_dist=_is_alone())
+    dcp.save(_collect(parts, iteration), checkpoint_id=folder)
 
 
 def read_shards(folder: Path, parts: Mapping[str, Restorable], iteration: int) -> None:
     """Read the state of the policy, the optimizer and the average, resharded."""
     state = _collect(parts, iteration)
-    dcp.load(state, checkpoint_id=folder, no_dist=_is_alone())
+    with warnings.catch_warnings():  # that there is no process group, which is meant
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        dcp.load(state, checkpoint_id=folder)
     policy = cast(nn.Module, parts["policy"])
     set_model_state_dict(policy, state["policy"])
     if "optimizer" in state:
         optimizer = cast(Optimizer, parts["optimizer"])
         set_optimizer_state_dict(policy, optimizer, state["optimizer"])
-
-
-def _is_alone() -> bool:
-    return not dist.is_initialized()
 
 
 def _collect(parts: Mapping[str, Restorable], iteration: int) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -30,7 +31,8 @@ def shard(
     The policy itself is not a block: FSDP2 starts its backward pass at the tensors that
     a module returns, and in PyTorch 2.13 it finds none in a TensorDict, so that a
     policy that is sharded at its root trains nothing, without an error. Parameters
-    outside the blocks stay whole on every rank; :func:`share_gradients` averages theirs.
+    outside the blocks stay whole on every rank, and :func:`share_gradients` averages
+    their gradients.
 
     Shard first, then make the loss and the optimizer.
 
@@ -96,7 +98,7 @@ def check_shards(caller: str, module: nn.Module) -> None:
     if version < _BLIND_FROM:
         return
     for name, part in module.named_modules():
-        if isinstance(part, FSDPModule) and _returns_tensordict(part):
+        if isinstance(part, FSDPModule) and _returns_tensordict(cast(nn.Module, part)):
             raise SettingsError(
                 f"{caller}: expected shards of modules that return tensors, got "
                 f"fully_shard on {name or 'the module itself'!r} "

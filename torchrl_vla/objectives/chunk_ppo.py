@@ -13,6 +13,7 @@ from torch import Tensor
 from torchrl.objectives import ClipPPOLoss
 
 from torchrl_vla._internal.option_names import Granularity as Granularity
+from torchrl_vla.distributed.shared_mean import masked_mean
 from torchrl_vla.objectives.pad_masks import read_dim_pad_mask
 from torchrl_vla.schema import (
     ELEMENT_LOG_PROBS_KEY,
@@ -206,14 +207,14 @@ class ChunkPPOLoss(ClipPPOLoss):
         advantage = advantage.reshape(-1, *(1,) * (log_ratio.ndim - 1))
         clipped = log_ratio.clamp(*self._clip_bounds)
         gain = torch.minimum(log_ratio.exp() * advantage, clipped.exp() * advantage)
-        out = {"loss_objective": -_mean(gain, weight)}
+        out = {"loss_objective": -masked_mean(gain, weight)}
         with torch.no_grad():
             is_clipped = (clipped != log_ratio).to(new.dtype)
-            out["clip_fraction"] = _mean(is_clipped, weight)
+            out["clip_fraction"] = masked_mean(is_clipped, weight)
             out["kl_approx"] = _k3(log_ratio, weight)
             out["max_ratio"] = log_ratio.exp().max()
         if entropy is not None:
-            mean = _mean(entropy, valid)
+            mean = masked_mean(entropy, valid)
             out["loss_entropy"] = -self.entropy_coeff * mean
             out["entropy"] = mean.detach()
         if self.reference_kl_coeff:
@@ -226,7 +227,7 @@ class ChunkPPOLoss(ClipPPOLoss):
             # the second value is that of value clipping, which is off
             loss_critic, _, explained = self.loss_critic(tensordict)
             decided = valid.flatten(1).any(-1)
-            out["loss_critic"] = _mean(loss_critic.reshape(-1), decided)
+            out["loss_critic"] = masked_mean(loss_critic.reshape(-1), decided)
             out["explained_variance"] = explained.detach().reshape(())
         return TensorDict(out)
 
@@ -299,11 +300,6 @@ class ChunkPPOLoss(ClipPPOLoss):
         return value
 
 
-def _mean(values: Tensor, weight: Tensor) -> Tensor:
-    """Average the values where ``weight`` (bool) is True."""
-    return torch.where(weight, values, 0.0).sum() / weight.sum()
-
-
 def _k3(log_ratio: Tensor, weight: Tensor) -> Tensor:
     """Estimate KL(p || q) from ``log(q / p)`` of samples from ``p``.
 
@@ -311,4 +307,4 @@ def _k3(log_ratio: Tensor, weight: Tensor) -> Tensor:
 
     Source: J. Schulman, "Approximating KL divergence" (2020).
     """
-    return _mean(log_ratio.exp() - log_ratio - 1, weight)
+    return masked_mean(log_ratio.exp() - log_ratio - 1, weight)

@@ -106,9 +106,9 @@ def train_behavior_cloning(
     )
     if loss is not None and settings.parallel == "fsdp":
         raise SettingsError(
-            "train_behavior_cloning: expected no loss with parallel='fsdp', which trains "
-            f"a sharded copy of the policy, got {type(loss).__name__}. Leave it out, "
-            "return it from the policy's make_cloning_loss, or use parallel='ddp'."
+            "train_behavior_cloning: expected no loss with parallel='fsdp', which "
+            f"trains a sharded copy of the policy, got {type(loss).__name__}. Leave it "
+            "out, or use parallel='ddp'."
         )
     with parallel_copy(policy, settings) as trained:
         optimizer = AdamW(

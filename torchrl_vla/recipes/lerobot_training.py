@@ -23,6 +23,7 @@ from torchrl_vla.recipes.relative_statistics import relative_action_statistics
 from torchrl_vla.recipes.training_loop import (
     TrainingLog,
     constant_rate,
+    parallel_copy,
     run_training,
     warmup_cosine,
 )
@@ -179,7 +180,7 @@ def train_lerobot(
         FileExistsError: the folder holds something else than an unfinished training.
         ResumeError: the folder was begun with other settings or another policy.
     """
-    loss_module = LeRobotLoss(policy, train_on_padding=train_on_padding)
+    LeRobotLoss(policy, train_on_padding=train_on_padding)  # refuses early
     check_labels("train_lerobot", dataset)
     mark_metadata(policy, replace(dataset.metadata, cameras=(), image_sizes=None))
     _warn_of_deafness(policy, dataset)
@@ -202,14 +203,14 @@ def train_lerobot(
         ),
         seed=settings.seed,
     )
-    optimizer = preset.build(policy.policy.get_optim_params())
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), parallel_copy(policy, settings) as trained:
         torch.manual_seed(settings.seed)
+        optimizer = preset.build(trained.policy.get_optim_params())
         return run_training(
-            policy,
-            loss_module,
+            trained,
+            LeRobotLoss(trained, train_on_padding=train_on_padding),
             buffer,
-            _make_schedule(policy, optimizer, settings),
+            _make_schedule(trained, optimizer, settings),
             settings,
             folder=folder,
             callback=callback,

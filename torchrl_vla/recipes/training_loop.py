@@ -11,7 +11,6 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
@@ -29,6 +28,7 @@ from torchrl_vla.distributed import (
     clip_gradients,
     copy_full_weights,
     is_sharded,
+    rank_seed,
     shard,
     share_gradients,
 )
@@ -185,7 +185,7 @@ class _Loop:
         batch = self.buffer.sample()
         self.optimizer.zero_grad(set_to_none=True)
         if not self.ranks.is_alone:  # each rank has noise of its own, at every step
-            torch.manual_seed(rank_seed(self.settings.seed, step, self.ranks.rank))
+            torch.manual_seed(rank_seed(self.settings.seed, step, self.ranks))
         if self.settings.accumulation_steps == 1 and self.ranks.is_alone:
             loss = self.gradients.backward(batch.to(self.device))
         else:
@@ -222,8 +222,8 @@ class _Loop:
         filled = [p for p in zip(parts, sizes, strict=True) if p[1] != 0]
         if min(self.ranks.collect(len(filled))) == 0:
             raise SettingsError(
-                "train: expected a frame with a weight above 0 in the share of every "
-                f"rank, got none on one of {self.ranks.count}. Pass a larger batch_size."
+                "train: expected a frame with a weight above 0 in the share of "
+                f"each of {self.ranks.count} ranks, got none. Pass a larger batch_size."
             )
         losses = []
         for index, (part, size) in enumerate(filled, 1):
@@ -386,13 +386,6 @@ def parallel_copy(policy: Policy, settings: TrainingSettings) -> Iterator[Policy
     yield copied
     copy_full_weights(copied, policy)
     policy.eval()
-
-
-def rank_seed(seed: int, step: int, rank: int) -> int:
-    """Return the seed of a rank's random numbers at a step."""
-    return int(
-        np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0] >> 1
-    )
 
 
 def ramped_average(decay: float) -> Callable[..., None]:

@@ -51,7 +51,7 @@ class TrainingState:
         self.initial_weights = initial_weights
 
     def write(self, iteration: int) -> None:
-        """Write the state after an iteration; in a process group the first rank does."""
+        """Write the state after an iteration; the first rank does."""
         if not Ranks.current().is_first:
             return
         state = self._values(iteration, self.parts)

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from torchrl_vla._internal.durable_files import write_text
 from torchrl_vla.data.demonstrations import check_demonstrations
+from torchrl_vla.distributed import Ranks, rank_seed
 from torchrl_vla.errors import ResumeError, SettingsError
 from torchrl_vla.evaluation import (
     Comparison,
@@ -23,6 +24,7 @@ from torchrl_vla.evaluation import (
     compare,
     evaluate,
     hash_weights,
+    package_versions,
 )
 from torchrl_vla.policies import StochasticVLAWrapper, as_policy
 from torchrl_vla.policies.protocol import check_module
@@ -110,6 +112,10 @@ def finetune(
     holds an unfinished training of the same policy with the same settings is resumed:
     in one process the weights become those of an uninterrupted training, bit for bit.
 
+    In a process group (``torchrun``) every rank collects in environments of its own,
+    and all learn from all decisions, each computing its share of every minibatch. The
+    first rank evaluates and writes.
+
     Note:
         The policy samples while it learns and is evaluated without sampling.
 
@@ -145,6 +151,8 @@ def finetune(
         FileExistsError: the folder holds something else than a fine-tuning.
         ResumeError: the folder was begun with other settings or another policy.
         RuntimeError: a loss is not finite; names the iteration.
+        SettingsError: ranks differ in settings, weights or versions, or have a
+            collector.
     """
     settings = FinetuneSettings() if settings is None else settings
     check_module("finetune", policy)
@@ -161,10 +169,14 @@ def finetune(
     policy.eval()  # dropout would make every ratio differ from 1
     initial_weights = hash_weights(policy)
     learner = Learner(policy, space, settings, demonstrations, critic, env)
+    ranks = learner.ranks
+    _check_ranks(learner, collector)
+    ranks.check_shared("finetune", folder)
     state = TrainingState(folder, learner.parts, settings.as_values(), initial_weights)
     done = _resume(state, settings)
-    log = RunLog(folder, _COLUMNS, tensorboard=tensorboard)
-    numbers = log.keep_until(done)
+    log = RunLog(folder, _COLUMNS, tensorboard=tensorboard and ranks.is_first)
+    ranks.wait()
+    numbers = ranks.collect(log.keep_until(done) if ranks.is_first else [])[0]
     rollouts = _open_rollouts(policy, space, env, settings, collector)
     executor = make_executor(policy, space, settings.replan_interval)
     evaluations = _Evaluations(
@@ -174,15 +186,40 @@ def finetune(
     with closing(rollouts), closing(log):
         before = evaluations.run(0)
         iterations = _iterate(learner, rollouts, evaluations, done)
+        progress = progress and ranks.is_first
         for row in _show_progress(iterations, settings.iterations, done, progress):
             numbers.append(row)
-            log.append(row)
+            if ranks.is_first:
+                log.append(row)
             _write_state(state, int(row["iteration"]), settings)
     after = evaluations.run(settings.iterations)
-    save_finetuned(folder / "policy", policy, space, env)
     comparison = compare(after, before, names=("after", "before"))
-    write_text(folder / "comparison.json", comparison.to_json())
+    if ranks.is_first:
+        save_finetuned(folder / "policy", policy, space, env)
+        write_text(folder / "comparison.json", comparison.to_json())
+    ranks.wait()
     return FinetuneResult(before, after, comparison, numbers)
+
+
+def _check_ranks(learner: Learner, collector: Any | None) -> None:
+    """Refuse ranks that would not train one policy."""
+    ranks, caller = learner.ranks, "finetune"
+    if ranks.is_alone:
+        return
+    if collector is not None:
+        raise SettingsError(
+            f"{caller}: expected no collector on {ranks.count} ranks, each of which "
+            f"collects by itself, got {type(collector).__name__}. Leave it out, or "
+            "start one process."
+        )
+    remedy = "Start every rank with the same command and environment."
+    versions: dict[str, object] = dict(package_versions())
+    ranks.agree(caller, "library versions", versions, remedy)
+    ranks.agree(caller, "settings", learner.settings.as_values(), remedy)
+    trained = (learner.policy, learner.critic)
+    hashes = [hash_weights(part)[:12] for part in trained if part is not None]
+    remedy = "Seed PyTorch alike on every rank before the policy is made."
+    ranks.agree(caller, "initial weights of policy and critic", hashes, remedy)
 
 
 def _resume(state: TrainingState, settings: FinetuneSettings) -> int:
@@ -212,11 +249,15 @@ def _iterate(
     done: int,
 ) -> Iterator[dict[str, float]]:
     """Yield the numbers of each iteration that is left."""
-    settings = learner.settings
+    settings, ranks = learner.settings, learner.ranks
     for iteration in range(done + 1, settings.iterations + 1):
         started = time.perf_counter()
-        with _own_random_numbers(iteration_seed(settings.seed, iteration)):
+        seed = iteration_seed(settings.seed, iteration)
+        with _own_random_numbers(rank_seed(seed, iteration, ranks)):
             rollout = rollouts.collect(iteration)
+            if not ranks.is_alone:
+                rollout = ranks.gather(rollout)
+                torch.manual_seed(seed)  # all ranks shuffle alike
             numbers = learner.learn(rollout, iteration)
         rollouts.sync()
         numbers["seconds"] = time.perf_counter() - started
@@ -262,7 +303,13 @@ class _Evaluations:
         self.settings = settings
 
     def run(self, iteration: int) -> EvaluationResult:
-        """Return the evaluation after an iteration."""
+        """Return the evaluation after an iteration, which the first rank makes."""
+        ranks = Ranks.current()
+        first, *_ = ranks.collect(self._run(iteration) if ranks.is_first else None)
+        assert first is not None
+        return first
+
+    def _run(self, iteration: int) -> EvaluationResult:
         path = self.folder / f"{iteration:05d}.json"
         # Before the first state, the file may be cut off, or of other weights.
         if 0 < self.done >= iteration and path.exists():
@@ -307,7 +354,7 @@ def _open_rollouts(
         space,
         chunk_size=policy.chunk_size,
         replan_interval=executed,
-        seed=settings.seed,
+        seed=rank_seed(settings.seed, 0, Ranks.current()),
         group_size=group_size,
         reward=settings.reward,
     )

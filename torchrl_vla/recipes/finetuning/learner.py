@@ -13,6 +13,9 @@ from torchrl.envs import EnvBase
 from torchrl.objectives import LossModule
 
 from torchrl_vla.data import check_labels
+from torchrl_vla.distributed import Ranks, ShareSampler
+from torchrl_vla.distributed.gradient_sharing import average_gradients
+from torchrl_vla.distributed.shared_mean import shared_batch
 from torchrl_vla.objectives import (
     ChunkPPOLoss,
     add_reference_log_probs,
@@ -28,7 +31,7 @@ from torchrl_vla.recipes.finetuning.finetune_settings import (
 )
 from torchrl_vla.recipes.finetuning.policies import choose_critic
 from torchrl_vla.recipes.policy_factory import make_cloning_loss
-from torchrl_vla.recipes.training_loop import check_finite
+from torchrl_vla.recipes.training_loop import check_finite, count_elements
 from torchrl_vla.rollout import iteration_seed
 from torchrl_vla.schema import EXECUTED_STEPS_KEY, SchemaError, metadata_of
 from torchrl_vla.spaces import ModelSpace
@@ -37,7 +40,9 @@ from torchrl_vla.spaces import ModelSpace
 class Learner:
     """Turn rollouts into optimizer steps.
 
-    Weights that do not require a gradient stay as they are.
+    Weights that do not require a gradient stay as they are. In a process group every
+    rank has the rollouts of all, and takes its share of each minibatch: advantages,
+    groups and minibatches are those of one process.
 
     Args:
         policy: trained in place.
@@ -62,6 +67,7 @@ class Learner:
     ) -> None:
         self.settings = settings
         self.policy = policy
+        self.ranks = Ranks.current()
         self.cloning = _Cloning(policy, space, settings, demonstrations)
         algorithm = settings.algorithm
         self.critic = choose_critic(policy, critic, algorithm, env)
@@ -84,6 +90,9 @@ class Learner:
             self.parts["reference"] = self.reference
         self.optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
         self.parts["optimizer"] = self.optimizer
+        self.trainable = [
+            p for group in self.optimizer.param_groups for p in group["params"]
+        ]
 
     def learn(self, rollout: TensorDictBase, iteration: int) -> dict[str, float]:
         """Take the optimizer steps of a batch; return the numbers for the log."""
@@ -128,27 +137,41 @@ class Learner:
     def _step(
         self, batch: TensorDictBase, iteration: int, critic_only: bool
     ) -> dict[str, Tensor]:
-        out = dict(self.loss(batch).items())
+        ranks = self.ranks
+        share = batch[ranks.rank :: ranks.count]
+        with shared_batch(ranks, counts=len(share) > 0):
+            # A rank without a row computes one of another's, which does not count.
+            out = dict(self.loss(share if len(share) else batch[:1]).items())
+        seen = {name: self._over_ranks(name, value) for name, value in out.items()}
         limit = self.settings.target_kl
         # KL early stop: the critic learns on, the policy does not.
-        stops = critic_only or (limit is not None and out["kl_approx"].item() > limit)
-        out["policy_update_fraction"] = torch.tensor(float(not stops))
+        stops = critic_only or (limit is not None and seen["kl_approx"].item() > limit)
+        seen["policy_update_fraction"] = torch.tensor(float(not stops))
         losses = [
             value
             for name, value in out.items()
             if name == "loss_critic" or (name.startswith("loss_") and not stops)
         ]
         if self.cloning.loss is not None and not stops:
-            out["loss_bc"] = self.cloning()
-            losses.append(out["loss_bc"])
+            cloning = self.cloning()
+            losses.append(cloning)
+            seen["loss_bc"] = self._over_ranks("loss_bc", cloning)
         if losses:  # none where a policy without a critic stops
             self._descend(sum(losses), f"in iteration {iteration}")
-        return {name: value.detach() for name, value in out.items()}
+        return seen
+
+    def _over_ranks(self, name: str, value: Tensor) -> Tensor:
+        """Return a number of the whole minibatch."""
+        value = value.detach()
+        if name == "max_ratio" and not self.ranks.is_alone:
+            return torch.stack(self.ranks.collect(value)).max()
+        return self.ranks.mean(value)
 
     def _descend(self, loss: Tensor, where: str) -> None:
-        check_finite("finetune", "loss", loss, where)
+        check_finite("finetune", "loss", self.ranks.mean(loss.detach()), where)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        average_gradients(self.trainable, self.ranks)
         for group in self.optimizer.param_groups:  # the critic's norm is its own
             limit = self.settings.max_grad_norm
             norm = nn.utils.clip_grad_norm_(group["params"], limit)
@@ -173,6 +196,7 @@ class _Cloning:
                 f"{type(demonstrations).__name__}."
             )
         self.settings = settings
+        self.ranks = Ranks.current()
         self.loss: LossModule | None = None
         if demonstrations is not None:
             known = space.metadata if space is not None else metadata_of(policy)
@@ -186,6 +210,7 @@ class _Cloning:
                     policy, space, demonstrations.storage
                 ),
             )
+            ShareSampler.share(self.buffer, self.ranks)
 
     def begin(self, iteration: int) -> None:
         """Seed the batches of an iteration."""
@@ -197,7 +222,12 @@ class _Cloning:
         """Return the weighted loss of the next batch."""
         assert self.loss is not None, "there are no demonstrations"
         (name,) = self.loss.out_keys
-        return self.settings.bc_coeff * self.loss(self.buffer.sample())[name]
+        batch = self.buffer.sample()
+        loss = self.settings.bc_coeff * self.loss(batch)[name]
+        if self.ranks.is_alone:
+            return loss
+        size = count_elements(self.loss, batch)
+        return loss * (size / self.ranks.mean(size)).to(loss)
 
 
 def _trainable(module: nn.Module) -> list[nn.Parameter]:
