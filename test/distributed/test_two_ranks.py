@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
+from ranked_learning import ALGORITHMS, learn, make_rollout
 from ranked_trainings import (
     CASES,
     meet_refusals,
@@ -13,6 +18,10 @@ from ranked_trainings import (
     shard_at_the_root,
 )
 from two_ranks import run_ranks
+
+from torchrl_vla.data import collect
+from torchrl_vla.envs import TabletopEnv
+from torchrl_vla.recipes import load_checkpoint
 
 pytestmark = pytest.mark.xdist_group("ranks")
 
@@ -97,3 +106,106 @@ def test_a_policy_that_is_sharded_at_its_root_is_refused_where_it_would_not_trai
             assert "trains nothing. Shard with torchrl_vla.distributed.shard" in said
         else:
             assert said == "no refusal"
+
+
+def test_two_ranks_learn_from_decisions_as_one_process_does():
+    rollouts = dict.fromkeys(ALGORITHMS, make_rollout())
+    alone = learn(rollouts)
+    for results in run_ranks(learn, rollouts):
+        for name, (weights, numbers) in results.items():
+            expected_weights, expected = alone[name]
+            expected.pop("explained_variance", None)  # of one process only
+            assert numbers == pytest.approx(expected, rel=1e-3, abs=1e-5)
+            errors = [
+                (weights[key] - value).abs().flatten()
+                for key, value in expected_weights.items()
+            ]
+            assert torch.cat(errors).mean() < 1e-6
+
+
+def torchrun(*arguments, **options):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
+    command += ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "-m"]
+    return subprocess.run(
+        [*command, "torchrl_vla", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()},
+        **options,
+    )
+
+
+@pytest.fixture(scope="module")
+def demonstrations(folder):
+    env = TabletopEnv(4, image_size=16)
+    path = folder / "demonstrations"
+    collect(env, env.make_expert(), 4, folder=path, progress=False)
+    return path
+
+
+def test_torchrun_trains_and_writes_one_policy(demonstrations, folder):
+    options = ["--hidden", 16, "--steps", 3, "--batch-size", 8, "--parallel", "fsdp"]
+    cloned = folder / "cloned"
+    done = torchrun(
+        "train", "--dataset", demonstrations, "--folder", cloned, *options
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("policy in") == 1
+    assert sorted(path.name for path in cloned.iterdir()) == [
+        "learning_curve.csv",
+        "metadata.json",
+        "model_space.json",
+        "policy",
+    ]
+    policy, _ = load_checkpoint(cloned)
+    assert all(value.isfinite().all() for value in policy.state_dict().values())
+
+
+def test_when_a_rank_dies_the_others_stop_with_its_error(demonstrations, folder):
+    (folder / "dying.py").write_text(DYING)
+    done = torchrun(
+        "train",
+        *("--dataset", demonstrations, "--folder", folder / "dead"),
+        *("--policy", "dying:make_policy", "--steps", 100, "--batch-size", 8),
+        cwd=folder,
+    )
+    assert done.returncode != 0
+    assert "planted death of rank 1" in done.stderr
+
+
+def test_other_commands_refuse_torchrun(demonstrations):
+    done = torchrun("inspect", demonstrations)
+    assert done.returncode != 0
+    assert "inspect: expected one process, got 2 of torchrun" in done.stderr
+
+
+DYING = '''
+import os
+
+import torch
+from torch import nn
+
+
+class Dying(nn.Module):
+    in_keys = [("observation", "state")]
+    out_keys = ["action_chunk"]
+    chunk_size = 2
+
+    def __init__(self, state_dim, action_dim):
+        super().__init__()
+        self.action_dim = action_dim
+        self.layer = nn.Linear(state_dim, 2 * action_dim)
+        self.calls = 0
+
+    def forward(self, tensordict):
+        self.calls += 1
+        if self.calls > 3 and os.environ["RANK"] == "1":
+            raise RuntimeError("planted death of rank 1")
+        chunk = self.layer(tensordict["observation", "state"])
+        return tensordict.set("action_chunk", chunk.unflatten(-1, (2, -1)))
+
+
+def make_policy(metadata):
+    return Dying(metadata.state_dim, metadata.action_dim)
+'''

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         inspect_path,
         write_inspection,
     )
+    from torchrl_vla.distributed import Ranks, joined_ranks
     from torchrl_vla.envs import RenderingError
     from torchrl_vla.evaluation import (
         EvaluationResult,
@@ -95,6 +96,7 @@ __all__ = [
     "Demonstrations",
     "Diagnosis",
     "EvaluationResult",
+    "Ranks",
     "Recorder",
     "RenderingError",
     "cat",
@@ -110,6 +112,7 @@ __all__ = [
     "hash_folder",
     "hash_weights",
     "inspect_path",
+    "joined_ranks",
     "load_any_executor",
     "make_ablation",
     "make_own_policy",

@@ -142,6 +142,8 @@ class Learner:
         with shared_batch(ranks, counts=len(share) > 0):
             # A rank without a row computes one of another's, which does not count.
             out = dict(self.loss(share if len(share) else batch[:1]).items())
+        if not ranks.is_alone:  # of a share it says nothing about the minibatch
+            out.pop("explained_variance", None)
         seen = {name: self._over_ranks(name, value) for name, value in out.items()}
         limit = self.settings.target_kl
         # KL early stop: the critic learns on, the policy does not.
