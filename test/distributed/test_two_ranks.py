@@ -147,9 +147,7 @@ def demonstrations(folder):
 def test_torchrun_trains_and_writes_one_policy(demonstrations, folder):
     options = ["--hidden", 16, "--steps", 3, "--batch-size", 8, "--parallel", "fsdp"]
     cloned = folder / "cloned"
-    done = torchrun(
-        "train", "--dataset", demonstrations, "--folder", cloned, *options
-    )
+    done = torchrun("train", "--dataset", demonstrations, "--folder", cloned, *options)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("policy in") == 1
     assert sorted(path.name for path in cloned.iterdir()) == [
@@ -180,7 +178,7 @@ def test_other_commands_refuse_torchrun(demonstrations):
     assert "inspect: expected one process, got 2 of torchrun" in done.stderr
 
 
-DYING = '''
+DYING = """
 import os
 
 import torch
@@ -208,4 +206,4 @@ class Dying(nn.Module):
 
 def make_policy(metadata):
     return Dying(metadata.state_dim, metadata.action_dim)
-'''
+"""

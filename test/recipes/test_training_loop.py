@@ -22,9 +22,9 @@ from torchrl_vla.recipes.training_loop import (
     _Loop,
     constant_rate,
     count_elements,
-    ramped_average,
     total_loss,
 )
+from torchrl_vla.recipes.weight_average import ramped_average
 
 ROWS, H, A, VOCABULARY = 6, 3, 2, 5
 

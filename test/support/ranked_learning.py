@@ -4,8 +4,8 @@ import torch
 
 from torchrl_vla.distributed import Ranks
 from torchrl_vla.envs import TabletopEnv
-from torchrl_vla.policies import BackboneConfig, TinyGaussianVLA, TinyTokenVLA
-from torchrl_vla.recipes import FinetuneSettings, finetune
+from torchrl_vla.policies import BackboneConfig, TinyTokenVLA
+from torchrl_vla.recipes import FinetuneSettings
 from torchrl_vla.recipes.finetuning.algorithms import GRPO, PPO
 from torchrl_vla.recipes.finetuning.learner import Learner
 from torchrl_vla.recipes.finetuning.rollouts import Rollouts, make_decision_env

@@ -228,3 +228,14 @@ def shard_at_the_root(name):
     except SettingsError as error:
         return str(error)
     return "no refusal"
+
+
+def make_bc_loss(policy):
+    return BCLoss(policy, loss_function="l2")
+
+
+class Doubled(BCLoss):
+    """A loss whose mean it takes for one over twice the elements of long chunks."""
+
+    def count_elements(self, tensordict):
+        return super().count_elements(tensordict) ** 2

@@ -18,10 +18,10 @@ from torchrl_vla.errors import SettingsError
 from torchrl_vla.policies import as_policy
 from torchrl_vla.policies.protocol import check_module
 from torchrl_vla.recipes.dataset_opening import Demonstrations, seen_metadata
+from torchrl_vla.recipes.parallel_training import parallel_copy
 from torchrl_vla.recipes.policy_factory import make_cloning_loss
 from torchrl_vla.recipes.training_loop import (
     TrainingLog,
-    parallel_copy,
     run_training,
     warmup_cosine,
 )

@@ -19,11 +19,11 @@ from torchrl_vla.objectives import LeRobotLoss
 from torchrl_vla.policies import LeRobotPolicyWrapper, make_lerobot_policy
 from torchrl_vla.policies.lerobot import KINDS, RobotFit, kind_of
 from torchrl_vla.recipes.dataset_opening import Demonstrations, image_sizes_of
+from torchrl_vla.recipes.parallel_training import parallel_copy
 from torchrl_vla.recipes.relative_statistics import relative_action_statistics
 from torchrl_vla.recipes.training_loop import (
     TrainingLog,
     constant_rate,
-    parallel_copy,
     run_training,
     warmup_cosine,
 )

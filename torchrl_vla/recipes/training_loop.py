@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torchrl.data import ReplayBuffer
 from torchrl.objectives import LossModule
 from tqdm import tqdm
@@ -26,15 +23,13 @@ from torchrl_vla.distributed import (
     Ranks,
     ShareSampler,
     clip_gradients,
-    copy_full_weights,
     is_sharded,
     rank_seed,
-    shard,
     share_gradients,
 )
-from torchrl_vla.distributed.sharding import local, shard_like
 from torchrl_vla.errors import SettingsError
-from torchrl_vla.evaluation import hash_weights, package_versions
+from torchrl_vla.evaluation import hash_weights
+from torchrl_vla.recipes.parallel_training import check_ranks
 from torchrl_vla.recipes.sharded_training_state import ShardedTrainingState
 from torchrl_vla.recipes.training_settings import TrainingSettings
 from torchrl_vla.recipes.training_state import (
@@ -42,9 +37,8 @@ from torchrl_vla.recipes.training_state import (
     TrainingState,
     check_training_folder,
 )
+from torchrl_vla.recipes.weight_average import WeightAverage, ramped_average
 from torchrl_vla.rollout import evaluation_mode
-
-Policy = TypeVar("Policy", bound=nn.Module)
 
 
 @dataclass
@@ -120,7 +114,7 @@ def run_training(
             cannot share a batch evenly.
     """
     ranks = Ranks.current()
-    _check_ranks(ranks, policy, buffer, settings, callback)
+    check_ranks(ranks, policy, buffer, settings, callback)
     loop = _Loop(policy, loss_module, buffer, schedule, settings)
     state = None
     if folder is not None:
@@ -175,7 +169,7 @@ class _Loop:
         buffer.set_rng(self.random)
         self.average = None
         if settings.ema_decay:
-            self.average = _WeightAverage(policy, ramped_average(settings.ema_decay))
+            self.average = WeightAverage(policy, ramped_average(settings.ema_decay))
         self.done = 0
         self.log = TrainingLog()
         self.recent: list[Tensor] = []
@@ -264,52 +258,6 @@ class _Loop:
             torch.cuda.set_rng_state(state["cuda_random"], self.device)
 
 
-class _WeightAverage:
-    """Moving average of a policy's weights, sharded where they are.
-
-    ``torch.optim.swa_utils.AveragedModel`` copies the module, which FSDP2 refuses.
-    """
-
-    def __init__(self, policy: nn.Module, update: Callable[..., None]) -> None:
-        self.parameters = list(policy.parameters())
-        self.weights = [local(p.detach()) for p in self.parameters]
-        self.means = [weight.clone() for weight in self.weights]
-        self._update = update
-        self.count = torch.zeros((), dtype=torch.long)
-
-    @torch.no_grad()
-    def update(self) -> None:
-        """Take the current weights into the average."""
-        if self.count == 0:
-            for mean, weight in zip(self.means, self.weights, strict=True):
-                mean.copy_(weight)
-        else:
-            self._update(self.means, self.weights, self.count)
-        self.count += 1
-
-    @torch.no_grad()
-    def apply(self) -> None:
-        """Give the policy the average."""
-        for mean, weight in zip(self.means, self.weights, strict=True):
-            weight.copy_(mean)
-
-    def sharded_state(self) -> dict[str, Any]:
-        """Return the means, sharded as the weights are, and the number of updates."""
-        pairs = zip(self.parameters, self.means, strict=True)
-        means = {str(i): shard_like(p, mean) for i, (p, mean) in enumerate(pairs)}
-        return {"means": means, "count": self.count}
-
-    def state_dict(self) -> dict[str, object]:
-        """Return the means and the number of updates."""
-        return {"means": self.means, "count": self.count}
-
-    def load_state_dict(self, state: dict[str, Any], /) -> None:
-        """Take the means and the number of updates over."""
-        for mean, stored in zip(self.means, state["means"], strict=True):
-            mean.copy_(stored)
-        self.count.copy_(state["count"])
-
-
 def _open_state(folder: Path, loop: _Loop) -> TrainingState:
     """Read the state of a folder, or write the first one."""
     check_training_folder("train", folder)
@@ -332,78 +280,6 @@ def _open_state(folder: Path, loop: _Loop) -> TrainingState:
     if found is None:
         state.write(0)
     return state
-
-
-def _check_ranks(
-    ranks: Ranks,
-    policy: nn.Module,
-    buffer: ReplayBuffer,
-    settings: TrainingSettings,
-    callback: Callable[[int], None] | None,
-) -> None:
-    """Refuse ranks that would not train one policy, or could not share a batch."""
-    if ranks.is_alone:
-        return
-    caller = "run_training"
-    if callback is not None and is_sharded(policy):
-        raise SettingsError(
-            f"{caller}: expected no callback for a sharded policy, which acts on all "
-            "ranks together or not at all, got one. Evaluate the trained policy, or "
-            "train with parallel='ddp'."
-        )
-    remedy = "Start every rank with the same command and environment."
-    versions: dict[str, object] = dict(package_versions())
-    ranks.agree(caller, "library versions", versions, remedy)
-    ranks.agree(caller, "settings", settings.as_values(), remedy)
-    ranks.agree(caller, "number of frames", len(buffer), remedy)
-    ranks.agree(
-        caller,
-        "initial weights",
-        hash_weights(policy)[:12],
-        "Seed PyTorch alike on every rank before the policy is made.",
-    )
-
-
-@contextmanager
-def parallel_copy(policy: Policy, settings: TrainingSettings) -> Iterator[Policy]:
-    """Yield what the ranks train: the policy itself, or with "fsdp" a sharded copy.
-
-    The loss and the optimizer are made from it. At the end the policy holds its
-    weights, on every rank.
-
-    Args:
-        policy: of the same weights on every rank.
-        settings: ``parallel`` decides.
-
-    Raises:
-        SettingsError: "fsdp" without a process group.
-    """
-    if settings.parallel == "ddp":
-        yield policy
-        return
-    copied = copy.deepcopy(policy)
-    shard(copied)
-    yield copied
-    copy_full_weights(copied, policy)
-    policy.eval()
-
-
-def ramped_average(decay: float) -> Callable[..., None]:
-    """Return the update of a moving average of weights, whose decay rises to its value.
-
-    At step ``t`` the decay is ``min(decay, (1 + t) / (10 + t))``: the average spans the
-    last tenth of the steps until it spans ``1 / (1 - decay)`` of them, so that a short
-    training is not left with its first weights.
-
-    Source: the ``num_updates`` of TensorFlow's ``ExponentialMovingAverage``.
-    """
-
-    def update(averages: list[Tensor], weights: list[Tensor], count: Tensor) -> None:
-        step = float(count)
-        ramped = min(decay, (1 + step) / (10 + step))
-        get_ema_multi_avg_fn(ramped)(averages, weights, count)
-
-    return update
 
 
 def warmup_cosine(steps: int) -> Callable[[int], float]:

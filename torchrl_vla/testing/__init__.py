@@ -3,6 +3,7 @@
 The library's own suite runs them over every public component; run them over yours.
 """
 
+from torchrl_vla.testing.distributed_checks import check_distributed
 from torchrl_vla.testing.environment_checks import check_env
 from torchrl_vla.testing.executor_checks import (
     ServedStep,
@@ -20,6 +21,7 @@ from torchrl_vla.testing.transform_checks import check_transform
 __all__ = [
     "LogProbConsistencyReport",
     "ServedStep",
+    "check_distributed",
     "check_env",
     "check_executor",
     "check_log_prob_consistency",
