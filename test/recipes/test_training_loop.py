@@ -35,6 +35,7 @@ class Chunk(nn.Module):
     in_keys = [("observation", "state")]
     out_keys = ["action_chunk"]
     chunk_key = "action_chunk"
+    without_gradient = {"*": "each loss reads one of the heads"}
 
     def __init__(self):
         super().__init__()

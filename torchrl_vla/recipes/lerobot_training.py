@@ -18,6 +18,7 @@ from torchrl_vla.data import check_labels
 from torchrl_vla.objectives import LeRobotLoss
 from torchrl_vla.policies import LeRobotPolicyWrapper, make_lerobot_policy
 from torchrl_vla.policies.lerobot import KINDS, RobotFit, kind_of
+from torchrl_vla.profiling import TrainingProfiler
 from torchrl_vla.recipes.dataset_opening import Demonstrations, image_sizes_of
 from torchrl_vla.recipes.relative_statistics import relative_action_statistics
 from torchrl_vla.recipes.training_loop import (
@@ -140,6 +141,7 @@ def train_lerobot(
     train_on_padding: bool = False,
     folder: Path | str | None = None,
     callback: Callable[[int], None] | None = None,
+    profiler: TrainingProfiler | None = None,
     progress: bool = True,
 ) -> TrainingLog:
     """Train a LeRobot policy on demonstrations with its own loss and optimizer.
@@ -167,6 +169,7 @@ def train_lerobot(
         folder: receives the state from which the training resumes, see
             :func:`run_training`.
         callback: called with the step after each entry, e.g. to evaluate.
+        profiler: records where the time goes; changes no weight. None = no cost.
         progress: True = show a progress bar.
 
     Returns:
@@ -176,6 +179,8 @@ def train_lerobot(
         SchemaError: :class:`~torchrl_vla.objectives.LeRobotLoss` refuses the policy or
             the data.
         RuntimeError: the loss is not finite; names the step.
+        NoTrainingError: the first step leaves parameters out that require a gradient,
+            or changes no weight; names them.
         FileExistsError: the folder holds something else than an unfinished training.
         ResumeError: the folder was begun with other settings or another policy.
     """
@@ -213,6 +218,7 @@ def train_lerobot(
             settings,
             folder=folder,
             callback=callback,
+            profiler=profiler,
             progress=progress,
         )
 

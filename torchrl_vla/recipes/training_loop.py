@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from torchrl_vla._internal.durable_files import write_text
 from torchrl_vla.evaluation import hash_weights
+from torchrl_vla.profiling import Sections, TrainingProfiler
 from torchrl_vla.recipes.training_settings import TrainingSettings
 from torchrl_vla.recipes.training_state import (
     Restorable,
@@ -28,6 +29,7 @@ from torchrl_vla.recipes.training_state import (
     check_training_folder,
 )
 from torchrl_vla.rollout import evaluation_mode
+from torchrl_vla.testing import FirstStepCheck
 
 
 @dataclass
@@ -59,6 +61,7 @@ def run_training(
     *,
     folder: Path | str | None = None,
     callback: Callable[[int], None] | None = None,
+    profiler: TrainingProfiler | None = None,
     progress: bool = True,
 ) -> TrainingLog:
     """Take optimizer steps, each on one batch of the buffer.
@@ -84,6 +87,7 @@ def run_training(
             unfinished training. None = the training cannot be resumed.
         callback: called with the step after each entry of the learning curve; the
             policy is in evaluation mode meanwhile.
+        profiler: records where the time goes; changes no weight. None = no cost.
         progress: True = show a progress bar.
 
     Returns:
@@ -92,21 +96,33 @@ def run_training(
     Raises:
         RuntimeError: the loss or its gradient is not finite; names the step. The
             weights are those before that step.
+        NoTrainingError: the first step leaves parameters out that require a gradient,
+            or changes no weight; names them.
         FileExistsError: the folder holds something else.
         ResumeError: the folder was begun with other settings or another policy.
     """
-    loop = _Loop(policy, loss_module, buffer, schedule, settings)
+    sections = Sections(profiler)
+    loop = _Loop(policy, loss_module, buffer, schedule, settings, sections)
     state = None
     if folder is not None:
         state = _open_state(Path(folder), loop)
     started = time.perf_counter() - loop.log.seconds
     policy.train()
+    sections.fingerprint(loss_module, buffer, settings.batch_size or 1)
     steps = settings.steps
-    with tqdm(
-        total=steps, initial=loop.done, desc="train", unit="step", disable=not progress
-    ) as bar:
+    with (
+        sections.running(loop.device),
+        tqdm(
+            total=steps,
+            initial=loop.done,
+            desc="train",
+            unit="step",
+            disable=not progress,
+        ) as bar,
+    ):
         for step in range(loop.done + 1, steps + 1):
-            loop.take_step(step)
+            with sections.step(step):
+                loop.take_step(step)
             bar.update()
             if step % settings.log_interval == 0 or step == steps:
                 mean = loop.log_entry(step)
@@ -133,9 +149,11 @@ class _Loop:
         buffer: ReplayBuffer,
         schedule: LRScheduler,
         settings: TrainingSettings,
+        sections: Sections = Sections(),
     ) -> None:
         self.policy, self.loss_module, self.buffer = policy, loss_module, buffer
         self.schedule, self.settings = schedule, settings
+        self.section = sections.section
         self.optimizer: Optimizer = schedule.optimizer
         self.parameters = [
             p for group in self.optimizer.param_groups for p in group["params"]
@@ -143,6 +161,7 @@ class _Loop:
         self.device = next(policy.parameters()).device
         self.random = torch.Generator().manual_seed(settings.seed)
         buffer.set_rng(self.random)
+        self.first_step = FirstStepCheck("train", policy, self.optimizer)
         self.average = None
         if settings.ema_decay:
             average = ramped_average(settings.ema_decay)
@@ -153,20 +172,27 @@ class _Loop:
 
     def take_step(self, step: int) -> None:
         """Take one optimizer step."""
-        batch = self.buffer.sample()
+        with self.section("dataloading"):
+            batch = self.buffer.sample()
         self.optimizer.zero_grad(set_to_none=True)
         if self.settings.accumulation_steps == 1:
-            loss = total_loss(self.loss_module, batch.to(self.device))
+            with self.section("forward"):
+                loss = total_loss(self.loss_module, batch.to(self.device))
             self._remember(loss, step)
-            loss.backward()
+            with self.section("backward"):
+                loss.backward()
         else:
             self._remember(self._accumulate(batch), step)
         if self.settings.max_grad_norm is not None:
-            norm = nn.utils.clip_grad_norm_(
-                self.parameters, self.settings.max_grad_norm
-            )
+            with self.section("grad_clip"):
+                norm = nn.utils.clip_grad_norm_(
+                    self.parameters, self.settings.max_grad_norm
+                )
             check_finite("train", "gradient", norm, f"at step {step}")
-        self.optimizer.step()
+        self.first_step.after_backward()
+        with self.section("optimizer"):
+            self.optimizer.step()
+        self.first_step.after_step()
         self.schedule.step()
         if self.average is not None:
             self.average.update_parameters(self.policy)
@@ -201,9 +227,11 @@ class _Loop:
         for part, size in zip(parts, sizes, strict=True):
             if size == 0:  # all of its rows have weight 0
                 continue
-            loss = total_loss(self.loss_module, part.to(self.device))
-            loss = loss * (size / total).to(loss)
-            loss.backward()
+            with self.section("forward"):
+                loss = total_loss(self.loss_module, part.to(self.device))
+                loss = loss * (size / total).to(loss)
+            with self.section("backward"):
+                loss.backward()
             losses.append(loss.detach())
         return torch.stack(losses).sum()
 

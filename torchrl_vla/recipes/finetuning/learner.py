@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +21,7 @@ from torchrl_vla.objectives import (
     recompute_log_probs,
 )
 from torchrl_vla.policies import StochasticVLAWrapper
+from torchrl_vla.profiling import Sections
 from torchrl_vla.recipes.behavior_cloning import make_training_transform
 from torchrl_vla.recipes.dataset_opening import Demonstrations
 from torchrl_vla.recipes.finetuning.advantage_estimation import count_outcomes
@@ -32,6 +35,7 @@ from torchrl_vla.recipes.training_loop import check_finite
 from torchrl_vla.rollout import iteration_seed
 from torchrl_vla.schema import EXECUTED_STEPS_KEY, SchemaError, metadata_of
 from torchrl_vla.spaces import ModelSpace
+from torchrl_vla.testing import FirstStepCheck
 
 
 class Learner:
@@ -46,6 +50,7 @@ class Learner:
         demonstrations: to clone beside.
         critic: trained in place; None = see :func:`choose_critic`.
         env: for whose observations a critic is made where the policy makes none.
+        sections: of the profiler, if there is one.
 
     Raises:
         SettingsError: they do not fit together.
@@ -59,8 +64,10 @@ class Learner:
         demonstrations: Demonstrations | None,
         critic: TensorDictModuleBase | None = None,
         env: EnvBase | None = None,
+        sections: Sections = Sections(),
     ) -> None:
         self.settings = settings
+        self.section = sections.section
         self.policy = policy
         self.cloning = _Cloning(policy, space, settings, demonstrations)
         algorithm = settings.algorithm
@@ -84,6 +91,11 @@ class Learner:
             self.parts["reference"] = self.reference
         self.optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
         self.parts["optimizer"] = self.optimizer
+        check = partial(FirstStepCheck, optimizer=self.optimizer, may_be_flat=True)
+        self.policy_check = check("finetune", policy)
+        self.critic_check = (
+            None if self.critic is None else check("finetune", self.critic)
+        )
 
     def learn(self, rollout: TensorDictBase, iteration: int) -> dict[str, float]:
         """Take the optimizer steps of a batch; return the numbers for the log."""
@@ -92,7 +104,8 @@ class Learner:
             left = 1 - (iteration - 1) / settings.iterations
             self.optimizer.param_groups[0]["lr"] = settings.lr * left  # the policy's
         episodes, successes = count_outcomes(rollout)
-        decisions = settings.algorithm.estimate_advantages(rollout, self.critic)
+        with self.section("advantage"):
+            decisions = settings.algorithm.estimate_advantages(rollout, self.critic)
         numbers = {
             "env_steps": int(rollout["next", EXECUTED_STEPS_KEY].sum()),
             "decisions": len(decisions),
@@ -128,7 +141,8 @@ class Learner:
     def _step(
         self, batch: TensorDictBase, iteration: int, critic_only: bool
     ) -> dict[str, Tensor]:
-        out = dict(self.loss(batch).items())
+        with self.section("forward"):
+            out = dict(self.loss(batch).items())
         limit = self.settings.target_kl
         # KL early stop: the critic learns on, the policy does not.
         stops = critic_only or (limit is not None and out["kl_approx"].item() > limit)
@@ -139,21 +153,36 @@ class Learner:
             if name == "loss_critic" or (name.startswith("loss_") and not stops)
         ]
         if self.cloning.loss is not None and not stops:
-            out["loss_bc"] = self.cloning()
+            with self.section("forward"):
+                out["loss_bc"] = self.cloning()
             losses.append(out["loss_bc"])
         if losses:  # none where a policy without a critic stops
-            self._descend(sum(losses), f"in iteration {iteration}")
+            checks = [self.critic_check, None if stops else self.policy_check]
+            self._descend(
+                sum(losses),
+                f"in iteration {iteration}",
+                [check for check in checks if check is not None],
+            )
         return {name: value.detach() for name, value in out.items()}
 
-    def _descend(self, loss: Tensor, where: str) -> None:
+    def _descend(
+        self, loss: Tensor, where: str, checks: Sequence[FirstStepCheck]
+    ) -> None:
         check_finite("finetune", "loss", loss, where)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        with self.section("backward"):
+            loss.backward()
         for group in self.optimizer.param_groups:  # the critic's norm is its own
             limit = self.settings.max_grad_norm
-            norm = nn.utils.clip_grad_norm_(group["params"], limit)
+            with self.section("grad_clip"):
+                norm = nn.utils.clip_grad_norm_(group["params"], limit)
             check_finite("finetune", "gradient", norm, where)
-        self.optimizer.step()
+        for check in checks:
+            check.after_backward()
+        with self.section("optimizer"):
+            self.optimizer.step()
+        for check in checks:
+            check.after_step()
 
 
 class _Cloning:
