@@ -59,7 +59,8 @@ def float_images(
         ]
     else:
         found = list(cameras)
-        missing = [key for key in found if batch.get(key, None) is None]
+        present = set(batch.keys(True, True))
+        missing = [key for key in found if key not in present]
         if missing:
             raise SchemaError(
                 f"float_images: expected images at {missing}, got only "
