@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 
 import torch
@@ -150,16 +150,19 @@ def excused_parameters(module: nn.Module) -> Mapping[str, str]:
 
 
 def check_training_step(
-    loss: nn.Module, tensordict: TensorDictBase, lr: float = 1e-3
+    policy: nn.Module, loss: nn.Module, tensordict: TensorDictBase, lr: float = 1e-3
 ) -> None:
     """Check that one step on a loss trains every parameter that requires a gradient.
 
     The trainings of this library check their first step themselves; this is the same
     check for a policy and a loss of your own, in any loop, or on every rank of a
-    distributed one. The module is copied; it and the random numbers stay as they are.
+    distributed one. Weights, buffers, gradients, modes and random numbers get their
+    values back.
 
     Args:
-        loss: takes a tensordict, returns one with entries that begin with ``loss``.
+        policy: that is trained, or a critic.
+        loss: takes a tensordict, returns one with entries that begin with ``loss``;
+            ``policy`` itself if it does.
         tensordict: a batch.
         lr: learning rate of the step.
 
@@ -176,16 +179,17 @@ def check_training_step(
         ...     def forward(self, td):
         ...         hidden = self.trunk(td["x"]).detach()
         ...         return TensorDict(loss=self.head(hidden).square().mean())
-        >>> check_training_step(Detached(), TensorDict(x=torch.ones(3, 2)))
+        >>> policy = Detached()
+        >>> check_training_step(policy, policy, TensorDict(x=torch.ones(3, 2)))
         Traceback (most recent call last):
         ...
         torchrl_vla.errors.NoTrainingError: check_training_step: expected a gradient \
 for every parameter that requires one, got none for ['trunk.weight', 'trunk.bias'] ...
     """
-    with torch.random.fork_rng():
-        loss = copy.deepcopy(loss)
+    with torch.random.fork_rng(), _restored(policy, loss):
+        policy.train()
         loss.train()
-        optimizer = torch.optim.SGD(loss.parameters(), lr=lr)
+        optimizer = torch.optim.SGD(policy.parameters(), lr=lr)
         optimizer.zero_grad()
         out = loss(tensordict.copy())
         names = [name for name in out.keys() if str(name).startswith("loss")]
@@ -194,13 +198,36 @@ for every parameter that requires one, got none for ['trunk.weight', 'trunk.bias
                 "check_training_step: expected entries that begin with 'loss' from "
                 f"{type(loss).__name__}, got {sorted(map(str, out.keys()))}."
             )
-        check = FirstStepCheck("check_training_step", loss, optimizer)
+        check = FirstStepCheck("check_training_step", policy, optimizer)
         total: Tensor = sum(out[name] for name in names)
         if total.requires_grad:
             total.backward()
         check.after_backward()
         optimizer.step()
         check.after_step()
+
+
+@contextmanager
+def _restored(*owners: nn.Module) -> Iterator[None]:
+    """Give weights, buffers, gradients and modes their values back."""
+    modules = {id(m): m for owner in owners for m in owner.modules()}.values()
+    modes = [(module, module.training) for module in modules]
+    parameters = {id(p): p for owner in owners for p in owner.parameters()}.values()
+    gradients = [(p, p.grad) for p in parameters]
+    for parameter in parameters:  # else zero_grad() would change what is kept
+        parameter.grad = None
+    buffers = [buffer for owner in owners for buffer in owner.buffers()]
+    before = [(value, value.detach().clone()) for value in [*parameters, *buffers]]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for value, kept in before:
+                value.copy_(kept)
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
+        for module, training in modes:
+            module.training = training
 
 
 def _with(trained: Mapping[str, nn.Parameter]) -> Iterator[tuple[str, nn.Parameter]]:
