@@ -29,6 +29,7 @@ from torchrl_vla.profiling.operator_recording import (
 )
 from torchrl_vla.profiling.profile_options import ProfileMode, ProfileOptions
 from torchrl_vla.profiling.reference_batch import float_images, reference_rows
+from torchrl_vla.profiling.run_environment import describe_run
 from torchrl_vla.profiling.step_timings import (
     SAMPLES_FILE,
     SUMMARY_FILE,
@@ -100,6 +101,7 @@ class TrainingProfiler:
             )
         self.folder, self.mode = Path(folder), mode
         self.warmup_steps = warmup_steps
+        self._device = torch.device("cpu")
         self._meter = DeviceMeter(None)
         self._samples: TextIO | None = None
         self._operators: OperatorRecording | None = None
@@ -138,7 +140,7 @@ class TrainingProfiler:
         Args:
             device: where the training runs.
         """
-        device = torch.device(device)
+        self._device = device = torch.device(device)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._meter = DeviceMeter.of(device)
         self._meter.begin()
@@ -263,6 +265,7 @@ class TrainingProfiler:
         summary = {
             "profile_mode": self.mode,
             "warmup_steps": self.warmup_steps,
+            "environment": describe_run(self._device),
             **summarize_steps(read_step_samples(self.folder)),
             **self._meter.peaks(),
         }

@@ -194,17 +194,10 @@ def train_lerobot(
         batch_size=64, max_grad_norm=preset.grad_clip_norm
     )
     assert settings.batch_size is not None
-    targets = policy.target_steps
     buffer = dataset.replay_buffer(
         settings.batch_size,
         history_size=policy.history_size,
-        # LeRobot's chunks know no end but the episode's, whatever `done` says.
-        transform=ActionChunkTransform(
-            len(targets),
-            first_step=targets[0],
-            storage=dataset.storage,
-            keys=ActionChunkKeys(done=None),
-        ),
+        transform=make_lerobot_targets(policy, dataset),
         seed=settings.seed,
     )
     optimizer = preset.build(policy.policy.get_optim_params())
@@ -221,6 +214,20 @@ def train_lerobot(
             profiler=profiler,
             progress=progress,
         )
+
+
+def make_lerobot_targets(
+    policy: LeRobotPolicyWrapper, dataset: Demonstrations
+) -> ActionChunkTransform:
+    """Return the transform that gathers the chunks a LeRobot policy is trained on."""
+    targets = policy.target_steps
+    return ActionChunkTransform(
+        len(targets),
+        first_step=targets[0],
+        storage=dataset.storage,
+        # LeRobot's chunks know no end but the episode's, whatever `done` says.
+        keys=ActionChunkKeys(done=None),
+    )
 
 
 def _warn_of_deafness(policy: LeRobotPolicyWrapper, dataset: Demonstrations) -> None:

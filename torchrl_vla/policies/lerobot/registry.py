@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -38,6 +39,8 @@ class PolicyKind:
         flow_steps: Euler steps from noise to a chunk; None = the policy does not flow,
             or its flow is untested.
         likelihood_advice: what to do for log-probabilities of one that does not flow.
+        without_gradient: patterns of the names of weights that its own loss leaves out
+            although they require a gradient, with the reasons; a function of the names.
 
     Examples:
         >>> PolicyKind(reads_text=True).call
@@ -57,6 +60,7 @@ class PolicyKind:
     noise_shape: Callable[[Config], tuple[int, int]] | None = None
     flow_steps: Callable[[Config], int] | None = None
     likelihood_advice: str = "Its flow is untested here."
+    without_gradient: Callable[[Iterable[str]], Mapping[str, str]] = lambda names: {}
 
 
 def _diffusion(
@@ -97,8 +101,21 @@ def _resizes(field: str) -> Callable[[Config], bool]:
     return lambda config: optional_field(config, field) is not None
 
 
+def _behind_the_cache(names: Iterable[str]) -> Mapping[str, str]:
+    """Return pi0's weights behind the keys and values that its action expert reads."""
+    layers = [int(n[1]) for name in names if (n := _LANGUAGE_LAYER.search(name))]
+    why = "the action expert reads keys and values, and this comes after the last ones"
+    last = f"*language_model.layers.{max(layers, default=0)}"
+    parts = ("self_attn.o_proj.*", "mlp.*", "post_attention_layernorm.*")
+    behind = [f"{last}.{part}" for part in parts]
+    return dict.fromkeys([*behind, "*language_model.norm.*", "*lm_head.*"], why)
+
+
+_LANGUAGE_LAYER = re.compile(r"language_model\.layers\.(\d+)\.")
+
 _PI = PolicyKind(
     reads_text=True,
+    without_gradient=_behind_the_cache,
     pads=lambda config: True,
     resizes_images=_resizes("image_resolution"),
     continues_chunks=_with_rtc,
