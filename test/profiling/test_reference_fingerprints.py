@@ -44,15 +44,20 @@ def test_a_commit_changes_no_number_unless_it_says_so(found):
     here = describe_run()["machine"]
     if outputs and expected["machine"] != here:
         pytest.skip(f"outputs are those of {expected['machine']}, this is {here}")
-    assert not outputs, f"numbers changed: {outputs}. Intended? Run `make fingerprints`."
+    assert not outputs, (
+        f"numbers changed: {outputs}. Intended? Run `make fingerprints`."
+    )
     assert not operators, f"operators changed: {operators}. Run `make fingerprints`."
 
 
 def test_every_tiny_head_has_a_forward_and_a_loss_that_differ(found):
     _, made = found
-    assert set(made) == {f"{case} {part}" for case in CASES for part in ("forward", "loss")}
+    assert set(made) == {
+        f"{case} {part}" for case in CASES for part in ("forward", "loss")
+    }
     # A Gaussian's mean is cloned as a regression is: with the same weights, one loss.
-    assert made["tiny-gaussian loss"]["output_fingerprint"] == (
-        made["tiny-regression loss"]["output_fingerprint"]
+    assert (
+        made["tiny-gaussian loss"]["output_fingerprint"]
+        == (made["tiny-regression loss"]["output_fingerprint"])
     )
     assert len({hashes["output_fingerprint"] for hashes in made.values()}) == 9

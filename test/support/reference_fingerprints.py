@@ -24,7 +24,13 @@ from torchrl_vla.schema import (
 )
 
 FOLDER = Path(__file__).parents[1] / "profiling" / "fingerprints"
-CASES = ("tiny-regression", "tiny-gaussian", "tiny-tokens", "tiny-flow", "tiny-diffusion")
+CASES = (
+    "tiny-regression",
+    "tiny-gaussian",
+    "tiny-tokens",
+    "tiny-flow",
+    "tiny-diffusion",
+)
 ROWS = 4
 
 

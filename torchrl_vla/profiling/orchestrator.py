@@ -92,6 +92,11 @@ def check_case_packages(case: ProfileCase) -> None:
         )
 
 
+def is_installed(case: ProfileCase) -> bool:
+    """Return whether the packages of a case are installed."""
+    return all(importlib.util.find_spec(name) for name in case.packages)
+
+
 def run_profiles(
     cases: Iterable[ProfileCase],
     folder: Path | str,

@@ -106,6 +106,9 @@ _DIFFUSION = {
     "do_mask_loss_for_padding": True,
 }
 _DETERMINISTIC = CaseResources(deterministic=True)
+_SGD = CaseResources(optimizer="sgd")
+_SAVING = CaseResources(optimizer="sgd", bf16=True, checkpointing=True)
+_BACKBONES = "torchrl_vla.recipes.tiny_backbones"
 _LEROBOT: dict[str, Any] = {"extra": "lerobot", "packages": ("lerobot",)}
 
 #: The cases by name; a case of your own is one more entry, or ``module:name``.
@@ -119,6 +122,12 @@ PROFILE_CASES: dict[str, ProfileCase] = {
         ProfileCase("act", "act", _ACT, resources=_DETERMINISTIC, **_LEROBOT),
         ProfileCase(
             "diffusion", "diffusion", _DIFFUSION, resources=_DETERMINISTIC, **_LEROBOT
+        ),
+        ProfileCase(
+            "smolvla", f"{_BACKBONES}:make_tiny_smolvla", resources=_SGD, **_LEROBOT
+        ),
+        ProfileCase(
+            "pi0", f"{_BACKBONES}:make_tiny_pi0", resources=_SAVING, **_LEROBOT
         ),
     )
 }

@@ -179,7 +179,11 @@ def find_bottleneck(summary: Mapping[str, Any]) -> tuple[str, str]:
             "wait for data. Speed the data up first."
         )
     slowest = max(
-        (name for name in ("forward_s", "backward_s", "optimizer_s") if name in summary),
+        (
+            name
+            for name in ("forward_s", "backward_s", "optimizer_s")
+            if name in summary
+        ),
         key=lambda name: summary[name]["median"] or 0,
         default="total_update_s",
     )

@@ -349,7 +349,9 @@ class Sections:
             return _NOTHING
         return self.profiler.section(name)
 
-    def calls(self, *methods: tuple[object, str, str]) -> AbstractContextManager[object]:
+    def calls(
+        self, *methods: tuple[object, str, str]
+    ) -> AbstractContextManager[object]:
         """Measure calls of methods; each is ``(owner, method, section)``."""
         stack = ExitStack()
         if self.profiler is not None:

@@ -67,7 +67,9 @@ class FirstStepCheck:
             )
         excused = set(excused_parameters(self.module))
         missing = [
-            name for name, p in trained.items() if p.grad is None and name not in excused
+            name
+            for name, p in trained.items()
+            if p.grad is None and name not in excused
         ]
         if missing:
             raise NoTrainingError(
@@ -80,7 +82,11 @@ class FirstStepCheck:
                 "{'name': 'reason'} of the module that holds them."
             )
         known = {id(p) for g in self.optimizer.param_groups for p in g["params"]}
-        left_out = [name for name, p in trained.items() if id(p) not in known]
+        left_out = [
+            name
+            for name, p in trained.items()
+            if id(p) not in known and name not in excused
+        ]
         if left_out:
             raise NoTrainingError(
                 f"{self.caller}: expected every parameter that requires a gradient in "

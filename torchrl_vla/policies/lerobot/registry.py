@@ -67,9 +67,11 @@ def _diffusion(
     *,
     reads_text: bool,
     noise_shape: Callable[[Config], tuple[int, int]] | None = None,
+    without_gradient: Mapping[str, str] = {},
 ) -> PolicyKind:
     return PolicyKind(
         call="queue",
+        without_gradient=lambda names: without_gradient,
         reads_text=reads_text,
         # predict_action_chunk cuts the horizon to what is executed.
         chunk_size=lambda config: config.n_action_steps,
@@ -136,9 +138,17 @@ KINDS: dict[str, PolicyKind] = {
         reads_text=False,
         noise_shape=lambda config: (config.horizon, config.action_feature.shape[0]),
     ),
-    "multi_task_dit": _diffusion(reads_text=True),
+    "multi_task_dit": _diffusion(
+        reads_text=True,
+        without_gradient={
+            "*vision_model.post_layernorm.*": "the class token is read before it"
+        },
+    ),
     "vqbet": PolicyKind(
         call="codebook",
+        without_gradient=lambda names: {
+            "*": "the codebook is trained alone at first, and the rest alone after it"
+        },
         chunk_size=lambda config: config.action_chunk_size,
         n_action_steps=lambda config: config.action_chunk_size,
         longest_execution=lambda config: config.action_chunk_size,
