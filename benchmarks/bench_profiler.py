@@ -50,11 +50,13 @@ class Contestant:
         self.step = 0
 
     def __call__(self) -> None:
+        """Take a step."""
         self.step += 1
         with self.sections.step(self.step):
             self.loop.take_step(self.step)
 
     def weights(self) -> torch.Tensor:
+        """Return all weights."""
         parameters = self.loop.policy.parameters()
         return torch.cat([p.detach().flatten() for p in parameters])
 

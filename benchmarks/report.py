@@ -2,8 +2,8 @@
 
     python benchmarks/report.py        (make bench-report)
 
-Reads ``benchmarks/history.jsonl``, to which every script appends a line per full run, and
-writes ``runs/bench-report.html``. Runs of another machine or number of threads have
+Reads ``benchmarks/history.jsonl``, to which every script appends a line per full run,
+and writes ``runs/bench-report.html``. Runs of another machine or number of threads have
 curves of their own: their ratios need not agree.
 """
 

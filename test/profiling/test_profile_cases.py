@@ -38,7 +38,7 @@ def test_large_models_have_no_optimizer_state_and_determinism_is_per_case():
 
 def test_a_case_that_is_not_known_is_refused():
     with pytest.raises(
-        SettingsError, match=r"got 'tiny-flo'. Did you mean 'tiny-flow'"
+        SettingsError, match=r"got 'tiny-flo'\. Did you mean 'tiny-flow'"
     ):
         find_cases(["tiny-flo"])
 
@@ -49,5 +49,5 @@ def test_a_case_of_ones_own_comes_from_a_function(monkeypatch):
     module.wrong = lambda: "mine"
     monkeypatch.setitem(sys.modules, "my_cases", module)
     assert [case.name for case in find_cases(["my_cases:make"])] == ["mine"]
-    with pytest.raises(ArgumentTypeError, match="a ProfileCase from .* got str"):
+    with pytest.raises(ArgumentTypeError, match=r"a ProfileCase from .* got str"):
         find_cases(["my_cases:wrong"])

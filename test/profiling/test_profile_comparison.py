@@ -77,7 +77,7 @@ def test_rows_are_read_from_files_and_those_of_two_cases_refused(tmp_path):
         path.write_text(json.dumps(row))
     assert compare_profiles(paths[0], paths[0]).numerics == "identical"
     with pytest.raises(
-        SchemaError, match="two rows of one case, got 'fake' .* 'other'"
+        SchemaError, match=r"two rows of one case, got 'fake' .* 'other'"
     ):
         compare_profiles(paths[0], paths[1])
     with pytest.raises(SchemaError, match=r"got none with \['spec', 'profile_mode', "):

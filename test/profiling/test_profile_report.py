@@ -81,5 +81,5 @@ def test_rows_are_found_in_runs_and_in_a_results_repository(rows, tmp_path):
         (folder / name).write_text(json.dumps(row))
     found = read_rows(tmp_path)
     assert [row["git_commit"][0] for row in found] == ["0", "1"]
-    with pytest.raises(SchemaError, match="expected profiling_row.json or rows"):
+    with pytest.raises(SchemaError, match=r"expected profiling_row.json or rows"):
         read_rows(tmp_path / "rows" / "fake")

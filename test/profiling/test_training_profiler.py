@@ -173,10 +173,7 @@ def test_timing_runs_no_profiler_of_pytorchs(tmp_path, monkeypatch):
 def test_a_short_run_warns_and_does_not_crash(tmp_path, mode, steps):
     profiler = TrainingProfiler(tmp_path, mode)
     with pytest.warns(UserWarning, match=f"at least 9 steps, got {steps}: 3 warm up"):
-        with profiler.running():
-            for step in range(steps):
-                with profiler.measured_step(step), profiler.section("forward"):
-                    torch.ones(3).sum()
+        take_steps(profiler, steps)
     summary = read(tmp_path)
     assert summary["total_update_s"]["count"] == max(0, steps - 3)
     if steps <= 3:
@@ -188,9 +185,8 @@ def test_a_short_run_warns_and_does_not_crash(tmp_path, mode, steps):
 def test_a_section_is_measured_also_when_it_raises(tmp_path):
     profiler = TrainingProfiler(tmp_path, warmup_steps=0)
     with profiler.running(), profiler.measured_step(1):
-        with pytest.raises(ZeroDivisionError), profiler.section("forward"):
-            time.sleep(0.02)
-            raise ZeroDivisionError
+        with pytest.raises(ZeroDivisionError):
+            sleep_and_raise(profiler, 0.02)
         for _ in range(3):
             with profiler.section("backward"):
                 pass
@@ -203,7 +199,8 @@ def test_a_section_is_measured_also_when_it_raises(tmp_path):
 def test_a_section_inside_another_is_not_counted_twice(tmp_path):
     profiler = TrainingProfiler(tmp_path, warmup_steps=0)
     with profiler.running(), profiler.measured_step(1), profiler.section("collect"):
-        with profiler.section("policy_call"):
+        section = profiler.section("policy_call")
+        with section:
             time.sleep(0.01)
     (sample,) = read_step_samples(tmp_path)
     assert sample.inside == ["policy_call"]
@@ -216,7 +213,8 @@ def test_a_section_inside_another_is_not_counted_twice(tmp_path):
 def test_fetching_a_batch_is_apart_from_the_update(tmp_path):
     profiler = TrainingProfiler(tmp_path, warmup_steps=0)
     with profiler.running(), profiler.measured_step(1):
-        with profiler.section("dataloading"):
+        fetching = profiler.section("dataloading")
+        with fetching:
             time.sleep(0.05)
     (sample,) = read_step_samples(tmp_path)
     assert sample.dataloading_s >= 0.05 > sample.total_update_s
@@ -233,6 +231,19 @@ def test_times_that_a_training_measured_itself_are_taken_as_they_are(tmp_path):
             profiler.step(3, SimpleNamespace(update_s="2", dataloading_s=0.5))
     found = [(s.total_update_s, s.dataloading_s) for s in read_step_samples(tmp_path)]
     assert found == [(2.0, 0.5), (0.25, 0.25)]
+
+
+def take_steps(profiler, steps):
+    with profiler.running():
+        for step in range(steps):
+            with profiler.measured_step(step), profiler.section("forward"):
+                torch.ones(3).sum()
+
+
+def sleep_and_raise(profiler, seconds):
+    with profiler.section("forward"):
+        time.sleep(seconds)
+        raise ZeroDivisionError
 
 
 class CrashError(Exception):
@@ -257,9 +268,12 @@ def test_a_training_that_crashes_leaves_its_summary(tmp_path):
 def test_a_step_that_raises_is_left_out(tmp_path):
     profiler = TrainingProfiler(tmp_path, warmup_steps=0)
     with profiler.running():
-        with pytest.raises(CrashError), profiler.measured_step(1):
-            with profiler.section("forward"):
-                raise CrashError
+        with (
+            pytest.raises(CrashError),
+            profiler.measured_step(1),
+            profiler.section("forward"),
+        ):
+            raise CrashError
         with profiler.measured_step(2):
             pass
     (sample,) = read_step_samples(tmp_path)
@@ -324,9 +338,9 @@ def test_calls_of_a_method_are_a_section_and_the_method_comes_back(tmp_path):
     profiler = TrainingProfiler(tmp_path, warmup_steps=0)
     layer = nn.Linear(1, 1)
     with profiler.running(), profiler.measured_step(1):
-        with profiler.section("collect"):
-            with Sections(profiler).calls((layer, "forward", "policy_call")):
-                layer(torch.ones(1)), layer(torch.ones(1))
+        timed = Sections(profiler).calls((layer, "forward", "policy_call"))
+        with profiler.section("collect"), timed:
+            layer(torch.ones(1)), layer(torch.ones(1))
         layer(torch.ones(1))
     (sample,) = read_step_samples(tmp_path)
     assert sample.calls == {"policy_call": 2, "collect": 1}

@@ -1,7 +1,7 @@
-"""Fingerprints of the suite's reference cases, as ``test/profiling/fingerprints`` has them.
+"""Fingerprints of the suite's reference cases.
 
-``python test/support/reference_fingerprints.py`` (``make fingerprints``) writes those of
-this environment anew.
+``python test/support/reference_fingerprints.py`` (``make fingerprints``) writes those
+of this environment to ``test/profiling/fingerprints`` anew.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def make_dataset() -> DemonstrationDataset:
 
 
 def make_case(name: str) -> dict[str, tuple[torch.nn.Module, TensorDict]]:
-    """Return the policy in evaluation mode and its loss in training mode, with batches."""
+    """Return a policy in evaluation mode and a loss in training mode, with batches."""
     head = name.removeprefix("tiny-")
     dataset = make_dataset()
     with torch.random.fork_rng():

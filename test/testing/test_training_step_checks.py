@@ -99,7 +99,7 @@ def test_an_optimizer_without_some_parameters_raises_by_name():
 def test_an_optimizer_of_a_copy_raises():
     policy = TwoParts()
     optimizer = torch.optim.Adam(copy.deepcopy(policy).parameters())
-    with pytest.raises(NoTrainingError, match="outside it. Make the Adam"):
+    with pytest.raises(NoTrainingError, match=r"outside it\. Make the Adam"):
         run(policy, optimizer)
 
 

@@ -1,8 +1,9 @@
 """The ``torchrl-vla`` command.
 
 Its subcommands are ``demo``, ``collect``, ``train``, ``finetune``, ``evaluate``,
-``compare``, ``inspect``, ``doctor``, ``profile``, ``compare-profiles`` and ``plan``. Each is a frozen dataclass whose fields are its
-options; its ``run`` calls the library. ``--help`` is the documentation.
+``compare``, ``inspect``, ``doctor``, ``profile``, ``compare-profiles`` and ``plan``.
+Each is a frozen dataclass whose fields are its options; its ``run`` calls the library.
+``--help`` is the documentation.
 """
 
 from __future__ import annotations

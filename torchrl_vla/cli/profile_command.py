@@ -21,10 +21,10 @@ class Profile:
     """Folder that receives a folder per case, and the report of all rows in it:
     report.html and report.csv."""
     cases: tuple[str, ...] = ()
-    """Cases: tiny-regression, tiny-tokens, tiny-gaussian, tiny-flow, tiny-diffusion, act,
-    diffusion, smolvla, pi0 (the last four need the extra `lerobot`), or a function of
-    your own as module:function that returns a ProfileCase. Left out, all whose packages
-    are installed."""
+    """Cases: tiny-regression, tiny-tokens, tiny-gaussian, tiny-flow, tiny-diffusion,
+    act, diffusion, smolvla, pi0 (the last four need the extra `lerobot`), or a function
+    of your own as module:function that returns a ProfileCase. Left out, all whose
+    packages are installed."""
     profile_mode: ProfileMode = "trace"
     """What is recorded: `timing` sections only, `summary` also operators and the
     fingerprint, `trace` also Chrome traces."""

@@ -10,7 +10,7 @@ import torch
 
 
 class DeviceModule(Protocol):
-    """Functions of ``torch.cuda``, and of other accelerators' modules, that are used."""
+    """Functions of ``torch.cuda``, or another accelerator's module, that are used."""
 
     def synchronize(self) -> None:
         """Wait until the device has done its work."""

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -131,12 +132,16 @@ def _fingerprint(
     activities = [ProfilerActivity.CPU]
     if device.type == "cuda":
         activities.append(ProfilerActivity.CUDA)
-    with _seeded(seed, device), _kept_buffers(module), torch.no_grad():
-        with profile(activities=activities) as recorded:
-            answer = module(tensordict.copy())
+    with (
+        _seeded(seed, device),
+        _kept_buffers(module),
+        torch.no_grad(),
+        profile(activities=activities) as recorded,
+    ):
+        answer = module(tensordict.copy())
     averages = recorded.key_averages()
     outputs = _summarize_answer(answer)
-    operators = sorted(_operators(averages, device), key=lambda entry: entry["key"])
+    operators = sorted(_operators(averages, device), key=lambda e: str(e["key"]))
     counts = [(entry["key"], entry["count"]) for entry in operators]
     made = ForwardFingerprint(
         seed=seed,
@@ -212,26 +217,21 @@ def device_time(event: object) -> float:
 
 def _summarize_answer(answer: object) -> dict[str, object]:
     """Return the summaries of the loss and of all outputs."""
-    loss: object = None
+    loss: Any = None
+    outputs: Any = answer
     match answer:
         case (Tensor() as loss, rest):
             outputs = rest
         case TensorDictBase():
             outputs = _leaves(answer)
-            parts = [
-                value
-                for name, value in outputs.items()
-                if name.startswith("loss") and value.numel() == 1
-            ]
+            parts = [value for name, value in outputs.items() if name[:4] == "loss"]
             loss = sum(parts) if parts else None
-        case _:
-            outputs = answer
     return {"loss": summarize(loss), "output_dict": summarize(outputs)}
 
 
-def _leaves(tensordict: TensorDictBase) -> dict[str, object]:
+def _leaves(tensordict: TensorDictBase) -> dict[str, Any]:
     """Return the leaves by their nested keys, joined with dots."""
-    found = {}
+    found: dict[str, Any] = {}
     for key, value in tensordict.items(True, True):
         name = key if type(key) is str else ".".join(key)
         match value:

@@ -32,8 +32,8 @@ class HubPublisher:
     Args:
         repo_id: ``organization/name``.
         as_pull_request: True = open a pull request there instead of committing.
-        api: None = that of ``huggingface_hub`` (extra ``datasets``), with the token that
-            it finds.
+        api: None = that of ``huggingface_hub`` (extra ``datasets``), with the token
+            that it finds.
     """
 
     repo_id: str

@@ -22,7 +22,7 @@ _TABLES = {
     "cpu_memory": "self_cpu_memory_usage",
     "flops": "flops",
 }
-#: A column has its name without the device since torch 2.4 or so; the old one is second.
+#: The generic name of a column first, the one of old versions of PyTorch second.
 _DEVICE_TABLES = {
     "cuda_time_total": ("self_device_time_total", "self_cuda_time_total"),
     "cuda_memory": ("self_device_memory_usage", "self_cuda_memory_usage"),

@@ -126,15 +126,16 @@ def run_profiles(
         program: makes the command of a case.
 
     Returns:
-        The rows, and the exit status: 1 if a training failed, or a case that
-        ``may_be_missing`` is not could not be prepared. A failed upload changes nothing.
+        The rows, and the exit status: 1 if a training failed, or a case without
+        ``may_be_missing`` could not be prepared. A failed upload changes nothing.
 
     Raises:
         SettingsError: the mode is ``"off"`` or none.
     """
     if ProfileOptions(mode).profile_mode == "off":
         raise SettingsError(
-            "run_profiles: expected a mode of ('timing', 'summary', 'trace'), got 'off'."
+            "run_profiles: expected a mode of ('timing', 'summary', 'trace'), got "
+            "'off'. Pass one of them."
         )
     fields = (provenance or RunProvenance()).as_fields()
     rows, status = [], 0

@@ -110,19 +110,21 @@ def compare_profiles(
 
 
 def _read(row: Row | Path | str) -> Row:
+    where = "row"
     match row:
         case Path() | str():
-            where, row = str(row), json.loads(Path(row).read_text(encoding="utf-8"))
+            where = str(row)
+            found: Row = json.loads(Path(row).read_text(encoding="utf-8"))
         case _:
-            where = "row"
+            found = row
     needed = ("policy", "spec", "profile_mode", "step_timing_summary")
-    missing = [name for name in needed if name not in row]
+    missing = [name for name in needed if name not in found]
     if missing:
         raise SchemaError(
             f"compare_profiles: expected a profiling row at {where!r}, got none with "
             f"{missing}. Pass profiling_row.json of `torchrl-vla profile`."
         )
-    return row
+    return found
 
 
 def _environment(row: Row) -> Mapping[str, object]:

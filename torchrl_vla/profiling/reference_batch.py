@@ -13,7 +13,7 @@ from torchrl_vla.schema import IMAGE_KEY, OBSERVATION_KEY
 
 
 def reference_rows(count: int, batch_size: int) -> Tensor:
-    """Return the rows ``0, 1, ...`` of a reference batch, from the start again at the end.
+    """Return the rows ``0, 1, ...`` of a reference batch, again from 0 at the end.
 
     Args:
         count: rows of the dataset.

@@ -137,7 +137,7 @@ def estimate_memory(
 
 
 def memory_class(needed_bytes: int) -> str:
-    """Return the smallest class of devices that holds so many bytes, with 10 % to spare.
+    """Return the smallest class of devices that holds so many bytes and a tenth more.
 
     Examples:
         >>> memory_class(10 * 2**30), memory_class(200 * 2**30)
@@ -158,8 +158,8 @@ def find_bottleneck(summary: Mapping[str, Any]) -> tuple[str, str]:
         ``"data"``, ``"balanced"``, ``"compute"`` or ``"unknown"``, and advice.
 
     Examples:
-        >>> times = {"dataloading_s": {"median": 0.5}, "total_update_s": {"median": 0.1}}
-        >>> find_bottleneck(times)[0]
+        >>> times = {"dataloading_s": 0.5, "total_update_s": 0.1}
+        >>> find_bottleneck({name: {"median": s} for name, s in times.items()})[0]
         'data'
     """
     loading = summary.get("dataloading_s", {}).get("median")

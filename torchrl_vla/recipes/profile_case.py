@@ -6,9 +6,10 @@ It stores no policy and uploads nothing.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -42,13 +43,12 @@ from torchrl_vla.schema import (
     InstructionTable,
     RobotDatasetMetadata,
 )
-from torchrl_vla.spaces import ModelSpace
 
 _EPISODES, _LENGTH, _SIDE, _WIDTH = 2, 32, 64, 6
 
 
 def make_profile_dataset() -> DemonstrationDataset:
-    """Return two episodes of a six-jointed arm with a camera, the same in every process.
+    """Return two episodes of a six-jointed arm with a camera, always the same.
 
     Examples:
         >>> make_profile_dataset().frames["observation", "image"].shape
@@ -99,11 +99,12 @@ def train_profile_case(case: ProfileCase, profiler: TrainingProfiler | None) -> 
         torch.backends.cudnn.deterministic = True
     dataset = make_profile_dataset()
     torch.manual_seed(0)
-    policy, loss, transform, history_size = _make_training(case, dataset)
+    policy = _make_policy(case, dataset)
+    loss, buffer = _make_training(case, policy, dataset)
     run_training(
         policy,
         ResourcefulLoss(loss, resources),
-        _open_buffer(case, dataset, transform, history_size),
+        buffer,
         constant_rate(make_optimizer(policy, resources)),
         TrainingSettings(steps=case.steps, batch_size=case.batch_size, ema_decay=0.0),
         profiler=profiler,
@@ -111,43 +112,41 @@ def train_profile_case(case: ProfileCase, profiler: TrainingProfiler | None) -> 
     )
 
 
-def _make_training(
-    case: ProfileCase, dataset: DemonstrationDataset
-) -> tuple[nn.Module, LossModule, Transform, int]:
-    """Return policy, loss, transform of the batches and length of the history."""
+def _make_policy(case: ProfileCase, dataset: DemonstrationDataset) -> Any:
+    """Return the policy of a case: ours, LeRobot's or the user's own."""
     if case.policy == "tiny":
-        policy: nn.Module = make_policy(dataset, **case.options)
-    elif is_named_object(case.policy):
-        made = import_named("profile", case.policy)(dataset, **case.options)
-        policy = as_policy(made)
-    else:
-        config = dict(case.options)
-        policy = fit_lerobot_policy(case.policy, dataset, config=config)
+        return make_policy(dataset, **case.options)
+    if is_named_object(case.policy):
+        made: Any = import_named("profile", case.policy)
+        return as_policy(made(dataset, **case.options))
+    return fit_lerobot_policy(case.policy, dataset, config=dict(case.options))
+
+
+def _make_training(
+    case: ProfileCase, policy: Any, dataset: DemonstrationDataset
+) -> tuple[LossModule, ReplayBuffer]:
+    """Return the loss and the batches of a policy."""
+    history_size = 1
     if policy.cloning_loss == "lerobot":
         loss: LossModule = LeRobotLoss(policy, train_on_padding=True)
-        targets = make_lerobot_targets(policy, dataset)
-        return policy, loss, targets, policy.history_size
-    space: ModelSpace = make_space(dataset.metadata, case.options.get("head", ""))
-    transform = make_training_transform(policy, space, dataset.storage)
-    return policy, make_cloning_loss(policy), transform, 1
-
-
-def _open_buffer(
-    case: ProfileCase,
-    dataset: DemonstrationDataset,
-    transform: Transform,
-    history_size: int,
-) -> ReplayBuffer:
-    return dataset.replay_buffer(
+        transform: Transform = make_lerobot_targets(policy, dataset)
+        history_size = policy.history_size
+    else:
+        loss = make_cloning_loss(policy)
+        space = make_space(dataset.metadata, case.options.get("head", "regression"))
+        transform = make_training_transform(policy, space, dataset.storage)
+    buffer = dataset.replay_buffer(
         case.batch_size, history_size=history_size, transform=transform, seed=0
     )
+    return loss, buffer
 
 
 def make_optimizer(policy: nn.Module, resources: CaseResources) -> Optimizer:
     """Return the optimizer that a case asks for."""
-    kind = {"sgd": partial(SGD, lr=1e-4), "adamw": partial(AdamW, lr=1e-4)}
     trained = [p for p in policy.parameters() if p.requires_grad]
-    return kind[resources.optimizer](trained)
+    if resources.optimizer == "sgd":
+        return SGD(trained, lr=1e-4)
+    return AdamW(trained, lr=1e-4)
 
 
 class ResourcefulLoss(nn.Module):
@@ -168,7 +167,7 @@ class ResourcefulLoss(nn.Module):
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Return the loss of a batch."""
         device = next(self.loss.parameters()).device.type
-        call = self.loss
+        call: Callable[[TensorDictBase], TensorDictBase] = self.loss
         if self.resources.checkpointing and torch.is_grad_enabled():
             call = partial(checkpoint, self.loss, use_reentrant=False)
         with torch.autocast(device, torch.bfloat16, enabled=self.resources.bf16):

@@ -198,7 +198,7 @@ for every parameter that requires one, got none for ['trunk.weight', 'trunk.bias
         optimizer = torch.optim.SGD(policy.parameters(), lr=lr)
         optimizer.zero_grad()
         out = loss(tensordict.copy())
-        names = [name for name in out.keys() if str(name).startswith("loss")]
+        names = [name for name, _ in out.items() if str(name).startswith("loss")]
         if not names:
             raise SchemaError(
                 "check_training_step: expected entries that begin with 'loss' from "
