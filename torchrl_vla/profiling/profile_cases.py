@@ -108,7 +108,7 @@ _DIFFUSION = {
 _DETERMINISTIC = CaseResources(deterministic=True)
 _SGD = CaseResources(optimizer="sgd")
 _SAVING = CaseResources(optimizer="sgd", bf16=True, checkpointing=True)
-_BACKBONES = "torchrl_vla.recipes.tiny_backbones"
+_BACKBONES = "torchrl_vla.recipes.lerobot_backbones"
 _LEROBOT: dict[str, Any] = {"extra": "lerobot", "packages": ("lerobot",)}
 
 #: The cases by name; a case of your own is one more entry, or ``module:name``.
