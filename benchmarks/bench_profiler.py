@@ -13,6 +13,7 @@ from __future__ import annotations
 import tempfile
 import time
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -81,11 +82,30 @@ def compare(title: str, images: bool, batch: int, rounds: int, repeats: int) -> 
     print_rows(title, times, "off")
 
 
+def compare_empty_steps(rounds: int, repeats: int) -> None:
+    """Measure the sections alone: five of them, with nothing inside."""
+    profiler = TrainingProfiler(Path(tempfile.mkdtemp()))
+
+    def step(sections: Sections) -> None:
+        with sections.step(1):
+            for name in ("dataloading", "forward", "backward", "clip", "optimizer"):
+                with sections.section(name):
+                    pass
+
+    with profiler.running():
+        runs = {"off": Sections(), "timing": Sections(profiler)}
+        contestants = {n: partial(step, sections) for n, sections in runs.items()}
+        clock = time.process_time
+        times = time_in_turns(contestants, rounds, repeats=repeats, clock=clock)
+    print_rows("an empty step", times, "off")
+
+
 def main() -> None:
     quick = read_quick(__doc__)
     torch.set_num_threads(1)
     print("Cloning steps, 1 thread; equal weights after ten steps: checked")
     print_head("no profiler")
+    compare_empty_steps(*((1, 10) if quick else (31, 500)))
     compare(
         "state, batch 128", False, 4 if quick else 128, *((1, 1) if quick else (31, 20))
     )

@@ -138,6 +138,20 @@ def test_a_schedule_that_begins_with_zero_is_checked_at_the_next_step():
         schedule.step()
 
 
+def test_the_end_of_a_schedule_is_no_error_for_a_training_that_goes_on():
+    layer = nn.Linear(1, 1)
+    with torch.no_grad():
+        layer.weight.fill_(1.0), layer.bias.fill_(1.0)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
+    LambdaLR(optimizer, lambda step: 1e-12)
+    check = FirstStepCheck("mine", layer, optimizer)
+    layer(torch.ones(1)).sum().backward()
+    check.after_backward()
+    optimizer.step()
+    check.after_step()
+    assert not check.is_done
+
+
 @pytest.mark.parametrize("may_be_flat", [False, True])
 def test_gradients_of_zero_are_an_error_unless_they_may_be(may_be_flat):
     layer = nn.Linear(1, 1)

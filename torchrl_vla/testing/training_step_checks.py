@@ -94,42 +94,40 @@ class FirstStepCheck:
                 f"{type(self.optimizer).__name__} from the parameters of the module as "
                 "it is now, or freeze those with requires_grad_(False)."
             )
-        self._before = [_largest_gradient(name, p) for name, p in _with(trained)]
+        self._before = list(_largest_gradients(trained))
 
     def after_step(self) -> None:
         """Check that the optimizer step changed weights.
 
-        A step with a learning rate of 0, as some schedules begin with, proves nothing:
-        the next one is checked.
+        While a schedule is below its peak, a step that is too small for the weights'
+        precision proves nothing, and the next one is checked.
 
         Raises:
             NoTrainingError: no weight changed.
         """
         if self.is_done:
             return
-        if all(group["lr"] == 0 for group in self.optimizer.param_groups):
-            return
-        changed = any(
+        self.is_done = any(
             p.detach().reshape(-1)[index].item() != value
             for _, p, index, value in self._before
         )
-        is_flat = all(
-            p.grad is None or not p.grad.detach().count_nonzero()
-            for _, p, _, _ in self._before
-        )
-        if not changed and is_flat and self.may_be_flat:
+        if self.is_done:
             return
-        self.is_done = changed
-        if not changed:
-            rates = sorted({group["lr"] for group in self.optimizer.param_groups})
-            why = "all gradients are 0" if is_flat else f"with lr {rates}"
-            raise NoTrainingError(
-                f"{self.caller}: expected the first step of "
-                f"{type(self.optimizer).__name__} to change weights, got none changed "
-                f"of {_listed([name for name, *_ in self._before])}: {why}. Pass a "
-                "larger lr or weights in float32, and check that the loss depends on "
-                "what the policy reads."
-            )
+        gradients = [p.grad for _, p, _, _ in self._before if p.grad is not None]
+        is_flat = not any(gradient.count_nonzero() for gradient in gradients)
+        groups = self.optimizer.param_groups
+        is_low = any(g["lr"] < g.get("initial_lr", g["lr"]) for g in groups)
+        if (is_flat and self.may_be_flat) or (is_low and not is_flat):
+            return
+        rates = sorted({group["lr"] for group in groups})
+        why = "all gradients are 0" if is_flat else f"with lr {rates}"
+        raise NoTrainingError(
+            f"{self.caller}: expected the first step of "
+            f"{type(self.optimizer).__name__} to change weights, got none changed "
+            f"of {_listed([name for name, *_ in self._before])}: {why}. Pass a "
+            "larger lr or weights in float32, and check that the loss depends on "
+            "what the policy reads."
+        )
 
 
 def excused_parameters(module: nn.Module) -> Mapping[str, str]:
@@ -236,17 +234,15 @@ def _restored(*owners: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _with(trained: Mapping[str, nn.Parameter]) -> Iterator[tuple[str, nn.Parameter]]:
-    return ((name, p) for name, p in trained.items() if p.grad is not None)
-
-
-def _largest_gradient(
-    name: str, parameter: nn.Parameter
-) -> tuple[str, nn.Parameter, int, float]:
-    """Return where a parameter's gradient is largest, and the weight there."""
-    assert parameter.grad is not None
-    index = int(parameter.grad.detach().reshape(-1).abs().argmax())
-    return name, parameter, index, parameter.detach().reshape(-1)[index].item()
+def _largest_gradients(
+    trained: Mapping[str, nn.Parameter],
+) -> Iterator[tuple[str, nn.Parameter, int, float]]:
+    """Yield where the gradient of each parameter is largest, and the weight there."""
+    for name, parameter in trained.items():
+        if parameter.grad is not None:
+            index = int(parameter.grad.detach().reshape(-1).abs().argmax())
+            value = parameter.detach().reshape(-1)[index].item()
+            yield name, parameter, index, value
 
 
 def _listed(names: list[str]) -> str:
