@@ -15,7 +15,7 @@ INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c co
 endif
 
 .PHONY: demo demo-metaworld test test-main test-lerobot test-core test-oldest
-.PHONY: coverage lint format docs notebooks bench dist api clean
+.PHONY: coverage lint format docs notebooks bench bench-report dist api fingerprints clean
 
 # One thread per worker: small networks on two threads each wait for one another.
 PYTEST = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -n 2 --dist loadgroup
@@ -107,6 +107,14 @@ dist: $(VENV)/.all
 # Write the checked-in list of public names and signatures anew.
 api: $(VENV)/.all
 	$(BIN)/python test/support/public_api.py
+
+# Write the checked-in fingerprints of this torch version anew.
+fingerprints: $(VENV)/.all
+	$(BIN)/python test/support/reference_fingerprints.py
+
+# Draw the ratios of all benchmark runs in benchmarks/history.jsonl over time.
+bench-report: $(VENV)/.all
+	$(BIN)/python benchmarks/report.py
 
 .venv-core/.done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-core

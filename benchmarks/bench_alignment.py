@@ -17,7 +17,7 @@ import statistics
 from dataclasses import dataclass
 
 import torch
-from contest import read_quick
+from contest import read_quick, record_ratios
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
@@ -177,6 +177,7 @@ def main() -> None:
 
 def report(title: str, played: list[Counts]) -> None:
     ratios = [counts.calls_per_step for counts in played]
+    record_ratios(title, ratios, "ideal calls")
     useful = statistics.median(counts.calls_per_useful_step for counts in played)
     waited = statistics.median(counts.waited for counts in played)
     calls = statistics.median(ratios) / HORIZON

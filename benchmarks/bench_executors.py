@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable
 
 import torch
-from contest import read_quick
+from contest import read_quick, record_ratios
 from executor_family import FAMILY, Player, draw_begins
 from tensordict import NonTensorStack, TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModule
@@ -113,6 +113,7 @@ def compare(
 
 def report(title: str, pairs: list[tuple[float, float]], unit: str) -> None:
     ratios = [peer / ours for ours, peer in pairs]
+    record_ratios(title, ratios, "ours")
     mine, theirs = (statistics.median(column) for column in zip(*pairs))
     print(
         f"{title:<56} {mine:10.1f} {theirs:10.1f} {unit:<6}"

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from contest import read_quick
+from contest import read_quick, record_ratios
 from tensordict import TensorDictBase
 from torchrl.envs import Compose, EnvBase, Transform, TransformedEnv
 
@@ -158,6 +158,8 @@ def compare(title: str, env: EnvBase, budget: Budget) -> None:
             rates[name] = result.success_rate
             print(row(title, name, budget, log, result), flush=True)
     points = 100 * (rates["ACT"] - rates["TinyVLA"])
+    if rates["TinyVLA"]:
+        record_ratios(f"{title}: success", [rates["ACT"] / rates["TinyVLA"]], "TinyVLA")
     print(f"{title:<20}ACT - TinyVLA: {points:+.1f} points (aim: -5 or better)")
     env.close()
 

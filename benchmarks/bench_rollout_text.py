@@ -14,7 +14,7 @@ import time
 from functools import partial
 
 import torch
-from contest import read_quick
+from contest import read_quick, record_ratios
 from tensordict import TensorDict, TensorDictBase
 from torchrl.envs import EnvBase
 from torchrl.envs.custom import ToyVLAEnv as PeerToyVLAEnv
@@ -74,6 +74,7 @@ def main() -> None:
                 measured[name].append(run())
         for name, times in measured.items():
             ratios = [a / b for a, b in zip(times, measured["no text"])]
+            record_ratios(f"B={batch}: {name}", ratios, "no text")
             print(
                 f"B={batch:<4} {name:<15} {statistics.median(times):8.3f}   "
                 f"{min(ratios):6.2f} {statistics.median(ratios):6.2f} "

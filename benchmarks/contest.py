@@ -3,23 +3,41 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import ctypes
+import json
 import os
+import platform
 import statistics
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+from torchrl_vla.evaluation import package_versions
+from torchrl_vla.profiling.orchestrator import current_commit
+from torchrl_vla.profiling.run_environment import describe_run
+
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else profiling writes to stderr
 
 Contestants = Mapping[str, Callable[[], object]]
 
+HISTORY = Path(__file__).with_name("history.jsonl")
+
+#: Ratios of this run by row, for the history.
+_RATIOS: dict[str, dict[str, object]] = {}
+
 
 def read_quick(description: str) -> bool:
-    """Read the command line; True = tiny sizes."""
+    """Read the command line; True = tiny sizes.
+
+    A run with full sizes appends a line to the history when it ends.
+    """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -28,7 +46,46 @@ def read_quick(description: str) -> bool:
         action="store_true",
         help="tiny sizes, to see that the script runs; its numbers mean nothing",
     )
-    return parser.parse_args().quick
+    parser.add_argument(
+        "--history",
+        type=Path,
+        default=HISTORY,
+        help="file that receives a line of JSON with the ratios of a full run",
+    )
+    given = parser.parse_args()
+    _RATIOS.clear()
+    if not given.quick:
+        atexit.register(write_history, Path(sys.argv[0]).stem, given.history)
+    return given.quick
+
+
+def record_ratios(row: str, ratios: Sequence[float], baseline: str) -> None:
+    """Keep the ratios of a row, one per round, for the history."""
+    _RATIOS[row] = {
+        "baseline": baseline,
+        "min": min(ratios),
+        "median": statistics.median(ratios),
+        "max": max(ratios),
+        "rounds": len(ratios),
+    }
+
+
+def write_history(script: str, path: Path) -> None:
+    """Append one line with the ratios that were recorded, and where they are from."""
+    if not _RATIOS:
+        return
+    line = {
+        "script": script,
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "commit": current_commit(),
+        "machine": describe_run()["machine"],
+        "platform": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "versions": package_versions(),
+        "ratios": _RATIOS,
+    }
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line, sort_keys=True) + "\n")
 
 
 def check_equal(title: str, results: Mapping[str, Tensor]) -> None:
@@ -105,6 +162,7 @@ def print_rows(
     """Print each contestant's median and its ratio to the baseline, round by round."""
     for name, spent in times.items():
         ratios = [a / b for a, b in zip(spent, times[baseline])]
+        record_ratios(f"{title}: {name}", ratios, baseline)
         more = "".join(f"{text:>10}" for text in (columns or {}).get(name, ()))
         print(
             f"{title:<26}{name:<18}{statistics.median(spent):9.3f}{more}   "

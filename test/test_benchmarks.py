@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
 import sys
@@ -97,3 +98,49 @@ def test_a_row_shows_the_ratios_round_by_round(capsys):
     rows = capsys.readouterr().out.splitlines()
     assert rows[0].split() == ["x", "base", "2.000", "1.00", "1.00", "1.00"]
     assert rows[1].split() == ["x", "ours", "2.000", "0.50", "1.00", "2.00"]
+
+
+def test_a_full_run_appends_its_ratios_to_the_history(tmp_path, monkeypatch, capsys):
+    import contest
+
+    registered = []
+    monkeypatch.setattr(contest.atexit, "register", lambda *a: registered.append(a))
+    history = tmp_path / "history.jsonl"
+    monkeypatch.setattr(sys, "argv", ["bench_x.py", "--history", str(history)])
+    for median in (1.0, 3.0):
+        assert contest.read_quick("what") is False
+        contest.print_rows("x", {"base": [1.0] * 3, "ours": [0.5, median, 4.0]}, "base")
+        write, *arguments = registered.pop()
+        write(*arguments)
+    lines = [json.loads(line) for line in history.read_text().splitlines()]
+    assert [line["script"] for line in lines] == ["bench_x", "bench_x"]
+    assert lines[1]["ratios"]["x: ours"] == {
+        **{"baseline": "base", "min": 0.5, "median": 3.0, "max": 4.0, "rounds": 3}
+    }
+    assert {"date", "commit", "machine", "versions", "threads"} <= lines[0].keys()
+    page = tmp_path / "report.html"
+    arguments = ["report.py", "--history", str(history), "--out", str(page)]
+    monkeypatch.setattr(sys, "argv", arguments)
+    runpy.run_path(str(FOLDER / "report.py"), run_name="__main__")
+    assert "2 runs, 2 rows" in capsys.readouterr().out
+    assert "[0.50, 4.00]" in page.read_text()
+    assert page.read_text().count("<polyline") == 2
+
+
+def test_a_quick_run_leaves_no_history(tmp_path, monkeypatch):
+    import contest
+
+    registered = []
+    monkeypatch.setattr(contest.atexit, "register", lambda *a: registered.append(a))
+    monkeypatch.setattr(sys, "argv", ["bench_x.py", "--quick"])
+    assert contest.read_quick("what") is True
+    assert registered == []
+
+
+def test_every_script_gives_its_ratios_to_the_history():
+    texts = {script: (FOLDER / script).read_text() for script in SCRIPTS}
+    assert [
+        script
+        for script, text in texts.items()
+        if "print_rows(" not in text and "record_ratios(" not in text
+    ] == []

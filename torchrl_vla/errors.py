@@ -91,5 +91,9 @@ class SettingsError(VLAError, ValueError):
     """Settings contradict each other, or what they are for."""
 
 
+class NoTrainingError(VLAError, RuntimeError):
+    """A training step does not train what it should."""
+
+
 class ResumeError(VLAError, ValueError):
     """A training cannot be resumed from what is in its folder."""

@@ -172,3 +172,21 @@ def test_labels_beyond_the_bounds_are_refused_on_request(tmp_path, capsys):
     arguments = ["collect", "--folder", str(tmp_path / "demos"), *own]
     assert main([*arguments, "--labels", "refuse"]) == 0  # its expert clamps
     assert "2 episodes" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore:TrainingProfiler. expected at least 9 steps")
+def test_a_training_is_profiled_on_demand_to_the_same_weights(dataset, tmp_path):
+    assert train(dataset, tmp_path / "plain") == 0
+    assert train(dataset, tmp_path / "timed", "--profile-mode", "timing") == 0
+    expected = weights(tmp_path / "plain")
+    for name, value in weights(tmp_path / "timed").items():
+        assert torch.equal(expected[name], value), name
+    profile = tmp_path / "timed" / "profiling"
+    assert {path.name for path in profile.iterdir()} == {
+        *("step_samples.jsonl", "step_timing_summary.json")
+    }
+    assert not (tmp_path / "plain" / "profiling").exists()
+    elsewhere = ["--profile-output-dir", str(tmp_path / "elsewhere")]
+    mode = ["--profile-mode", "summary"]
+    assert train(dataset, tmp_path / "other", *mode, *elsewhere) == 0
+    assert (tmp_path / "elsewhere" / "deterministic_forward.json").exists()

@@ -23,6 +23,7 @@ from torchrl_vla.recipes.training_loop import (
     constant_rate,
     count_elements,
     total_loss,
+    warmup_cosine,
 )
 from torchrl_vla.recipes.weight_average import ramped_average
 
@@ -35,6 +36,7 @@ class Chunk(nn.Module):
     in_keys = [("observation", "state")]
     out_keys = ["action_chunk"]
     chunk_key = "action_chunk"
+    without_gradient = {"*": "each loss reads one of the heads"}
 
     def __init__(self):
         super().__init__()
@@ -294,3 +296,13 @@ def test_the_decay_of_the_average_rises_to_its_value_and_stays():
         ramped_average(0.9)(averages, weights, torch.tensor(step))
         kept.append(1 - averages[0].item())
     assert kept == pytest.approx([2 / 11, 9 / 18, 0.9])
+
+
+@pytest.mark.parametrize("steps", [40, 400])
+def test_the_schedule_scales_with_the_steps_and_ends_at_zero(steps):
+    factor = warmup_cosine(steps)
+    peak = steps // 20
+    assert factor(peak) == pytest.approx(1.0)
+    # Half of what is left after the warm-up, half of the rate.
+    assert factor(peak + (steps - peak) // 2) == pytest.approx(0.5)
+    assert factor(steps - 1) < 0.01

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from math import log10
 
-_INK, _FAINT, _ACCENT = "#1c2733", "#d5dbe1", "#0b6bcb"
+_INK, _FAINT, _ACCENT, _MARK = "#1c2733", "#d5dbe1", "#0b6bcb", "#c62828"
 
 
 def line_chart(
@@ -17,6 +17,7 @@ def line_chart(
     y_range: tuple[float, float] | None = None,
     width: int = 640,
     height: int = 260,
+    marks: Sequence[float] = (),
 ) -> str:
     """Draw points as a line, ``x`` from 0 on, as SVG text.
 
@@ -27,6 +28,7 @@ def line_chart(
         y_range: of a linear axis; None = a logarithmic one that fits ``y > 0``.
         width: in pixels.
         height: in pixels.
+        marks: values of ``x`` where something changed; each gets a dashed line.
 
     Raises:
         ValueError: fewer than two points, or a ``y`` that has no logarithm.
@@ -70,6 +72,12 @@ def line_chart(
         parts.append(
             f'<text x="{x:.1f}" y="{y_axis + 16:.1f}" text-anchor="middle">'
             f"{x_value:.0f}</text>"
+        )
+    for mark in marks:
+        x, low = place(mark, y_low)
+        parts.append(
+            f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{low:.1f}" '
+            f'stroke="{_MARK}" stroke-width="2" stroke-dasharray="4 3"/>'
         )
     path = " ".join(
         f"{x:.1f},{y:.1f}"

@@ -13,6 +13,7 @@ from torchrl_vla import recipes
 from torchrl_vla._internal.suggestions import did_you_mean
 from torchrl_vla.cli import library
 from torchrl_vla.cli.options import OptionError, open_environment
+from torchrl_vla.profiling.profile_options import NO_PROFILE, ProfileOptions
 from torchrl_vla.recipes.dataset_options import NO_DATASET_OPTIONS, DatasetOptions
 from torchrl_vla.recipes.environment_options import EnvironmentOptions
 from torchrl_vla.recipes.finetuning.algorithms import ALGORITHMS, GRPO, PPO, RLOO
@@ -53,6 +54,7 @@ class Finetune:
     """Device of the policy, e.g. `cuda`. Left out, the CPU."""
     tensorboard: bool = False
     """Also write event files; needs the extra `tensorboard`."""
+    profile: OmitArgPrefixes[ProfileOptions] = NO_PROFILE
 
     def run(self) -> None:
         """Fine-tune, and print how the policy changed."""
@@ -96,6 +98,7 @@ class Finetune:
             settings,
             eval_env=eval_env,
             demonstrations=demonstrations,
+            profiler=library.TrainingProfiler.from_options(self.profile, self.folder),
             tensorboard=self.tensorboard,
         )
         env.close()

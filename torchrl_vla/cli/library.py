@@ -32,6 +32,20 @@ if TYPE_CHECKING:
         write_video,
     )
     from torchrl_vla.policies.lerobot import KINDS
+    from torchrl_vla.profiling import TrainingProfiler
+    from torchrl_vla.profiling.hub_publication import HubPublisher, full_repo_id
+    from torchrl_vla.profiling.orchestrator import (
+        RunProvenance,
+        is_installed,
+        run_profiles,
+    )
+    from torchrl_vla.profiling.profile_cases import find_cases
+    from torchrl_vla.profiling.profile_comparison import compare_profiles
+    from torchrl_vla.profiling.profile_report import (
+        read_rows,
+        snapshot_table,
+        write_profile_report,
+    )
     from torchrl_vla.recipes.dataset_opening import Demonstrations
     from torchrl_vla.recipes.devices import on_device, parse_device
     from torchrl_vla.recipes.own_policies import (
@@ -75,6 +89,20 @@ _MODULES = {
         "write_video",
     ),
     "torchrl_vla.policies.lerobot": ("KINDS",),
+    "torchrl_vla.profiling": ("TrainingProfiler",),
+    "torchrl_vla.profiling.hub_publication": ("HubPublisher", "full_repo_id"),
+    "torchrl_vla.profiling.orchestrator": (
+        "RunProvenance",
+        "is_installed",
+        "run_profiles",
+    ),
+    "torchrl_vla.profiling.profile_cases": ("find_cases",),
+    "torchrl_vla.profiling.profile_comparison": ("compare_profiles",),
+    "torchrl_vla.profiling.profile_report": (
+        "read_rows",
+        "snapshot_table",
+        "write_profile_report",
+    ),
     "torchrl_vla.recipes.dataset_opening": ("Demonstrations",),
     "torchrl_vla.recipes.devices": (
         "on_device",
@@ -96,9 +124,12 @@ __all__ = [
     "Demonstrations",
     "Diagnosis",
     "EvaluationResult",
+    "HubPublisher",
     "Ranks",
     "Recorder",
     "RenderingError",
+    "RunProvenance",
+    "TrainingProfiler",
     "cat",
     "check_folder_is_free",
     "check_training_folder",
@@ -106,12 +137,16 @@ __all__ = [
     "clamp_labels",
     "collect",
     "compare",
+    "compare_profiles",
     "diagnose",
     "evaluate",
+    "find_cases",
     "finish_training",
+    "full_repo_id",
     "hash_folder",
     "hash_weights",
     "inspect_path",
+    "is_installed",
     "joined_ranks",
     "load_any_executor",
     "make_ablation",
@@ -119,9 +154,13 @@ __all__ = [
     "manual_seed",
     "on_device",
     "parse_device",
+    "read_rows",
+    "run_profiles",
     "runs_on_device_of_environment",
+    "snapshot_table",
     "write_inspection",
     "write_lerobot",
+    "write_profile_report",
     "write_video",
 ]
 

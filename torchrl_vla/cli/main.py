@@ -1,8 +1,9 @@
 """The ``torchrl-vla`` command.
 
 Its subcommands are ``demo``, ``collect``, ``train``, ``finetune``, ``evaluate``,
-``compare``, ``inspect`` and ``doctor``. Each is a frozen dataclass whose fields are its
-options; its ``run`` calls the library. ``--help`` is the documentation.
+``compare``, ``inspect``, ``doctor``, ``profile``, ``compare-profiles`` and ``plan``.
+Each is a frozen dataclass whose fields are its options; its ``run`` calls the library.
+``--help`` is the documentation.
 """
 
 from __future__ import annotations
@@ -19,12 +20,15 @@ import tyro
 from torchrl_vla._internal.named_objects import make_current_directory_importable
 from torchrl_vla.cli.collect_command import Collect
 from torchrl_vla.cli.compare_command import Compare
+from torchrl_vla.cli.compare_profiles_command import CompareProfiles
 from torchrl_vla.cli.demo_command import Demo
 from torchrl_vla.cli.doctor_command import Doctor
 from torchrl_vla.cli.evaluate_command import Evaluate
 from torchrl_vla.cli.finetune_command import finetune_command
 from torchrl_vla.cli.inspect_command import Inspect
 from torchrl_vla.cli.options import check_launch
+from torchrl_vla.cli.plan_command import Plan
+from torchrl_vla.cli.profile_command import Profile
 from torchrl_vla.cli.train_command import Train
 from torchrl_vla.errors import VLAError
 
@@ -33,7 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand; an error that the library raises becomes one message.
 
     Returns:
-        The exit status: 0, or 1 after an error; ``inspect`` and ``doctor`` have theirs.
+        The exit status: 0, or 1 after an error; ``inspect``, ``doctor``, ``profile``
+        and ``compare-profiles`` have theirs.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     # A user's own class is imported by name, also when its checkpoint is read.
@@ -67,6 +72,9 @@ def _parse(arguments: list[str]) -> Any:
         "compare": Compare,
         "inspect": Inspect,
         "doctor": Doctor,
+        "profile": Profile,
+        "compare-profiles": CompareProfiles,
+        "plan": Plan,
     }
     kinds: list[Any] = [
         Annotated[command, tyro.conf.subcommand(name)]

@@ -13,6 +13,7 @@ from torchrl_vla._internal.named_objects import is_named_object
 from torchrl_vla._internal.option_names import Head
 from torchrl_vla.cli import library
 from torchrl_vla.cli.options import OptionError, read_json
+from torchrl_vla.profiling.profile_options import NO_PROFILE, ProfileOptions
 from torchrl_vla.recipes.dataset_options import NO_DATASET_OPTIONS, DatasetOptions
 from torchrl_vla.recipes.training_settings import TrainingSettings
 
@@ -68,6 +69,7 @@ class Train:
     device: str | None = None
     """Device that the policy is trained on, e.g. `cuda`. Left out, the CPU, or where
     the checkpoint was trained."""
+    profile: OmitArgPrefixes[ProfileOptions] = NO_PROFILE
 
     def run(self) -> None:
         """Train and write the policy, its metadata and the learning curve."""
@@ -131,10 +133,18 @@ class Train:
             policy = policy.to(library.parse_device("train", self.device))
         space = recipes.make_space(dataset.metadata, head)
         log = recipes.train_behavior_cloning(
-            policy, dataset, self.settings, space=space, folder=self.folder
+            policy,
+            dataset,
+            self.settings,
+            space=space,
+            folder=self.folder,
+            profiler=self._profiler(),
         )
         self._save(policy, space)
         return log
+
+    def _profiler(self) -> library.TrainingProfiler | None:
+        return library.TrainingProfiler.from_options(self.profile, self.folder)
 
     def _train_lerobot(self, dataset: library.Demonstrations) -> recipes.TrainingLog:
         renamed = read_json("--rename-map", self.rename_map)
@@ -151,6 +161,7 @@ class Train:
             self.settings,
             train_on_padding=self.train_on_padding,
             folder=self.folder,
+            profiler=self._profiler(),
         )
         self._save(policy, None, dataset.metadata)
         return log

@@ -17,6 +17,7 @@ from torchrl_vla.distributed.ranks import Ranks
 from torchrl_vla.distributed.sharding import check_shards, full, is_sharded
 
 TotalLoss = Callable[[TensorDictBase], Tensor]
+Section = Callable[[str], AbstractContextManager[object]]
 
 
 class GradientSharing:
@@ -24,6 +25,8 @@ class GradientSharing:
 
     Args:
         loss: returns the scalar that is minimized.
+        section: context of the passes named ``"forward"`` and ``"backward"``, such as
+            a profiler's.
 
     Examples:
         >>> weight = torch.nn.Parameter(torch.ones(()))
@@ -34,8 +37,8 @@ class GradientSharing:
         2.0
     """
 
-    def __init__(self, loss: TotalLoss) -> None:
-        self.loss = loss
+    def __init__(self, loss: TotalLoss, section: Section = nullcontext) -> None:
+        self.loss, self.section = loss, section
 
     def backward(
         self,
@@ -55,11 +58,13 @@ class GradientSharing:
                 exchange gradients yet.
         """
         with self._kept_local() if more_to_come else nullcontext():
-            value = self.loss(batch)
-            value = value * torch.as_tensor(weight).to(value)
-            value.backward()
-        if not more_to_come:
-            self._finish()
+            with self.section("forward"):
+                value = self.loss(batch)
+                value = value * torch.as_tensor(weight).to(value)
+            with self.section("backward"):
+                value.backward()
+                if not more_to_come:
+                    self._finish()
         return value.detach()
 
     def _kept_local(self) -> AbstractContextManager[object]:
@@ -72,11 +77,11 @@ class GradientSharing:
 class _Replicated(GradientSharing):
     """Gradients by ``DistributedDataParallel``."""
 
-    def __init__(self, loss: nn.Module) -> None:
+    def __init__(self, loss: nn.Module, section: Section) -> None:
         device = next(loss.parameters()).device
         ids = [device.index] if device.type == "cuda" else None
         self.replicas = DistributedDataParallel(loss, device_ids=ids)
-        super().__init__(self.replicas)
+        super().__init__(self.replicas, section)
 
     def _kept_local(self) -> AbstractContextManager[object]:
         return self.replicas.no_sync()
@@ -85,8 +90,10 @@ class _Replicated(GradientSharing):
 class _Sharded(GradientSharing):
     """Gradients of FSDP2's blocks, and of the weights that are whole on every rank."""
 
-    def __init__(self, loss: nn.Module, policy: nn.Module, ranks: Ranks) -> None:
-        super().__init__(loss)
+    def __init__(
+        self, loss: nn.Module, section: Section, policy: nn.Module, ranks: Ranks
+    ) -> None:
+        super().__init__(loss, section)
         self.ranks = ranks
         self.blocks = [
             part for part in policy.modules() if isinstance(part, FSDPModule)
@@ -130,6 +137,7 @@ def share_gradients(
     loss_module: LossModule,
     total: Callable[[LossModule, TensorDictBase], Tensor],
     ranks: Ranks,
+    section: Section = nullcontext,
 ) -> GradientSharing:
     """Return the losses of a loss module with gradients of all ranks.
 
@@ -138,6 +146,7 @@ def share_gradients(
         loss_module: made from the policy.
         total: sums the losses of a batch.
         ranks: that train it.
+        section: of :class:`GradientSharing`.
 
     Raises:
         SettingsError: the policy is sharded so that it would train nothing.
@@ -145,10 +154,10 @@ def share_gradients(
     check_shards("share_gradients", policy)
     loss = _TotalLoss(loss_module, total)
     if is_sharded(policy):
-        return _Sharded(loss, policy, ranks)
+        return _Sharded(loss, section, policy, ranks)
     if ranks.is_alone:
-        return GradientSharing(loss)
-    return _Replicated(loss)
+        return GradientSharing(loss, section)
+    return _Replicated(loss, section)
 
 
 def average_gradients(parameters: Iterable[Tensor], ranks: Ranks) -> None:

@@ -17,6 +17,7 @@ from torchrl_vla.data.demonstrations import check_demonstrations
 from torchrl_vla.errors import SettingsError
 from torchrl_vla.policies import as_policy
 from torchrl_vla.policies.protocol import check_module
+from torchrl_vla.profiling import TrainingProfiler
 from torchrl_vla.recipes.dataset_opening import Demonstrations, seen_metadata
 from torchrl_vla.recipes.parallel_training import parallel_copy
 from torchrl_vla.recipes.policy_factory import make_cloning_loss
@@ -39,6 +40,7 @@ def train_behavior_cloning(
     loss: LossModule | None = None,
     folder: Path | str | None = None,
     callback: Callable[[int], None] | None = None,
+    profiler: TrainingProfiler | None = None,
     progress: bool = True,
 ) -> TrainingLog:
     """Clone demonstrations: i.i.d. frames, chunk targets, masked loss, AdamW.
@@ -64,6 +66,7 @@ def train_behavior_cloning(
             :func:`run_training`.
         callback: called with the step after each entry, e.g. to evaluate; the policy is
             in evaluation mode meanwhile.
+        profiler: records where the time goes; changes no weight. None = no cost.
         progress: True = show a progress bar.
 
     Returns:
@@ -72,6 +75,8 @@ def train_behavior_cloning(
     Raises:
         ArgumentTypeError: the policy or the dataset is of another kind, such as a path.
         RuntimeError: the loss is not finite; names the step.
+        NoTrainingError: the first step leaves parameters out that require a gradient,
+            or changes no weight; names them.
         SchemaError: demonstrated actions lie beyond the bounds that are declared.
         SpaceError: the policy was trained in another space.
         IncompatibleMetadataError: the space, or the policy's training before, is of
@@ -122,6 +127,7 @@ def train_behavior_cloning(
             settings,
             folder=folder,
             callback=callback,
+            profiler=profiler,
             progress=progress,
         )
 

@@ -18,6 +18,7 @@ from torchrl_vla.data import check_labels
 from torchrl_vla.objectives import LeRobotLoss
 from torchrl_vla.policies import LeRobotPolicyWrapper, make_lerobot_policy
 from torchrl_vla.policies.lerobot import KINDS, RobotFit, kind_of
+from torchrl_vla.profiling import TrainingProfiler
 from torchrl_vla.recipes.dataset_opening import Demonstrations, image_sizes_of
 from torchrl_vla.recipes.parallel_training import parallel_copy
 from torchrl_vla.recipes.relative_statistics import relative_action_statistics
@@ -141,6 +142,7 @@ def train_lerobot(
     train_on_padding: bool = False,
     folder: Path | str | None = None,
     callback: Callable[[int], None] | None = None,
+    profiler: TrainingProfiler | None = None,
     progress: bool = True,
 ) -> TrainingLog:
     """Train a LeRobot policy on demonstrations with its own loss and optimizer.
@@ -168,6 +170,7 @@ def train_lerobot(
         folder: receives the state from which the training resumes, see
             :func:`run_training`.
         callback: called with the step after each entry, e.g. to evaluate.
+        profiler: records where the time goes; changes no weight. None = no cost.
         progress: True = show a progress bar.
 
     Returns:
@@ -177,6 +180,8 @@ def train_lerobot(
         SchemaError: :class:`~torchrl_vla.objectives.LeRobotLoss` refuses the policy or
             the data.
         RuntimeError: the loss is not finite; names the step.
+        NoTrainingError: the first step leaves parameters out that require a gradient,
+            or changes no weight; names them.
         FileExistsError: the folder holds something else than an unfinished training.
         ResumeError: the folder was begun with other settings or another policy.
     """
@@ -190,17 +195,10 @@ def train_lerobot(
         batch_size=64, max_grad_norm=preset.grad_clip_norm
     )
     assert settings.batch_size is not None
-    targets = policy.target_steps
     buffer = dataset.replay_buffer(
         settings.batch_size,
         history_size=policy.history_size,
-        # LeRobot's chunks know no end but the episode's, whatever `done` says.
-        transform=ActionChunkTransform(
-            len(targets),
-            first_step=targets[0],
-            storage=dataset.storage,
-            keys=ActionChunkKeys(done=None),
-        ),
+        transform=make_lerobot_targets(policy, dataset),
         seed=settings.seed,
     )
     with torch.random.fork_rng(), parallel_copy(policy, settings) as trained:
@@ -214,8 +212,23 @@ def train_lerobot(
             settings,
             folder=folder,
             callback=callback,
+            profiler=profiler,
             progress=progress,
         )
+
+
+def make_lerobot_targets(
+    policy: LeRobotPolicyWrapper, dataset: Demonstrations
+) -> ActionChunkTransform:
+    """Return the transform that gathers the chunks a LeRobot policy is trained on."""
+    targets = policy.target_steps
+    return ActionChunkTransform(
+        len(targets),
+        first_step=targets[0],
+        storage=dataset.storage,
+        # LeRobot's chunks know no end but the episode's, whatever `done` says.
+        keys=ActionChunkKeys(done=None),
+    )
 
 
 def _warn_of_deafness(policy: LeRobotPolicyWrapper, dataset: Demonstrations) -> None:

@@ -29,6 +29,7 @@ from torchrl_vla.distributed import (
 )
 from torchrl_vla.errors import SettingsError
 from torchrl_vla.evaluation import hash_weights
+from torchrl_vla.profiling import Sections, TrainingProfiler
 from torchrl_vla.recipes.parallel_training import check_ranks
 from torchrl_vla.recipes.sharded_training_state import ShardedTrainingState
 from torchrl_vla.recipes.training_settings import TrainingSettings
@@ -39,6 +40,7 @@ from torchrl_vla.recipes.training_state import (
 )
 from torchrl_vla.recipes.weight_average import WeightAverage, ramped_average
 from torchrl_vla.rollout import evaluation_mode
+from torchrl_vla.testing import FirstStepCheck
 
 
 @dataclass
@@ -70,6 +72,7 @@ def run_training(
     *,
     folder: Path | str | None = None,
     callback: Callable[[int], None] | None = None,
+    profiler: TrainingProfiler | None = None,
     progress: bool = True,
 ) -> TrainingLog:
     """Take optimizer steps, each on one batch of the buffer.
@@ -100,6 +103,7 @@ def run_training(
             unfinished training. None = the training cannot be resumed.
         callback: called with the step after each entry of the learning curve; the
             policy is in evaluation mode meanwhile.
+        profiler: records where the time goes; changes no weight. None = no cost.
         progress: True = show a progress bar.
 
     Returns:
@@ -108,6 +112,8 @@ def run_training(
     Raises:
         RuntimeError: the loss or its gradient is not finite; names the step. The
             weights are those before that step.
+        NoTrainingError: the first step leaves parameters out that require a gradient,
+            or changes no weight; names them.
         FileExistsError: the folder holds something else.
         ResumeError: the folder was begun with other settings or another policy.
         SettingsError: the ranks differ in settings, data, weights or versions, or
@@ -115,19 +121,29 @@ def run_training(
     """
     ranks = Ranks.current()
     check_ranks(ranks, policy, buffer, settings, callback)
-    loop = _Loop(policy, loss_module, buffer, schedule, settings)
+    sections = Sections(profiler)
+    loop = _Loop(policy, loss_module, buffer, schedule, settings, sections)
     state = None
     if folder is not None:
         state = _open_state(Path(folder), loop)
     progress = progress and ranks.is_first
     started = time.perf_counter() - loop.log.seconds
     policy.train()
+    sections.fingerprint(loss_module, buffer, settings.batch_size or 1)
     steps = settings.steps
-    with tqdm(
-        total=steps, initial=loop.done, desc="train", unit="step", disable=not progress
-    ) as bar:
+    with (
+        sections.running(loop.device),
+        tqdm(
+            total=steps,
+            initial=loop.done,
+            desc="train",
+            unit="step",
+            disable=not progress,
+        ) as bar,
+    ):
         for step in range(loop.done + 1, steps + 1):
-            loop.take_step(step)
+            with sections.step(step):
+                loop.take_step(step)
             bar.update()
             if step % settings.log_interval == 0 or step == steps:
                 mean = loop.log_entry(step)
@@ -154,19 +170,24 @@ class _Loop:
         buffer: ReplayBuffer,
         schedule: LRScheduler,
         settings: TrainingSettings,
+        sections: Sections = Sections(),
     ) -> None:
         self.policy, self.loss_module, self.buffer = policy, loss_module, buffer
         self.schedule, self.settings = schedule, settings
+        self.section = sections.section
         self.optimizer: Optimizer = schedule.optimizer
         self.parameters = [
             p for group in self.optimizer.param_groups for p in group["params"]
         ]
         self.device = next(policy.parameters()).device
         self.ranks = Ranks.current()
-        self.gradients = share_gradients(policy, loss_module, total_loss, self.ranks)
+        self.gradients = share_gradients(
+            policy, loss_module, total_loss, self.ranks, self.section
+        )
         self.random = torch.Generator().manual_seed(settings.seed)
         ShareSampler.share(buffer, self.ranks)
         buffer.set_rng(self.random)
+        self.first_step = FirstStepCheck("train", policy, self.optimizer)
         self.average = None
         if settings.ema_decay:
             self.average = WeightAverage(policy, ramped_average(settings.ema_decay))
@@ -176,7 +197,8 @@ class _Loop:
 
     def take_step(self, step: int) -> None:
         """Take one optimizer step."""
-        batch = self.buffer.sample()
+        with self.section("dataloading"):
+            batch = self.buffer.sample()
         self.optimizer.zero_grad(set_to_none=True)
         if not self.ranks.is_alone:  # each rank has noise of its own, at every step
             torch.manual_seed(rank_seed(self.settings.seed, step, self.ranks))
@@ -187,9 +209,13 @@ class _Loop:
         check_finite("train", "loss", loss, f"at step {step}")
         self.recent.append(loss)
         if self.settings.max_grad_norm is not None:
-            norm = clip_gradients(self.parameters, self.settings.max_grad_norm)
+            with self.section("grad_clip"):
+                norm = clip_gradients(self.parameters, self.settings.max_grad_norm)
             check_finite("train", "gradient", norm, f"at step {step}")
-        self.optimizer.step()
+        self.first_step.after_backward()
+        with self.section("optimizer"):
+            self.optimizer.step()
+        self.first_step.after_step()
         self.schedule.step()
         if self.average is not None:
             self.average.update()

@@ -16,9 +16,14 @@ from torchrl_vla.testing.log_prob_consistency import (
 )
 from torchrl_vla.testing.loss_checks import check_loss
 from torchrl_vla.testing.policy_checks import check_policy
+from torchrl_vla.testing.training_step_checks import (
+    FirstStepCheck,
+    check_training_step,
+)
 from torchrl_vla.testing.transform_checks import check_transform
 
 __all__ = [
+    "FirstStepCheck",
     "LogProbConsistencyReport",
     "ServedStep",
     "check_distributed",
@@ -27,6 +32,7 @@ __all__ = [
     "check_log_prob_consistency",
     "check_loss",
     "check_policy",
+    "check_training_step",
     "check_transform",
     "predicted_action",
 ]

@@ -16,6 +16,7 @@ from torchrl_vla.data import collect
 from torchrl_vla.envs import TabletopEnv, ToyVLAEnv
 from torchrl_vla.evaluation import EvaluationResult
 from torchrl_vla.objectives import ChunkPPOLoss, DecisionGAE
+from torchrl_vla.profiling import TrainingProfiler, read_step_samples
 from torchrl_vla.recipes import (
     GRPO,
     PPO,
@@ -495,3 +496,23 @@ def test_a_policy_of_robot_space_is_cloned_beside_without_scaling(dataset, tmp_p
     # L1 of a network whose output is small: the mean size of the table's actions
     expected = dataset.frames["action"].abs().mean().item()
     assert result.log[1]["loss_bc"] / 0.5 == pytest.approx(expected, rel=0.2)
+
+
+@pytest.mark.filterwarnings("ignore:TrainingProfiler. expected at least 9 steps")
+@pytest.mark.parametrize("mode", ["timing", "summary"])
+def test_a_profiled_training_ends_with_the_same_weights(dataset, whole, tmp_path, mode):
+    profiler = TrainingProfiler(tmp_path / "profiling", mode, warmup_steps=0)
+    policy, _ = run(dataset, tmp_path, profiler=profiler)
+    assert torch.equal(weights(policy), weights(whole[0]))
+    samples = read_step_samples(tmp_path / "profiling")
+    assert [sample.step for sample in samples] == [1, 2, 3]
+    sample = samples[-1]
+    outer = {*("collect", "advantage", "forward", "backward", "grad_clip"), "optimizer"}
+    assert set(sample.sections) == outer | {"policy_call", "env_step", "other"}
+    assert sample.inside == ["env_step", "policy_call"]
+    total = sum(sample.sections[name] for name in [*outer, "other"])
+    assert total == pytest.approx(sample.total_update_s, abs=1e-9)
+    # 8 rows of 12 steps in chunks of 4: three decisions of four steps.
+    assert (sample.calls["policy_call"], sample.calls["env_step"]) == (3, 12)
+    inside = sample.sections["policy_call"] + sample.sections["env_step"]
+    assert inside < sample.sections["collect"]

@@ -46,6 +46,9 @@ class GaussianVLAWrapper(StochasticVLAWrapper):
     """
 
     default_sample_key = CHUNK_SAMPLE_KEY
+    without_gradient = {
+        "log_std": "cloning moves the mean; reinforcement learning moves the deviation"
+    }
 
     def __init__(
         self,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -38,6 +39,8 @@ class PolicyKind:
         flow_steps: Euler steps from noise to a chunk; None = the policy does not flow,
             or its flow is untested.
         likelihood_advice: what to do for log-probabilities of one that does not flow.
+        without_gradient: patterns of the names of weights that its own loss leaves out
+            although they require a gradient, with the reasons; a function of the names.
 
     Examples:
         >>> PolicyKind(reads_text=True).call
@@ -57,15 +60,18 @@ class PolicyKind:
     noise_shape: Callable[[Config], tuple[int, int]] | None = None
     flow_steps: Callable[[Config], int] | None = None
     likelihood_advice: str = "Its flow is untested here."
+    without_gradient: Callable[[Iterable[str]], Mapping[str, str]] = lambda names: {}
 
 
 def _diffusion(
     *,
     reads_text: bool,
     noise_shape: Callable[[Config], tuple[int, int]] | None = None,
+    without_gradient: Mapping[str, str] = {},
 ) -> PolicyKind:
     return PolicyKind(
         call="queue",
+        without_gradient=lambda names: without_gradient,
         reads_text=reads_text,
         # predict_action_chunk cuts the horizon to what is executed.
         chunk_size=lambda config: config.n_action_steps,
@@ -97,8 +103,21 @@ def _resizes(field: str) -> Callable[[Config], bool]:
     return lambda config: optional_field(config, field) is not None
 
 
+def _behind_the_cache(names: Iterable[str]) -> Mapping[str, str]:
+    """Return pi0's weights behind the keys and values that its action expert reads."""
+    layers = [int(n[1]) for name in names if (n := _LANGUAGE_LAYER.search(name))]
+    why = "the action expert reads keys and values, and this comes after the last ones"
+    last = f"*language_model.layers.{max(layers, default=0)}"
+    parts = ("self_attn.o_proj.*", "mlp.*", "post_attention_layernorm.*")
+    behind = [f"{last}.{part}" for part in parts]
+    return dict.fromkeys([*behind, "*language_model.norm.*", "*lm_head.*"], why)
+
+
+_LANGUAGE_LAYER = re.compile(r"language_model\.layers\.(\d+)\.")
+
 _PI = PolicyKind(
     reads_text=True,
+    without_gradient=_behind_the_cache,
     pads=lambda config: True,
     resizes_images=_resizes("image_resolution"),
     continues_chunks=_with_rtc,
@@ -119,9 +138,17 @@ KINDS: dict[str, PolicyKind] = {
         reads_text=False,
         noise_shape=lambda config: (config.horizon, config.action_feature.shape[0]),
     ),
-    "multi_task_dit": _diffusion(reads_text=True),
+    "multi_task_dit": _diffusion(
+        reads_text=True,
+        without_gradient={
+            "*vision_model.post_layernorm.*": "the class token is read before it"
+        },
+    ),
     "vqbet": PolicyKind(
         call="codebook",
+        without_gradient=lambda names: {
+            "*": "the codebook is trained alone at first, and the rest alone after it"
+        },
         chunk_size=lambda config: config.action_chunk_size,
         n_action_steps=lambda config: config.action_chunk_size,
         longest_execution=lambda config: config.action_chunk_size,

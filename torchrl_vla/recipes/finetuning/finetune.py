@@ -28,6 +28,7 @@ from torchrl_vla.evaluation import (
 )
 from torchrl_vla.policies import StochasticVLAWrapper, as_policy
 from torchrl_vla.policies.protocol import check_module
+from torchrl_vla.profiling import Sections, TrainingProfiler
 from torchrl_vla.recipes.checkpoints import interval_of
 from torchrl_vla.recipes.dataset_opening import Demonstrations
 from torchrl_vla.recipes.finetuning.finetune_settings import FinetuneSettings
@@ -48,7 +49,10 @@ from torchrl_vla.rollout import check_device, check_environment, iteration_seed
 from torchrl_vla.spaces import ModelSpace
 
 #: What a fine-tuning writes to its folder beside its state.
-_OWN_NAMES = ("comparison.json", "evaluations", "log.csv", "policy", "tensorboard")
+_OWN_NAMES = (
+    *("comparison.json", "evaluations", "log.csv", "policy", "profiling"),
+    "tensorboard",
+)
 _COLUMNS = (
     "iteration",
     "seconds",
@@ -102,6 +106,7 @@ def finetune(
     eval_env: EnvBase | None = None,
     demonstrations: Demonstrations | None = None,
     collector: Any | None = None,
+    profiler: TrainingProfiler | None = None,
     tensorboard: bool = False,
     progress: bool = True,
 ) -> FinetuneResult:
@@ -139,6 +144,8 @@ def finetune(
             environments of :func:`make_decision_env`, which then decide how much is
             executed, what is rewarded and how many decisions a batch has; None =
             collect in this process.
+        profiler: records where the time of each iteration goes; changes no weight.
+            None = no cost.
         tensorboard: True = also write event files (extra ``tensorboard``).
         progress: True = show progress bars.
 
@@ -153,6 +160,8 @@ def finetune(
         RuntimeError: a loss is not finite; names the iteration.
         SettingsError: ranks differ in settings, weights or versions, or have a
             collector.
+        NoTrainingError: the first step leaves parameters out that require a gradient,
+            or changes no weight; names them.
     """
     settings = FinetuneSettings() if settings is None else settings
     check_module("finetune", policy)
@@ -168,7 +177,8 @@ def finetune(
     (folder / "evaluations").mkdir(parents=True, exist_ok=True)
     policy.eval()  # dropout would make every ratio differ from 1
     initial_weights = hash_weights(policy)
-    learner = Learner(policy, space, settings, demonstrations, critic, env)
+    sections = Sections(profiler)
+    learner = Learner(policy, space, settings, demonstrations, critic, env, sections)
     ranks = learner.ranks
     _check_ranks(learner, collector)
     ranks.check_shared("finetune", folder)
@@ -183,9 +193,10 @@ def finetune(
         folder, policy, executor, env if eval_env is None else eval_env, settings, done
     )
     # Worker processes that nobody stops would keep a failed training from ending.
-    with closing(rollouts), closing(log):
+    device = next(policy.parameters()).device
+    with closing(rollouts), closing(log), sections.running(device):
         before = evaluations.run(0)
-        iterations = _iterate(learner, rollouts, evaluations, done)
+        iterations = _iterate(learner, rollouts, evaluations, done, sections)
         progress = progress and ranks.is_first
         for row in _show_progress(iterations, settings.iterations, done, progress):
             numbers.append(row)
@@ -247,19 +258,26 @@ def _iterate(
     rollouts: Rollouts | WorkerRollouts,
     evaluations: _Evaluations,
     done: int,
+    sections: Sections,
 ) -> Iterator[dict[str, float]]:
     """Yield the numbers of each iteration that is left."""
     settings, ranks = learner.settings, learner.ranks
+    parts = [(learner.policy, "forward", "policy_call")]
+    parts += [(env, "_step", "env_step") for env in rollouts.simulators]
     for iteration in range(done + 1, settings.iterations + 1):
         started = time.perf_counter()
         seed = iteration_seed(settings.seed, iteration)
-        with _own_random_numbers(rank_seed(seed, iteration, ranks)):
-            rollout = rollouts.collect(iteration)
+        with (
+            _own_random_numbers(rank_seed(seed, iteration, ranks)),
+            sections.step(iteration),
+        ):
+            with sections.section("collect"), sections.calls(*parts):
+                rollout = rollouts.collect(iteration)
             if not ranks.is_alone:
                 rollout = ranks.gather(rollout)
                 torch.manual_seed(seed)  # all ranks shuffle alike
             numbers = learner.learn(rollout, iteration)
-        rollouts.sync()
+            rollouts.sync()
         numbers["seconds"] = time.perf_counter() - started
         is_last = iteration == settings.iterations
         if is_last or iteration % settings.eval_interval == 0:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +24,7 @@ from torchrl_vla.objectives import (
     recompute_log_probs,
 )
 from torchrl_vla.policies import StochasticVLAWrapper
+from torchrl_vla.profiling import Sections
 from torchrl_vla.recipes.behavior_cloning import make_training_transform
 from torchrl_vla.recipes.dataset_opening import Demonstrations
 from torchrl_vla.recipes.finetuning.advantage_estimation import count_outcomes
@@ -35,6 +38,7 @@ from torchrl_vla.recipes.training_loop import check_finite, count_elements
 from torchrl_vla.rollout import iteration_seed
 from torchrl_vla.schema import EXECUTED_STEPS_KEY, SchemaError, metadata_of
 from torchrl_vla.spaces import ModelSpace
+from torchrl_vla.testing import FirstStepCheck
 
 
 class Learner:
@@ -51,6 +55,7 @@ class Learner:
         demonstrations: to clone beside.
         critic: trained in place; None = see :func:`choose_critic`.
         env: for whose observations a critic is made where the policy makes none.
+        sections: of the profiler, if there is one.
 
     Raises:
         SettingsError: they do not fit together.
@@ -64,8 +69,10 @@ class Learner:
         demonstrations: Demonstrations | None,
         critic: TensorDictModuleBase | None = None,
         env: EnvBase | None = None,
+        sections: Sections = Sections(),
     ) -> None:
         self.settings = settings
+        self.section = sections.section
         self.policy = policy
         self.ranks = Ranks.current()
         self.cloning = _Cloning(policy, space, settings, demonstrations)
@@ -93,6 +100,11 @@ class Learner:
         self.trainable = [
             p for group in self.optimizer.param_groups for p in group["params"]
         ]
+        check = partial(FirstStepCheck, optimizer=self.optimizer, may_be_flat=True)
+        self.policy_check = check("finetune", policy)
+        self.critic_check = (
+            None if self.critic is None else check("finetune", self.critic)
+        )
 
     def learn(self, rollout: TensorDictBase, iteration: int) -> dict[str, float]:
         """Take the optimizer steps of a batch; return the numbers for the log."""
@@ -101,7 +113,8 @@ class Learner:
             left = 1 - (iteration - 1) / settings.iterations
             self.optimizer.param_groups[0]["lr"] = settings.lr * left  # the policy's
         episodes, successes = count_outcomes(rollout)
-        decisions = settings.algorithm.estimate_advantages(rollout, self.critic)
+        with self.section("advantage"):
+            decisions = settings.algorithm.estimate_advantages(rollout, self.critic)
         numbers = {
             "env_steps": int(rollout["next", EXECUTED_STEPS_KEY].sum()),
             "decisions": len(decisions),
@@ -139,7 +152,7 @@ class Learner:
     ) -> dict[str, Tensor]:
         ranks = self.ranks
         share = batch[ranks.rank :: ranks.count]
-        with shared_batch(ranks, counts=len(share) > 0):
+        with self.section("forward"), shared_batch(ranks, counts=len(share) > 0):
             # A rank without a row computes one of another's, which does not count.
             out = dict(self.loss(share if len(share) else batch[:1]).items())
         if not ranks.is_alone:  # of a share it says nothing about the minibatch
@@ -155,11 +168,17 @@ class Learner:
             if name == "loss_critic" or (name.startswith("loss_") and not stops)
         ]
         if self.cloning.loss is not None and not stops:
-            cloning = self.cloning()
+            with self.section("forward"):
+                cloning = self.cloning()
             losses.append(cloning)
             seen["loss_bc"] = self._over_ranks("loss_bc", cloning)
         if losses:  # none where a policy without a critic stops
-            self._descend(sum(losses), f"in iteration {iteration}")
+            checks = [self.critic_check, None if stops else self.policy_check]
+            self._descend(
+                sum(losses),
+                f"in iteration {iteration}",
+                [check for check in checks if check is not None],
+            )
         return seen
 
     def _over_ranks(self, name: str, value: Tensor) -> Tensor:
@@ -169,16 +188,25 @@ class Learner:
             return torch.stack(self.ranks.collect(value)).max()
         return self.ranks.mean(value)
 
-    def _descend(self, loss: Tensor, where: str) -> None:
+    def _descend(
+        self, loss: Tensor, where: str, checks: Sequence[FirstStepCheck]
+    ) -> None:
         check_finite("finetune", "loss", self.ranks.mean(loss.detach()), where)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        average_gradients(self.trainable, self.ranks)
+        with self.section("backward"):
+            loss.backward()
+            average_gradients(self.trainable, self.ranks)
         for group in self.optimizer.param_groups:  # the critic's norm is its own
             limit = self.settings.max_grad_norm
-            norm = nn.utils.clip_grad_norm_(group["params"], limit)
+            with self.section("grad_clip"):
+                norm = nn.utils.clip_grad_norm_(group["params"], limit)
             check_finite("finetune", "gradient", norm, where)
-        self.optimizer.step()
+        for check in checks:
+            check.after_backward()
+        with self.section("optimizer"):
+            self.optimizer.step()
+        for check in checks:
+            check.after_step()
 
 
 class _Cloning:

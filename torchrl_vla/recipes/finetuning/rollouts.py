@@ -128,6 +128,8 @@ class Rollouts:
     ) -> None:
         self.env = env
         self._schedule = _find_schedule(env)
+        #: Environments that step in this process.
+        self.simulators = [_innermost(env)]
         frames = env.batch_size.numel() * num_decisions
         self._collector = Collector(
             env,
@@ -191,6 +193,8 @@ class WorkerRollouts:
         self._collector = collector
         self._policy = policy
         self._may_share = group_size > 1
+        #: They step in other processes.
+        self.simulators: list[EnvBase] = []
         self._may_lag = may_lag
         if isinstance(collector, DistributedSyncCollector):
             collector.shutdown(timeout=1)  # they would keep this process from ending
@@ -293,6 +297,13 @@ def _check_workers_differ(batch: TensorDictBase) -> None:
             f"own, got {len(different)} that differ. Give make_decision_env another "
             "seed in each worker."
         )
+
+
+def _innermost(env: EnvBase) -> EnvBase:
+    """Return the environment below all transforms."""
+    while isinstance(env, TransformedEnv):
+        env = env.base_env
+    return env
 
 
 def _find_schedule(env: EnvBase) -> ScheduledEpisodes:

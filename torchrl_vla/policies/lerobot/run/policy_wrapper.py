@@ -203,6 +203,8 @@ class LeRobotPolicyWrapper(ContinuousVLAWrapper):
             self.folder_format = "lerobot"
             own = adapter.as_pretrained(type(self).__name__)
             self.likelihood_advice = own.kind.likelihood_advice
+            names = dict(self.named_parameters())
+            self.without_gradient = own.kind.without_gradient(names)
         if adapter.plan_shape is not None:
             self.out_keys = [*self.out_keys, ("next", PLAN_KEY)]
 
