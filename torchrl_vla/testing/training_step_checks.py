@@ -11,6 +11,7 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from torchrl_vla.distributed.sharding import local
 from torchrl_vla.errors import NoTrainingError, SchemaError
 
 #: Attribute of a module: pattern of its parameters' names to the reason why a training
@@ -108,12 +109,13 @@ class FirstStepCheck:
         if self.is_done:
             return
         self.is_done = any(
-            p.detach().reshape(-1)[index].item() != value
-            for _, p, index, value in self._before
+            _own_part(p)[index].item() != value for _, p, index, value in self._before
         )
         if self.is_done:
             return
-        gradients = [p.grad for _, p, _, _ in self._before if p.grad is not None]
+        gradients = [
+            _own_part(p.grad) for _, p, _, _ in self._before if p.grad is not None
+        ]
         is_flat = not any(gradient.count_nonzero() for gradient in gradients)
         groups = self.optimizer.param_groups
         is_low = any(g["lr"] < g.get("initial_lr", g["lr"]) for g in groups)
@@ -239,10 +241,14 @@ def _largest_gradients(
 ) -> Iterator[tuple[str, nn.Parameter, int, float]]:
     """Yield where the gradient of each parameter is largest, and the weight there."""
     for name, parameter in trained.items():
-        if parameter.grad is not None:
-            index = int(parameter.grad.detach().reshape(-1).abs().argmax())
-            value = parameter.detach().reshape(-1)[index].item()
-            yield name, parameter, index, value
+        if parameter.grad is not None and len(gradient := _own_part(parameter.grad)):
+            index = int(gradient.abs().argmax())
+            yield name, parameter, index, _own_part(parameter)[index].item()
+
+
+def _own_part(tensor: Tensor) -> Tensor:
+    """Return the elements that this rank holds, flat."""
+    return local(tensor.detach()).reshape(-1)
 
 
 def _listed(names: list[str]) -> str:
