@@ -8,6 +8,7 @@ from torch import Tensor
 from torchrl.data import Binary, Bounded, Composite, NonTensor, Unbounded
 from torchrl.envs import EnvBase
 
+from torchrl_vla._internal.constructor_signature import ConstructorSignature
 from torchrl_vla._internal.env_masks import env_mask, where_env
 from torchrl_vla.envs.first_reset import check_has_begun
 from torchrl_vla.schema import (
@@ -75,6 +76,8 @@ class ToyVLAEnv(EnvBase):
 
     image_shape: tuple[int, int, int] = (3, 16, 16)
     instruction: str = "push the T-shaped block onto the target"
+
+    __signature__ = ConstructorSignature()
 
     def __init__(
         self,
