@@ -26,5 +26,5 @@ class ConstructorSignature:
     def __get__(self, instance: object | None, owner: type) -> inspect.Signature:
         if instance is not None:
             raise AttributeError("__signature__ is that of the class, not of a call")
-        shown = inspect.signature(owner.__init__)
+        shown = inspect.signature(owner.__init__)  # type: ignore[misc]
         return inspect.Signature(list(shown.parameters.values())[1:])  # without self

@@ -18,6 +18,7 @@ from torchrl.data import Binary, Composite, TensorSpec, Unbounded
 from torchrl.envs import Compose, EnvBase, Transform
 from torchrl.envs.batched_envs import BatchedEnvBase
 
+from torchrl_vla._internal.torchrl_spellings import torchrl_spellings
 from torchrl_vla.schema import (
     ACTION_CHUNK_KEY,
     ACTION_KEY,
@@ -38,6 +39,15 @@ from torchrl_vla.transforms.placement import acts_in_environment
 _CHUNK_IN_EXECUTION = "_multi_action_chunk"
 
 
+@torchrl_spellings(
+    same={"dim": (1, -2), "stack_observations": (False,)},
+    instead={
+        "dim": "a chunk [*B, H, A]: its actions are along the last dimension but one",
+        "stack_rewards": "none: the rewards of the executed steps are summed",
+        "stack_observations": "an executor such as MultiStepActorWrapper around the "
+        "policy, whose rollout has every step",
+    },
+)
 class MultiAction(Transform):
     """Execute a whole chunk of actions in one step of the environment.
 

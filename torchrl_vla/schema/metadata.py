@@ -14,6 +14,7 @@ from torchrl.data import Bounded, TensorSpec, Unbounded
 from torchrl.envs import Transform
 
 from torchrl_vla._internal.json_source import read_json
+from torchrl_vla._internal.torchrl_spellings import torchrl_spellings
 from torchrl_vla.errors import MetadataError
 from torchrl_vla.schema.compatibility import (
     conversions,
@@ -28,6 +29,7 @@ from torchrl_vla.schema.conventions import (
     broadcast_names,
 )
 from torchrl_vla.schema.feature_statistics import FeatureStatistics
+from torchrl_vla.schema.keys import ACTION_KEY, INSTRUCTION_KEY, STATE_KEY
 
 _NAMES_PER_ACTION_DIM = (
     "action_names",
@@ -38,6 +40,39 @@ _NAMES_PER_ACTION_DIM = (
 _NAMES_PER_STATE_DIM = ("state_names", "state_units")
 
 
+_STATISTICS = "action_statistics=FeatureStatistics.from_samples(actions)"
+_KEYS = "the keys of the classes that read them: metadata hold none"
+_SOURCE = "a file beside the data: metadata say what the numbers mean"
+
+
+@torchrl_spellings(
+    same={
+        "batch_size": ([], ()),
+        "gripper_mode": ("unknown",),
+        "camera_keys": ((),),
+        "state_key": (STATE_KEY, None),
+        "instruction_key": (INSTRUCTION_KEY, None),
+        "action_key": (ACTION_KEY,),
+    }
+    | dict.fromkeys(
+        ("device", "names", "action_mean", "action_std", "license", "source_url"),
+        (None,),
+    ),
+    instead={
+        "batch_size": "none: one record describes all data",
+        "device": "none: it holds no tensors",
+        "names": "action_names= or state_names=",
+        "action_mean": _STATISTICS,
+        "action_std": _STATISTICS,
+        "gripper_mode": "grippers=(GripperConvention(dim, open=..., closed=...),)",
+        "camera_keys": "cameras=, the names of the entries below the image",
+        "state_key": _KEYS,
+        "instruction_key": _KEYS,
+        "action_key": _KEYS,
+        "license": _SOURCE,
+        "source_url": _SOURCE,
+    },
+)
 @dataclass(frozen=True)
 class RobotDatasetMetadata:
     """Describe what the numbers of a robot's data mean, and refuse mismatches.

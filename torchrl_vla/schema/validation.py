@@ -15,6 +15,7 @@ from tensordict import (
 )
 from torch import Tensor
 
+from torchrl_vla._internal.torchrl_spellings import torchrl_spellings
 from torchrl_vla.errors import ArgumentTypeError, SchemaError
 from torchrl_vla.schema.instructions import instruction_texts, is_text
 from torchrl_vla.schema.keys import (
@@ -53,6 +54,10 @@ def check_tensordict(caller: str, tensordict: TensorDictBase) -> None:
         )
 
 
+@torchrl_spellings(
+    same={"check_finite": (True,)},
+    instead={"check_finite": "raise_on_error=False, and pass over what is not finite"},
+)
 def validate_vla_tensordict(
     tensordict: TensorDictBase,
     *,

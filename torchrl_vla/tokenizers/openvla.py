@@ -9,11 +9,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from torchrl_vla._internal.torchrl_spellings import torchrl_spellings
 from torchrl_vla.tokenizers.vocab_tail import VocabTailActionTokenizer
 
 _Numbers = Sequence[float] | Tensor
 
 
+@torchrl_spellings(
+    same={"gripper_binarize": (False,)},
+    instead={
+        "gripper_binarize": "gripper_threshold=0.0",
+        "gripper_binarize_threshold": "gripper_threshold=",
+    },
+)
 class OpenVLAActionTokenizer(VocabTailActionTokenizer):
     """Decode the tokens of an OpenVLA checkpoint to actions in robot space.
 

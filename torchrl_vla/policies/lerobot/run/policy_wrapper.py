@@ -35,6 +35,7 @@ from torchrl_vla.policies.lerobot.run.wrapper_arguments import (
     check_loading_arguments,
     check_predict_fn,
     check_pretrained_arguments,
+    takes_torchrls_arguments,
 )
 from torchrl_vla.policies.vla_policy import ContinuousVLAWrapper, VLAWrapperBase
 from torchrl_vla.schema import (
@@ -47,6 +48,7 @@ from torchrl_vla.schema import (
 )
 
 
+@takes_torchrls_arguments
 class LeRobotPolicyWrapper(ContinuousVLAWrapper):
     """Run a LeRobot policy with its own processors, in robot space.
 
