@@ -163,11 +163,13 @@ def collect(
                         bar.update(min(len(kept) + len(finished), episodes) - bar.n)
             bar.update(len(kept) - bar.n)
         if kept.missing:
+            cause = failures[0].error if failures else None
+            first = "" if cause is None else f" The first: {cause}"
             raise ExecutionError(
                 f"collect: expected {episodes} successful episodes, got {len(kept)} in "
                 f"{attempts} attempts, {len(failures)} of which ended in an error. "
-                "Improve the expert, lower its noise, or raise max_attempts."
-            )
+                f"Improve the expert, lower its noise, or raise max_attempts.{first}"
+            ) from cause
     return DemonstrationDataset.from_folder(write(folder, overwrite))
 
 

@@ -127,6 +127,7 @@ class MultiAction(Transform):
         self.chunk_size = chunk_size
         self.replan_interval = replan_interval
         self.success_key = success_key
+        self._width: list[int] | None = None
 
     @classmethod
     def from_vla(
@@ -298,7 +299,7 @@ class MultiAction(Transform):
             self.chunk_key,
             chunk,
             tensordict.batch_size,
-            (self.chunk_size, None),
+            (self.chunk_size, self._action_dim()),
             rows=_mask_of_step(tensordict),
             error=ExecutionError,
         )
@@ -308,6 +309,13 @@ class MultiAction(Transform):
                 f"replan_interval={self.replan_interval} actions at "
                 f"{self.chunk_key!r}, got {chunk.shape[-2]}. No action was sent."
             )
+
+    def _action_dim(self) -> int | None:
+        """Return ``A`` as the base environment has it; None = its actions have none."""
+        if self._width is None:
+            leaf = self.parent.full_action_spec[self.action_key]
+            self._width = list(leaf.shape[self.parent.ndim :])
+        return self._width[0] if len(self._width) == 1 else None
 
 
 def _leaves(transform: Transform) -> Iterator[Transform]:
