@@ -220,7 +220,7 @@ def test_labels_beyond_the_bounds_are_refused_or_clamped_by_name(dataset):
     with pytest.raises(SchemaError, match=r"dimensions \[1\].* in 3 of .*clamp_labels"):
         train_behavior_cloning(policy, beyond, TWO_STEPS, progress=False)
     clamped = clamp_labels(beyond)
-    assert clamped.provenance["clamped_labels"] == 3
+    assert clamped.provenance["labels"] == {"beyond_bounds": "clamp", "frames": 3}
     assert clamped.metadata.action_statistics.max[1] == 1.0
     assert beyond.frames["action"].max() == 5.0
     train_behavior_cloning(policy, clamped, TWO_STEPS, progress=False)

@@ -17,7 +17,12 @@ from tqdm import tqdm
 
 from torchrl_vla.data.demonstration_dataset import DemonstrationDataset
 from torchrl_vla.data.demonstrations import check_folder_is_free
-from torchrl_vla.data.label_bounds import Labels, bound_labels, check_labels_option
+from torchrl_vla.data.label_bounds import (
+    Labels,
+    bound_labels,
+    check_labels_option,
+    record_labels,
+)
 from torchrl_vla.data.rollout_frames import frame_columns, frame_statistics
 from torchrl_vla.rollout import (
     EpisodeFailure,
@@ -132,8 +137,7 @@ def collect(
             "seed": seed,
             "attempts": attempts,
         }
-        if clamped:
-            provenance["labels"] = {"beyond_bounds": labels, "frames": clamped}
+        provenance = record_labels(provenance, labels, clamped)
         if failures:
             failed = [{"seed": f.seed, "error": str(f)} for f in failures]
             provenance["failed"] = failed
