@@ -12,6 +12,7 @@ from lerobot_folders import edit_info, record, write_folder
 from torchrl_vla.cli.main import main
 from torchrl_vla.recipes import load_checkpoint
 from torchrl_vla.recipes.training_loop import _Loop
+from torchrl_vla.schema import RobotDatasetMetadata
 
 SIZES = ["--hidden", "16", "--chunk-size", "4", "--batch-size", "8", "--head", "flow"]
 
@@ -88,6 +89,22 @@ def test_other_options_do_not_resume(dataset, tmp_path, monkeypatch, capsys):
             train(dataset, tmp_path / "killed")
     assert train(dataset, tmp_path / "killed", "--lr", "0.5") == 1
     assert "{'lr': (0.001, 0.5)}" in capsys.readouterr().err
+
+
+def test_data_are_converted_to_the_conventions_of_another_folder(dataset, tmp_path):
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    metadata = RobotDatasetMetadata.from_json(dataset / "metadata.json")
+    names = metadata.state_names[::-1]
+    path = theirs / "metadata.json"
+    path.write_text(replace(metadata, state_names=names).to_json())
+    folder = tmp_path / "policy"
+    assert train(dataset, folder, "--convert-to", str(theirs)) == 0
+    trained = RobotDatasetMetadata.from_json(folder / "metadata.json")
+    assert trained.state_names == names
+    torch.testing.assert_close(
+        trained.state_statistics.mean, metadata.state_statistics.mean.flip(0)
+    )
 
 
 def test_accumulation_is_an_option(dataset, tmp_path):
