@@ -33,6 +33,9 @@ from torchrl_vla.rollout import iteration_seed
 from torchrl_vla.schema import EXECUTED_STEPS_KEY, SchemaError, metadata_of
 from torchrl_vla.spaces import ModelSpace
 
+#: Log-ratio of a batch that rounding in other batch sizes may cause.
+_ROUNDING = 1e-2
+
 
 class Learner:
     """Turn rollouts into optimizer steps.
@@ -117,7 +120,9 @@ class Learner:
             if epoch:
                 order = torch.randperm(len(decisions))
             for rows in order.split(size):
-                out = self._step(decisions[rows], iteration, iteration <= warmup)
+                is_fresh = not (settings.recompute or epoch or history)
+                critic_only = iteration <= warmup
+                out = self._step(decisions[rows], iteration, critic_only, is_fresh)
                 for name, value in out.items():
                     history.setdefault(name, []).append(value)
         means = {
@@ -126,9 +131,15 @@ class Learner:
         return {**numbers, **means}
 
     def _step(
-        self, batch: TensorDictBase, iteration: int, critic_only: bool
+        self,
+        batch: TensorDictBase,
+        iteration: int,
+        critic_only: bool,
+        is_fresh: bool = False,
     ) -> dict[str, Tensor]:
         out = dict(self.loss(batch).items())
+        if is_fresh:
+            _check_same_arithmetic(out, iteration)
         limit = self.settings.target_kl
         # KL early stop: the critic learns on, the policy does not.
         stops = critic_only or (limit is not None and out["kl_approx"].item() > limit)
@@ -198,6 +209,20 @@ class _Cloning:
         assert self.loss is not None, "there are no demonstrations"
         (name,) = self.loss.out_keys
         return self.settings.bc_coeff * self.loss(self.buffer.sample())[name]
+
+
+def _check_same_arithmetic(out: dict[str, Tensor], iteration: int) -> None:
+    """Refuse a batch whose log-probabilities the weights that acted do not repeat."""
+    ratio, kl = float(out["max_ratio"]), float(out["kl_approx"])
+    if ratio - 1 > _ROUNDING or kl > _ROUNDING**2:
+        raise SettingsError(
+            f"finetune: expected the weights that acted to give the stored "
+            f"log-probabilities again in iteration {iteration}, got ratios up to "
+            f"{ratio:g} and KL {kl:g} before the first step. Acting and learning "
+            "differ in precision (bfloat16, autocast), mode (dropout) or batch: let "
+            "both be alike, or compute the log-probabilities again in the learner, "
+            "recompute=True (--recompute)."
+        )
 
 
 def _trainable(module: nn.Module) -> list[nn.Parameter]:
