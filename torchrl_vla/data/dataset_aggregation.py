@@ -87,8 +87,9 @@ def aggregate(*datasets: Demonstrations) -> DemonstrationDataset:
         check_demonstrations("aggregate", dataset)
         check_labels("aggregate", dataset)
     first = datasets[0]
-    for other in datasets[1:]:
-        first.metadata.check_compatible(other.metadata)
+    for number, other in enumerate(datasets[1:], start=1):
+        sides = ("dataset 0", f"dataset {number}")
+        first.metadata.check_compatible(other.metadata, sides=sides)
     complete = _with_defaults([_first_frame(dataset) for dataset in datasets])
     for number, row in enumerate(complete):
         _check_same_layout(complete[0], row, number)

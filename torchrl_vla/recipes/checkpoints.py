@@ -82,7 +82,8 @@ def save_checkpoint(
         mark_space(policy, space.policy_space)
         metadata = space.robot_policy(policy).training_metadata
     elif metadata is not None and trained is not None:
-        check_robot_metadata("save_checkpoint", trained, metadata)
+        sides = ("the policy's training data", "the argument metadata")
+        check_robot_metadata("save_checkpoint", trained, metadata, sides=sides)
     if metadata is None:
         raise SchemaError(
             f"save_checkpoint: expected metadata for {type(policy).__name__} in robot "
@@ -279,7 +280,8 @@ def _converted(
 ) -> TensorDictModuleBase:
     """Return the policy in the robot's conventions, where they differ and may."""
     if not convert:
-        check_robot_metadata("load_executor", trained, robot)
+        sides = ("the checkpoint's training data", "the environment")
+        check_robot_metadata("load_executor", trained, robot, sides=sides)
         return policy
     conversion = RobotConversion(robot, trained)
     return ConvertedPolicy(policy, conversion) if conversion.changes else policy

@@ -308,19 +308,29 @@ class RobotDatasetMetadata:
             )
         return torch.Size((*batch_size, size))
 
-    def check_compatible(self, other: RobotDatasetMetadata) -> None:
+    def check_compatible(
+        self,
+        other: RobotDatasetMetadata,
+        *,
+        sides: tuple[str, str] = ("this record", "the other"),
+    ) -> None:
         """Refuse another record whose data would be wrong for this one.
 
         Names and statistics of datasets may differ; names, order, units and
         conventions of what they contain may not. A field that either side leaves
         undeclared (``None``) cannot be compared and is passed over.
 
+        Args:
+            other: the record to compare with.
+
+        Keyword Args:
+            sides: what this record and the other describe, for the error message.
+
         Raises:
             IncompatibleMetadataError: lists every difference, with both values.
         """
-        refuse_differences(
-            "RobotDatasetMetadata", self, other, differences(self, other)
-        )
+        found = differences(self, other)
+        refuse_differences("RobotDatasetMetadata", self, other, found, sides)
 
     def conversion_to(self, other: RobotDatasetMetadata) -> Transform:
         """Return the transform from data of this record to the other's conventions.

@@ -188,7 +188,8 @@ class _Cloning:
         if demonstrations is not None:
             known = space.metadata if space is not None else metadata_of(policy)
             if known is not None:
-                known.check_compatible(demonstrations.metadata)
+                sides = ("the policy's training data", "the demonstrations")
+                known.check_compatible(demonstrations.metadata, sides=sides)
             check_labels("finetune", demonstrations)
             self.loss = _loss_beside(policy)
             self.buffer = demonstrations.replay_buffer(
