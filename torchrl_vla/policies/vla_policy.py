@@ -49,6 +49,8 @@ class VLAWrapperBase(TensorDictModuleBase, ABC):
     cloning_loss: str = "chunk"
     #: True = the policy is made for normalized numbers and needs a ``ModelSpace``.
     needs_model_space: ClassVar[bool] = False
+    #: Options of :meth:`to_stochastic` that have an effect.
+    stochastic_options: ClassVar[tuple[str, ...]] = ("initial_std",)
     #: Whose files :meth:`to_folder` writes, e.g. ``"lerobot"``; None = ours.
     folder_format: str | None = None
     #: Of the data that it was trained on, set by training and checkpoints.
