@@ -56,7 +56,7 @@ def differences(first: RobotDatasetMetadata, second: RobotDatasetMetadata) -> li
         )
     found = []
     for name, consequence in _EXACT.items():
-        ours, theirs = getattr(first, name), getattr(second, name)
+        ours, theirs = vars(first)[name], vars(second)[name]
         if _declared(ours) and _declared(theirs) and ours != theirs:
             found.append(f"{name}: {ours!r} against {theirs!r} ({consequence})")
     ours, theirs = first.control_frequency_hz, second.control_frequency_hz
