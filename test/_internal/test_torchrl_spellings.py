@@ -138,6 +138,22 @@ def test_a_renamed_argument_is_a_field_of_our_record():
     assert policy.config["backbone"] == policies.BackboneConfig(hidden=16, text_dim=8)
 
 
+class OneKey(policies.ContinuousVLAWrapper):
+    """A policy of a user's own that hands TorchRL's names on."""
+
+    def __init__(self, **keys):
+        super().__init__(action_dim=2, chunk_size=3, **keys)
+
+    def predict_chunk(self, tensordict):
+        return torch.zeros(*tensordict.batch_size, 3, 2)
+
+
+def test_the_base_class_takes_torchrls_names_of_what_is_read():
+    policy = OneKey(image_key=None, state_key=("robot", "q"), instruction_key=None)
+    assert policy.in_keys == [("robot", "q")]
+    assert policy.keys == schema.ObservationKeys(None, ("robot", "q"), None)
+
+
 def test_standard_normal_is_what_scaling_to_the_bounds_means():
     env = their_envs.TransformedEnv(
         envs.ToyVLAEnv(), transforms.ActionScaling(standard_normal=True)
