@@ -128,28 +128,6 @@ def plain(text: str) -> str:
     return re.sub(r":\w+:(`[^`]+`)", r"\1", text)
 
 
-def show_constructor(
-    app: Sphinx,
-    what: str,
-    name: str,
-    documented: Any,
-    options: Any,
-    signature: str | None,
-    annotation: str | None,
-) -> tuple[str, str | None] | None:
-    """Give a class the signature of its ``__init__``.
-
-    The metaclasses of environments and losses hide it behind ``(*args, **kwargs)``.
-    """
-    if what != "class" or signature is None or "*args" not in signature:
-        return None
-    constructor = inspect.signature(documented.__init__)
-    others = list(constructor.parameters.values())[1:]  # without self
-    shown = [p.replace(annotation=inspect.Parameter.empty) for p in others]
-    return str(inspect.Signature(shown)), annotation
-
-
 def setup(app: Sphinx) -> None:
-    app.connect("autodoc-process-signature", show_constructor)
     app.connect("include-read", rewrite_links)
     app.connect("source-read", list_public_names)

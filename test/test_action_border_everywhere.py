@@ -7,8 +7,10 @@ import torch
 from point_robot import JOINTS, act_by, make_point, towards
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
-from torchrl.envs import TransformedEnv
+from torchrl.data import Bounded, Categorical, Composite, Unbounded
+from torchrl.envs import EnvBase, TransformedEnv
 
+from torchrl_vla.data import collect
 from torchrl_vla.envs import AlohaEnv, MetaWorldEnv, PushTEnv, TabletopEnv, ToyVLAEnv
 from torchrl_vla.evaluation import evaluate
 from torchrl_vla.execution import MultiAction, MultiStepActorWrapper, TemporalEnsemble
@@ -18,6 +20,7 @@ from torchrl_vla.schema import (
     ArgumentTypeError,
     ExecutionError,
     FeatureStatistics,
+    InstructionTable,
     MissingKeyError,
     RobotDatasetMetadata,
     SchemaError,
@@ -140,6 +143,94 @@ def test_no_space_broadcasts_a_chunk():
     env = make_decision_env(make_point(), space, chunk_size=2)
     with pytest.raises(SchemaError, match=r"expected \[\.\.\., 4\], got shape"):
         env.rollout(2, narrow)
+
+
+class ForeignEnv(EnvBase):
+    """Broadcasts, casts and executes what it gets, as environments of others do."""
+
+    def __init__(self, spec):
+        super().__init__()
+        self.executed = []
+        self.instructions = InstructionTable(["go"])
+        self.metadata = RobotDatasetMetadata("theirs")
+        self.observation_spec = Composite(state=Unbounded(3))
+        self.action_spec = spec
+        self.reward_spec = Unbounded(1)
+
+    def _reset(self, tensordict=None):
+        self.steps = 0
+        return TensorDict(state=torch.zeros(3))
+
+    def _step(self, tensordict):
+        self.steps += 1
+        self.executed.append(tensordict["action"])
+        done = torch.tensor([self.steps == 2])
+        out = {"state": torch.ones(3), "reward": torch.ones(1), "done": done}
+        return TensorDict(out | {"terminated": done, "success": done})
+
+    def _set_seed(self, seed):
+        pass
+
+
+def says(action):
+    return TensorDictModule(lambda state: action, ["state"], ["action"])
+
+
+RUNS = {
+    "evaluate": lambda env, policy, _: evaluate(
+        env, policy, 1, progress=False, on_error="raise"
+    ),
+    "collect": lambda env, policy, folder: collect(
+        env, policy, 1, folder=folder / "data", progress=False
+    ),
+}
+FLOATS = Bounded(-1.0, 1.0, (3,))
+
+
+@pytest.mark.parametrize(
+    ("spec", "action", "message"),
+    [
+        (FLOATS, torch.zeros(1), r"A = 3 at 'action', got \[1\]\. Nothing is broad"),
+        (FLOATS, torch.zeros(1, 3), r"A = 3 at 'action', got \[1, 3\]"),
+        (FLOATS, torch.tensor([0, torch.nan, 0]), "nan at dimension 1. Look at"),
+        (FLOATS, torch.ones(3, dtype=torch.bool), "real numbers at 'action', got to"),
+        (
+            Categorical(5),
+            torch.tensor(1.9),
+            r"int64 \[\] at 'action', .* got torch.float32 \[\]",
+        ),
+        (
+            Categorical(5),
+            torch.tensor([1]),
+            r"int64 \[\] at 'action', .* got torch.int64 \[1\]",
+        ),
+    ],
+)
+@pytest.mark.parametrize("run", RUNS)
+def test_an_environment_of_others_does_not_broadcast_cast_or_execute_it(
+    spec, action, message, run, tmp_path
+):
+    env, policy = ForeignEnv(spec), says(action)
+    with pytest.raises(VLAError, match=rf"(?s)^{run}: expected .*{message}"):
+        RUNS[run](env, policy, tmp_path)
+    assert env.executed == []
+
+
+def test_an_environment_of_others_gets_the_dtype_of_its_spec():
+    env = ForeignEnv(FLOATS)
+    action = torch.full((3,), 0.5, dtype=torch.bfloat16)
+    assert evaluate(env, says(action), 1, progress=False).success_rate == 1.0
+    assert [a.dtype for a in env.executed] == [torch.float32] * 2
+    choices = ForeignEnv(Categorical(5))
+    evaluate(choices, says(torch.tensor(4)), 1, progress=False)
+    assert [int(a) for a in choices.executed] == [4, 4]
+
+
+def test_an_environment_of_others_gets_chunks_of_its_width():
+    env = TransformedEnv(ForeignEnv(FLOATS), MultiAction(2))
+    policy = TensorDictModule(lambda s: torch.zeros(2, 1), ["state"], ["action_chunk"])
+    with pytest.raises(ExecutionError, match=r"H = 2, A = 3 at 'action_chunk', got \["):
+        env.rollout(2, policy)
 
 
 def observation():

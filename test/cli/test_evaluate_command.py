@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ from torchrl_vla.cli.main import main
 from torchrl_vla.data import collect
 from torchrl_vla.envs import TabletopEnv
 from torchrl_vla.evaluation import EvaluationResult, compare, evaluate, hash_folder
-from torchrl_vla.recipes import make_policy, save_checkpoint
+from torchrl_vla.recipes import load_executor, make_policy, save_checkpoint
+from torchrl_vla.schema import RobotDatasetMetadata
 from torchrl_vla.spaces import ModelSpace
 
 SMALL = ["--image-size", "16", "--num-envs", "4", "--episodes", "6"]
@@ -76,6 +78,45 @@ def test_rendering_on_demand_changes_nothing_but_the_time(policy, tmp_path):
         assert main(["evaluate", *arguments]) == 0
         records.append(EvaluationResult.from_json(out).episodes)
     assert records[0] == records[1]
+
+
+def test_other_conventions_are_converted_when_asked_for(policy, capsys):
+    arguments = ["evaluate", "--policy", str(policy), *SMALL]
+    assert main([*arguments, "--convert"]) == 0
+    assert "nothing to convert: both sides" in capsys.readouterr().out
+    path = policy / "metadata.json"
+    robot = RobotDatasetMetadata.from_json(path)
+    x, y = robot.state_names
+    trained = replace(robot, state_names=(y, x))  # the order of its training
+    path.write_text(trained.to_json())
+    assert main(arguments) == 1
+    assert "state_names: " in capsys.readouterr().err
+    assert main([*arguments, "--convert"]) == 0
+    printed = capsys.readouterr().out
+    assert f"state_names: ('{x}', '{y}') becomes ('{y}', '{x}')" in printed
+    step = TabletopEnv(4, image_size=16, seed=0).reset()
+    step["is_init"] = torch.ones(4, 1, dtype=torch.bool)
+    swapped = step.clone()
+    swapped["observation", "state"] = step["observation", "state"].flip(-1)
+    converting = load_executor(policy, metadata=robot, convert=True)
+    plain = load_executor(policy, metadata=trained)
+    assert torch.equal(converting(step)["action"], plain(swapped)["action"])
+
+
+def test_what_has_no_conversion_is_listed_on_the_command_line(policy, capsys):
+    path = policy / "metadata.json"
+    metadata = RobotDatasetMetadata.from_json(path)
+    path.write_text(replace(metadata, action_units=("deg", "deg")).to_json())
+    assert main(["evaluate", "--policy", str(policy), "--convert", *SMALL]) == 1
+    err = capsys.readouterr().err
+    assert "difference(s) without a conversion" in err
+    assert "action_units" in err
+
+
+def test_options_of_a_checkpoint_are_refused_for_a_function(capsys):
+    arguments = ["--policy", "own_parts:make_policy", "--convert", *SMALL]
+    assert main(["evaluate", *arguments]) == 1
+    assert "expected no ['convert'] for 'own_parts:make" in capsys.readouterr().err
 
 
 def test_an_ablation_that_would_change_nothing_is_refused(policy, capsys):

@@ -10,8 +10,10 @@ import torch
 from lerobot_folders import edit_info, record, write_folder
 
 from torchrl_vla.cli.main import main
+from torchrl_vla.data import DemonstrationDataset
 from torchrl_vla.recipes import load_checkpoint
 from torchrl_vla.recipes.training_loop import _Loop
+from torchrl_vla.schema import RobotDatasetMetadata
 
 SIZES = ["--hidden", "16", "--chunk-size", "4", "--batch-size", "8", "--head", "flow"]
 
@@ -88,6 +90,54 @@ def test_other_options_do_not_resume(dataset, tmp_path, monkeypatch, capsys):
             train(dataset, tmp_path / "killed")
     assert train(dataset, tmp_path / "killed", "--lr", "0.5") == 1
     assert "{'lr': (0.001, 0.5)}" in capsys.readouterr().err
+
+
+def test_labels_beyond_the_bounds_are_clamped_by_the_flag(dataset, tmp_path, capsys):
+    beyond = DemonstrationDataset.from_folder(dataset)
+    frames = beyond.frames.clone()
+    frames["action"][:3, 1] = 5.0
+    other = DemonstrationDataset(frames, beyond.metadata, beyond.instructions)
+    other.to_folder(tmp_path / "beyond")
+    assert train(tmp_path / "beyond", tmp_path / "policy") == 1
+    assert "`torchrl-vla train --clamp-labels`" in capsys.readouterr().err
+    assert train(tmp_path / "beyond", tmp_path / "policy", "--clamp-labels") == 0
+    trained = RobotDatasetMetadata.from_json(tmp_path / "policy" / "metadata.json")
+    assert trained.action_statistics.max[1] == 1.0
+
+
+@pytest.mark.parametrize("head", ["regression", "tokens"])
+def test_a_task_with_images_only_is_trained_and_evaluated(dataset, tmp_path, head):
+    whole = DemonstrationDataset.from_folder(dataset)
+    frames = whole.frames.exclude(("observation", "state"))
+    metadata = replace(
+        whole.metadata,
+        state_dim=None,
+        state_names=None,
+        state_units=None,
+        state_statistics=None,
+    )
+    images = DemonstrationDataset(frames, metadata, whole.instructions)
+    images.to_folder(tmp_path / "images")
+    folder = tmp_path / "policy"
+    assert train(tmp_path / "images", folder, "--head", head) == 0
+    small = ["--image-size", "16", "--num-envs", "4", "--episodes", "4"]
+    assert main(["evaluate", "--policy", str(folder), *small]) == 0
+
+
+def test_data_are_converted_to_the_conventions_of_another_folder(dataset, tmp_path):
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    metadata = RobotDatasetMetadata.from_json(dataset / "metadata.json")
+    names = metadata.state_names[::-1]
+    path = theirs / "metadata.json"
+    path.write_text(replace(metadata, state_names=names).to_json())
+    folder = tmp_path / "policy"
+    assert train(dataset, folder, "--convert-to", str(theirs)) == 0
+    trained = RobotDatasetMetadata.from_json(folder / "metadata.json")
+    assert trained.state_names == names
+    torch.testing.assert_close(
+        trained.state_statistics.mean, metadata.state_statistics.mean.flip(0)
+    )
 
 
 def test_accumulation_is_an_option(dataset, tmp_path):

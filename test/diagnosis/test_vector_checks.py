@@ -26,7 +26,8 @@ def test_a_sparse_dimension_is_a_note_from_99_percent_on():
     (note,) = checked(samples)
     assert note.is_note
     assert note.message == (
-        "dimension 1 is 0.5 in 99.5 % of the frames (sparse), and reaches 0.5..3"
+        "dimension 1 moves so rarely (sparse) that its quantiles 0.5..0.5 miss its "
+        "range 0.5..3"
     )
     samples[:3, 1] = 3.0  # 98.5 %
     assert checked(samples) == []

@@ -375,6 +375,32 @@ def test_observation_outside_the_schema_raises(observe, message):
         make(1, observe=observe)
 
 
+class ChannelsFirst(Counter):
+    observation_space = gymnasium.spaces.Dict(
+        counters=Box(-np.inf, np.inf, (3,)), image=Box(0, 255, (3, 32, 32), np.uint8)
+    )
+
+    def observe(self):
+        image = np.zeros((3, 32, 32), np.uint8)
+        image[2, 5, 7] = 9
+        return {**super().observe(), "image": image}
+
+
+def test_a_picture_whose_channels_come_first_is_declared_or_refused():
+    with pytest.raises(SchemaError, match=r"got shape \(3, 32, 32\).*moveaxis.*chann"):
+        make(1, ChannelsFirst)
+    declared = SimulatorKeys(
+        state=("counters",), images={"top": "image"}, channels_first=True
+    )
+    top = make(1, ChannelsFirst, observe=declared).reset()[
+        "observation", "image", "top"
+    ]
+    assert top.shape == (1, 3, 32, 32)
+    assert top.nonzero().tolist() == [[0, 2, 5, 7]]
+    with pytest.raises(SchemaError, match=r"C of \(1, 3, 4\) at 'image'"):
+        make(1, observe=SimulatorKeys(images="image", channels_first=True))
+
+
 def test_observation_unlike_its_space_raises():
     class Liar(Counter):
         def observe(self):

@@ -45,6 +45,7 @@ def test_drawing_no_environment_gives_no_images_of_the_right_size():
         (image(0, (4, 2, 3)), r"\(3, 2, 4\)}, as 'shape' says, got .*\(3, 4, 2\)}"),
         ({"top": image(0)}, r"as 'shape' says, got {.*'top'\): \(3, 2, 4\)}"),
         (image(0) / 255, r"uint8 image \[h, w, C\] at 'image', got float64"),
+        (image(0, (3, 2, 5)), r"C of \(1, 3, 4\) at 'image', got shape \(3, 2, 5\)"),
         (image(0)[0], r"got uint8 of shape \(4, 3\)"),
     ],
 )

@@ -419,7 +419,7 @@ def test_missing_chunk_is_named():
 def test_chunk_of_another_shape_is_refused(shape):
     env = TransformedEnv(ToyVLAEnv(), MultiAction(3))
     td = env.reset().set("action_chunk", torch.zeros(shape))
-    with pytest.raises(ExecutionError, match="H = 3 at 'action_chunk', got"):
+    with pytest.raises(ExecutionError, match="H = 3, A = 4 at 'action_chunk', got"):
         env.step(td)
 
 

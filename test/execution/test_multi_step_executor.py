@@ -445,6 +445,8 @@ def test_torchrls_lists_of_one_key_are_accepted():
     )
     assert executor(one)["arm"].tolist() == [[1.0]]
     both = {"action_keys": ["arm"], "keys": ExecutorKeys()}
-    for wrong in ({"action_keys": ["a", "b"]}, {"chunk_keys": ["a", "b"]}, both):
-        with pytest.raises(ValueError, match=r"expected one key in action_keys .*own"):
-            MultiStepActorWrapper(policy, **wrong)
+    for name in ("action_keys", "chunk_keys"):
+        with pytest.raises(ValueError, match=rf"one key in {name}, got .* each"):
+            MultiStepActorWrapper(policy, **{name: ["a", "b"]})
+    with pytest.raises(ValueError, match=r"keys= alone, got \['action_keys'\] as arg"):
+        MultiStepActorWrapper(policy, **both)

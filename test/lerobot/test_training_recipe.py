@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from lerobot_checkpoints import ACT, DIFFUSION
@@ -16,6 +18,7 @@ from torchrl_vla.recipes import (
     train_lerobot,
 )
 from torchrl_vla.schema import (
+    ArgumentTypeError,
     FeatureStatistics,
     InstructionTable,
     ObservationKeys,
@@ -257,6 +260,17 @@ def test_several_instructions_for_a_policy_that_reads_none_are_reported():
     dataset = make_dataset(texts=("count up", "count down"))
     with pytest.warns(UserWarning, match="ACTPolicy, which reads no text, got 2"):
         train(make("act", dataset), dataset, steps=1)
+
+
+def test_what_train_refuses_is_refused_for_lerobots_policies_too():
+    dataset = make_dataset()
+    policy = make("act", dataset)
+    with pytest.raises(ArgumentTypeError, match=r"^train_lerobot: .* got str 'runs/m"):
+        train(policy, "runs/mine")
+    bounds = {"action_low": (-0.1,), "action_high": (0.1,)}
+    dataset.metadata = replace(dataset.metadata, **bounds)
+    with pytest.raises(SchemaError, match=r"^train_lerobot: expected 'action' within"):
+        train(policy, dataset)
 
 
 def test_a_loss_that_counts_padding_is_refused_unless_accepted():

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 from users_policies import LowRank, Silent, Sized, TenLines
 
+from torchrl_vla.errors import SettingsError
 from torchrl_vla.policies import (
     FlowSDENoise,
     GaussianAround,
@@ -293,6 +294,23 @@ def test_tiny_policies_become_stochastic_by_their_head():
     flow = tiny(TinyFlowVLA)
     assert to_stochastic(flow, flow_noise=0.4) is flow
     assert flow.noise.scale == 0.4
+
+
+@pytest.mark.parametrize(
+    ("make", "option"),
+    [
+        (tiny, "flow_noise"),
+        (lambda: tiny(TinyFlowVLA), "initial_std"),
+        (lambda: to_stochastic(tiny()), "initial_std"),
+        (lambda: to_stochastic(tiny(TinyFlowVLA)), "flow_noise"),
+    ],
+)
+def test_an_option_without_an_effect_is_refused_and_changes_nothing(make, option):
+    policy = make()
+    had = policy.has_likelihood
+    with pytest.raises(SettingsError, match=rf"no \['{option}'\] \(--{option[:4]}"):
+        to_stochastic(policy, **{option: 0.3})
+    assert policy.has_likelihood is had
 
 
 def test_what_cannot_be_made_stochastic_is_refused():

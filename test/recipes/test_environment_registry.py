@@ -55,8 +55,10 @@ def test_an_unknown_name_is_refused_with_the_known_ones():
 
 
 def test_a_function_of_the_user_gets_what_it_declares():
-    env = make_environment("own_parts:make_env", num_envs=3, image_size=8, seed=1)
+    env = make_environment("own_parts:make_env", num_envs=3, seed=1)
     assert env.batch_size == (3,)
+    with pytest.raises(ValueError, match=r"take \['image_size'\] .* would ignore"):
+        make_environment("own_parts:make_env", num_envs=3, image_size=8)
     with pytest.raises(ValueError, match=r"from 'fractions:Fraction', got Fraction\."):
         make_environment("fractions:Fraction")
 

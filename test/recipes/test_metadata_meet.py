@@ -6,10 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from scipy.spatial.transform import Rotation
+from tensordict.nn import TensorDictModule
 from torch import nn
 
-from torchrl_vla.data import DemonstrationDataset, clamp_labels, collect
-from torchrl_vla.envs import TabletopEnv
+from torchrl_vla.data import DemonstrationDataset, aggregate, clamp_labels, collect
+from torchrl_vla.envs import TabletopEnv, ToyVLAEnv
 from torchrl_vla.evaluation import ComparisonError, compare, evaluate
 from torchrl_vla.execution import ActionGuard, MultiStepActorWrapper, TemporalEnsemble
 from torchrl_vla.policies import as_policy, to_stochastic
@@ -24,8 +26,14 @@ from torchrl_vla.recipes import (
     save_checkpoint,
     train_behavior_cloning,
 )
-from torchrl_vla.schema import IncompatibleMetadataError, SchemaError, metadata_of
-from torchrl_vla.spaces import ModelSpace
+from torchrl_vla.schema import (
+    IncompatibleMetadataError,
+    RobotDatasetMetadata,
+    RotationConvention,
+    SchemaError,
+    metadata_of,
+)
+from torchrl_vla.spaces import ConvertedPolicy, ModelSpace
 
 OTHERS = {
     "control_frequency_hz": 50.0,
@@ -203,6 +211,64 @@ def test_a_module_of_the_users_refuses_images_of_another_size(dataset, space):
         executor(larger.clone())
 
 
+def test_a_refusal_names_the_sides_where_both_have_one_name(
+    dataset, space, trained, tmp_path
+):
+    changed = other(dataset.metadata, "control_frequency_hz")
+    assert changed.dataset_id == dataset.metadata.dataset_id == "tabletop"
+    theirs = DemonstrationDataset(dataset.frames, changed, dataset.instructions)
+    stored = save_checkpoint(tmp_path / "policy", trained, space)
+    env = make_env("control_frequency_hz")
+    refused = {
+        "the environment .* with the policy's training data": lambda: evaluate(
+            env, space.executor(trained), 4, progress=False
+        ),
+        "the environment .* with the checkpoint's training data": lambda: load_executor(
+            stored, metadata=changed
+        ),
+        "the dataset .* with the space": lambda: train_behavior_cloning(
+            trained, theirs, TWO_STEPS, space=space, progress=False
+        ),
+        "dataset 1 .* with dataset 0": lambda: aggregate(dataset, theirs),
+    }
+    for sides, call in refused.items():
+        with pytest.raises(IncompatibleMetadataError, match=rf"expected {sides}"):
+            call()
+
+
+def test_another_layout_of_rotations_is_refused_or_converted(tmp_path):
+    axis_angle, euler = (
+        RobotDatasetMetadata(
+            "toy",
+            action_dim=3,
+            action_units="rad",
+            action_reference="absolute",
+            rotations=(RotationConvention((0, 1, 2), layout),),
+        )
+        for layout in ("axis_angle", "euler_xyz")
+    )
+    turned = (0.3, -0.4, 0.5)  # euler angles
+
+    def always(state):
+        return torch.tensor(turned).expand(*state.shape[:-1], 2, 3)
+
+    policy = TensorDictModule(always, [("observation", "state")], ["action_chunk"])
+    policy.training_metadata = euler
+    env = ToyVLAEnv(3, 6, success_steps=1, max_steps=2, batch_size=[2])
+    env.metadata = axis_angle
+    with pytest.raises(IncompatibleMetadataError, match=r"- rotations: .*axis_angle"):
+        evaluate(env, MultiStepActorWrapper(policy), 2, progress=False)
+    converted = ConvertedPolicy(policy, axis_angle.conversion_to(euler))
+    executor = MultiStepActorWrapper(converted)
+    assert len(evaluate(env, executor, 2, progress=False)) == 2
+    step = env.reset().set("is_init", torch.ones(2, 1, dtype=torch.bool))
+    expected = Rotation.from_euler("xyz", turned).as_rotvec()
+    action = MultiStepActorWrapper(converted)(step)["action"]
+    torch.testing.assert_close(
+        action[1].double(), torch.tensor(expected), atol=1e-6, rtol=0
+    )
+
+
 def test_evaluations_of_two_environments_are_not_compared(dataset, space, trained):
     executor = space.executor(trained)
     first = evaluate(make_env(), executor, 4, progress=False)
@@ -220,7 +286,7 @@ def test_labels_beyond_the_bounds_are_refused_or_clamped_by_name(dataset):
     with pytest.raises(SchemaError, match=r"dimensions \[1\].* in 3 of .*clamp_labels"):
         train_behavior_cloning(policy, beyond, TWO_STEPS, progress=False)
     clamped = clamp_labels(beyond)
-    assert clamped.provenance["clamped_labels"] == 3
+    assert clamped.provenance["labels"] == {"beyond_bounds": "clamp", "frames": 3}
     assert clamped.metadata.action_statistics.max[1] == 1.0
     assert beyond.frames["action"].max() == 5.0
     train_behavior_cloning(policy, clamped, TWO_STEPS, progress=False)

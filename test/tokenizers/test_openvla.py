@@ -128,8 +128,14 @@ def test_a_gripper_is_binarized_and_inverted():
     ("options", "message"),
     [
         ({"norm_low": [0.0], "norm_high": [1.0, 2.0]}, r"one shape \[A\], got \(1,\)"),
-        ({"norm_low": [2.0], "norm_high": [1.0]}, "finite norm_low <= norm_high where"),
-        ({"norm_low": [float("nan")], "norm_high": [1.0]}, "expected finite norm_low"),
+        (
+            {"norm_low": [2.0], "norm_high": [1.0]},
+            r"q01 <= q99, got q01=\[2.0\]",
+        ),
+        (
+            {"norm_low": [float("nan")], "norm_high": [1.0]},
+            "finite 'q01', got",
+        ),
     ],
 )
 def test_statistics_that_are_impossible_raise(options, message):

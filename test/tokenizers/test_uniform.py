@@ -118,7 +118,9 @@ def test_another_action_dimension_raises_rather_than_broadcasts():
     ("low", "high"), [(1.0, 1.0), (2.0, 1.0), (float("nan"), 1.0), (0.0, float("inf"))]
 )
 def test_bounds_that_cannot_be_raise(low, high):
-    with pytest.raises(ValueError, match="expected finite low < high, got low="):
+    with pytest.raises(
+        ValueError, match=r"expected (low < high|finite '(low|high)'), got"
+    ):
         UniformActionTokenizer(8, low=low, high=high)
 
 

@@ -448,5 +448,5 @@ def test_torchrls_spellings_of_the_keys_are_accepted():
     data = chunks(window)
     assert data["vla_action", "chunk"][0, :, 1, 0].tolist() == [1.0, 2.0, 2.0]
     assert data["pad"][0, :, 1].tolist() == [False, False, True]
-    with pytest.raises(ValueError, match=r"keys= alone, got \['chunk'\] as arguments"):
+    with pytest.raises(ValueError, match=r"keys= alone, got \['chunk_key'\] as arg"):
         ActionChunkTransform(2, keys=ActionChunkKeys(), chunk_key="plan")

@@ -81,8 +81,18 @@ def call_with_accepted(function: Callable[..., Result], **available: object) -> 
         >>> call_with_accepted(lambda seed: seed + 1, seed=1, num_envs=4)
         2
     """
+    return function(**{k: x for k, x in available.items() if accepts(function, k)})
+
+
+def accepts(function: Callable[..., object], name: str) -> bool:
+    """Return whether a function takes an argument by name; ``**options`` takes all.
+
+    Examples:
+        >>> accepts(lambda seed: seed, "seed"), accepts(lambda seed: seed, "tasks")
+        (True, False)
+    """
     parameters = inspect.signature(function).parameters.values()
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        return function(**available)
-    names = {p.name for p in parameters if p.kind is not p.POSITIONAL_ONLY}
-    return function(**{k: v for k, v in available.items() if k in names})
+    return any(
+        p.kind is p.VAR_KEYWORD or (p.name == name and p.kind is not p.POSITIONAL_ONLY)
+        for p in parameters
+    )

@@ -46,22 +46,28 @@ class Collect:
     an environment that clips executes, or refuse them."""
     format: Literal["memmap", "lerobot"] = "memmap"
     """Format of the folder: ours, or LeRobot v3.0, which needs the extra `datasets`."""
-    images: Literal["video", "png"] = "video"
-    """How a LeRobot dataset stores images. A video needs 32 pixels and more."""
+    images: Literal["video", "png"] | None = None
+    """How a LeRobot dataset stores images; left out, as video, which needs 32 pixels
+    and more."""
 
     def run(self) -> None:
         """Collect, and print the dataset."""
+        if self.format == "memmap" and self.images is not None:
+            raise OptionError(
+                "collect: expected --images beside --format lerobot alone, got "
+                f"{self.images!r} with --format memmap, which stores plain pixels."
+            )
         env = open_environment(self.env, self.seed)
         expert = self._make_expert(env)
         if self.format == "memmap":
             print(self._collect(env, expert, self.folder))
         else:  # refuse what can be refused before all the episodes
             library.check_folder_is_free(self.folder, "collect")
-            library.check_writer_extras(self.images)
+            library.check_writer_extras(self.images or "video")
             # Beside the folder, where it stays if the conversion fails.
             ours = self.folder.with_name(f"{self.folder.name}.recording")
             recorded = self._collect(env, expert, ours)
-            library.write_lerobot(recorded, self.folder, images=self.images)
+            library.write_lerobot(recorded, self.folder, images=self.images or "video")
             print(recorded)
             del recorded  # its frames are files of the folder
             shutil.rmtree(ours)

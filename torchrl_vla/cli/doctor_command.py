@@ -11,7 +11,7 @@ from torchrl_vla import recipes
 from torchrl_vla._internal.durable_files import write_text
 from torchrl_vla._internal.named_objects import import_named
 from torchrl_vla.cli import library
-from torchrl_vla.cli.options import open_environment
+from torchrl_vla.cli.options import OptionError, open_environment
 from torchrl_vla.errors import VLAError
 from torchrl_vla.recipes.environment_options import DEFAULT_ENVIRONMENT
 
@@ -85,6 +85,11 @@ class Doctor:
 
     def _environment(self) -> EnvBase | None:
         if self.env is None:
+            if self.tasks or self.image_size is not None:
+                raise OptionError(
+                    "doctor: expected --env beside --tasks and --image-size, which "
+                    "are options of an environment, got none."
+                )
             return None
         options = replace(
             DEFAULT_ENVIRONMENT,

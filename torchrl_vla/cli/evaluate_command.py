@@ -44,6 +44,9 @@ class Evaluate:
     e.g. '{"corner2": "top"}'; null hides one from the policy."""
     empty_cameras: tuple[str, ...] = ()
     """For a LeRobot checkpoint: its cameras that the environment does not have."""
+    convert: bool = False
+    """Convert between the conventions of the training and of the environment where they
+    differ, and list what is converted; a difference without a conversion is refused."""
     device: str | None = None
     """Device of the policy, e.g. `cuda`. Left out, the CPU, or where a LeRobot policy
     was trained."""
@@ -77,8 +80,10 @@ class Evaluate:
             self.policy,
             env,
             replan_interval=self.replan_interval,
-            **self._lerobot_options(),
+            **self._policy_options(),
         )
+        if self.convert:
+            print(library.describe_conversion(executor))
         env = recipes.prepare_environment(env, executor)
         ablation = None if self.ablate is None else self._ablation(executor, env)
         provenance: dict[str, Any] = {
@@ -149,8 +154,9 @@ class Evaluate:
             return None
         return self.json.with_suffix(f".{self.ablate}{self.json.suffix}")
 
-    def _lerobot_options(self) -> dict[str, Any]:
+    def _policy_options(self) -> dict[str, Any]:
         options = {
+            "convert": self.convert,
             "rename_map": read_json("--rename-map", self.rename_map),
             "empty_cameras": self.empty_cameras,
             "device": self.device,

@@ -46,10 +46,11 @@ class Finetune:
     """Dataset to clone beside the reinforcement learning: a folder, an HDF5 file, a
     repo id or module:function. It needs --bc-coeff."""
     dataset_options: OmitArgPrefixes[DatasetOptions] = NO_DATASET_OPTIONS
-    initial_std: float = 0.2
-    """First standard deviation of a regression head, which becomes a Gaussian."""
-    flow_noise: float = 0.5
-    """Scale of the noise on the steps of a flow head that has none."""
+    initial_std: float | None = None
+    """First standard deviation of a regression head, which becomes a Gaussian. Left
+    out, 0.2."""
+    flow_noise: float | None = None
+    """Scale of the noise on the steps of a flow head that has none. Left out, 0.5."""
     device: str | None = None
     """Device of the policy, e.g. `cuda`. Left out, the CPU."""
     tensorboard: bool = False

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from torchrl_vla.recipes.dataset_opening import Demonstrations
     from torchrl_vla.recipes.devices import on_device, parse_device
     from torchrl_vla.recipes.own_policies import (
+        describe_conversion,
         load_any_executor,
         make_own_policy,
         runs_on_device_of_environment,
@@ -109,6 +110,7 @@ _MODULES = {
         "parse_device",
     ),
     "torchrl_vla.recipes.own_policies": (
+        "describe_conversion",
         "load_any_executor",
         "make_own_policy",
         "runs_on_device_of_environment",
@@ -138,6 +140,7 @@ __all__ = [
     "collect",
     "compare",
     "compare_profiles",
+    "describe_conversion",
     "diagnose",
     "evaluate",
     "find_cases",

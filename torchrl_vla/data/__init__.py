@@ -2,6 +2,7 @@
 
 from torchrl_vla.data.collect import collect
 from torchrl_vla.data.dataset_aggregation import aggregate
+from torchrl_vla.data.dataset_conversion import convert_demonstrations
 from torchrl_vla.data.demonstration_dataset import DemonstrationDataset
 from torchrl_vla.data.demonstrations import Demonstrations
 from torchrl_vla.data.hdf5 import Hdf5Demonstrations
@@ -42,6 +43,7 @@ __all__ = [
     "check_labels",
     "clamp_labels",
     "collect",
+    "convert_demonstrations",
     "decode_video",
     "frames_of_rollout",
     "select_successes",

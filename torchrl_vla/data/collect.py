@@ -17,7 +17,12 @@ from tqdm import tqdm
 
 from torchrl_vla.data.demonstration_dataset import DemonstrationDataset
 from torchrl_vla.data.demonstrations import check_folder_is_free
-from torchrl_vla.data.label_bounds import Labels, bound_labels, check_labels_option
+from torchrl_vla.data.label_bounds import (
+    Labels,
+    bound_labels,
+    check_labels_option,
+    record_labels,
+)
 from torchrl_vla.data.rollout_frames import frame_columns, frame_statistics
 from torchrl_vla.rollout import (
     EpisodeFailure,
@@ -132,8 +137,7 @@ def collect(
             "seed": seed,
             "attempts": attempts,
         }
-        if clamped:
-            provenance["labels"] = {"beyond_bounds": labels, "frames": clamped}
+        provenance = record_labels(provenance, labels, clamped)
         if failures:
             failed = [{"seed": f.seed, "error": str(f)} for f in failures]
             provenance["failed"] = failed
@@ -163,11 +167,13 @@ def collect(
                         bar.update(min(len(kept) + len(finished), episodes) - bar.n)
             bar.update(len(kept) - bar.n)
         if kept.missing:
+            cause = failures[0].error if failures else None
+            first = "" if cause is None else f" The first: {cause}"
             raise ExecutionError(
                 f"collect: expected {episodes} successful episodes, got {len(kept)} in "
                 f"{attempts} attempts, {len(failures)} of which ended in an error. "
-                "Improve the expert, lower its noise, or raise max_attempts."
-            )
+                f"Improve the expert, lower its noise, or raise max_attempts.{first}"
+            ) from cause
     return DemonstrationDataset.from_folder(write(folder, overwrite))
 
 

@@ -10,7 +10,12 @@ from tensordict import NestedKey, TensorDict
 
 from torchrl_vla.data.aggregated_demonstrations import AggregatedDemonstrations
 from torchrl_vla.data.demonstration_dataset import DemonstrationDataset
-from torchrl_vla.data.demonstrations import Demonstrations, merge_instructions
+from torchrl_vla.data.demonstrations import (
+    Demonstrations,
+    check_demonstrations,
+    merge_instructions,
+)
+from torchrl_vla.data.label_bounds import check_labels
 from torchrl_vla.data.rollout_frames import frame_statistics
 from torchrl_vla.schema import (
     EPISODE_KEY,
@@ -60,7 +65,9 @@ def aggregate(*datasets: Demonstrations) -> DemonstrationDataset:
     Raises:
         ValueError: no datasets are given.
         IncompatibleMetadataError: the robots or units differ.
-        SchemaError: entries, dtypes or shapes of the frames differ.
+        ArgumentTypeError: one is of another kind, such as a path.
+        SchemaError: entries, dtypes or shapes of the frames differ, or actions lie
+            beyond the bounds that are declared.
 
     Examples:
         >>> import tempfile
@@ -76,9 +83,13 @@ def aggregate(*datasets: Demonstrations) -> DemonstrationDataset:
     """
     if not datasets:
         raise ValueError("aggregate: expected at least one dataset, got none.")
+    for dataset in datasets:
+        check_demonstrations("aggregate", dataset)
+        check_labels("aggregate", dataset)
     first = datasets[0]
-    for other in datasets[1:]:
-        first.metadata.check_compatible(other.metadata)
+    for number, other in enumerate(datasets[1:], start=1):
+        sides = ("dataset 0", f"dataset {number}")
+        first.metadata.check_compatible(other.metadata, sides=sides)
     complete = _with_defaults([_first_frame(dataset) for dataset in datasets])
     for number, row in enumerate(complete):
         _check_same_layout(complete[0], row, number)

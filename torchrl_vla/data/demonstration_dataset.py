@@ -24,7 +24,12 @@ from torchrl_vla._internal.json_source import read_json
 from torchrl_vla.data.demonstrations import Demonstrations, check_folder_is_free
 from torchrl_vla.data.episode_choice import choose_episodes
 from torchrl_vla.data.frame_checks import check_finite_frames
-from torchrl_vla.data.label_bounds import Labels, bound_labels, check_labels_option
+from torchrl_vla.data.label_bounds import (
+    Labels,
+    bound_labels,
+    check_labels_option,
+    record_labels,
+)
 from torchrl_vla.data.mapped_frames import map_frames
 from torchrl_vla.data.rollout_frames import frame_statistics, frames_of_rollout
 from torchrl_vla.schema import (
@@ -177,9 +182,9 @@ class DemonstrationDataset(Demonstrations):
             computed["action_statistics"] = metadata.action_statistics
         if metadata.state_statistics is not None:
             computed["state_statistics"] = metadata.state_statistics
-        known = {"labels": {"beyond_bounds": labels, "frames": beyond}}
+        known = record_labels({}, labels, beyond)
         metadata = replace(metadata, **computed)
-        return cls(frames, metadata, instructions, known if beyond else None)
+        return cls(frames, metadata, instructions, known)
 
     def to_folder(self, folder: Path | str, *, overwrite: bool = False) -> Path:
         """Write the dataset whole or not at all, the metadata last.

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TypeVar, get_args
 
 import torch
+from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.data import TensorStorage
 
@@ -73,7 +75,7 @@ def bound_labels(
     if bounds is None:
         return action, 0
     low, high = (bound.to(action) for bound in bounds)
-    beyond = (action < low) | (action > high)
+    beyond = beyond_bounds(action, metadata)
     count = int(beyond.any(-1).sum())
     if count and labels == "refuse":
         frame, dim = place = beyond.nonzero()[0].tolist()
@@ -84,6 +86,37 @@ def bound_labels(
             "Clamp the expert's actions, or pass labels='clamp' (--labels clamp)."
         )
     return action.clamp(low, high), count
+
+
+def beyond_bounds(action: Tensor, metadata: RobotDatasetMetadata) -> Tensor:
+    """Return which numbers lie beyond the declared bounds, bool ``[F, A]``.
+
+    Bounds are float64 and actions float32: rounding, 1e-5 of the range, is within.
+
+    Args:
+        action: float ``[F, A]``.
+        metadata: declares the bounds; without them every number is within.
+    """
+    bounds = _bounds(metadata)
+    if bounds is None:
+        return torch.zeros_like(action, dtype=torch.bool)
+    low, high = (bound.to(action) for bound in bounds)
+    slack = _ROUNDING * (high - low)
+    return (action < low - slack) | (action > high + slack)
+
+
+def record_labels(
+    provenance: Mapping[str, object], labels: Labels, count: int
+) -> dict[str, object]:
+    """Return a dataset's provenance with what became of labels beyond the bounds.
+
+    Args:
+        provenance: of the dataset; keeps its record where ``count`` is 0.
+        labels: the choice.
+        count: number of frames that had such labels.
+    """
+    record = {"labels": {"beyond_bounds": labels, "frames": count}} if count else {}
+    return {**provenance, **record}
 
 
 def check_labels(caller: str, dataset: Demonstrations) -> None:
@@ -99,19 +132,33 @@ def check_labels(caller: str, dataset: Demonstrations) -> None:
     Raises:
         SchemaError: names the dimensions, with the number of frames.
     """
-    bounds = _bounds(dataset.metadata)
-    if bounds is None:
-        return
-    action, (low, high) = _labels(dataset), bounds
-    slack = _ROUNDING * (high - low)
-    beyond = (action < low - slack) | (action > high + slack)
+    refuse_beyond(caller, dataset.frames, dataset.metadata)
+
+
+def refuse_beyond(
+    caller: str, frames: TensorDictBase, metadata: RobotDatasetMetadata
+) -> None:
+    """Refuse frames with actions beyond the bounds; see :func:`check_labels`.
+
+    Args:
+        caller: opens the error message.
+        frames: ``[F]``; actions without a label are passed over.
+        metadata: declares the bounds; without them everything passes.
+
+    Raises:
+        SchemaError: names the dimensions, with the number of frames.
+    """
+    action = frames.get(ACTION_KEY).as_subclass(Tensor)
+    labeled = frames.get(IS_LABELED_KEY, None)
+    action = action if labeled is None else action[labeled.reshape(-1)]
+    beyond = beyond_bounds(action, metadata)
     if not bool(beyond.any()):
         return
     dims = beyond.any(0).nonzero().flatten().tolist()
     seen = [[action[:, d].min().item(), action[:, d].max().item()] for d in dims]
     raise SchemaError(
         f"{caller}: expected {ACTION_KEY!r} within action_low and action_high of "
-        f"{dataset.metadata.dataset_id!r}, got {seen} in dimensions {dims}, beyond "
+        f"{metadata.dataset_id!r}, got {seen} in dimensions {dims}, beyond "
         f"the bounds in {int(beyond.any(-1).sum())} of {len(action)} frames. Clamp "
         "them with clamp_labels(dataset) of torchrl_vla.data (`torchrl-vla train "
         "--clamp-labels`), or correct the bounds in the metadata."
@@ -122,8 +169,8 @@ def clamp_labels(dataset: _Dataset) -> _Dataset:
     """Return demonstrations whose actions lie within the bounds that they declare.
 
     The actions' statistics are computed from what is left, and ``provenance``, where
-    the dataset has one, holds the number of frames under ``"clamped_labels"``. What is
-    on disk stays as it is.
+    the dataset has one, holds the number of frames under ``"labels"``, as after
+    :func:`collect`. What is on disk stays as it is.
 
     Args:
         dataset: the demonstrations; without declared bounds it is returned as it is.
@@ -137,8 +184,8 @@ def clamp_labels(dataset: _Dataset) -> _Dataset:
         ...                                action_dim=1)
         >>> dataset = DemonstrationDataset(frames, bounded, InstructionTable([]))
         >>> clamped = clamp_labels(dataset)
-        >>> clamped.frames["action"].tolist(), clamped.provenance
-        ([[0.5], [1.0]], {'clamped_labels': 1})
+        >>> clamped.frames["action"].tolist(), clamped.provenance["labels"]
+        ([[0.5], [1.0]], {'beyond_bounds': 'clamp', 'frames': 1})
     """
     bounds = _bounds(dataset.metadata)
     if bounds is None:
@@ -151,11 +198,9 @@ def clamp_labels(dataset: _Dataset) -> _Dataset:
     statistics = frame_statistics(out.frames)["action_statistics"]
     out.metadata = replace(dataset.metadata, action_statistics=statistics)
     if "provenance" in vars(dataset):
-        count = int((legal != action).any(-1).sum())
-        vars(out)["provenance"] = {
-            **vars(dataset)["provenance"],
-            "clamped_labels": count,
-        }
+        count = int(beyond_bounds(action, dataset.metadata).any(-1).sum())
+        known = vars(dataset)["provenance"]
+        vars(out)["provenance"] = record_labels(known, "clamp", count)
     return out
 
 
@@ -164,9 +209,3 @@ def _bounds(metadata: RobotDatasetMetadata) -> tuple[Tensor, Tensor] | None:
     if low is None or high is None:
         return None
     return torch.tensor(low), torch.tensor(high)
-
-
-def _labels(dataset: Demonstrations) -> Tensor:
-    action = dataset.frames.get(ACTION_KEY).as_subclass(Tensor)
-    labeled = dataset.frames.get(IS_LABELED_KEY, None)
-    return action if labeled is None else action[labeled.reshape(-1)]

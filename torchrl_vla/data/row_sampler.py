@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torchrl.data.replay_buffers import Sampler, Storage
 
+from torchrl_vla._internal.constructor_signature import ConstructorSignature
 from torchrl_vla.schema import SchemaError
 
 
@@ -28,6 +29,8 @@ class RowSampler(Sampler):
         >>> sampler.sample(None, 64)[0].unique()
         tensor([2, 5])
     """
+
+    __signature__ = ConstructorSignature()
 
     def __init__(self, rows: Tensor) -> None:
         super().__init__()

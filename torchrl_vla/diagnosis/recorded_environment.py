@@ -10,6 +10,7 @@ from torchrl.data import Binary, Composite, Unbounded
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import make_composite_from_td
 
+from torchrl_vla._internal.constructor_signature import ConstructorSignature
 from torchrl_vla.schema import (
     ACTION_KEY,
     INSTRUCTION_KEY,
@@ -34,6 +35,8 @@ class RecordedEnvironment(EnvBase):
         instructions: the texts of the frames' ids.
         observe: applied to every observation ``[N]``; None = they stay as they are.
     """
+
+    __signature__ = ConstructorSignature()
 
     def __init__(
         self,

@@ -9,6 +9,7 @@ import torch
 from tensordict import NestedKey, TensorDictBase
 from torch import Tensor
 
+from torchrl_vla.data.label_bounds import beyond_bounds
 from torchrl_vla.diagnosis.inspection import Problem, Row
 from torchrl_vla.schema import (
     ACTION_KEY,
@@ -18,8 +19,6 @@ from torchrl_vla.schema import (
     RobotDatasetMetadata,
 )
 
-#: Share of equal values from which on a dimension that moves is sparse.
-_SPARSE = 0.99
 #: Share of a dimension's range by which a stored statistic may miss the data's.
 _TOLERANCE = 1e-3
 #: Tolerance of a timestamp, as in LeRobot.
@@ -113,21 +112,19 @@ def check_bounds(
     frames: TensorDictBase, metadata: RobotDatasetMetadata
 ) -> Iterator[Problem]:
     """Yield actions beyond the bounds that the metadata declare."""
-    if metadata.action_low is None or metadata.action_high is None:
-        return
-    actions = frames.get(ACTION_KEY).as_subclass(Tensor).double()
-    low, high = torch.tensor(metadata.action_low), torch.tensor(metadata.action_high)
-    margin = 1e-6 * (high - low)
-    outside = (actions < low - margin) | (actions > high + margin)
-    if not bool(outside.any()):
+    actions = frames.get(ACTION_KEY).as_subclass(Tensor)
+    outside = beyond_bounds(actions, metadata)
+    low, high = metadata.action_low, metadata.action_high
+    if low is None or high is None or not bool(outside.any()):
         return
     row, dim = (int(i) for i in outside.nonzero()[0])
     yield Problem(
         f"{ACTION_KEY!r} {place(frames, row)}",
-        f"expected dimension {dim} in {float(low[dim]):g}..{float(high[dim]):g}, got "
+        f"expected dimension {dim} in {low[dim]:g}..{high[dim]:g}, got "
         f"{float(actions[row, dim]):.6g}, and "
         f"{int(outside.any(-1).sum()) - 1} more rows are beyond the bounds",
-        "Clamp the actions, or correct action_low and action_high.",
+        "Clamp the actions with clamp_labels(dataset) (`torchrl-vla train "
+        "--clamp-labels`), or correct action_low and action_high.",
     )
 
 
@@ -175,16 +172,13 @@ def _still_dimensions(
         message = f"dimensions {constant} are constant: {values}"
         remedy = "They are centred, not scaled."
         yield Problem(repr(name_of(key)), message, remedy, is_note=True)
-    usual = samples.median(0).values
-    share = (samples == usual).double().mean(0)
-    sparse = (share >= _SPARSE) & (found.max > found.min)
-    for dim in sparse.nonzero().flatten().tolist():
+    for dim in found.is_sparse.nonzero().flatten().tolist():
         message = (
-            f"dimension {dim} is {float(usual[dim]):.6g} in "
-            f"{100 * float(share[dim]):.1f} % of the frames (sparse), and reaches "
+            f"dimension {dim} moves so rarely (sparse) that its quantiles "
+            f"{float(found.q01[dim]):.6g}..{float(found.q99[dim]):.6g} miss its range "
             f"{float(found.min[dim]):.6g}..{float(found.max[dim]):.6g}"
         )
-        remedy = "Quantiles say nothing of its range: normalize by min_max or mean_std."
+        remedy = "Mode 'quantile' scales it by its range, too, with a warning."
         yield Problem(repr(name_of(key)), message, remedy, is_note=True)
 
 

@@ -37,6 +37,12 @@ def make_tabletop(
     tasks: tuple[str, ...], **options: Unpack[MakerOptions]
 ) -> TabletopEnv:
     """Make the tabletop; a task may name its colour, as in ``"reach-red"``."""
+    if options["num_workers"]:
+        raise ValueError(
+            "make_environment: expected no num_workers (--num-workers) for 'tabletop', "
+            f"whose environments are one batch of tensors, got "
+            f"{options['num_workers']}. Leave it out."
+        )
     names, colors = _split_colors(tasks)
     return TabletopEnv(
         tasks=names,

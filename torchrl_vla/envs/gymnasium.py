@@ -13,6 +13,7 @@ from torch import Tensor
 from torchrl.data import Binary, Bounded, Composite, Unbounded
 from torchrl.envs import EnvBase
 
+from torchrl_vla._internal.constructor_signature import ConstructorSignature
 from torchrl_vla.envs.first_reset import check_has_begun
 from torchrl_vla.envs.lazy_rendering import Key, observation_is_needed
 from torchrl_vla.envs.simulator_interface import SimulatorInterface, SimulatorOptions
@@ -110,6 +111,8 @@ class GymnasiumEnv(EnvBase):
         >>> env.rollout(5)["next", "observation", "state"].shape
         torch.Size([2, 5, 3])
     """
+
+    __signature__ = ConstructorSignature()
 
     def __init__(
         self,

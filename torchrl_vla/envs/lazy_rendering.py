@@ -12,7 +12,12 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from torchrl_vla.schema import IMAGE_KEY, OBSERVATION_NEEDED_KEY, SchemaError
+from torchrl_vla.schema import (
+    IMAGE_CHANNELS,
+    IMAGE_KEY,
+    OBSERVATION_NEEDED_KEY,
+    SchemaError,
+)
 
 Key = str | tuple[str, ...]
 Shape = tuple[int, int, int]
@@ -75,7 +80,7 @@ def to_images(images: object) -> dict[Key, np.ndarray]:
     """Return an image ``[h, w, C]``, or several by camera, as the schema has them.
 
     Raises:
-        SchemaError: an image is not uint8 ``[h, w, C]``.
+        SchemaError: an image is not uint8 ``[h, w, C]`` with 1, 3 or 4 channels.
     """
     if isinstance(images, Mapping):
         return {(*IMAGE_KEY, name): _to_chw(x, name) for name, x in images.items()}
@@ -88,6 +93,13 @@ def _to_chw(value: object, name: str) -> np.ndarray:
         raise SchemaError(
             f"GymnasiumEnv: expected a uint8 image [h, w, C] at {name!r}, got "
             f"{image.dtype} of shape {image.shape}. Convert it in observe or render."
+        )
+    if image.shape[2] not in IMAGE_CHANNELS:
+        raise SchemaError(
+            f"GymnasiumEnv: expected an image [h, w, C] with C of {IMAGE_CHANNELS} at "
+            f"{name!r}, got shape {image.shape}. Where the channels come first, call "
+            "np.moveaxis(image, 0, -1) in observe or render, or say so: "
+            "SimulatorKeys(..., channels_first=True)."
         )
     return np.ascontiguousarray(image.transpose(2, 0, 1))
 

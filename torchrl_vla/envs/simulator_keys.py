@@ -20,6 +20,7 @@ class SimulatorKeys:
         images: entry of the one image, or ``{camera: entry}``.
         instruction: entry with the instruction's text; None = there is none.
         environment_state: entries of privileged state, flattened and joined likewise.
+        channels_first: True = the images are ``[C, h, w]``, not ``[h, w, C]``.
 
     Raises:
         MissingKeyError: an observation lacks a declared entry; names what it has.
@@ -34,6 +35,7 @@ class SimulatorKeys:
     images: str | Mapping[str, str] | None = None
     instruction: str | None = None
     environment_state: tuple[str, ...] = ()
+    channels_first: bool = False
 
     def __call__(self, observation: Mapping[str, Any]) -> dict[str, Any]:
         """Return the declared entries under the names of the schema."""
@@ -46,13 +48,17 @@ class SimulatorKeys:
                 parts = [np.ravel(self._get(observation, name)) for name in names]
                 out[vector] = np.concatenate(parts)
         if isinstance(self.images, str):
-            out["image"] = self._get(observation, self.images)
+            out["image"] = self._image(observation, self.images)
         elif self.images is not None:
             out["image"] = {
-                camera: self._get(observation, name)
+                camera: self._image(observation, name)
                 for camera, name in self.images.items()
             }
         return out
+
+    def _image(self, observation: Mapping[str, Any], name: str) -> Any:
+        image = self._get(observation, name)
+        return np.moveaxis(image, 0, -1) if self.channels_first else image
 
     @staticmethod
     def _get(observation: Mapping[str, Any], name: str) -> Any:

@@ -8,7 +8,9 @@ from torch import Tensor
 from torchrl.data import Binary, Bounded, Composite, NonTensor, Unbounded
 from torchrl.envs import EnvBase
 
+from torchrl_vla._internal.constructor_signature import ConstructorSignature
 from torchrl_vla._internal.env_masks import env_mask, where_env
+from torchrl_vla._internal.torchrl_spellings import torchrl_spellings
 from torchrl_vla.envs.first_reset import check_has_begun
 from torchrl_vla.schema import (
     EPISODE_SEED_KEY,
@@ -22,6 +24,18 @@ from torchrl_vla.schema import (
 )
 
 
+@torchrl_spellings(
+    same={"from_pixels": (False,), "group_repeats": (None,), "device": (None,)},
+    instead={
+        "image_shape": "set image_shape in a subclass",
+        "instruction": "set instruction in a subclass",
+        "from_pixels": "none: its image is always there",
+        "render_size": "set image_shape in a subclass",
+        "group_id_offset": "none: an episode is known by its episode_seed",
+        "group_repeats": "ScheduledEpisodes(env, group_size=...)",
+        "device": "env.to(device)",
+    },
+)
 class ToyVLAEnv(EnvBase):
     """Echo the executed action in the state, to test executors.
 
@@ -75,6 +89,8 @@ class ToyVLAEnv(EnvBase):
 
     image_shape: tuple[int, int, int] = (3, 16, 16)
     instruction: str = "push the T-shaped block onto the target"
+
+    __signature__ = ConstructorSignature()
 
     def __init__(
         self,

@@ -18,6 +18,7 @@ from torchrl.data import Binary, Composite, TensorSpec, Unbounded
 from torchrl.envs import Compose, EnvBase, Transform
 from torchrl.envs.batched_envs import BatchedEnvBase
 
+from torchrl_vla._internal.torchrl_spellings import torchrl_spellings
 from torchrl_vla.schema import (
     ACTION_CHUNK_KEY,
     ACTION_KEY,
@@ -38,6 +39,15 @@ from torchrl_vla.transforms.placement import acts_in_environment
 _CHUNK_IN_EXECUTION = "_multi_action_chunk"
 
 
+@torchrl_spellings(
+    same={"dim": (1, -2), "stack_observations": (False,)},
+    instead={
+        "dim": "a chunk [*B, H, A]: its actions are along the last dimension but one",
+        "stack_rewards": "none: the rewards of the executed steps are summed",
+        "stack_observations": "an executor such as MultiStepActorWrapper around the "
+        "policy, whose rollout has every step",
+    },
+)
 class MultiAction(Transform):
     """Execute a whole chunk of actions in one step of the environment.
 
@@ -117,6 +127,7 @@ class MultiAction(Transform):
         self.chunk_size = chunk_size
         self.replan_interval = replan_interval
         self.success_key = success_key
+        self._width: list[int] | None = None
 
     @classmethod
     def from_vla(
@@ -288,7 +299,7 @@ class MultiAction(Transform):
             self.chunk_key,
             chunk,
             tensordict.batch_size,
-            (self.chunk_size, None),
+            (self.chunk_size, self._action_dim()),
             rows=_mask_of_step(tensordict),
             error=ExecutionError,
         )
@@ -298,6 +309,13 @@ class MultiAction(Transform):
                 f"replan_interval={self.replan_interval} actions at "
                 f"{self.chunk_key!r}, got {chunk.shape[-2]}. No action was sent."
             )
+
+    def _action_dim(self) -> int | None:
+        """Return ``A`` as the base environment has it; None = its actions have none."""
+        if self._width is None:
+            leaf = self.parent.full_action_spec[self.action_key]
+            self._width = list(leaf.shape[self.parent.ndim :])
+        return self._width[0] if len(self._width) == 1 else None
 
 
 def _leaves(transform: Transform) -> Iterator[Transform]:

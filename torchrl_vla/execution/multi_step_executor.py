@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
-from tensordict import NestedKey, TensorDictBase
+from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
+from torchrl_vla._internal.torchrl_spellings import torchrl_spellings
 from torchrl_vla.execution.chunk_cache import ChunkCache
 from torchrl_vla.execution.chunk_executor import ChunkExecutor
 from torchrl_vla.execution.executor import flag
 from torchrl_vla.execution.executor_keys import ExecutorKeys
 from torchrl_vla.schema import (
-    ACTION_KEY,
     IS_WAITING_KEY,
     ExecutionError,
     check_positive_int,
 )
 
 
+@torchrl_spellings(
+    records={
+        "keys": (
+            ExecutorKeys,
+            {"action_keys": "action", "chunk_keys": "chunk", "init_key": "is_init"},
+        )
+    },
+    same={"keep_dim": (False,)}
+    | dict.fromkeys(("action_keys", "chunk_keys", "init_key"), (None,)),
+    instead={"keep_dim": "none: the action is [*B, A]"},
+)
 class MultiStepActorWrapper(ChunkExecutor):
     """Execute a policy's chunk one action per step; call the policy when it is used up.
 
@@ -60,9 +69,9 @@ class MultiStepActorWrapper(ChunkExecutor):
         replan_interval: actions to execute per decision, ``1 .. H``. None is open
             loop (all ``H``), 1 is closed loop.
         align: True = plan for all environments at the same steps.
-        keys: of what is read and written; None = ``ExecutorKeys()``.
-        action_keys: TorchRL's spelling of ``keys.action``: a list of one.
-        chunk_keys: TorchRL's spelling of ``keys.chunk``: a list of one.
+        keys: of what is read and written; None = ``ExecutorKeys()``. TorchRL's
+            ``action_keys``, ``chunk_keys`` and ``init_key``, each one key or a list of
+            one, are accepted.
 
     Raises:
         ValueError: the interval is not in ``1 .. n_steps``, the chunk key is
@@ -101,16 +110,12 @@ class MultiStepActorWrapper(ChunkExecutor):
         replan_interval: int | None = None,
         align: bool = False,
         keys: ExecutorKeys | None = None,
-        action_keys: Sequence[NestedKey] | None = None,
-        chunk_keys: Sequence[NestedKey] | None = None,
     ) -> None:
         for name, value in (("n_steps", n_steps), ("replan_interval", replan_interval)):
             if value is not None:
                 check_positive_int("MultiStepActorWrapper", name, value)
         if n_steps is not None and replan_interval is not None:
             _check_interval(replan_interval, n_steps, ValueError)
-        if action_keys is not None or chunk_keys is not None:
-            keys = _keys_of(keys, action_keys, chunk_keys)
         super().__init__(actor, keys=keys)
         self.n_steps = n_steps
         self.replan_interval = replan_interval
@@ -192,21 +197,3 @@ def _check_interval(interval: int, length: int, error: type[Exception]) -> None:
             f"chunk's length, got {interval}. A chunk cannot be executed for longer "
             "than it is."
         )
-
-
-def _keys_of(
-    keys: ExecutorKeys | None,
-    action_keys: Sequence[NestedKey] | None,
-    chunk_keys: Sequence[NestedKey] | None,
-) -> ExecutorKeys:
-    """Return the record of TorchRL's lists of one key."""
-    actions = [ACTION_KEY] if action_keys is None else list(action_keys)
-    chunks = [None] if chunk_keys is None else list(chunk_keys)
-    if keys is not None or len(actions) != 1 or len(chunks) != 1:
-        raise ValueError(
-            "MultiStepActorWrapper: expected one key in action_keys and chunk_keys, "
-            f"and no keys= beside them, got {action_keys}, {chunk_keys} and {keys}. "
-            "Give each action an executor of its own, with "
-            "keys=ExecutorKeys(action=...)."
-        )
-    return ExecutorKeys(action=actions[0], chunk=chunks[0])

@@ -13,6 +13,7 @@ from torch import Tensor
 from torchrl.objectives import ClipPPOLoss
 
 from torchrl_vla._internal.option_names import Granularity as Granularity
+from torchrl_vla._internal.torchrl_spellings import torchrl_spellings
 from torchrl_vla.distributed.shared_mean import masked_mean
 from torchrl_vla.objectives.pad_masks import read_dim_pad_mask
 from torchrl_vla.schema import (
@@ -23,7 +24,37 @@ from torchrl_vla.schema import (
     SchemaError,
 )
 
+_STANDARDIZE = "none: standardize data['advantage'] beforehand"
 
+
+@torchrl_spellings(
+    same={
+        "entropy_bonus": (True,),
+        "normalize_advantage": (False,),
+        "separate_losses": (False,),
+        "reduction": (None, "mean"),
+        "clip_value": (None, False),
+        "delay_actor": (False,),
+        "normalize_advantage_exclude_dims": ((),),
+    }
+    | dict.fromkeys(
+        ("gamma", "device", "advantage_norm", "max_importance_ratio"), (None,)
+    ),
+    instead={
+        "entropy_bonus": "entropy_coeff=0.0",
+        "samples_mc_entropy": "none: the entropy has a closed form",
+        "normalize_advantage": _STANDARDIZE,
+        "normalize_advantage_exclude_dims": _STANDARDIZE,
+        "advantage_norm": _STANDARDIZE,
+        "max_importance_ratio": "clip_epsilon=",
+        "delay_actor": "none: there is no target actor",
+        "separate_losses": "an actor and a critic that share no weights",
+        "reduction": "none: the mean is over what was executed",
+        "clip_value": "none: values are not clipped",
+        "gamma": "DecisionGAE(gamma=...)",
+        "device": "loss.to(device)",
+    },
+)
 class ChunkPPOLoss(ClipPPOLoss):
     """Improve a chunk policy by PPO over the executed part of its chunks.
 

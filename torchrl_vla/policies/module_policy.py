@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import ClassVar, cast
 
 from tensordict import NestedKey, TensorDictBase, is_tensor_collection, unravel_key
 from tensordict.nn import TensorDictModuleBase
@@ -121,6 +121,8 @@ class ModulePolicy(ContinuousVLAWrapper):
         """Return the module's critic; None = it makes none."""
         make = declared(self.module, "make_critic", None)
         return super().make_critic() if make is None else make()
+
+    stochastic_options: ClassVar[tuple[str, ...]] = ("initial_std", "flow_noise")
 
     def to_stochastic(
         self, *, initial_std: float = 0.2, flow_noise: float = 0.5

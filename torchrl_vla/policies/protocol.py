@@ -26,6 +26,7 @@ from tensordict.nn import TensorDictModuleBase
 from torch import nn
 from torchrl.envs import Compose, EnvBase, Transform
 
+from torchrl_vla.errors import SettingsError
 from torchrl_vla.policies.gaussian.gaussian_around import GaussianAround
 from torchrl_vla.policies.lerobot.lerobot_folder import (
     is_lerobot_folder,
@@ -183,7 +184,10 @@ def target_transform(policy: nn.Module) -> Transform | None:
 
 
 def to_stochastic(
-    policy: nn.Module, *, initial_std: float = 0.2, flow_noise: float = 0.5
+    policy: nn.Module,
+    *,
+    initial_std: float | None = None,
+    flow_noise: float | None = None,
 ) -> VLAWrapperBase:
     """Return what a cloned policy becomes for reinforcement learning.
 
@@ -195,16 +199,30 @@ def to_stochastic(
         policy: cloned.
 
     Keyword Args:
-        initial_std: first standard deviation of a Gaussian, in model space.
-        flow_noise: scale of a flow's :class:`FlowSDENoise`.
+        initial_std: first standard deviation of a Gaussian, in model space; None =
+            0.2.
+        flow_noise: scale of a flow's :class:`FlowSDENoise`; None = 0.5.
 
     Raises:
+        SettingsError: an option has no effect on this policy.
         TypeError: the policy can't be made stochastic.
     """
     policy = as_policy(policy)
+    values = {"initial_std": initial_std, "flow_noise": flow_noise}
+    given = {name: value for name, value in values.items() if value is not None}
+    used = () if policy.has_likelihood else policy.stochastic_options
+    unused = [name for name in given if name not in used]
+    if unused:
+        flags = ", ".join("--" + name.replace("_", "-") for name in unused)
+        raise SettingsError(
+            f"to_stochastic: expected no {unused} ({flags}) for "
+            f"{type(uncompiled(policy)).__name__}, on which it has no effect, got "
+            f"{given}. initial_std is of a Gaussian around a regression head, "
+            "flow_noise of a flow that has no noise yet."
+        )
     if policy.has_likelihood:
         return policy
-    made = policy.to_stochastic(initial_std=initial_std, flow_noise=flow_noise)
+    made = policy.to_stochastic(**given)
     if made is not None:
         made.policy_space = policy.policy_space
         made.training_metadata = policy.training_metadata
@@ -212,7 +230,7 @@ def to_stochastic(
     inside = uncompiled(policy)
     match inside:
         case ContinuousVLAWrapper() if inside.policy_space != ROBOT_SPACE:
-            gaussian = GaussianAround(inside, initial_std=initial_std)
+            gaussian = GaussianAround(inside, initial_std=initial_std or 0.2)
             gaussian.training_metadata = inside.training_metadata
             return gaussian.train(policy.training)
     raise TypeError(

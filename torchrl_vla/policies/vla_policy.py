@@ -12,6 +12,7 @@ from torch import Tensor
 from torchrl.envs import Compose, Transform
 from typing_extensions import Self
 
+from torchrl_vla._internal.torchrl_spellings import torchrl_spellings
 from torchrl_vla.policies.policy_folder import read_policy, write_policy
 from torchrl_vla.schema import (
     ACTION_CHUNK_KEY,
@@ -22,7 +23,21 @@ from torchrl_vla.schema import (
     check_positive_int,
 )
 
+_takes_torchrls_keys = torchrl_spellings(
+    records={
+        "keys": (
+            ObservationKeys,
+            {
+                "image_key": "image",
+                "state_key": "state",
+                "instruction_key": "instruction",
+            },
+        )
+    }
+)
 
+
+@_takes_torchrls_keys
 class VLAWrapperBase(TensorDictModuleBase, ABC):
     """Map images, state and an instruction to the next ``H`` actions.
 
@@ -49,6 +64,8 @@ class VLAWrapperBase(TensorDictModuleBase, ABC):
     cloning_loss: str = "chunk"
     #: True = the policy is made for normalized numbers and needs a ``ModelSpace``.
     needs_model_space: ClassVar[bool] = False
+    #: Options of :meth:`to_stochastic` that have an effect.
+    stochastic_options: ClassVar[tuple[str, ...]] = ("initial_std",)
     #: Whose files :meth:`to_folder` writes, e.g. ``"lerobot"``; None = ours.
     folder_format: str | None = None
     #: Of the data that it was trained on, set by training and checkpoints.
@@ -152,6 +169,7 @@ class VLAWrapperBase(TensorDictModuleBase, ABC):
         return value
 
 
+@_takes_torchrls_keys
 class ContinuousVLAWrapper(VLAWrapperBase):
     """Predict a chunk of continuous actions.
 

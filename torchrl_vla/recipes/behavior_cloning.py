@@ -99,7 +99,8 @@ def train_behavior_cloning(
     assert settings.lr is not None
     assert settings.weight_decay is not None
     space = ModelSpace(dataset.metadata) if space is None else space
-    space.metadata.check_compatible(dataset.metadata)
+    sides = ("the space", "the dataset")
+    space.metadata.check_compatible(dataset.metadata, sides=sides)
     check_labels("train_behavior_cloning", dataset)
     policy = as_policy(policy)
     mark_space(policy, space.policy_space)

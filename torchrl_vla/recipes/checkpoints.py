@@ -44,7 +44,8 @@ from torchrl_vla.schema import (
     space_of,
 )
 from torchrl_vla.schema.lerobot_names import is_repo_id
-from torchrl_vla.spaces import ModelSpace
+from torchrl_vla.spaces import ConvertedPolicy, ModelSpace
+from torchrl_vla.transforms import RobotConversion
 
 _METADATA, _SPACE, _POLICY = "metadata.json", "model_space.json", "policy"
 
@@ -81,7 +82,8 @@ def save_checkpoint(
         mark_space(policy, space.policy_space)
         metadata = space.robot_policy(policy).training_metadata
     elif metadata is not None and trained is not None:
-        check_robot_metadata("save_checkpoint", trained, metadata)
+        sides = ("the policy's training data", "the argument metadata")
+        check_robot_metadata("save_checkpoint", trained, metadata, sides=sides)
     if metadata is None:
         raise SchemaError(
             f"save_checkpoint: expected metadata for {type(policy).__name__} in robot "
@@ -154,6 +156,7 @@ def load_executor(
     metadata: RobotDatasetMetadata,
     instructions: InstructionTable | None = None,
     replan_interval: int | None = None,
+    convert: bool = False,
     **options: Any,
 ) -> ChunkExecutor:
     """Load a checkpoint, ours or LeRobot's, as an executor for an environment or robot.
@@ -176,6 +179,8 @@ def load_executor(
         replan_interval: actions executed per decision; None = the chunk, or LeRobot's
             ``n_action_steps``. An ensemble calls its policy at every step, so it takes
             None or 1.
+        convert: True = convert between the conventions of the training and of the
+            robot where they differ, with :class:`ConvertedPolicy`.
         options: for LeRobot checkpoints, of ``LeRobotPolicyWrapper.from_pretrained``,
             such as ``rename_map``, ``empty_cameras``, ``device`` and ``overrides``.
 
@@ -186,7 +191,8 @@ def load_executor(
             interval for a policy whose chunks are averaged.
         ValueError: chunks are to be averaged that are relative to the state of their
             decision.
-        IncompatibleMetadataError: lists what differs between training and acting.
+        IncompatibleMetadataError: lists what differs between training and acting, or
+            with ``convert``, which of it has no conversion.
     """
     folder = Path(source).expanduser()
     if not folder.is_dir() and is_repo_id(source):
@@ -202,8 +208,10 @@ def load_executor(
     if folder.is_dir() and is_lerobot_folder(folder):
         source = folder
     elif folder.is_dir():
-        return _load_ours(folder, metadata, replan_interval, options)
-    return _load_lerobot(source, metadata, instructions, replan_interval, options)
+        return _load_ours(folder, metadata, convert, replan_interval, options)
+    if instructions is not None:
+        options["instructions"] = instructions
+    return _load_lerobot(source, metadata, convert, replan_interval, options)
 
 
 def interval_of(policy: nn.Module, replan_interval: int | None) -> int | None:
@@ -237,11 +245,11 @@ def prepare_environment(env: EnvBase, executor: TensorDictModuleBase) -> EnvBase
 def _load_lerobot(
     source: Path | str,
     metadata: RobotDatasetMetadata,
-    instructions: InstructionTable | None,
+    convert: bool,
     replan_interval: int | None,
     options: dict[str, Any],
 ) -> ChunkExecutor:
-    policy = load_lerobot_policy(source, instructions=instructions, **options)
+    policy = load_lerobot_policy(source, **options)
     coefficient = policy.ensemble_coefficient
     if coefficient is not None and replan_interval not in (None, 1):
         raise SchemaError(
@@ -253,20 +261,36 @@ def _load_lerobot(
     trained = _training_metadata(Path(source).expanduser(), policy.metadata)
     assert trained is not None
     policy.training_metadata = trained
-    check_robot_metadata("load_executor", trained, metadata)
     policy.eval()
+    replan_interval = interval_of(policy, replan_interval)
+    acting = _converted(policy, trained, metadata, convert)
     if coefficient is None:
-        replan_interval = interval_of(policy, replan_interval)
-        return MultiStepActorWrapper(policy, replan_interval=replan_interval)
+        return MultiStepActorWrapper(acting, replan_interval=replan_interval)
     # LeRobot does not say what an action is relative to; it averages them all.
     known = trained.action_reference or ("absolute",)
     reference = next((r for r in ("relative", "delta") if r in known), "absolute")
-    return TemporalEnsemble(policy, action_reference=reference, coefficient=coefficient)
+    return TemporalEnsemble(acting, action_reference=reference, coefficient=coefficient)
+
+
+def _converted(
+    policy: TensorDictModuleBase,
+    trained: RobotDatasetMetadata,
+    robot: RobotDatasetMetadata,
+    convert: bool,
+) -> TensorDictModuleBase:
+    """Return the policy in the robot's conventions, where they differ and may."""
+    if not convert:
+        sides = ("the checkpoint's training data", "the environment")
+        check_robot_metadata("load_executor", trained, robot, sides=sides)
+        return policy
+    conversion = RobotConversion(robot, trained)
+    return ConvertedPolicy(policy, conversion) if conversion.changes else policy
 
 
 def _load_ours(
     folder: Path,
     metadata: RobotDatasetMetadata,
+    convert: bool,
     replan_interval: int | None,
     options: dict[str, Any],
 ) -> MultiStepActorWrapper:
@@ -277,12 +301,15 @@ def _load_ours(
             "for LeRobot's."
         )
     policy, space = load_checkpoint(folder)
-    assert policy.training_metadata is not None
-    check_robot_metadata("load_executor", policy.training_metadata, metadata)
+    trained = policy.training_metadata
+    assert trained is not None
     replan_interval = interval_of(policy, replan_interval)
-    if space is None:
-        return MultiStepActorWrapper(policy, replan_interval=replan_interval)
-    return space.executor(policy, replan_interval=replan_interval)
+
+    def execute(acting: TensorDictModuleBase, **keys: Any) -> MultiStepActorWrapper:
+        acting = _converted(acting, trained, metadata, convert)
+        return MultiStepActorWrapper(acting, replan_interval=replan_interval, **keys)
+
+    return execute(policy) if space is None else space.executor(policy, execute)
 
 
 def _training_metadata(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from tensordict import is_tensor_collection
 
@@ -14,6 +14,7 @@ from torchrl_vla.data import (
     Demonstrations,
     Hdf5Demonstrations,
     LeRobotDemonstrations,
+    convert_demonstrations,
 )
 from torchrl_vla.errors import SettingsError
 from torchrl_vla.recipes.dataset_options import NO_DATASET_OPTIONS, DatasetOptions
@@ -63,8 +64,24 @@ def open_dataset(
         SchemaError: the recording was not finished, or is none.
         SettingsError: an option does not apply to datasets of this kind.
     """
-    path = Path(source).expanduser()
     given = dict(options.given())
+    target = given.pop("convert_to", None)
+    dataset = _open(source, given)
+    if target is None:
+        return dataset
+    return convert_demonstrations(dataset, _metadata_in(Path(target).expanduser()))
+
+
+def _metadata_in(folder: Path) -> RobotDatasetMetadata:
+    """Return the metadata of a dataset or checkpoint."""
+    for stored in (folder / "metadata.json", folder / "pretrained_model/metadata.json"):
+        if stored.is_file():
+            return RobotDatasetMetadata.from_json(stored)
+    return open_dataset(folder).metadata
+
+
+def _open(source: Path | str, given: dict[str, Any]) -> Demonstrations:
+    path = Path(source).expanduser()
     if not path.exists() and is_named_object(str(source)):
         _check_options(given, (), "a function, which opens its dataset itself")
         return cast(Demonstrations, import_named("open_dataset", str(source))())

@@ -29,6 +29,8 @@ class DatasetOptions:
         flip_images: HDF5: `none`, `vertical` or `rotate_180`; needed with cameras.
         instruction: HDF5: of all episodes; robomimic's files have none.
         filter_key: HDF5: name of a mask, e.g. `train`; left out, all demonstrations.
+        convert_to: Folder of a dataset or checkpoint to whose conventions the data are
+            converted. A difference without a conversion is refused.
     """
 
     cameras: tuple[str, ...] | None = None
@@ -43,6 +45,7 @@ class DatasetOptions:
     flip_images: Literal["none", "vertical", "rotate_180"] | None = None
     instruction: str | None = None
     filter_key: str | None = None
+    convert_to: str | None = None
 
     def given(self) -> Mapping[str, Any]:
         """Return the options that were given, by name.

@@ -21,7 +21,7 @@ class EnvironmentOptions:
         num_envs: Environments that run side by side. The result of an evaluation does
             not depend on it.
         image_size: Side of the images in pixels. Left out, MetaWorld has state alone.
-        num_workers: Processes that share the simulators (the tabletop needs none).
+        num_workers: Processes that share the simulators (the tabletop takes none).
         render_on_demand: Render images only where the policy reads them: much faster
             for chunks in simulators that are slow to render. Refused with policies that
             read an observation at every step.

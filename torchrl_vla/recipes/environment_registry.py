@@ -7,6 +7,7 @@ from typing import get_args
 from torchrl.envs import EnvBase
 
 from torchrl_vla._internal.named_objects import (
+    accepts,
     call_with_accepted,
     import_named,
     is_named_object,
@@ -31,7 +32,8 @@ def make_environment(
     Args:
         name: ``"tabletop"``, ``"metaworld"``, ``"pusht"`` or ``"aloha"``; one of its
             tasks, such as ``"metaworld/reach"``; or ``"module:function"``, which is
-            called with those of the other arguments that it declares by name.
+            called with those of the other arguments that it declares by name; one that
+            is given and not declared is refused.
         tasks: of that environment; empty takes its default. PushT has ``"push-t"``
             and ALOHA ``"insertion"`` or ``"transfer_cube"``, one at a time. A tabletop
             task may name its colour, as in ``"reach-red"``: then the instruction is
@@ -39,15 +41,15 @@ def make_environment(
         num_envs: how many run side by side.
         image_size: side of the images in pixels. None is the environment's own size,
             and no images (state only) in MetaWorld. ALOHA has one size only.
-        num_workers: processes that share the simulators; the tabletop needs none.
+        num_workers: processes that share the simulators; the tabletop takes none.
         render_on_demand: True = render only where the policy reads an image; images
             between two decisions are then stale, and fit neither for recording nor for
             cloning.
         seed: of the episode seeds.
 
     Raises:
-        ValueError: there is no such environment, task or image size; or rendering on
-            demand without images.
+        ValueError: there is no such environment, task or image size; an argument has
+            no effect on it; or rendering on demand without images.
         MissingExtraError: the environment's package is not installed.
 
     Examples:
@@ -65,6 +67,16 @@ def make_environment(
         given = {"tasks": tasks, **options}  # unset ones keep the user's own defaults
         given = {key: x for key, x in given.items() if x not in (None, ())}
         function = import_named("make_environment", name)
+        chosen = {"tasks": tasks, "image_size": image_size, "num_workers": num_workers}
+        chosen["render_on_demand"] = render_on_demand
+        unread = {k: x for k, x in chosen.items() if x and not accepts(function, k)}
+        if unread:
+            flags = ", ".join("--" + key.replace("_", "-") for key in unread)
+            raise ValueError(
+                f"make_environment: expected {name!r} to take {sorted(unread)} "
+                f"({flags}) by name, got a function that does not and would ignore "
+                f"{unread}. Declare them, or leave them out."
+            )
         return _checked(name, call_with_accepted(function, **given))
     name, _, task = name.partition("/")
     if task and tasks:

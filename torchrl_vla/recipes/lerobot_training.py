@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from torchrl_vla._internal.suggestions import did_you_mean
 from torchrl_vla.data import check_labels
+from torchrl_vla.data.demonstrations import check_demonstrations
 from torchrl_vla.objectives import LeRobotLoss
 from torchrl_vla.policies import LeRobotPolicyWrapper, make_lerobot_policy
 from torchrl_vla.policies.lerobot import KINDS, RobotFit, kind_of
@@ -177,14 +178,16 @@ def train_lerobot(
         The learning curve.
 
     Raises:
+        ArgumentTypeError: the dataset is of another kind, such as a path.
         SchemaError: :class:`~torchrl_vla.objectives.LeRobotLoss` refuses the policy or
-            the data.
+            the data, or actions lie beyond the bounds that are declared.
         RuntimeError: the loss is not finite; names the step.
         NoTrainingError: the first step leaves parameters out that require a gradient,
             or changes no weight; names them.
         FileExistsError: the folder holds something else than an unfinished training.
         ResumeError: the folder was begun with other settings or another policy.
     """
+    check_demonstrations("train_lerobot", dataset)
     LeRobotLoss(policy, train_on_padding=train_on_padding)  # refuses early
     check_labels("train_lerobot", dataset)
     mark_metadata(policy, replace(dataset.metadata, cameras=(), image_sizes=None))

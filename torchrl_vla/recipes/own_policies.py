@@ -10,9 +10,11 @@ from torchrl.envs import EnvBase
 
 from torchrl_vla import policies
 from torchrl_vla._internal.named_objects import is_named_object
+from torchrl_vla.errors import SettingsError
 from torchrl_vla.execution import MultiStepActorWrapper
 from torchrl_vla.recipes.checkpoints import interval_of, load_executor
 from torchrl_vla.recipes.dataset_opening import Demonstrations
+from torchrl_vla.spaces import ConvertedPolicy
 
 
 def make_own_policy(source: str, dataset: Demonstrations) -> TensorDictModuleBase:
@@ -37,6 +39,15 @@ def runs_on_device_of_environment(source: str) -> bool:
     return is_named_object(source) or (folder / "policy").is_dir()
 
 
+def describe_conversion(executor: TensorDictModuleBase) -> str:
+    """Return what the executor of :func:`load_executor` converts, line by line."""
+    match executor.policy:
+        case ConvertedPolicy(conversion=conversion):
+            lines = "\n  - ".join(conversion.changes)
+            return f"converted for the policy, and its actions back:\n  - {lines}"
+    return "nothing to convert: both sides declare the same conventions"
+
+
 def load_any_executor(
     source: str,
     env: EnvBase,
@@ -56,9 +67,18 @@ def load_any_executor(
         replan_interval: actions of a chunk to execute; None = all, or LeRobot's
             ``n_action_steps``.
         device: of the policy; None = the CPU, or where a LeRobot policy was trained.
-        options: of :func:`load_executor`.
+        options: of :func:`load_executor`; a function takes none.
+
+    Raises:
+        SettingsError: there are options for a function, which would have no effect.
     """
     if is_named_object(source) and not Path(source).is_dir():
+        if options:
+            raise SettingsError(
+                f"load_any_executor: expected no {sorted(options)} for {source!r}, "
+                f"got {options}. The function returns the policy as it acts: convert "
+                "there, with ConvertedPolicy(policy, metadata.conversion_to(...))."
+            )
         policy = policies.make_from_factory(
             source, metadata=env.metadata, instructions=env.instructions
         )

@@ -26,6 +26,7 @@ from torchrl_vla.schema import (
     SchemaError,
     VLAError,
     advise_on_action,
+    check_action_of,
     check_meeting,
     read_flags,
 )
@@ -96,8 +97,9 @@ def run_episodes(
             longer than ``max_steps``.
         MissingKeyError: the policy writes no action.
         SettingsError: the policy fails, and is on another device than the environment.
-        SchemaError: success is something else than bool, or 0 and 1, or the reward is
-            not finite.
+        SchemaError: an action is not finite or not what the environment's action spec
+            says, success is something else than bool, or 0 and 1, or the reward is not
+            finite.
         IncompatibleMetadataError: the policy was trained for another robot, rate,
             convention or image size than the environment declares; lists them.
     """
@@ -131,6 +133,8 @@ def _run_until_interrupted(
         episodes.is_setup = not episodes.has_stepped
         data = _call(episodes, policy, data)
         episodes.is_setup, episodes.has_stepped = False, True
+        for key, leaf in episodes.actions.items():
+            check_action_of(episodes.caller, key, leaf, data)
         data = env.step(data)
         _check_outcome(data, episodes.caller)
         done = data.get(("next", "done")).reshape(episodes.count)
@@ -156,6 +160,7 @@ class _Episodes:
         self.count = env.batch_size.numel()
         keys = env.observation_spec.keys(True, True)
         self.seeded = EPISODE_SEED_KEY in keys
+        self.actions = {key: env.full_action_spec[key] for key in env.action_keys}
         self.writes_init = IS_INIT_KEY not in keys
         self.has_stepped = self.has_finished = False
         self.is_setup = False  # True = an error now is one of the set-up

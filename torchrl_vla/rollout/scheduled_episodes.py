@@ -9,6 +9,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.envs import EnvBase, TransformedEnv
 
+from torchrl_vla._internal.constructor_signature import ConstructorSignature
 from torchrl_vla.rollout.seeds import schedule_seeds, schedule_states
 from torchrl_vla.schema import EPISODE_SEED_KEY, ExecutionError, check_positive_int
 
@@ -49,6 +50,8 @@ class ScheduledEpisodes(TransformedEnv):
         >>> torch.equal(env.reset()["episode_seed"], seeds)
         True
     """
+
+    __signature__ = ConstructorSignature()
 
     def __init__(self, env: EnvBase, *, seed: int = 0, group_size: int = 1) -> None:
         super().__init__(env)

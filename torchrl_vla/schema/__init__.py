@@ -18,6 +18,7 @@ from torchrl_vla.errors import (
 )
 from torchrl_vla.schema.action_border import (
     advise_on_action,
+    check_action_of,
     check_actions,
     describe_place,
     read_action,
@@ -64,6 +65,7 @@ from torchrl_vla.schema.keys import (
     GUIDE_WEIGHT_KEY,
     HISTORY_IS_PAD_KEY,
     HISTORY_KEY,
+    IMAGE_CHANNELS,
     IMAGE_IS_STALE_KEY,
     IMAGE_KEY,
     INSTRUCTION_KEY,
@@ -125,6 +127,7 @@ __all__ = [
     "GUIDE_WEIGHT_KEY",
     "HISTORY_IS_PAD_KEY",
     "HISTORY_KEY",
+    "IMAGE_CHANNELS",
     "IMAGE_IS_STALE_KEY",
     "IMAGE_KEY",
     "INSTRUCTION_KEY",
@@ -167,6 +170,7 @@ __all__ = [
     "UnknownInstructionError",
     "VLAError",
     "advise_on_action",
+    "check_action_of",
     "check_actions",
     "check_ids",
     "check_image_sizes",

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from tensordict import NestedKey, TensorDictBase
 from torch import Tensor
+from torchrl.data import TensorSpec
 
 from torchrl_vla.errors import MissingKeyError, SchemaError, VLAError
 from torchrl_vla.schema.keys import ACTION_CHUNK_KEY, ACTION_KEY
@@ -120,6 +121,47 @@ def read_action(
         )
     check_actions(caller, ACTION_KEY, action, batch_size, [width], rows=rows)
     return action.to(torch.float32)
+
+
+def check_action_of(
+    caller: str, key: NestedKey, leaf: TensorSpec, step: TensorDictBase
+) -> None:
+    """Refuse an action that is not what an environment's action spec says.
+
+    Environments of others broadcast, truncate or execute what they get. A float action
+    is converted to the dtype of the spec. Bounds are not checked here.
+
+    Args:
+        caller: opens the error message.
+        key: of the action.
+        leaf: its spec; sizes of -1 are not checked.
+        step: ``[*B]``, holds the action.
+
+    Raises:
+        SchemaError: see :func:`check_actions`; or a float where the spec has whole
+            numbers or flags.
+    """
+    action = step.get(key)
+    sizes = [None if n < 0 else n for n in leaf.shape[step.ndim :]]
+    if leaf.dtype.is_floating_point and 1 <= len(sizes) <= 2:
+        check_actions(caller, key, action, step.batch_size, sizes)
+        step.set(key, action.to(leaf.dtype))
+        return
+    is_like = action.dtype.is_floating_point == leaf.dtype.is_floating_point
+    if (
+        not is_like
+        or action.ndim != len(leaf.shape)
+        or any(
+            size not in (-1, got)
+            for size, got in zip(leaf.shape, action.shape, strict=True)
+        )
+    ):
+        raise SchemaError(
+            f"{caller}: expected {leaf.dtype} {list(leaf.shape)} at {key!r}, as the "
+            f"environment's action spec says, got {action.dtype} {list(action.shape)}. "
+            "Nothing is broadcast or rounded: let the policy write what the spec says. "
+            "No action was sent."
+        )
 
 
 def advise_on_action(missing: Sequence[NestedKey], tensordict: TensorDictBase) -> str:

@@ -14,6 +14,9 @@ from torchrl_vla.errors import IncompatibleMetadataError, MetadataError
 if TYPE_CHECKING:
     from torchrl_vla.schema.metadata import RobotDatasetMetadata
 
+#: What two records describe, e.g. the policy and the environment.
+Sides = tuple[str, str]
+
 #: Compared for equality; the text says what goes wrong when they differ.
 _EXACT = {
     "embodiment_id": "another robot",
@@ -53,7 +56,7 @@ def differences(first: RobotDatasetMetadata, second: RobotDatasetMetadata) -> li
         )
     found = []
     for name, consequence in _EXACT.items():
-        ours, theirs = getattr(first, name), getattr(second, name)
+        ours, theirs = vars(first)[name], vars(second)[name]
         if _declared(ours) and _declared(theirs) and ours != theirs:
             found.append(f"{name}: {ours!r} against {theirs!r} ({consequence})")
     ours, theirs = first.control_frequency_hz, second.control_frequency_hz
@@ -137,7 +140,10 @@ def conversions() -> ModuleType:
 
 
 def way_out(
-    first: RobotDatasetMetadata, second: RobotDatasetMetadata, found: Sequence[str]
+    first: RobotDatasetMetadata,
+    second: RobotDatasetMetadata,
+    found: Sequence[str],
+    sides: Sides,
 ) -> str:
     """Return what to do about the differences between two records."""
     names = {line.partition(":")[0] for line in found}
@@ -151,9 +157,9 @@ def way_out(
         return "Convert one side's data, or correct its metadata."
     return (
         "All of them have a conversion: append the transform "
-        f"theirs.conversion_to(ours) to the data or the environment of "
-        f"{second.dataset_id!r}, where `ours` is the metadata of {first.dataset_id!r}. "
-        "Or correct the metadata that are wrong."
+        f"theirs.conversion_to(ours) to {sides[1]}, where `ours` is the metadata of "
+        f"{sides[0]} (evaluate --convert, train --convert-to). Or correct the metadata "
+        "that are wrong."
     )
 
 
@@ -166,6 +172,7 @@ def refuse_differences(
     ours: RobotDatasetMetadata,
     theirs: RobotDatasetMetadata,
     found: Sequence[str],
+    sides: Sides,
 ) -> None:
     """Raise if there are differences.
 
@@ -174,14 +181,17 @@ def refuse_differences(
         ours: what is expected.
         theirs: what was found.
         found: one line per difference.
+        sides: what ``ours`` and ``theirs`` describe; two records may have one name.
 
     Raises:
         IncompatibleMetadataError: lists every difference, with both values.
     """
     if found:
+        first, second = sides
         raise IncompatibleMetadataError(
-            f"{caller}: expected {theirs.dataset_id!r} to be compatible with "
-            f"{ours.dataset_id!r}, got {len(found)} difference(s):\n  - "
+            f"{caller}: expected {second} ({theirs.dataset_id!r}) to be compatible "
+            f"with {first} ({ours.dataset_id!r}), got {len(found)} difference(s), "
+            f"{first} against {second}:\n  - "
             + "\n  - ".join(found)
-            + f"\n{way_out(ours, theirs, found)}"
+            + f"\n{way_out(ours, theirs, found, sides)}"
         )

@@ -50,7 +50,8 @@ def mark_metadata(policy: nn.Module, metadata: RobotDatasetMetadata) -> None:
     if known is not None:
         found = differences(known, metadata)
         try:
-            refuse_differences(type(policy).__name__, known, metadata, found)
+            sides = ("the data of its training before", "the dataset")
+            refuse_differences(type(policy).__name__, known, metadata, found, sides)
         except IncompatibleMetadataError as error:
             raise IncompatibleMetadataError(
                 f"{error} To train the policy anew for these data, set "
@@ -113,7 +114,11 @@ def check_meeting(caller: str, policy: nn.Module, env: EnvBase) -> None:
 
 
 def check_robot_metadata(
-    caller: str, trained: RobotDatasetMetadata, robot: RobotDatasetMetadata
+    caller: str,
+    trained: RobotDatasetMetadata,
+    robot: RobotDatasetMetadata,
+    *,
+    sides: tuple[str, str] = ("the policy's training data", "the environment"),
 ) -> None:
     """Refuse training data whose actions are wrong for a robot.
 
@@ -122,10 +127,14 @@ def check_robot_metadata(
         trained: of the data.
         robot: of the environment or robot that acts.
 
+    Keyword Args:
+        sides: what the two records describe, for the error message.
+
     Raises:
         IncompatibleMetadataError: lists every difference, with both values.
     """
-    refuse_differences(caller, trained, robot, acting_differences(trained, robot))
+    found = acting_differences(trained, robot)
+    refuse_differences(caller, trained, robot, found, sides)
 
 
 def with_image_sizes(

@@ -211,7 +211,7 @@ class FeatureStatistics:
     count: int
 
     def __post_init__(self) -> None:
-        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        given = {field.name: vars(self)[field.name] for field in fields(self)}
         for name, value in check_statistics("FeatureStatistics", given).items():
             device = torch.as_tensor(given[name]).device
             object.__setattr__(self, name, value.to(device))
@@ -284,12 +284,12 @@ class FeatureStatistics:
 
     def to(self, device: torch.device | str) -> FeatureStatistics:
         """Return the same statistics on another device."""
-        moved = {name: getattr(self, name).to(device) for name in _TENSORS}
+        moved = {name: vars(self)[name].to(device) for name in _TENSORS}
         return FeatureStatistics(**moved, count=self.count)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain lists and numbers that JSON can hold without loss."""
-        out: dict[str, Any] = {n: getattr(self, n).tolist() for n in _TENSORS}
+        out: dict[str, Any] = {n: vars(self)[n].tolist() for n in _TENSORS}
         return {**out, "count": self.count}
 
     @classmethod

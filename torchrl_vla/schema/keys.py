@@ -115,6 +115,8 @@ from tensordict import NestedKey
 
 OBSERVATION_KEY: NestedKey = "observation"
 IMAGE_KEY: NestedKey = ("observation", "image")
+#: Channels that an image may have: grey, RGB, RGB with a fourth.
+IMAGE_CHANNELS = (1, 3, 4)
 STATE_KEY: NestedKey = ("observation", "state")
 ENVIRONMENT_STATE_KEY: NestedKey = ("observation", "environment_state")
 HISTORY_KEY: NestedKey = "observation_history"

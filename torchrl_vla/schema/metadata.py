@@ -28,6 +28,7 @@ from torchrl_vla.schema.conventions import (
     broadcast_names,
 )
 from torchrl_vla.schema.feature_statistics import FeatureStatistics
+from torchrl_vla.schema.metadata_spellings import takes_torchrls_arguments
 
 _NAMES_PER_ACTION_DIM = (
     "action_names",
@@ -38,6 +39,7 @@ _NAMES_PER_ACTION_DIM = (
 _NAMES_PER_STATE_DIM = ("state_names", "state_units")
 
 
+@takes_torchrls_arguments
 @dataclass(frozen=True)
 class RobotDatasetMetadata:
     """Describe what the numbers of a robot's data mean, and refuse mismatches.
@@ -115,17 +117,17 @@ class RobotDatasetMetadata:
         self._fill_in("action_dim", _NAMES_PER_ACTION_DIM, self.action_statistics)
         self._fill_in("state_dim", _NAMES_PER_STATE_DIM, self.state_statistics)
         for name in ("rotations", "grippers", "cameras"):
-            if isinstance(getattr(self, name), str):
+            if isinstance(vars(self)[name], str):
                 raise MetadataError(
                     f"RobotDatasetMetadata: expected a tuple at argument {name!r}, got "
-                    f"the text {getattr(self, name)!r}."
+                    f"the text {vars(self)[name]!r}."
                 )
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+            object.__setattr__(self, name, tuple(vars(self)[name]))
         if self.image_sizes is not None:
             sizes = tuple(tuple(size) for size in self.image_sizes)
             object.__setattr__(self, "image_sizes", sizes)
         for name in ("action_low", "action_high"):
-            value = getattr(self, name)
+            value = vars(self)[name]
             if value is not None:
                 numbers = torch.as_tensor(value, dtype=torch.float64).flatten()
                 object.__setattr__(self, name, tuple(numbers.tolist()))
@@ -139,29 +141,29 @@ class RobotDatasetMetadata:
         self, dim: str, per_dim: Sequence[str], stats: FeatureStatistics | None
     ) -> None:
         """Derive the dimension where it was left out, and broadcast single texts."""
-        size = getattr(self, dim)
+        size = vars(self)[dim]
         if size is None:
             lengths = [
                 len(value)
-                for value in (getattr(self, name) for name in per_dim)
+                for value in (vars(self)[name] for name in per_dim)
                 if value is not None and not isinstance(value, str)
             ]
             lengths += [stats.dim] if stats is not None else []
             size = lengths[0] if lengths else None
             object.__setattr__(self, dim, size)
         for name in per_dim:
-            if isinstance(getattr(self, name), str) and size is None:
+            if isinstance(vars(self)[name], str) and size is None:
                 raise MetadataError(
                     f"RobotDatasetMetadata: expected {dim!r} beside the single text at "
                     f"argument {name!r}, got None. Give {dim}=..."
                 )
-            object.__setattr__(self, name, broadcast_names(getattr(self, name), size))
+            object.__setattr__(self, name, broadcast_names(vars(self)[name], size))
 
     def _problems(self) -> Iterator[str]:
         if not isinstance(self.dataset_id, str) or not self.dataset_id.strip():
             yield f"expected a name at 'dataset_id', got {self.dataset_id!r}."
         for dim in ("action_dim", "state_dim"):
-            size = getattr(self, dim)
+            size = vars(self)[dim]
             if size is not None and (not isinstance(size, int) or size < 1):
                 yield f"expected a positive int at {dim!r}, got {size!r}."
         yield from self._length_problems("action", _NAMES_PER_ACTION_DIM)
@@ -180,20 +182,20 @@ class RobotDatasetMetadata:
             yield f"expected a size for each of {self.cameras}, got {sizes}."
 
     def _length_problems(self, feature: str, per_dim: Sequence[str]) -> Iterator[str]:
-        size = getattr(self, f"{feature}_dim")
+        size = vars(self)[f"{feature}_dim"]
         bounds = ("action_low", "action_high") if feature == "action" else ()
         lengths = {
-            name: len(getattr(self, name))
+            name: len(vars(self)[name])
             for name in (*per_dim, *bounds)
-            if getattr(self, name) is not None
+            if vars(self)[name] is not None
         }
-        stats = getattr(self, f"{feature}_statistics")
+        stats = vars(self)[f"{feature}_statistics"]
         if stats is not None:
             lengths[f"{feature}_statistics"] = stats.dim
         wrong = {name: length for name, length in lengths.items() if length != size}
         if wrong:
             yield f"expected length {feature}_dim={size}, got {wrong}."
-        names = getattr(self, f"{feature}_names")
+        names = vars(self)[f"{feature}_names"]
         if names is not None and len(set(names)) != len(names):
             yield f"expected different names at '{feature}_names', got {names}."
 
@@ -215,7 +217,7 @@ class RobotDatasetMetadata:
 
     def _convention_problems(self) -> Iterator[str]:
         for name, known in (("action_reference", REFERENCES), ("action_space", SPACES)):
-            unknown = sorted(set(getattr(self, name) or ()) - set(known))
+            unknown = sorted(set(vars(self)[name] or ()) - set(known))
             if unknown:
                 yield f"expected {name} of {known}, got {unknown}."
         used = [d for rotation in self.rotations for d in rotation.dims]
@@ -265,7 +267,7 @@ class RobotDatasetMetadata:
         return Unbounded(shape=shape, device=device, dtype=torch.float32)
 
     def _shape(self, feature: str, batch_size: Sequence[int]) -> torch.Size:
-        size = getattr(self, f"{feature}_dim")
+        size = vars(self)[f"{feature}_dim"]
         if size is None:
             raise MetadataError(
                 f"RobotDatasetMetadata {self.dataset_id!r}: expected '{feature}_dim' "
@@ -273,19 +275,29 @@ class RobotDatasetMetadata:
             )
         return torch.Size((*batch_size, size))
 
-    def check_compatible(self, other: RobotDatasetMetadata) -> None:
+    def check_compatible(
+        self,
+        other: RobotDatasetMetadata,
+        *,
+        sides: tuple[str, str] = ("this record", "the other"),
+    ) -> None:
         """Refuse another record whose data would be wrong for this one.
 
         Names and statistics of datasets may differ; names, order, units and
         conventions of what they contain may not. A field that either side leaves
         undeclared (``None``) cannot be compared and is passed over.
 
+        Args:
+            other: the record to compare with.
+
+        Keyword Args:
+            sides: what this record and the other describe, for the error message.
+
         Raises:
             IncompatibleMetadataError: lists every difference, with both values.
         """
-        refuse_differences(
-            "RobotDatasetMetadata", self, other, differences(self, other)
-        )
+        found = differences(self, other)
+        refuse_differences("RobotDatasetMetadata", self, other, found, sides)
 
     def conversion_to(self, other: RobotDatasetMetadata) -> Transform:
         """Return the transform from data of this record to the other's conventions.
@@ -315,7 +327,7 @@ class RobotDatasetMetadata:
         stats = {
             name: value.to(device)
             for name in ("action_statistics", "state_statistics")
-            if (value := getattr(self, name)) is not None
+            if (value := vars(self)[name]) is not None
         }
         return replace(self, **stats)
 
@@ -358,7 +370,7 @@ class RobotDatasetMetadata:
         """Write every field as JSON; floats keep all their bits."""
         out: dict[str, Any] = {}
         for field in fields(self):
-            value = getattr(self, field.name)
+            value = vars(self)[field.name]
             if isinstance(value, FeatureStatistics):
                 value = value.to_dict()
             elif field.name in ("rotations", "grippers"):

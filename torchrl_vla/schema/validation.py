@@ -15,6 +15,7 @@ from tensordict import (
 )
 from torch import Tensor
 
+from torchrl_vla._internal.torchrl_spellings import torchrl_spellings
 from torchrl_vla.errors import ArgumentTypeError, SchemaError
 from torchrl_vla.schema.instructions import instruction_texts, is_text
 from torchrl_vla.schema.keys import (
@@ -23,6 +24,7 @@ from torchrl_vla.schema.keys import (
     ACTION_KEY,
     ACTION_TOKENS_KEY,
     ENVIRONMENT_STATE_KEY,
+    IMAGE_CHANNELS,
     IMAGE_IS_STALE_KEY,
     IMAGE_KEY,
     INSTRUCTION_KEY,
@@ -31,7 +33,6 @@ from torchrl_vla.schema.keys import (
 )
 from torchrl_vla.schema.metadata import RobotDatasetMetadata
 
-_CHANNELS = (1, 3, 4)
 _TOKEN_DTYPES = (torch.int64, torch.int32, torch.int16, torch.uint8)
 
 
@@ -53,6 +54,10 @@ def check_tensordict(caller: str, tensordict: TensorDictBase) -> None:
         )
 
 
+@torchrl_spellings(
+    same={"check_finite": (True,)},
+    instead={"check_finite": "raise_on_error=False, and pass over what is not finite"},
+)
 def validate_vla_tensordict(
     tensordict: TensorDictBase,
     *,
@@ -257,12 +262,12 @@ class _Check:
             yield f"expected uint8 or float images at {key!r}, got {image.dtype}"
         if image.ndim != self.batch_dims + 3:
             yield f"expected images [*B, C, h, w] at {key!r}, got {shape}"
-        elif shape[-3] not in _CHANNELS and shape[-1] in _CHANNELS:
+        elif shape[-3] not in IMAGE_CHANNELS and shape[-1] in IMAGE_CHANNELS:
             yield (
                 f"expected CHW images [*B, C, h, w] at {key!r}, got HWC {shape}; "
                 "permute them"
             )
-        elif shape[-3] not in _CHANNELS:
+        elif shape[-3] not in IMAGE_CHANNELS:
             yield f"expected 1, 3 or 4 channels at {key!r}, got {shape[-3]} in {shape}"
         if image.is_floating_point() and image.numel():
             low, high = image.min().item(), image.max().item()

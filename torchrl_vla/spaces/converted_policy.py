@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tensordict import NestedKey, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from torchrl_vla.execution import PolicyWrapper
 from torchrl_vla.schema import (
     ACTION_CHUNK_KEY,
     GUIDE_CHUNK_KEY,
+    RobotDatasetMetadata,
     SpaceError,
     check_robot_space,
+    metadata_of,
 )
 from torchrl_vla.transforms import RobotConversion
 from torchrl_vla.transforms.conversions.chunk_resampling import resampled_size
@@ -71,8 +75,18 @@ class ConvertedPolicy(PolicyWrapper):
         check_robot_space(type(self).__name__, policy)
         super().__init__(policy)
         self.conversion = conversion
+        self.training_metadata = self._in_robots_conventions(policy)
         bases = conversion.base_keys
         self.in_keys = list(dict.fromkeys([*self.in_keys, *bases]))
+
+    def _in_robots_conventions(self, policy: nn.Module) -> RobotDatasetMetadata:
+        """Return the robot's metadata, with the images that the policy knows."""
+        known = metadata_of(policy) or RobotDatasetMetadata("unknown")
+        return replace(
+            self.conversion.plan.source,
+            cameras=known.cameras,
+            image_sizes=known.image_sizes,
+        )
 
     @property
     def optional_in_keys(self) -> list[NestedKey]:

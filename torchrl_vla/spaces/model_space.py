@@ -135,7 +135,8 @@ class ModelSpace:
         wrapped = RobotSpacePolicy(policy, self.action_scaling, self.state_scaling)
         known, trained = self.metadata, metadata_of(policy)
         if trained is not None:
-            trained.check_compatible(known)
+            sides = ("the policy's training data", "the space")
+            trained.check_compatible(known, sides=sides)
             known = replace(known, image_sizes=known.image_sizes or trained.image_sizes)
         wrapped.training_metadata = known
         return wrapped

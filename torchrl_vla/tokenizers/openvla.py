@@ -9,11 +9,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from torchrl_vla._internal.torchrl_spellings import torchrl_spellings
+from torchrl_vla.schema import check_statistics
 from torchrl_vla.tokenizers.vocab_tail import VocabTailActionTokenizer
 
 _Numbers = Sequence[float] | Tensor
 
 
+@torchrl_spellings(
+    same={"gripper_binarize": (False,)},
+    instead={
+        "gripper_binarize": "gripper_threshold=0.0",
+        "gripper_binarize_threshold": "gripper_threshold=",
+    },
+)
 class OpenVLAActionTokenizer(VocabTailActionTokenizer):
     """Decode the tokens of an OpenVLA checkpoint to actions in robot space.
 
@@ -78,11 +87,9 @@ class OpenVLAActionTokenizer(VocabTailActionTokenizer):
                 f"of one shape [A], got {tuple(low.shape)}, {tuple(high.shape)}, "
                 f"{tuple(mask.shape)}."
             )
-        if not (low.isfinite() & high.isfinite() & ((low <= high) | ~mask)).all():
-            raise ValueError(
-                "OpenVLAActionTokenizer: expected finite norm_low <= norm_high where "
-                f"norm_mask is True, got {low.tolist()} and {high.tolist()}."
-            )
+        advice = "Take norm_low and norm_high from the checkpoint's norm_stats."
+        quantiles = {"q01": low, "q99": high}
+        check_statistics("OpenVLAActionTokenizer", quantiles, mask=mask, advice=advice)
         self.register_buffer("norm_low", low)
         self.register_buffer("norm_high", high)
         self.register_buffer("norm_mask", mask)

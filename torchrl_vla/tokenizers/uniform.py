@@ -7,7 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchrl_vla.schema import MetadataError, RobotDatasetMetadata
+from torchrl_vla.schema import (
+    MetadataError,
+    RobotDatasetMetadata,
+    check_statistics,
+)
 from torchrl_vla.tokenizers.action_tokenizer import ActionTokenizerBase
 
 
@@ -68,11 +72,9 @@ class UniformActionTokenizer(ActionTokenizerBase):
                 "UniformActionTokenizer: expected low and high of one shape, got "
                 f"{tuple(low.shape)} and {tuple(high.shape)}."
             )
-        if not (low.isfinite() & high.isfinite() & (low < high)).all():
-            raise ValueError(
-                "UniformActionTokenizer: expected finite low < high, got "
-                f"low={low.tolist()}, high={high.tolist()}."
-            )
+        bounds = {"low": low.reshape(-1), "high": high.reshape(-1)}
+        advice = "Correct the bounds of the action."
+        check_statistics("UniformActionTokenizer", bounds, advice=advice)
         self.num_bins = num_bins
         self.register_buffer("low", low)
         self.register_buffer("high", high)

@@ -7,9 +7,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchrl_vla._internal.torchrl_spellings import torchrl_spellings
 from torchrl_vla.tokenizers.action_tokenizer import ActionTokenizerBase
 
+_OPENVLA = "the same argument of OpenVLAActionTokenizer"
 
+
+@torchrl_spellings(
+    same={
+        "norm_low": (None,),
+        "norm_high": (None,),
+        "norm_mask": (None,),
+        "gripper_binarize": (False,),
+        "gripper_invert": (False,),
+    },
+    instead=dict.fromkeys(
+        ("norm_low", "norm_high", "norm_mask", "gripper_invert"), _OPENVLA
+    )
+    | {
+        "gripper_binarize": "OpenVLAActionTokenizer(gripper_threshold=0.0)",
+        "gripper_binarize_threshold": "OpenVLAActionTokenizer(gripper_threshold=...)",
+    },
+)
 class VocabTailActionTokenizer(ActionTokenizerBase):
     """Map actions in ``[-1, 1]`` to the tail of a vocabulary, as OpenVLA does.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from tensordict import NestedKey, TensorDictBase, unravel_key
@@ -10,6 +10,7 @@ from torch import Tensor
 from torchrl.data.replay_buffers import Storage
 from torchrl.envs import Transform
 
+from torchrl_vla._internal.torchrl_spellings import torchrl_spellings
 from torchrl_vla.schema import (
     ACTION_CHUNK_KEY,
     ACTION_IS_PAD_KEY,
@@ -56,6 +57,21 @@ class ActionChunkKeys:
                 object.__setattr__(self, name, unravel_key(key))
 
 
+@torchrl_spellings(
+    records={
+        "keys": (
+            ActionChunkKeys,
+            {
+                "action_key": "action",
+                "chunk_key": "chunk",
+                "pad_key": "pad",
+                "done_key": "done",
+            },
+        )
+    },
+    same={"time_dim": (-2,)},
+    instead={"time_dim": "data [*B, T]: time is the last batch dimension"},
+)
 class ActionChunkTransform(Transform):
     """Give every frame the next ``H`` actions of its episode as target.
 
@@ -91,10 +107,8 @@ class ActionChunkTransform(Transform):
         first_step: the chunk's first action, in steps from the frame. Negative for
             policies whose target begins in the past, such as LeRobot's Diffusion with
             its history of observations; needs a storage.
-        keys: of what is read and written; None = ``ActionChunkKeys()``.
-        action_key: TorchRL's spelling of ``keys.action``; so are the next two.
-        chunk_key: of ``keys.chunk``.
-        pad_key: of ``keys.pad``.
+        keys: of what is read and written; None = ``ActionChunkKeys()``. TorchRL's
+            ``action_key``, ``chunk_key``, ``pad_key`` and ``done_key`` are accepted.
 
     Raises:
         ValueError: ``chunk_size < 1``, the chunk does not hold the frame's own action,
@@ -137,18 +151,8 @@ class ActionChunkTransform(Transform):
         storage: Storage | None = None,
         first_step: int = 0,
         keys: ActionChunkKeys | None = None,
-        action_key: NestedKey | None = None,
-        chunk_key: NestedKey | None = None,
-        pad_key: NestedKey | None = None,
     ) -> None:
-        named = {"action": action_key, "chunk": chunk_key, "pad": pad_key}
-        named = {name: key for name, key in named.items() if key is not None}
-        if keys is not None and named:
-            raise ValueError(
-                f"ActionChunkTransform: expected keys= alone, got {sorted(named)} as "
-                "arguments of their own beside it. Name them in ActionChunkKeys(...)."
-            )
-        keys = replace(ActionChunkKeys() if keys is None else keys, **named)
+        keys = keys or ActionChunkKeys()
         super().__init__(in_keys=[keys.action], out_keys=[keys.chunk, keys.pad])
         check_positive_int("ActionChunkTransform", "chunk_size", chunk_size)
         if not -chunk_size < first_step <= 0:

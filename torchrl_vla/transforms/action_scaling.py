@@ -11,6 +11,7 @@ from torchrl.data import Bounded, Composite, TensorSpec
 from torchrl.data.tensor_specs import ContinuousBox
 from torchrl.envs import EnvBase, Transform
 
+from torchrl_vla._internal.torchrl_spellings import torchrl_spellings
 from torchrl_vla.schema import (
     ACTION_CHUNK_KEY,
     ACTION_KEY,
@@ -22,7 +23,17 @@ from torchrl_vla.schema import (
 from torchrl_vla.transforms.affine_scaling import AffineScaling
 from torchrl_vla.transforms.placement import acts_in_environment, environment_key
 
+_RENAME = "in_keys=, which are scaled in place, and a RenameTransform"
 
+
+@torchrl_spellings(
+    same={"standard_normal": (True,), "out_keys": (None,), "out_keys_inv": (None,)},
+    instead={
+        "standard_normal": "loc=low and scale=high - low, which map the bounds to 0..1",
+        "out_keys": _RENAME,
+        "out_keys_inv": _RENAME,
+    },
+)
 class ActionScaling(AffineScaling):
     """Normalize actions on their way to the loss, denormalize them to the robot.
 

@@ -7,11 +7,19 @@ from tensordict import NestedKey, TensorDictBase, unravel_key
 from torchrl.data import Categorical, Composite
 from torchrl.envs import Transform
 
+from torchrl_vla._internal.torchrl_spellings import torchrl_spellings
 from torchrl_vla.schema import ACTION_KEY, ACTION_TOKENS_KEY, MissingKeyError
 from torchrl_vla.tokenizers import ActionTokenizerBase
 from torchrl_vla.transforms.placement import acts_in_environment
 
 
+@torchrl_spellings(
+    same={"mode": ("encode",)},
+    instead={
+        "mode": "TensorDictModule(tokenizer.decode, ['action_tokens'], ['action']) "
+        "behind a policy, or this transform in an environment, where it decodes"
+    },
+)
 class ActionTokenizerTransform(Transform):
     """Encode actions into tokens for the loss, decode a policy's tokens for the robot.
 

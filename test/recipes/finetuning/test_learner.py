@@ -6,6 +6,7 @@ from robot_space_fakes import Mover, RewardRight, make_mover, make_state_critic
 from torchrl.envs import TransformedEnv
 
 from torchrl_vla.envs import TabletopEnv
+from torchrl_vla.errors import SettingsError
 from torchrl_vla.recipes import (
     GRPO,
     PPO,
@@ -78,6 +79,36 @@ def test_a_policy_that_has_gone_far_rests_while_the_critic_goes_on(algorithm):
     assert torch.equal(rested, once)  # the first step began where the batch was drawn
     assert share == pytest.approx(1 / 3)
     assert torch.equal(critic, critic_once) is not algorithm.needs_critic
+
+
+class HalfWhenActing(Mover):
+    """Acts in bfloat16, as a server in autocast does, and learns in float32."""
+
+    def forward(self, tensordict):
+        with torch.autocast("cpu", torch.bfloat16):
+            return super().forward(tensordict)
+
+    def predict_mean_and_log_std(self, tensordict):
+        mean, log_std = super().predict_mean_and_log_std(tensordict)
+        return mean.float(), log_std  # the precision does not show in the dtype
+
+
+def test_acting_in_another_precision_is_refused_or_recomputed(tmp_path):
+    def tune(folder, **options):
+        env = TabletopEnv(4, image_size=16, num_blocks=2, max_steps=40)
+        settings = FinetuneSettings(iterations=1, epochs=1, eval_episodes=4, **options)
+        torch.manual_seed(0)
+        policy = HalfWhenActing()
+        torch.nn.init.normal_(policy.out.weight)
+        critic = make_state_critic()
+        return finetune(
+            policy, None, env, folder, settings, critic=critic, progress=False
+        )
+
+    message = r"again in iteration 1, got ratios up to .* precision .* recompute=True"
+    with pytest.raises(SettingsError, match=message):
+        tune(tmp_path / "stored")
+    assert tune(tmp_path / "again", recompute=True).log[0]["max_ratio"] < 1.01
 
 
 def test_the_reference_shares_what_is_frozen_and_nothing_else():

@@ -22,6 +22,7 @@ from torchrl.envs import TransformedEnv
 
 from torchrl_vla.data import collect
 from torchrl_vla.envs import TabletopEnv
+from torchrl_vla.errors import SettingsError
 from torchrl_vla.recipes import (
     PPO,
     FinetuneSettings,
@@ -217,15 +218,14 @@ def test_the_copy_that_stands_for_workers_keeps_up_too(dataset, policy, tmp_path
     assert collector.is_closed
 
 
-def test_with_weights_that_are_not_sent_the_ratio_leaves_one(
+def test_with_weights_that_are_not_sent_the_learner_stops_before_its_step(
     dataset, policy, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(WorkerRollouts, "sync", lambda self: None)
     monkeypatch.setattr(WorkerRollouts, "_check_weights", lambda *_: None)
     collector = InProcess(dataset.metadata, policy)
-    ratios, _ = run(dataset, policy, collector, tmp_path)
-    assert ratios[0] == 1.0
-    assert all(ratio > 1.0 for ratio in ratios[1:])
+    with pytest.raises(SettingsError, match="again in iteration 2, got ratios up to"):
+        run(dataset, policy, collector, tmp_path)
 
 
 def test_a_collector_that_lags_is_refused_and_stopped(dataset, policy, tmp_path):

@@ -13,6 +13,7 @@ from torchrl.data import TensorDictReplayBuffer, TensorStorage
 from torchrl.data.replay_buffers.samplers import Sampler
 from torchrl.envs import Compose, Transform
 
+from torchrl_vla._internal.constructor_signature import ConstructorSignature
 from torchrl_vla.data.demonstrations import choose_sampler
 from torchrl_vla.data.lerobot.lerobot_dataset import (
     HubOptions,
@@ -106,6 +107,8 @@ class LeRobotExperienceReplay(TensorDictReplayBuffer):
         >>> sum(len(batch) for batch in replay.iter_epoch(4))
         10
     """
+
+    __signature__ = ConstructorSignature()
 
     def __init__(
         self,

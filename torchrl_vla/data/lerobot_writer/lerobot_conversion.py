@@ -13,7 +13,11 @@ from torchrl.data import ReplayBuffer
 from tqdm import tqdm
 
 from torchrl_vla._internal.durable_files import remove
-from torchrl_vla.data.demonstrations import Demonstrations, check_folder_is_free
+from torchrl_vla.data.demonstrations import (
+    Demonstrations,
+    check_folder_is_free,
+)
+from torchrl_vla.data.label_bounds import refuse_beyond
 from torchrl_vla.data.lerobot import LeRobotExperienceReplay
 from torchrl_vla.data.lerobot_writer.find_episodes import find_episodes
 from torchrl_vla.data.lerobot_writer.frame_schema import NUMBERED
@@ -26,6 +30,7 @@ from torchrl_vla.data.lerobot_writer.recording_journal import (
 )
 from torchrl_vla.data.lerobot_writer.video_encoder import VideoEncoding
 from torchrl_vla.schema import (
+    ACTION_KEY,
     INSTRUCTION_KEY,
     InstructionTable,
     MetadataError,
@@ -78,7 +83,8 @@ def write_lerobot(
     Raises:
         FileExistsError: the folder has contents.
         MissingKeyError: no entry marks the start of episodes.
-        SchemaError: frames of an episode are missing or duplicated.
+        SchemaError: frames of an episode are missing or duplicated, or actions lie
+            beyond the bounds that are declared.
         MetadataError: there are no metadata.
 
     Examples:
@@ -102,6 +108,7 @@ def write_lerobot(
     if isinstance(data, Demonstrations):
         metadata = data.metadata if metadata is None else metadata
         instructions = data.instructions if instructions is None else instructions
+        refuse_beyond(_CALLER, data.frames, metadata)
         if extra_keys is None:
             extra_keys = _other_keys(data.frames)
     if metadata is None:
@@ -124,7 +131,10 @@ def write_lerobot(
             extra_keys=extra_keys or (),
         ) as writer:
             for rows in tqdm(episodes, desc="write", unit="ep", disable=not progress):
-                writer.add_episode(read(rows))
+                episode = read(rows)
+                if episode.get(ACTION_KEY, None) is not None:
+                    refuse_beyond(_CALLER, episode, metadata)
+                writer.add_episode(episode)
         if overwrite:
             _replace(folder, target)
     finally:

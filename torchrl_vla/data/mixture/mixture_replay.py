@@ -9,6 +9,7 @@ from tensordict import NestedKey, TensorDictBase
 from torch import Tensor
 from torchrl.data import ImmutableDatasetWriter, TensorDictReplayBuffer
 
+from torchrl_vla._internal.constructor_signature import ConstructorSignature
 from torchrl_vla.data.demonstrations import Demonstrations, merge_instructions
 from torchrl_vla.data.mixture.embodiment import Embodiment
 from torchrl_vla.data.mixture.mixture_layout import MixtureSizes, common_layout
@@ -96,6 +97,8 @@ class MixtureReplay(TensorDictReplayBuffer):
         LeRobot's ``MultiLeRobotDataset`` raises ``NotImplementedError`` (0.4.4, 0.6.1),
         and its predecessor kept only the keys that all datasets have.
     """
+
+    __signature__ = ConstructorSignature()
 
     def __init__(
         self,

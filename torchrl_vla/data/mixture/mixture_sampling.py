@@ -11,6 +11,7 @@ from torch import Tensor
 from torchrl.data import ReplayBuffer
 from torchrl.data.replay_buffers import Sampler, Storage
 
+from torchrl_vla._internal.constructor_signature import ConstructorSignature
 from torchrl_vla.data.mixture.embodiment import Embodiment
 from torchrl_vla.schema import SchemaError
 
@@ -32,6 +33,8 @@ class MixtureStorage(Storage):
         buffers: of each dataset, with the transforms that act in robot space.
         embodiments: of each dataset.
     """
+
+    __signature__ = ConstructorSignature()
 
     def __init__(
         self, buffers: Sequence[ReplayBuffer], embodiments: Sequence[Embodiment]

@@ -10,6 +10,7 @@ from torch import Tensor
 from torchrl.data import Binary, Bounded, Composite, Unbounded
 from torchrl.envs import EnvBase
 
+from torchrl_vla._internal.constructor_signature import ConstructorSignature
 from torchrl_vla._internal.env_masks import env_mask
 from torchrl_vla.envs.first_reset import check_has_begun
 from torchrl_vla.envs.lazy_rendering import observation_is_needed
@@ -83,6 +84,8 @@ class TabletopEnv(EnvBase):
         >>> env.rollout(40, expert)["next", "reward"].sum().item()
         1.0
     """
+
+    __signature__ = ConstructorSignature()
 
     def __init__(
         self,

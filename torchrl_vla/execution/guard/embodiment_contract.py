@@ -81,8 +81,8 @@ class EmbodimentContract:
         if self.action_horizon is not None:
             check_positive_int(name, "action_horizon", self.action_horizon)
         for limit in ("action_low", "action_high"):
-            if getattr(self, limit) is not None:
-                values = tuple(map(float, getattr(self, limit)))
+            if vars(self)[limit] is not None:
+                values = tuple(map(float, vars(self)[limit]))
                 object.__setattr__(self, limit, values)
         if self.action_names is not None:
             object.__setattr__(self, "action_names", tuple(self.action_names))
@@ -191,7 +191,7 @@ class EmbodimentContract:
         if not isinstance(tag, str) or not tag.strip():
             yield f"expected a name at 'embodiment_tag', got {tag!r}."
         for name in ("action_low", "action_high", "action_names"):
-            value = getattr(self, name)
+            value = vars(self)[name]
             if value is not None and len(value) != self.action_dim:
                 yield (
                     f"expected action_dim={self.action_dim} values at {name!r}, got "

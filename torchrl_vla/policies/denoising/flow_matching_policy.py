@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import ClassVar
 
 import torch
 from tensordict import TensorDictBase
@@ -104,6 +105,8 @@ class FlowVLAWrapper(DenoisingVLAWrapper):
             x: where the flow is, ``[M, H, A]``.
             t: when, ``[M]``, from 0 (noise) to 1 (data).
         """
+
+    stochastic_options: ClassVar[tuple[str, ...]] = ("flow_noise",)
 
     @property
     def has_likelihood(self) -> bool:

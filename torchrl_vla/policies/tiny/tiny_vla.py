@@ -5,6 +5,7 @@ from __future__ import annotations
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from torchrl_vla._internal.torchrl_spellings import torchrl_spellings
 from torchrl_vla.policies.tiny.backbone import BackboneConfig, TinyBackbone
 from torchrl_vla.policies.tiny.tiny_gaussian import StdConfig, TinyGaussianVLA
 from torchrl_vla.policies.tiny.tiny_policy import TinyPolicy, keys_read
@@ -14,7 +15,52 @@ from torchrl_vla.policies.vla_policy import ContinuousVLAWrapper
 from torchrl_vla.schema import InstructionTable, ObservationKeys
 from torchrl_vla.tokenizers import ActionTokenizerBase
 
+_TOKENS = "TinyTokenVLA(action_tokenizer=..., sampling=...), which samples tokens"
 
+
+@torchrl_spellings(
+    records={
+        "backbone": (BackboneConfig, {"hidden_dim": "hidden", "text_dim": "text_dim"})
+    },
+    same={
+        "action_head": ("continuous",),
+        "use_state": (True,),
+        "input_mode": ("canonical",),
+        "output_mode": (None,),
+        "inplace": (True,),
+        "return_vla_action_container": (True, False),
+        "return_logits": (False,),
+        "logits_only": (False,),
+    }
+    | dict.fromkeys(
+        ("action_tokenizer", "device", "mode", "num_samples", "return_log_probs"),
+        (None,),
+    ),
+    instead={
+        "use_state": "keys=ObservationKeys(state=None)",
+        "text_vocab": "none: an instruction is read as UTF-8 bytes",
+        "input_mode": "data in the canonical schema",
+        "return_vla_action_container": "none: its outputs are at keys of their own",
+        "inplace": "policy(data.copy()), where the input must not change",
+        "device": "policy.to(device)",
+    }
+    | dict.fromkeys(
+        (
+            "action_head",
+            "action_tokenizer",
+            "default_interaction_type",
+            "log_probs_mode",
+            "logits_only",
+            "mode",
+            "num_samples",
+            "output_mode",
+            "return_log_probs",
+            "return_logits",
+            "vocab_size",
+        ),
+        _TOKENS,
+    ),
+)
 class TinyVLA(TinyPolicy, ContinuousVLAWrapper):
     """Predict a chunk of continuous actions from images, state and an instruction.
 

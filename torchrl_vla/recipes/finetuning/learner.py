@@ -40,6 +40,9 @@ from torchrl_vla.schema import EXECUTED_STEPS_KEY, SchemaError, metadata_of
 from torchrl_vla.spaces import ModelSpace
 from torchrl_vla.testing import FirstStepCheck
 
+#: Log-ratio of a batch that rounding in other batch sizes may cause.
+_ROUNDING = 1e-2
+
 
 class Learner:
     """Turn rollouts into optimizer steps.
@@ -139,7 +142,9 @@ class Learner:
             if epoch:
                 order = torch.randperm(len(decisions))
             for rows in order.split(size):
-                out = self._step(decisions[rows], iteration, iteration <= warmup)
+                is_fresh = not (settings.recompute or epoch or history)
+                critic_only = iteration <= warmup
+                out = self._step(decisions[rows], iteration, critic_only, is_fresh)
                 for name, value in out.items():
                     history.setdefault(name, []).append(value)
         means = {
@@ -148,7 +153,11 @@ class Learner:
         return {**numbers, **means}
 
     def _step(
-        self, batch: TensorDictBase, iteration: int, critic_only: bool
+        self,
+        batch: TensorDictBase,
+        iteration: int,
+        critic_only: bool,
+        is_fresh: bool = False,
     ) -> dict[str, Tensor]:
         ranks = self.ranks
         share = batch[ranks.rank :: ranks.count]
@@ -158,6 +167,8 @@ class Learner:
         if not ranks.is_alone:  # of a share it says nothing about the minibatch
             out.pop("explained_variance", None)
         seen = {name: self._over_ranks(name, value) for name, value in out.items()}
+        if is_fresh:
+            _check_same_arithmetic(seen, iteration)
         limit = self.settings.target_kl
         # KL early stop: the critic learns on, the policy does not.
         stops = critic_only or (limit is not None and seen["kl_approx"].item() > limit)
@@ -231,7 +242,8 @@ class _Cloning:
         if demonstrations is not None:
             known = space.metadata if space is not None else metadata_of(policy)
             if known is not None:
-                known.check_compatible(demonstrations.metadata)
+                sides = ("the policy's training data", "the demonstrations")
+                known.check_compatible(demonstrations.metadata, sides=sides)
             check_labels("finetune", demonstrations)
             self.loss = _loss_beside(policy)
             self.buffer = demonstrations.replay_buffer(
@@ -258,6 +270,20 @@ class _Cloning:
             return loss
         size = count_elements(self.loss, batch)
         return loss * (size / self.ranks.mean(size)).to(loss)
+
+
+def _check_same_arithmetic(out: dict[str, Tensor], iteration: int) -> None:
+    """Refuse a batch whose log-probabilities the weights that acted do not repeat."""
+    ratio, kl = float(out["max_ratio"]), float(out["kl_approx"])
+    if ratio - 1 > _ROUNDING or kl > _ROUNDING**2:
+        raise SettingsError(
+            f"finetune: expected the weights that acted to give the stored "
+            f"log-probabilities again in iteration {iteration}, got ratios up to "
+            f"{ratio:g} and KL {kl:g} before the first step. Acting and learning "
+            "differ in precision (bfloat16, autocast), mode (dropout) or batch: let "
+            "both be alike, or compute the log-probabilities again in the learner, "
+            "recompute=True (--recompute)."
+        )
 
 
 def _trainable(module: nn.Module) -> list[nn.Parameter]:

@@ -91,7 +91,8 @@ def make_decision_env(
         )
     robot = environment_metadata(env)
     if space is not None and robot is not None:
-        check_robot_metadata("make_decision_env", space.metadata, robot)
+        sides = ("the policy's space", "the environment")
+        check_robot_metadata("make_decision_env", space.metadata, robot, sides=sides)
     scheduled = ScheduledEpisodes(env, seed=seed, group_size=group_size)
     # MultiAction comes first: what is scaled then is a whole chunk on its way in, and
     # on the way out the last state of a decision instead of that of every step.

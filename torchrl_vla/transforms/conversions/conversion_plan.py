@@ -124,7 +124,8 @@ class ConversionPlan:
         self.problems.append(
             f"action_reference: {sorted(map(str, names))} of the rotation at "
             f"dimensions {dims} (the metadata do not say whether it turns in the "
-            "robot's frame or in its own)"
+            "robot's frame, step * before, or in its own, before * step: compose the "
+            "rotations, e.g. with scipy's Rotation, and declare absolute ones)"
         )
 
     def _find_states(self, pairs: list[DimensionPair]) -> None:

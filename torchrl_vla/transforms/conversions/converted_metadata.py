@@ -10,6 +10,19 @@ from torchrl_vla.schema import RobotDatasetMetadata
 from torchrl_vla.transforms.conversions.conversion_plan import ConversionPlan
 from torchrl_vla.transforms.conversions.feature_map import FeatureMap
 
+#: Declarations that say what numbers mean.
+_CONVERTED = (
+    "action_names",
+    "action_units",
+    "action_reference",
+    "rotations",
+    "grippers",
+    "state_names",
+    "state_units",
+    "cameras",
+    "control_frequency_hz",
+)
+
 
 def converted_metadata(plan: ConversionPlan) -> RobotDatasetMetadata:
     """Return the record of the source's data after a conversion.
@@ -63,6 +76,18 @@ def converted_metadata(plan: ConversionPlan) -> RobotDatasetMetadata:
         action_statistics=statistics if actions else source.action_statistics,
         state_statistics=state_statistics,
     )
+
+
+def changed_fields(
+    source: RobotDatasetMetadata, converted: RobotDatasetMetadata
+) -> list[str]:
+    """Return one line per declaration that a conversion changes."""
+    pairs = [(name, vars(source)[name], vars(converted)[name]) for name in _CONVERTED]
+    return [
+        f"{name}: {ours} becomes {theirs}"
+        for name, ours, theirs in pairs
+        if ours and theirs and ours != theirs
+    ]
 
 
 def _moved(

@@ -29,7 +29,10 @@ from torchrl_vla.transforms.conversions.converted_action_spec import (
     acting_keys,
     converted_action_leaf,
 )
-from torchrl_vla.transforms.conversions.converted_metadata import converted_metadata
+from torchrl_vla.transforms.conversions.converted_metadata import (
+    changed_fields,
+    converted_metadata,
+)
 from torchrl_vla.transforms.conversions.feature_map import (
     check_entry,
     check_pad_mask,
@@ -136,6 +139,11 @@ class RobotConversion(Transform):
     def needs_state(self) -> bool:
         """True = some actions are measured from the state, on either side."""
         return self.before.needs_state or self.after.needs_state
+
+    @property
+    def changes(self) -> list[str]:
+        """One line per declaration that differs behind the conversion."""
+        return changed_fields(self.plan.source, self.metadata)
 
     @property
     def needs_chunks(self) -> bool:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from math import prod
 from pathlib import Path
 from typing import TypedDict
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,7 +18,20 @@ _REMEDY = (
 )
 #: The limit of the package itself.
 _LONGEST_HEADER = 100_000_000
-_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4"}
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
 
 
 class _Entry(TypedDict):
@@ -61,19 +74,26 @@ class TensorFile:
         ends = [entry["data_offsets"][1] for entry in self._entries.values()]
         if self._first + max(ends, default=0) != size:
             raise damaged
+        #: Shape of each tensor, by name.
+        self.shapes = {name: entry["shape"] for name, entry in self._entries.items()}
 
-    def read(self) -> dict[str, Tensor]:
-        """Return the tensors by name; meant for the few numbers of statistics.
+    def read(self, name: str) -> Tensor:
+        """Return one of the tensors.
 
         Raises:
-            SchemaError: one is of a type that statistics never are, or of another size.
+            SchemaError: it is of an unknown dtype, or of another size than its shape.
         """
-        content = self.path.read_bytes()[self._first :]
-        tensors = {}
-        for name, entry in self._entries.items():
-            first, last = entry["data_offsets"]
-            with self.origin.reading(f"a tensor of {sorted(_DTYPES)}", name):
-                values = np.frombuffer(content[first:last], _DTYPES[entry["dtype"]])
-                values = values.astype(np.float64).reshape(entry["shape"])
-            tensors[name] = torch.from_numpy(values)
-        return tensors
+        entry = self._entries[name]
+        first, last = entry["data_offsets"]
+        with self.origin.reading(f"a tensor of {sorted(_DTYPES)}", name):
+            dtype = _DTYPES[entry["dtype"]]
+            if not 0 <= first <= last or last - first != prod(
+                entry["shape"], start=dtype.itemsize
+            ):
+                raise ValueError(f"{last - first} bytes of {entry['shape']}")
+            if first == last:
+                return torch.empty(entry["shape"], dtype=dtype)
+            with self.path.open("rb") as file:
+                file.seek(self._first + first)
+                content = bytearray(file.read(last - first))
+            return torch.frombuffer(content, dtype=dtype).reshape(entry["shape"])

@@ -165,9 +165,10 @@ def _statistics(
 ) -> dict[str, dict[str, Tensor]]:
     statistics: dict[str, dict[str, Tensor]] = {}
     if state_file is not None:
-        for key, value in TensorFile(caller, folder / state_file).read().items():
+        file = TensorFile(caller, folder / state_file)
+        for key in file.shapes:
             feature, _, name = key.rpartition(".")
-            statistics.setdefault(feature, {})[name] = value
+            statistics.setdefault(feature, {})[name] = file.read(key).double()
     return statistics
 
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from torchrl_vla._internal.file_origin import Origin
-from torchrl_vla.schema import SchemaError, import_extra
+from torchrl_vla.policies.lerobot.load.safetensors_file import TensorFile
+from torchrl_vla.schema import SchemaError
 
 _CALLER = "LeRobotPolicyWrapper.from_pretrained"
 #: In XVLA's older layout, for writing text, which LeRobot leaves out.
@@ -33,8 +31,7 @@ def check_weights(weights: Mapping[str, Tensor], path: Path, name: str) -> None:
     Raises:
         SchemaError: a weight is not in the file, or one in the file is not used.
     """
-    with _reading(path) as file:
-        missing, spare = _compare(weights, file)
+    missing, spare = _compare(weights, TensorFile(_CALLER, path))
     if missing or spare:
         raise SchemaError(
             f"{_CALLER}: expected the weights of {name} in "
@@ -53,46 +50,35 @@ def changed_weights(weights: Mapping[str, Tensor], path: Path) -> list[str]:
     """
     for inner in (".base_layer.", ".original_module."):
         weights = {name.replace(inner, "."): value for name, value in weights.items()}
-    with _reading(path) as file:
-        return sorted(
-            name
-            for name in file.keys()  # noqa: SIM118  it is no dictionary
-            if name in weights and not _same(weights[name], file.get_tensor(name))
-        )
+    file = TensorFile(_CALLER, path)
+    return sorted(
+        name
+        for name in file.shapes
+        if name in weights and not _same(weights[name], file.read(name))
+    )
 
 
-@contextmanager
-def _reading(path: Path) -> Iterator[Any]:
-    """Open a file of weights; whatever safetensors raises becomes our error."""
-    safetensors = import_extra("safetensors", "lerobot", _CALLER)
-    remedy = "The copy or download was not finished: fetch the checkpoint again."
-    origin = Origin.of_file(_CALLER, path, remedy)
-    with (
-        origin.reading("complete weights"),
-        safetensors.safe_open(path, framework="pt") as file,
-    ):
-        yield file
-
-
-def _compare(weights: Mapping[str, Tensor], file: Any) -> tuple[list[str], list[str]]:
+def _compare(
+    weights: Mapping[str, Tensor], file: TensorFile
+) -> tuple[list[str], list[str]]:
     """Return the policy's weights without a source, and the file's without a use."""
     by_shape = defaultdict(list)
-    for name in file.keys():  # noqa: SIM118  it is no dictionary
-        by_shape[_shape(file.get_slice(name).get_shape())].append(name)
+    for name, shape in file.shapes.items():
+        by_shape[tuple(sorted(shape))].append(name)
     loaded: set[int] = set()  # tied weights are stored once
     used: set[str] = set()
     # A weight under its own name first: another of its values may be tied to it.
-    known = {name for names in by_shape.values() for name in names}
+    known = set(file.shapes)
     for name in sorted(weights, key=lambda name: name not in known):
         value = weights[name]
         if not value.numel() or value.data_ptr() in loaded:
             used.add(name)
             continue
-        others = by_shape[_shape(value.shape)]
+        others = by_shape[tuple(sorted(value.shape))]
         # Renaming mostly adds or drops a prefix; equal values are taken in turn.
         others = sorted(others, key=lambda o: (not name.endswith(o), o in used))
         for other in [name] if name in known else others:
-            if _same(value, file.get_tensor(other)):
+            if _same(value, file.read(other)):
                 loaded.add(value.data_ptr())
                 used.add(other)
                 break
@@ -103,10 +89,6 @@ def _compare(weights: Mapping[str, Tensor], file: Any) -> tuple[list[str], list[
     ]
     spare = [name for name in known - used if not name.endswith(_NEVER_USED)]
     return missing, sorted(spare)
-
-
-def _shape(shape: Any) -> tuple[int, ...]:
-    return tuple(sorted(shape))
 
 
 def _same(weight: Tensor, stored: Tensor) -> bool:

@@ -35,6 +35,7 @@ from torchrl_vla.policies.lerobot.run.wrapper_arguments import (
     check_loading_arguments,
     check_predict_fn,
     check_pretrained_arguments,
+    takes_torchrls_arguments,
 )
 from torchrl_vla.policies.vla_policy import ContinuousVLAWrapper, VLAWrapperBase
 from torchrl_vla.schema import (
@@ -47,6 +48,7 @@ from torchrl_vla.schema import (
 )
 
 
+@takes_torchrls_arguments
 class LeRobotPolicyWrapper(ContinuousVLAWrapper):
     """Run a LeRobot policy with its own processors, in robot space.
 
@@ -143,6 +145,7 @@ class LeRobotPolicyWrapper(ContinuousVLAWrapper):
     """
 
     ensemble_coefficient: float | None = None
+    stochastic_options = ("flow_noise",)
 
     def __init__(
         self,
@@ -342,12 +345,7 @@ class LeRobotPolicyWrapper(ContinuousVLAWrapper):
     def to_stochastic(
         self, *, initial_std: float = 0.2, flow_noise: float = 0.5
     ) -> VLAWrapperBase | None:
-        """Return SmolVLA, pi0 or pi0.5 with log-probabilities; None for others.
-
-        Keyword Args:
-            initial_std: has no effect.
-            flow_noise: scale of :class:`FlowSDENoise`.
-        """
+        """Return SmolVLA, pi0 or pi0.5 with log-probabilities; None for others."""
         # The class is built from this one.
         from torchrl_vla.policies.lerobot.run.flow_policy import LeRobotFlowPolicy
 

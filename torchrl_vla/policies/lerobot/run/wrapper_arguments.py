@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from torchrl_vla._internal.torchrl_spellings import torchrl_spellings
 from torchrl_vla.policies.lerobot.load.pipeline import LeRobotPipeline
 from torchrl_vla.policies.lerobot.run.policy_adapter import PolicyAdapter
 from torchrl_vla.schema import (
@@ -22,6 +23,15 @@ _CAMERAS = (
     "'<policy camera>'}."
 )
 _STATES = "Its configuration says which states it reads: leave it out."
+#: TorchRL's arguments of the class of the same name.
+takes_torchrls_arguments = torchrl_spellings(
+    same={"input_mode": ("canonical",), "output_mode": (None,), "inplace": (True,)},
+    instead={
+        "input_mode": "data in the canonical schema",
+        "output_mode": "none: it writes action_chunk",
+        "inplace": "policy(data.copy()), where the input must not change",
+    },
+)
 #: What to do instead of an argument that has no effect on a checkpoint.
 _NO_EFFECT = {
     "pipeline": "The checkpoint has its own: pass rename_map, empty_cameras, dtype or "
