@@ -18,7 +18,9 @@ Labels = Literal["refuse", "clamp"]
 Granularity = Literal["chunk", "action", "token"]
 
 #: The input ablations that ``make_ablation`` knows.
-AblationName = Literal["shuffled-instruction", "blank-images", "zero-state"]
+AblationName = Literal[
+    "shuffled-instruction", "reworded-instruction", "blank-images", "zero-state"
+]
 
 #: What a decision earns: 1 in success, or what the environment pays.
 Reward = Literal["success", "environment"]

@@ -14,12 +14,17 @@ from torchrl_vla.policies.denoising.flow_noise import (
     LearnedNoise,
 )
 from torchrl_vla.policies.denoising.guidance import guided_velocity
+from torchrl_vla.policies.encoders.frozen_text import FrozenTextEncoder, TextFeature
 from torchrl_vla.policies.encoders.image_features import (
     ImageEncoder,
     ImageFeatures,
     as_features,
 )
 from torchrl_vla.policies.encoders.image_input import ImageInput
+from torchrl_vla.policies.encoders.named_text_encoders import (
+    TEXT_ENCODERS,
+    prompted_smollm2,
+)
 from torchrl_vla.policies.encoders.text_features import TextEncoder, TokenStates
 from torchrl_vla.policies.gaussian.gaussian_around import GaussianAround
 from torchrl_vla.policies.gaussian.gaussian_distribution import GaussianDistribution
@@ -73,6 +78,7 @@ from torchrl_vla.policies.vla_policy import ContinuousVLAWrapper, VLAWrapperBase
 __all__ = [
     "HEADS",
     "LEROBOT_POLICY_TYPES",
+    "TEXT_ENCODERS",
     "BackboneConfig",
     "ByteTextEncoder",
     "ChunkDistribution",
@@ -84,6 +90,7 @@ __all__ = [
     "FlowNoise",
     "FlowSDENoise",
     "FlowVLAWrapper",
+    "FrozenTextEncoder",
     "GaussianAround",
     "GaussianDistribution",
     "GaussianVLAWrapper",
@@ -104,6 +111,7 @@ __all__ = [
     "StdConfig",
     "StochasticVLAWrapper",
     "TextEncoder",
+    "TextFeature",
     "TinyCritic",
     "TinyDiffusionVLA",
     "TinyFlowVLA",
@@ -129,6 +137,7 @@ __all__ = [
     "make_critic_for",
     "make_from_factory",
     "make_lerobot_policy",
+    "prompted_smollm2",
     "save_policy",
     "target_transform",
     "to_stochastic",
