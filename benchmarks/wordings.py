@@ -5,11 +5,11 @@
 
 `TinyVLA` is cloned from 600 demonstrations of the tabletop (reach one of three blocks)
 in 2000 steps of 64 frames, with the encoder of bytes, frozen MiniLM, prompted
-SmolLM2-135M, or both. Two trainings: on the one original wording per colour, and on paraphrases (8
-sentences x 4 colour words, drawn per sampled frame), where fold k leaves out the k-th
-of the four other names of each colour. Each policy is evaluated on 200 tables per split
-of wordings; tables and wordings follow from the episode's seed, so all encoders meet
-the same, and differences are paired.
+SmolLM2-135M, or both. There are two trainings: on the one original wording per colour,
+and on paraphrases (8 sentences x 4 colour words, drawn per sampled frame), where fold k
+leaves out the k-th of the four other names of each colour. Each policy is evaluated on
+200 tables per split of wordings; tables and wordings follow from the episode's seed, so
+all encoders meet the same, and differences are paired.
 
 Each evaluation is appended to `results.jsonl`, and what is there is not run again. One
 training takes 40 to 90 CPU seconds, all of them about an hour. It needs the extra

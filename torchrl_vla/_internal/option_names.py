@@ -28,3 +28,8 @@ Reward = Literal["success", "environment"]
 #: What a tiny policy's head emits. All but ``"regression"`` have log-probabilities, so
 #: that reinforcement learning can train them.
 Head = Literal["regression", "tokens", "gaussian", "flow", "diffusion"]
+
+#: What happens to an image of another size than an encoder takes: it is refused,
+#: resized (its shape changes), padded after resizing, or cropped around its centre
+#: after resizing.
+Resize = Literal["refuse", "stretch", "pad", "crop"]

@@ -14,6 +14,7 @@ from torchrl_vla.policies.denoising.flow_noise import (
     LearnedNoise,
 )
 from torchrl_vla.policies.denoising.guidance import guided_velocity
+from torchrl_vla.policies.encoders.efficientnet_lite import EfficientNetLiteEncoder
 from torchrl_vla.policies.encoders.frozen_text import FrozenTextEncoder, TextFeature
 from torchrl_vla.policies.encoders.image_features import (
     ImageEncoder,
@@ -21,11 +22,17 @@ from torchrl_vla.policies.encoders.image_features import (
     as_features,
 )
 from torchrl_vla.policies.encoders.image_input import ImageInput
+from torchrl_vla.policies.encoders.named_encoders import (
+    make_image_encoder,
+    make_text_encoder,
+)
 from torchrl_vla.policies.encoders.named_text_encoders import (
     TEXT_ENCODERS,
     prompted_smollm2,
 )
 from torchrl_vla.policies.encoders.text_features import TextEncoder, TokenStates
+from torchrl_vla.policies.encoders.transformers_image import TransformersImageEncoder
+from torchrl_vla.policies.encoders.transformers_text import TransformersTextEncoder
 from torchrl_vla.policies.gaussian.gaussian_around import GaussianAround
 from torchrl_vla.policies.gaussian.gaussian_distribution import GaussianDistribution
 from torchrl_vla.policies.gaussian.gaussian_policy import GaussianVLAWrapper
@@ -87,6 +94,7 @@ __all__ = [
     "DenoisingVLAWrapper",
     "DiffusionConfig",
     "DiffusionVLAWrapper",
+    "EfficientNetLiteEncoder",
     "FlowNoise",
     "FlowSDENoise",
     "FlowVLAWrapper",
@@ -122,6 +130,8 @@ __all__ = [
     "TokenSampling",
     "TokenStates",
     "TokenVLAWrapper",
+    "TransformersImageEncoder",
+    "TransformersTextEncoder",
     "VLAWrapperBase",
     "as_features",
     "as_policy",
@@ -136,7 +146,9 @@ __all__ = [
     "make_critic",
     "make_critic_for",
     "make_from_factory",
+    "make_image_encoder",
     "make_lerobot_policy",
+    "make_text_encoder",
     "prompted_smollm2",
     "save_policy",
     "target_transform",

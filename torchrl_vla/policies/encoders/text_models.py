@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from torchrl_vla._internal.file_manifest import checksum
 from torchrl_vla.schema import MissingExtraError, SchemaError, import_extra
@@ -41,7 +41,15 @@ class LanguageModel:
     """
 
     tokenizer: Any
-    model: nn.Module
+    model: Any
+
+    @property
+    @torch.no_grad()
+    def is_causal(self) -> bool:
+        """Whether a token's state depends on earlier tokens only, as in decoders."""
+        tokens = torch.tensor([[0, 1], [0, 2]])
+        first, second = self.model(input_ids=tokens).last_hidden_state[:, 0]
+        return torch.allclose(first, second, atol=1e-5)
 
     @torch.no_grad()
     def hidden_states(self, text: str) -> Sequence[Tensor]:
