@@ -21,7 +21,13 @@ if TYPE_CHECKING:
 
 _TINY = "tiny"
 _SETTINGS = TrainingSettings(steps=3000, batch_size=256)
-_ENCODERS = ("text_encoder", "image_encoder", "resize_images", "train_encoders")
+_ENCODERS = (
+    "text_encoder",
+    "image_encoder",
+    "resize_images",
+    "image_features",
+    "train_encoders",
+)
 _TINY_OPTIONS = ("head", "chunk_size", "hidden", *_ENCODERS)
 _LEROBOT_OPTIONS = ("config", "rename_map", "train_on_padding")
 
@@ -73,6 +79,10 @@ class Train:
     resize_images: Resize = "refuse"
     """Resizing of images to the size that --image-encoder takes; `refuse` ends with an
     error where they have another."""
+    image_features: Path | None = None
+    """Folder of the features that --image-encoder computes of the dataset, once; it is
+    written, or read if it is already there. Left out, every sampled image goes through
+    the encoder."""
     train_encoders: bool = False
     """Train the pretrained encoders with the policy; without it they are frozen."""
     wordings: Path | None = None
@@ -101,13 +111,18 @@ class Train:
         if is_own:
             log = self._clone(library.make_own_policy(self.policy, dataset), dataset)
         elif self.policy == _TINY:
+            encoders = self._encoders()
             policy = recipes.make_policy(
                 dataset,
                 chunk_size=self.chunk_size or 8,
                 head=self.head or "regression",
                 hidden=self.hidden or 256,
-                **self._encoders(),
+                **encoders,
             )
+            if self.image_features is not None:
+                dataset = recipes.encode_images(
+                    dataset, encoders["image_encoder"], self.image_features
+                )
             log = self._clone(policy, dataset, self.head or "regression")
         else:
             log = self._train_lerobot(dataset)
@@ -128,17 +143,20 @@ class Train:
         elif self.policy in library.KINDS:
             foreign = (*foreign, "rename_map")
             hint = "A new policy has the dataset's cameras. " + hint
-        if self.image_encoder is None and self.resize_images != "refuse":
-            raise OptionError(
-                "train: expected --image-encoder with --resize-images, got none. The "
-                "tiny encoder takes images of any size."
-            )
+        default = {field.name: field.default for field in fields(self)}
+        if self.image_encoder is None:
+            for name in ("resize_images", "image_features"):
+                if vars(self)[name] != default[name]:
+                    raise OptionError(
+                        "train: expected --image-encoder with "
+                        f"--{name.replace('_', '-')}, got none. The tiny encoder takes "
+                        "images of any size, and is trained."
+                    )
         if self.train_encoders and not (self.text_encoder or self.image_encoder):
             raise OptionError(
                 "train: expected --text-encoder or --image-encoder with "
                 "--train-encoders, got neither. The tiny encoders are always trained."
             )
-        default = {field.name: field.default for field in fields(self)}
         given = [name for name in foreign if vars(self)[name] != default[name]]
         if given:
             names = ", ".join("--" + name.replace("_", "-") for name in given)

@@ -20,6 +20,7 @@ from torchrl_vla.policies.encoders.image_features import (
     ImageEncoder,
     ImageFeatures,
     as_features,
+    image_features_key,
 )
 from torchrl_vla.policies.encoders.image_input import ImageInput
 from torchrl_vla.policies.encoders.named_encoders import (
@@ -140,6 +141,7 @@ __all__ = [
     "cloning_loss_name",
     "environment_transforms",
     "guided_velocity",
+    "image_features_key",
     "is_lerobot_folder",
     "load_lerobot_policy",
     "load_policy",

@@ -10,7 +10,12 @@ import torch
 from tensordict import NestedKey, TensorDictBase, is_tensor_collection
 from torch import Tensor, nn
 
-from torchrl_vla.policies.encoders.image_features import ImageEncoder, ImageFeatures
+from torchrl_vla.policies.encoders.image_features import (
+    ImageEncoder,
+    ImageFeatures,
+    image_features_key,
+    map_as_features,
+)
 from torchrl_vla.policies.encoders.text_features import TextEncoder
 from torchrl_vla.policies.tiny.image_encoder import KeypointImageEncoder
 from torchrl_vla.policies.tiny.patch_reader import PatchReader
@@ -147,9 +152,9 @@ class TinyBackbone(nn.Module):
         batch = tensordict.batch_size
         text = self._encode_instruction(tensordict)  # [N, E]
         parts = [
-            encode(self._see(_rows(image, batch)), text)
-            for encode, image in zip(
-                self.image_encoders, self._images(tensordict), strict=True
+            encode(seen, text)
+            for encode, seen in zip(
+                self.image_encoders, self._see(tensordict), strict=True
             )
         ]
         parts.append(self._encode_state(tensordict, len(text)))
@@ -159,8 +164,25 @@ class TinyBackbone(nn.Module):
         out = self.out(self.norm(x))
         return out[: batch.numel()].reshape(*batch, out.shape[-1])
 
-    def _see(self, image: Tensor) -> Tensor | ImageFeatures:
-        return image if self.vision is None else self.vision.encode(image)
+    def _see(self, tensordict: TensorDictBase) -> list[Tensor | ImageFeatures]:
+        """Return each camera's images, or what the image encoder makes of them."""
+        batch = tensordict.batch_size
+        if self.vision is None or not len(self.image_encoders):
+            return [_rows(image, batch) for image in self._images(tensordict)]
+        maps = tensordict.get(image_features_key(self.keys.image), None)
+        if maps is None:  # not computed before, see encode_images
+            images = self._images(tensordict)
+            return [self.vision.encode(_rows(image, batch)) for image in images]
+        if not self.vision.frozen:
+            raise SchemaError(
+                "TinyBackbone: expected images for an image encoder that is trained, "
+                f"got features at {image_features_key(self.keys.image)!r}, computed "
+                "with other weights. Train on the dataset without encode_images, or "
+                "freeze the encoder."
+            )
+        cameras = self.config.cameras
+        found = [maps] if cameras is None else [maps.get(name) for name in cameras]
+        return [map_as_features(_rows(rows, batch)) for rows in found]
 
     def _encode_instruction(self, tensordict: TensorDictBase) -> Tensor:
         value = _require(tensordict, self.keys.instruction, "an instruction")
