@@ -135,9 +135,9 @@ def run(options: Options) -> None:
                 left = [s for s in splits if (arm, fold, seed, s) not in done]
                 if not left:
                     continue
-                started = time.perf_counter()
+                started = time.process_time()
                 policy, space = train(options, dataset, arm, fold, seed)
-                train_s = time.perf_counter() - started
+                train_s = time.process_time() - started
                 executor = space.executor(policy, replan_interval=4)
                 for split in left:
                     reworded = reword_instructions(executor, as_wordings(splits[split]))
@@ -197,7 +197,7 @@ def print_tables(options: Options) -> None:
         print(
             f"\nTrained on {trained}: success in percent, gain over `bytes` in pairs\n"
         )
-        print("| encoder | trainings | " + " | ".join(splits) + " | training s |")
+        print("| encoder | trainings | " + " | ".join(splits) + " | training CPU s |")
         print("|" + "---|" * (len(splits) + 3))
         for arm in dict.fromkeys(arm for arm, _ in found):
             cells, trainings = (

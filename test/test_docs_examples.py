@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 DOCS = Path(__file__).parent.parent / "docs"
-PAGES = ("collectors.md", "own_data.md", "own_environment.md", "own_policy.md")
+PAGES = (
+    *("collectors.md", "language.md", "own_data.md", "own_environment.md"),
+    "own_policy.md",
+)
 
 
 @pytest.mark.parametrize("page", PAGES)
