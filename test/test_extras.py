@@ -95,6 +95,10 @@ ENTRY_POINTS = {
         ("transformers", "vlm"),
         lambda folder: TransformersTextEncoder.from_pretrained(str(folder)),
     ),
+    "timm": (
+        ("timm", "timm"),
+        lambda folder: make_image_encoder("timm:resnet18"),
+    ),
     "make_text_encoder": (
         ("transformers", "vlm"),
         lambda folder: make_text_encoder(str(folder)),
