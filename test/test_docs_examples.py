@@ -9,8 +9,8 @@ import pytest
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = (
-    *("collectors.md", "own_data.md", "own_environment.md", "own_policy.md"),
-    "profiling.md",
+    *("collectors.md", "language.md", "own_data.md", "own_environment.md"),
+    *("own_policy.md", "profiling.md"),
 )
 
 

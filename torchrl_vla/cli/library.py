@@ -10,7 +10,12 @@ from torchrl_vla._internal.lazy_package import lazy_names
 if TYPE_CHECKING:
     from torch import cat, manual_seed
 
-    from torchrl_vla.data import clamp_labels, collect, write_lerobot
+    from torchrl_vla.data import (
+        clamp_labels,
+        collect,
+        reword_demonstrations,
+        write_lerobot,
+    )
     from torchrl_vla.data.demonstrations import check_folder_is_free
     from torchrl_vla.data.lerobot_writer.lerobot_writer import check_writer_extras
     from torchrl_vla.diagnosis import (
@@ -31,6 +36,7 @@ if TYPE_CHECKING:
         make_ablation,
         write_video,
     )
+    from torchrl_vla.policies import make_image_encoder, make_text_encoder
     from torchrl_vla.policies.lerobot import KINDS
     from torchrl_vla.profiling import TrainingProfiler
     from torchrl_vla.profiling.hub_publication import HubPublisher, full_repo_id
@@ -58,6 +64,7 @@ if TYPE_CHECKING:
         check_training_folder,
         finish_training,
     )
+    from torchrl_vla.schema import Wordings
 
 _MODULES = {
     "torch": (
@@ -67,6 +74,7 @@ _MODULES = {
     "torchrl_vla.data": (
         "clamp_labels",
         "collect",
+        "reword_demonstrations",
         "write_lerobot",
     ),
     "torchrl_vla.data.demonstrations": ("check_folder_is_free",),
@@ -89,6 +97,7 @@ _MODULES = {
         "make_ablation",
         "write_video",
     ),
+    "torchrl_vla.policies": ("make_image_encoder", "make_text_encoder"),
     "torchrl_vla.policies.lerobot": ("KINDS",),
     "torchrl_vla.profiling": ("TrainingProfiler",),
     "torchrl_vla.profiling.hub_publication": ("HubPublisher", "full_repo_id"),
@@ -119,6 +128,7 @@ _MODULES = {
         "check_training_folder",
         "finish_training",
     ),
+    "torchrl_vla.schema": ("Wordings",),
 }
 
 __all__ = [
@@ -132,6 +142,7 @@ __all__ = [
     "RenderingError",
     "RunProvenance",
     "TrainingProfiler",
+    "Wordings",
     "cat",
     "check_folder_is_free",
     "check_training_folder",
@@ -153,11 +164,14 @@ __all__ = [
     "joined_ranks",
     "load_any_executor",
     "make_ablation",
+    "make_image_encoder",
     "make_own_policy",
+    "make_text_encoder",
     "manual_seed",
     "on_device",
     "parse_device",
     "read_rows",
+    "reword_demonstrations",
     "run_profiles",
     "runs_on_device_of_environment",
     "snapshot_table",
