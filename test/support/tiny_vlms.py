@@ -27,6 +27,8 @@ TEXT = {
     "max_position_embeddings": 512,
     "tie_word_embeddings": False,
     "initializer_range": 0.2,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
 }
 SIGLIP = {
     "hidden_size": 16,
@@ -37,7 +39,7 @@ SIGLIP = {
     "patch_size": 4,
 }
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>", "<image>"]
-KINDS = ("smolvlm", "paligemma", "qwen2_5_vl")
+KINDS = ("smolvlm", "paligemma", "qwen2_5_vl", "causal")
 
 
 @functools.cache
@@ -161,8 +163,6 @@ def _qwen2_5_vl():
             "mrope_section": [2, 1, 1],
             "rope_theta": 10_000.0,
         },
-        "bos_token_id": 1,
-        "eos_token_id": 2,
     }
     config = Qwen2_5_VLConfig(
         text_config=text,
@@ -248,8 +248,17 @@ def tiny_trunk(kind: str, **options):
     from torchrl_vla.policies.vlm.trunk_loading import load_trunk
 
     transformers.utils.logging.disable_progress_bar()
+    torch.manual_seed(0)
+    config = TrunkConfig(**{**TRUNK, **options})
+    encoder = make_image_encoder() if kind == "causal" else None
+    return load_trunk(tiny_vlm_folder(kind), config, image_encoder=encoder)
 
-    return load_trunk(tiny_vlm_folder(kind), TrunkConfig(**{**TRUNK, **options}))
+
+def make_image_encoder():
+    """Make a tiny image encoder, for a language model that has none."""
+    from patch_encoder import PatchEncoder
+
+    return PatchEncoder()
 
 
 TRUNK = {

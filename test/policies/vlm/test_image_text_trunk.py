@@ -3,6 +3,7 @@ import torch
 from tiny_vlms import KINDS, make_observations, tiny_trunk
 
 EVERY = (*KINDS, "gemma3")
+WITH_IMAGES = tuple(kind for kind in EVERY if kind != "causal")
 
 
 def reference(trunk, data, row):
@@ -14,7 +15,7 @@ def reference(trunk, data, row):
     return trunk.model.base_model(**found).last_hidden_state[0]
 
 
-@pytest.mark.parametrize("kind", EVERY)
+@pytest.mark.parametrize("kind", WITH_IMAGES)
 def test_a_padded_prefix_equals_the_model_s_own_forward_pass(kind):
     trunk = tiny_trunk(kind, attention="eager")
     data = make_observations(3)

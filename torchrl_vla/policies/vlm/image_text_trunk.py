@@ -42,6 +42,9 @@ class ImageTextTrunk(VLATrunk):
     def _weight(self) -> Tensor:
         return self.model.get_input_embeddings().weight
 
+    def _images_of_prompt(self) -> list[Tensor]:
+        return [torch.zeros(s, dtype=torch.uint8) for s in self.config.image_sizes]
+
     def _pixels(self, images: list[Tensor]) -> Entries:
         if not images:
             return {}

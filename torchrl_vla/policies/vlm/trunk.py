@@ -214,7 +214,7 @@ class VLATrunk(nn.Module, ABC):
             SchemaError: it has more tokens than the configuration keeps for it.
         """
         prompt = self.config.prompt.replace("{instruction}", instruction)
-        entries = self.processor.encode_text(prompt, self._blank_images())
+        entries = self.processor.encode_text(prompt, self._images_of_prompt())
         check_entries(type(self).__name__, entries)
         spare = self.prompt_length - len(entries["input_ids"])
         if spare < 0:
@@ -272,12 +272,13 @@ class VLATrunk(nn.Module, ABC):
         on = self.config.dtype != torch.float32
         return self.config.dtype if on else embeddings.dtype
 
-    def _blank_images(self) -> list[Tensor]:
-        return [torch.zeros(s, dtype=torch.uint8) for s in self.config.image_sizes]
+    @abstractmethod
+    def _images_of_prompt(self) -> list[Tensor]:
+        """Return blank images for which the processor writes tokens into a prompt."""
 
     def _encode_template(self) -> Entries:
         prompt = self.config.prompt.replace("{instruction}", "")
-        return self.processor.encode_text(prompt, self._blank_images())
+        return self.processor.encode_text(prompt, self._images_of_prompt())
 
     def _check_context(self, longest: int) -> None:
         self._context = longest
