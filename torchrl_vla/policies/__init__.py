@@ -14,6 +14,13 @@ from torchrl_vla.policies.denoising.flow_noise import (
     LearnedNoise,
 )
 from torchrl_vla.policies.denoising.guidance import guided_velocity
+from torchrl_vla.policies.encoders.image_features import (
+    ImageEncoder,
+    ImageFeatures,
+    as_features,
+)
+from torchrl_vla.policies.encoders.image_input import ImageInput
+from torchrl_vla.policies.encoders.text_features import TextEncoder, TokenStates
 from torchrl_vla.policies.gaussian.gaussian_around import GaussianAround
 from torchrl_vla.policies.gaussian.gaussian_distribution import GaussianDistribution
 from torchrl_vla.policies.gaussian.gaussian_policy import GaussianVLAWrapper
@@ -81,6 +88,9 @@ __all__ = [
     "GaussianDistribution",
     "GaussianVLAWrapper",
     "HealthReport",
+    "ImageEncoder",
+    "ImageFeatures",
+    "ImageInput",
     "KeypointImageEncoder",
     "LeRobotFlowDistribution",
     "LeRobotFlowPolicy",
@@ -93,6 +103,7 @@ __all__ = [
     "PolicyFactory",
     "StdConfig",
     "StochasticVLAWrapper",
+    "TextEncoder",
     "TinyCritic",
     "TinyDiffusionVLA",
     "TinyFlowVLA",
@@ -101,8 +112,10 @@ __all__ = [
     "TinyVLA",
     "TokenDistribution",
     "TokenSampling",
+    "TokenStates",
     "TokenVLAWrapper",
     "VLAWrapperBase",
+    "as_features",
     "as_policy",
     "check_lerobot_health",
     "check_writable",

@@ -6,11 +6,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
+from torchrl_vla.policies.encoders.image_features import (
+    ImageEncoder,
+    ImageFeatures,
+    as_features,
+)
+from torchrl_vla.policies.encoders.image_input import ImageInput
 from torchrl_vla.policies.image_range import check_image_range
 from torchrl_vla.schema import SchemaError
 
 
-class KeypointImageEncoder(nn.Module):
+class KeypointImageEncoder(ImageEncoder):
     """Encode an image as the places where language-conditioned features are strong.
 
     Convolutions, then FiLM (the instruction scales and shifts each channel; Perez et
@@ -40,7 +46,8 @@ class KeypointImageEncoder(nn.Module):
         width: int = 48,
         n_keypoints: int = 16,
     ) -> None:
-        super().__init__()
+        half = (0.5,) * channels
+        super().__init__(width, ImageInput(mean=half, std=half))
         self.channels = channels
         self.out_dim = 2 * n_keypoints + width
         self.stem = nn.Conv2d(channels, width, 4, stride=4)
@@ -55,14 +62,20 @@ class KeypointImageEncoder(nn.Module):
         Raises:
             SchemaError: the image is not CHW uint8, or float in ``[0, 1]``.
         """
-        # GELU, not ReLU: units that die left some trainings, for good, without an eye
-        # for one of the colors.
-        x = gelu(self.stem(self._to_float(image)))
-        x = gelu(self.mix(x))
+        x = self._convolve(self._to_float(image))
         scale, shift = self.film(text).unsqueeze(-1).unsqueeze(-1).chunk(2, 1)
         x = gelu(x * (1 + scale) + shift)
         x = x + gelu(self.look(x))
         return torch.cat([_mean_position(self.heat(x)), x.mean((-2, -1))], -1)
+
+    def encode_pixels(self, pixels: Tensor) -> ImageFeatures:
+        """Encode without a text: what the convolutions make of each 4 x 4 patch."""
+        return as_features(self._convolve(pixels))
+
+    def _convolve(self, pixels: Tensor) -> Tensor:
+        # GELU, not ReLU: units that die left some trainings, for good, without an eye
+        # for one of the colors.
+        return gelu(self.mix(gelu(self.stem(pixels))))
 
     def _to_float(self, image: Tensor) -> Tensor:
         shape = list(image.shape)

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from torchrl_vla.policies.encoders.text_features import TextEncoder, TokenStates
+
 _PAD = 256  # after the 256 byte values
 
 
-class ByteTextEncoder(nn.Module):
+class ByteTextEncoder(TextEncoder):
     """Encode text from its UTF-8 bytes: two convolutions and attention pooling.
 
     Every text has its own byte sequence, so no two instructions look alike to the
@@ -31,7 +33,7 @@ class ByteTextEncoder(nn.Module):
     """
 
     def __init__(self, dim: int, *, max_bytes: int = 128, width: int = 64) -> None:
-        super().__init__()
+        super().__init__(dim)
         self.max_bytes = max_bytes
         self.embedding = nn.Embedding(_PAD + 1, width, padding_idx=_PAD)
         self.position = nn.Parameter(torch.randn(max_bytes, width) * 0.1)
@@ -41,6 +43,10 @@ class ByteTextEncoder(nn.Module):
         self.out = nn.Linear(4 * width, dim)
         # Instructions share most of their words; this spreads their encodings out.
         self.norm = nn.LayerNorm(dim)
+
+    def prepare(self, texts: Sequence[str]) -> Tensor:
+        """Return the texts' bytes, see :meth:`to_bytes`."""
+        return self.to_bytes(texts)
 
     def to_bytes(self, texts: Sequence[str]) -> Tensor:
         """Return the texts' bytes, int64 ``[N, L]``, padded with 256.
@@ -60,13 +66,17 @@ class ByteTextEncoder(nn.Module):
             row[: len(data)] = torch.tensor(list(data))
         return rows
 
-    def forward(self, data: Tensor) -> Tensor:
+    def forward(self, rows: Tensor) -> Tensor:
         """Encode bytes ``[N, L]`` as ``[N, E]``."""
-        real = (data != _PAD).unsqueeze(1)  # [N, 1, L]
-        x = (self.embedding(data) + self.position).transpose(1, 2) * real
-        x = x + torch.relu(self.first(x)) * real
-        x = x + torch.relu(self.second(x)) * real
-        x = x.transpose(1, 2)  # [N, L, width]
-        scores = self.attention(x).masked_fill(~real.transpose(1, 2), -torch.inf)
+        x, is_pad = self.encode_tokens(rows)
+        scores = self.attention(x).masked_fill(is_pad.unsqueeze(-1), -torch.inf)
         pooled = scores.softmax(1).transpose(1, 2) @ x  # [N, heads, width]
         return self.norm(self.out(pooled.flatten(1)))
+
+    def encode_tokens(self, rows: Tensor) -> TokenStates:
+        """Return the states of the bytes, ``[N, L, width]``."""
+        real = (rows != _PAD).unsqueeze(1)  # [N, 1, L]
+        x = (self.embedding(rows) + self.position).transpose(1, 2) * real
+        x = x + torch.relu(self.first(x)) * real
+        x = x + torch.relu(self.second(x)) * real
+        return TokenStates(x.transpose(1, 2), ~real.squeeze(1))
