@@ -28,6 +28,8 @@ class CausalTrunk(VLATrunk):
         image_encoder: one for all cameras; None = no image is read.
     """
 
+    sees = False
+
     def __init__(
         self,
         model: Model,

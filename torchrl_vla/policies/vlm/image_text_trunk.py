@@ -19,6 +19,8 @@ class ImageTextTrunk(VLATrunk):
     to one length. Make one with :func:`load_trunk`.
     """
 
+    sees = True
+
     def encode_prompt(self, tensordict: TensorDictBase) -> Prefix:
         """Encode images and instruction, in the precision that is set."""
         entries = self.rows.prompts(tensordict, self.device)

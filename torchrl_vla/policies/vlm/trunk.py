@@ -5,12 +5,15 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import ClassVar
 
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
 from torchrl_vla._internal.extras import import_extra
+from torchrl_vla.policies.encoders.image_features import ImageEncoder
 from torchrl_vla.policies.vlm.observations import Entries, ObservationRows
 from torchrl_vla.policies.vlm.prefix import LayerCache, Prefix
 from torchrl_vla.policies.vlm.processors import (
@@ -46,6 +49,11 @@ class VLATrunk(nn.Module, ABC):
             is too short.
     """
 
+    #: True = the model takes images itself.
+    sees: ClassVar[bool]
+    #: What sees in its place.
+    image_encoder: ImageEncoder | None
+
     def __init__(
         self,
         model: Model,
@@ -54,8 +62,12 @@ class VLATrunk(nn.Module, ABC):
         keys: ObservationKeys = ObservationKeys(),
     ) -> None:
         super().__init__()
+        if not config.num_images:
+            keys = replace(keys, image=None)
+        if config.state_dim is None:
+            keys = replace(keys, state=None)
         self.model, self.config, self.keys = model, config, keys
-        self.processor = processor
+        self.processor, self.image_encoder = processor, None
         self.rows = ObservationRows(config, keys, self.encode_text)
         self._decoder_arguments = set(
             inspect.signature(inspect.unwrap(model.get_decoder().forward)).parameters

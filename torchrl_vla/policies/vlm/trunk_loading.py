@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -87,13 +89,14 @@ def load_model(
     Raises:
         SchemaError: some are missing.
     """
-    model, report = auto_class.from_pretrained(
-        source,
-        dtype="float32",
-        attn_implementation=config.attention,
-        output_loading_info=True,
-        **(options or {}),
-    )
+    with quiet():
+        model, report = auto_class.from_pretrained(
+            source,
+            dtype="float32",
+            attn_implementation=config.attention,
+            output_loading_info=True,
+            **(options or {}),
+        )
     problems = {
         name: sorted(map(str, report[name]))[:5]
         for name in ("missing_keys", "mismatched_keys", "error_msgs")
@@ -167,6 +170,19 @@ def check_source(source: str | Path) -> tuple[str, dict[str, str]]:
         f"{str(source)!r}, which is none of them. Pass the folder that save_pretrained "
         "wrote."
     )
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Let ``transformers`` read or write without progress bars."""
+    logging = import_extra("transformers", "vlm", _CALLER).utils.logging
+    shows = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shows:
+            logging.enable_progress_bar()
 
 
 def _reading(
