@@ -120,3 +120,11 @@ def test_arguments_out_of_range_are_refused(change, match):
     options = {"chunk_size": 12, "num_basis": 6, "low": [-1.0], "high": [1.0]}
     with pytest.raises(ValueError, match=match):
         BEASTActionTokenizer(**options | change)
+
+
+def test_a_policy_in_bfloat16_does_not_round_it(tokenizer):
+    tokens = tokenizer.encode(CHUNKS)
+    expected = tokenizer.decode(tokens)
+    half = tokenizer_from_config(tokenizer.to_config()).bfloat16()
+    assert torch.equal(half.encode(CHUNKS), tokens)
+    assert torch.equal(half.decode(tokens), expected)

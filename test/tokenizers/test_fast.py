@@ -225,3 +225,11 @@ def test_arguments_out_of_range_are_refused(fitted):
 def test_chunks_may_come_one_by_one():
     one = FASTActionTokenizer.fit(iter(CHUNKS), vocab_size=200)
     assert one.bpe == FASTActionTokenizer.fit(CHUNKS, vocab_size=200).bpe
+
+
+def test_a_policy_in_bfloat16_does_not_round_it(fitted):
+    tokens = fitted.encode(CHUNKS)
+    expected = fitted.decode(tokens)
+    half = tokenizer_from_config(fitted.to_config()).bfloat16()
+    assert torch.equal(half.encode(CHUNKS), tokens)
+    assert torch.equal(half.decode(tokens), expected)

@@ -5,6 +5,7 @@ from torchrl_vla.tokenizers.beast import BEASTActionTokenizer
 from torchrl_vla.tokenizers.chunk_tokenizer import ChunkActionTokenizer
 from torchrl_vla.tokenizers.fast import FASTActionTokenizer
 from torchrl_vla.tokenizers.fast_grammar import FASTGrammar
+from torchrl_vla.tokenizers.flat import FlatActionTokenizer, as_chunk_tokenizer
 from torchrl_vla.tokenizers.openvla import OpenVLAActionTokenizer
 from torchrl_vla.tokenizers.token_grammar import PositionGrammar, TokenGrammar
 from torchrl_vla.tokenizers.tokenizer_registry import tokenizer_from_config
@@ -18,12 +19,14 @@ __all__ = [
     "ChunkActionTokenizer",
     "FASTActionTokenizer",
     "FASTGrammar",
+    "FlatActionTokenizer",
     "OpenVLAActionTokenizer",
     "PositionGrammar",
     "TokenGrammar",
     "TokenizerReport",
     "UniformActionTokenizer",
     "VocabTailActionTokenizer",
+    "as_chunk_tokenizer",
     "tokenizer_from_config",
     "tokenizer_report",
 ]

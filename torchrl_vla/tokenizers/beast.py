@@ -49,11 +49,6 @@ class BEASTActionTokenizer(ChunkActionTokenizer):
     Source: H. Zhou et al., arXiv:2506.06072 (BEAST).
     """
 
-    low: Tensor
-    high: Tensor
-    basis: Tensor
-    fitter: Tensor
-
     def __init__(
         self,
         *,
@@ -88,11 +83,10 @@ class BEASTActionTokenizer(ChunkActionTokenizer):
         self.num_basis = num_basis
         self.degree = degree
         self.num_bins = num_bins
-        basis = spline_basis(chunk_size, num_basis, degree)
-        self.register_buffer("low", bounds[0])
-        self.register_buffer("high", bounds[1])
-        self.register_buffer("basis", basis, persistent=False)
-        self.register_buffer("fitter", torch.linalg.pinv(basis), persistent=False)
+        # No buffers: a policy's bfloat16() must not round them.
+        self.low, self.high = bounds
+        self.basis = spline_basis(chunk_size, num_basis, degree)
+        self.fitter = torch.linalg.pinv(self.basis)
 
     @classmethod
     def fit(
@@ -169,12 +163,14 @@ class BEASTActionTokenizer(ChunkActionTokenizer):
 
     def control_points(self, chunks: Tensor) -> Tensor:
         """Return the least-squares control points, float64 ``[*B, num_basis, A]``."""
-        return self.fitter @ chunks.to(self.fitter.dtype)
+        fitter = self.fitter.to(chunks.device)
+        return fitter @ chunks.to(fitter.dtype)
 
     def encode(self, actions: Tensor) -> Tensor:
         """Turn chunks ``[*B, H, A]`` into tokens ``[*B, L]``."""
         self._check_chunks(actions)
-        share = (self.control_points(actions) - self.low) / (self.high - self.low)
+        low, high = (bound.to(actions.device) for bound in (self.low, self.high))
+        share = (self.control_points(actions) - low) / (high - low)
         levels = share.mul_(self.num_bins - 1).round_().clamp_(0, self.num_bins - 1)
         return levels.long().flatten(-2)
 
@@ -183,9 +179,10 @@ class BEASTActionTokenizer(ChunkActionTokenizer):
         self._check_sequences(tokens)
         self._check_tokens(tokens, 0, self.num_bins)
         levels = tokens.unflatten(-1, (self.num_basis, self.action_dim))
-        share = levels.to(self.basis.dtype) / (self.num_bins - 1)
-        points = self.low + share * (self.high - self.low)
-        return (self.basis @ points).to(torch.float32)
+        low, high = (bound.to(tokens.device) for bound in (self.low, self.high))
+        share = levels.to(low.dtype) / (self.num_bins - 1)
+        points = low + share * (high - low)
+        return (self.basis.to(tokens.device) @ points).to(torch.float32)
 
 
 def check_sizes(chunk_size: int, num_basis: int, degree: int) -> None:

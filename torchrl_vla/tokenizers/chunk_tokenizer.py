@@ -78,6 +78,25 @@ class ChunkActionTokenizer(ActionTokenizerBase):
             return torch.ones_like(tokens, dtype=torch.bool)
         return tokens != self.end_token
 
+    def counted(self, tokens: Tensor, steps: Tensor) -> Tensor:
+        """Return which tokens count where these steps of the chunk do.
+
+        A token counts if it is part of the action and moves a step that is not behind
+        the last one that counts. The others come later in the sequence, so that what
+        is left is the likelihood of the tokens that mattered.
+
+        Args:
+            tokens: int64 ``[*B, L]``.
+            steps: bool ``[*B, H]``, True = executed, or not padded.
+
+        Returns:
+            bool ``[*B, L]``.
+        """
+        place = torch.arange(1, steps.shape[-1] + 1, device=steps.device)
+        behind = (steps * place).amax(-1, keepdim=True)
+        first = self.first_steps.to(tokens.device)
+        return self.is_token(tokens) & (first < behind)
+
     def _check_chunks(self, actions: Tensor) -> None:
         if actions.shape[-2:] != (self.chunk_size, self.action_dim):
             raise TokenError(

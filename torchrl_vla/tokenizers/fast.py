@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -67,7 +67,6 @@ class FASTActionTokenizer(ChunkActionTokenizer):
     Source: K. Pertsch et al., arXiv:2501.09747 (FAST).
     """
 
-    basis: Tensor
     nearest: Tensor
 
     def __init__(
@@ -88,7 +87,6 @@ class FASTActionTokenizer(ChunkActionTokenizer):
         self.min_token = int(min_token)
         self.scale = float(scale)
         self.vocabulary = BytePairVocabulary(bpe)
-        self.register_buffer("basis", _dct_matrix(chunk_size), persistent=False)
         nearest = self.vocabulary.nearest_codes()
         self.register_buffer("nearest", nearest, persistent=False)
         merges = self.vocabulary.merges
@@ -120,7 +118,7 @@ class FASTActionTokenizer(ChunkActionTokenizer):
         check_positive_int(cls.__name__, "vocab_size", vocab_size)
         data = read_chunks("FASTActionTokenizer.fit", chunks)
         library = import_extra("tokenizers", _EXTRA, "FASTActionTokenizer.fit")
-        found = _coefficients(data, _dct_matrix(data.shape[1]), scale)
+        found = _coefficients(data, scale)
         low, high = int(found.min()), int(found.max())
         if high - low >= min(vocab_size, BytePairVocabulary.max_codes):
             raise TokenError(
@@ -273,7 +271,7 @@ class FASTActionTokenizer(ChunkActionTokenizer):
 
     def coefficients(self, chunks: Tensor) -> Tensor:
         """Return the rounded coefficients of chunks, int64 ``[*B, H, A]``."""
-        return _coefficients(chunks, self.basis, self.scale)
+        return _coefficients(chunks, self.scale)
 
     def encode(self, actions: Tensor) -> Tensor:
         """Turn chunks ``[*B, H, A]`` into tokens ``[*B, L]``."""
@@ -306,20 +304,26 @@ class FASTActionTokenizer(ChunkActionTokenizer):
             self._grammar.check(rows)  # names the position
             raise AssertionError("FASTActionTokenizer: malformed and well-formed.")
         shape = (*tokens.shape[:-1], self.chunk_size, self.action_dim)
-        found = (codes + self.min_token).view(shape).to(self.basis.dtype)
-        return (self.basis.T @ (found / self.scale)).to(torch.float32)
+        basis = _dct_matrix(self.chunk_size, tokens.device)
+        found = (codes + self.min_token).view(shape).to(basis.dtype)
+        return (basis.T @ (found / self.scale)).to(torch.float32)
 
 
-def _dct_matrix(size: int) -> Tensor:
-    """Return the orthonormal DCT-II as a matrix, float64 ``[k, n]``."""
-    step = torch.arange(size, dtype=torch.float64)
+@lru_cache(maxsize=16)
+def _dct_matrix(size: int, device: torch.device) -> Tensor:
+    """Return the orthonormal DCT-II as a matrix, float64 ``[k, n]``.
+
+    It is no buffer: a policy's ``bfloat16()`` must not round it.
+    """
+    step = torch.arange(size, dtype=torch.float64, device=device)
     angles = math.pi / size * torch.outer(step, step + 0.5)
     matrix = angles.cos() * math.sqrt(2 / size)
     matrix[0] /= math.sqrt(2)
     return matrix
 
 
-def _coefficients(chunks: Tensor, basis: Tensor, scale: float) -> Tensor:
+def _coefficients(chunks: Tensor, scale: float) -> Tensor:
+    basis = _dct_matrix(chunks.shape[-2], chunks.device)
     return (basis @ chunks.to(basis.dtype)).mul_(scale).round_().long()
 
 

@@ -50,11 +50,14 @@ class TokenGrammar(ABC):
     def is_end(self, state: Tensor) -> Tensor:
         """Return where nothing but end tokens is left, bool ``[N]``."""
 
-    def allowed_along(self, tokens: Tensor) -> Tensor:
-        """Return what was allowed at each place of sequences, bool ``[N, L, V]``.
+    def allowed_along(self, tokens: Tensor, *, finished: bool = False) -> Tensor:
+        """Return what was allowed at each place of sequences, bool ``[N, T, V]``.
 
         Args:
-            tokens: int64 ``[N, L]``, or the beginnings of sequences.
+            tokens: int64 ``[N, T]``, sequences without end tokens, or beginnings.
+
+        Keyword Args:
+            finished: True = refuse sequences that are not at their end.
 
         Raises:
             TokenError: a token was not allowed; names its place.
@@ -66,25 +69,26 @@ class TokenGrammar(ABC):
             self._check(allowed, token, place)
             masks.append(allowed)
             state = self.advance(state, token)
+        if finished:
+            self._check_end(state, tokens.shape[-1])
         return torch.stack(masks, 1)
 
     def check(self, tokens: Tensor) -> None:
         """Refuse sequences ``[N, L]`` that are malformed or end too early.
 
         Raises:
-            TokenError: names the place of the first wrong token of the first wrong row.
+            TokenError: names the place of the first wrong token.
         """
-        state = self.start(len(tokens), tokens.device)
-        for place, token in enumerate(tokens.unbind(-1)):
-            self._check(self.allowed(state), token, place)
-            state = self.advance(state, token)
+        self.allowed_along(tokens, finished=True)
+
+    def _check_end(self, state: Tensor, length: int) -> None:
         unfinished = ~self.is_end(state)
         if unfinished.any():
             row = int(unfinished.nonzero()[0, 0])
             raise TokenError(
                 f"{type(self).__name__}: expected a sequence that ends within "
-                f"{tokens.shape[-1]} tokens, got one that does not in row {row}. Keep "
-                "all tokens of a sequence."
+                f"{length} tokens, got one that does not in row {row}. Keep all tokens "
+                "of a sequence."
             )
 
     def _check(self, allowed: Tensor, token: Tensor, place: int) -> None:
