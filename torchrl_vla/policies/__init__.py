@@ -78,6 +78,11 @@ from torchrl_vla.policies.tiny.tiny_critic import TinyCritic
 from torchrl_vla.policies.tiny.tiny_denoising import TinyDiffusionVLA, TinyFlowVLA
 from torchrl_vla.policies.tiny.tiny_gaussian import StdConfig, TinyGaussianVLA
 from torchrl_vla.policies.tiny.tiny_vla import TinyTokenVLA, TinyVLA
+from torchrl_vla.policies.tokens.sequence_distribution import (
+    TokenDecoder,
+    TokenSequenceDistribution,
+)
+from torchrl_vla.policies.tokens.sequence_policy import TokenSequenceVLAWrapper
 from torchrl_vla.policies.tokens.token_distribution import TokenDistribution
 from torchrl_vla.policies.tokens.token_policy import TokenVLAWrapper
 from torchrl_vla.policies.tokens.token_sampling import TokenSampling
@@ -127,8 +132,11 @@ __all__ = [
     "TinyGaussianVLA",
     "TinyTokenVLA",
     "TinyVLA",
+    "TokenDecoder",
     "TokenDistribution",
     "TokenSampling",
+    "TokenSequenceDistribution",
+    "TokenSequenceVLAWrapper",
     "TokenStates",
     "TokenVLAWrapper",
     "TransformersImageEncoder",
