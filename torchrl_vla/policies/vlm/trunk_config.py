@@ -7,6 +7,7 @@ from typing import Literal, TypeAlias, get_args
 
 import torch
 
+from torchrl_vla.policies.vlm.adaptation import LoRAConfig
 from torchrl_vla.schema import check_positive_int
 
 #: Where the proprioceptive state goes: to the action head, behind the prompt as one
@@ -34,6 +35,11 @@ class TrunkConfig:
             heads need.
         precision: in which the trunk computes; its results, the heads and all
             log-probabilities are float32.
+        frozen: True = no weight of the model is trained, the image encoder of a
+            language model and its projection excepted.
+        lora: adapters that are trained in place of the model's weights.
+        checkpoints_layers: True = the backward pass computes each layer of the language
+            model again, which takes less memory and more time.
 
     Raises:
         ValueError: there is not one size for each image, the prompt has no place for
@@ -52,6 +58,9 @@ class TrunkConfig:
     text_length: int = 48
     attention: Attention = "sdpa"
     precision: Precision = "float32"
+    frozen: bool = False
+    lora: LoRAConfig | None = None
+    checkpoints_layers: bool = False
 
     def __post_init__(self) -> None:
         check_positive_int("TrunkConfig", "text_length", self.text_length)
