@@ -38,8 +38,8 @@ def save_adapter(folder: str | Path, policy: VLMPolicy) -> Path:
     if policy.trunk.config.lora is None and not policy.trunk.config.frozen:
         raise SchemaError(
             "save_adapter: expected a policy whose base is frozen, got one that trains "
-            "it: without the base's weights nothing could be read back. Build the trunk "
-            "with TrunkConfig(lora=LoRAConfig()), or use save_policy."
+            "it: without the base's weights nothing could be read back. Build the "
+            "trunk with TrunkConfig(lora=LoRAConfig()), or use save_policy."
         )
     folder = Path(folder)
     safetensors = import_extra("safetensors.torch", "vlm", "save_adapter")
@@ -88,9 +88,10 @@ def load_adapter(folder: str | Path, policy: VLMPolicy) -> VLMPolicy:
     }
     if different:
         raise SchemaError(
-            f"load_adapter: expected adapters and head of this {type(policy).__name__}, "
-            f"got those of a {stored['policy']} that differs at {sorted(different)[:5]}. "
-            "Build it with the same LoRAConfig, chunk_size and action_dim."
+            f"load_adapter: expected adapters and head of this "
+            f"{type(policy).__name__}, got those of a {stored['policy']} that differs "
+            f"at {sorted(different)[:5]}. Build it with the same LoRAConfig, "
+            "chunk_size and action_dim."
         )
     policy.load_state_dict(weights, strict=False)
     return policy

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
+from typing import get_args
 
 import torch
 
+from torchrl_vla._internal.option_names import Attention, Precision, StateInput
 from torchrl_vla.policies.vlm.adaptation import LoRAConfig
 from torchrl_vla.schema import check_positive_int
-
-#: Where the proprioceptive state goes: to the action head, behind the prompt as one
-#: projected token, or behind the prompt as the numbers of its bins, written out.
-StateInput: TypeAlias = Literal["head", "token", "text"]
-Attention: TypeAlias = Literal["sdpa", "eager"]
-Precision: TypeAlias = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +22,8 @@ class TrunkConfig:
         cameras: names of the cameras; None = one image without a name; ``()`` = no
             image is read.
         state_dim: ``S``; None = no state is read.
-        state: where the state goes.
+        state: where the state goes: to the action head, behind the prompt as one
+            projected token, or behind the prompt as the numbers of its bins.
         prompt: text around the instruction, with one ``{instruction}``.
         text_length: tokens kept for the text; longer prompts are refused. Every prompt
             is padded to it, so a row's numbers depend on no other row's text.
