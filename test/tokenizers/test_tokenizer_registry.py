@@ -75,7 +75,7 @@ class _ThisModule:
     "name", ["Missing", "no_module:Sign", "json:loads", "json:missing", "", None]
 )
 def test_a_class_that_is_no_tokenizer_raises(name):
-    message = r"one of \['OpenVLAActionTokenizer', 'UniformActionTokenizer', .* got '"
+    message = r"one of \['BEASTActionTokenizer', 'FASTActionTokenizer', .* got '"
     with pytest.raises(TokenError, match=message):
         tokenizer_from_config({"class": name})
 

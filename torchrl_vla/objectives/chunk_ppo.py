@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, Protocol, get_args
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
@@ -229,9 +229,9 @@ class ChunkPPOLoss(ClipPPOLoss):
         ):
             dist = self.actor_network.get_dist(tensordict)
             new = dist.element_log_probs(sample)
+            valid = self._valid(tensordict, dist, sample, new)
             entropy = dist.element_entropy() if self.entropy_bonus else None
         old = self._read_like(tensordict, keys.sample_log_prob, new)
-        valid = self._valid(tensordict, new)
         advantage = self._advantage(tensordict)
 
         log_ratio, weight = self._units(torch.where(valid, new - old, 0.0), valid)
@@ -265,18 +265,32 @@ class ChunkPPOLoss(ClipPPOLoss):
     def _units(self, elements: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         """Sum elements ``[N, H, A]`` per ratio; return the sums, and which count."""
         if self.granularity == "chunk":
-            return elements.sum((-2, -1)), valid.flatten(1).any(-1)
+            return elements.flatten(1).sum(-1), valid.flatten(1).any(-1)
         if self.granularity == "action":
+            if elements.ndim == 2:
+                raise SchemaError(
+                    "ChunkPPOLoss: expected granularity 'chunk' or 'token' for "
+                    f"sequences of tokens [N, L] = {list(elements.shape)}, got "
+                    "'action'. A token is not of one action."
+                )
             return elements.sum(-1), valid.any(-1)
         return elements, valid
 
-    def _valid(self, tensordict: TensorDictBase, new: Tensor) -> Tensor:
-        """Return the elements that were executed, bool ``[N, H, A]``."""
+    def _valid(
+        self,
+        tensordict: TensorDictBase,
+        dist: TokenSequences,
+        sample: Tensor,
+        new: Tensor,
+    ) -> Tensor:
+        """Return the elements that were executed, bool ``[N, H, A]`` or ``[N, L]``."""
         key = self.tensor_keys.executed
         executed = self._read(tensordict, key, "a mask of executed positions")
-        if executed.dtype != torch.bool or executed.shape != new.shape[:-1]:
+        is_sequence = new.ndim == 2
+        shape = dist.step_shape(new) if is_sequence else new.shape[:-1]
+        if executed.dtype != torch.bool or executed.shape != shape:
             raise SchemaError(
-                f"ChunkPPOLoss: expected bool {list(new.shape[:-1])} at {key!r} (True "
+                f"ChunkPPOLoss: expected bool {list(shape)} at {key!r} (True "
                 f"= executed), got {executed.dtype} {list(executed.shape)}. "
                 "select_decisions and MultiAction write it, for the policy's own "
                 "chunk_size."
@@ -286,7 +300,16 @@ class ChunkPPOLoss(ClipPPOLoss):
                 f"ChunkPPOLoss: expected an executed position at {key!r}, got False "
                 "everywhere. Nothing was executed, or the polarity is inverted."
             )
-        valid = executed.unsqueeze(-1).expand_as(new)
+        if not is_sequence:
+            valid = executed.unsqueeze(-1).expand_as(new)
+        elif self.tensor_keys.dim_pad_mask is None:
+            return dist.counted(sample, new, executed)
+        else:
+            raise SchemaError(
+                "ChunkPPOLoss: expected dim_pad_mask=None for sequences of tokens "
+                f"{list(new.shape)}, got {self.tensor_keys.dim_pad_mask!r}. A token is "
+                "not of one dimension."
+            )
         dims = read_dim_pad_mask(
             tensordict, self.tensor_keys.dim_pad_mask, new, "ChunkPPOLoss"
         )
@@ -329,6 +352,16 @@ class ChunkPPOLoss(ClipPPOLoss):
                 f"{sorted(map(str, tensordict.keys(True, True)))}."
             )
         return value
+
+
+class TokenSequences(Protocol):
+    """What a distribution of sequences ``[N, L]`` says of the chunk's steps."""
+
+    def step_shape(self, elements: Tensor) -> torch.Size:
+        """Return ``[N, H]``."""
+
+    def counted(self, choice: Tensor, elements: Tensor, steps: Tensor) -> Tensor:
+        """Return which elements count where these steps were executed, bool."""
 
 
 def _k3(log_ratio: Tensor, weight: Tensor) -> Tensor:

@@ -64,6 +64,10 @@ class ElementwiseCloningLoss(OptionalPadMask, LossModule):
     ) -> Tensor:
         """Return the loss of each element, ``[*B, H, A]``."""
 
+    def _as_elements(self, target: Tensor) -> Tensor:
+        """Return the target with a dimension for the steps and one for the rest."""
+        return target
+
     @property
     def in_keys(self) -> list[NestedKey]:
         """Keys that the loss reads."""
@@ -81,6 +85,7 @@ class ElementwiseCloningLoss(OptionalPadMask, LossModule):
         caller = type(self).__name__
         target = read_target(tensordict, self.tensor_keys.action, caller)
         self._check_target(target)
+        target = self._as_elements(target)
         valid = self._valid(tensordict, target)
         weight = read_sample_weights(
             tensordict, self.tensor_keys.weight, target, caller

@@ -36,7 +36,7 @@ def recompute_log_probs(
         :func:`torchrl_vla.testing.check_log_prob_consistency`.
 
     **Reads** the policy's ``in_keys`` and ``sample_key``. **Writes**
-    ``element_log_probs`` float ``[N, H, A]`` and ``log_probs`` float ``[N]``, without
+    ``element_log_probs`` float ``[N, H, A]`` (``[N, L]`` for tokens) and ``log_probs`` float ``[N]``, without
     a gradient.
 
     Args:
@@ -75,7 +75,7 @@ def recompute_log_probs(
     elements = torch.cat(parts)
     decisions.set(element_log_probs_key, elements)
     if log_probs_key is not None:
-        decisions.set(log_probs_key, elements.sum((-2, -1)))
+        decisions.set(log_probs_key, elements.flatten(1).sum(-1))
     return decisions
 
 

@@ -61,6 +61,11 @@ class OptionalPadMask(_LossModule):
         """
         keys, caller = self.tensor_keys, type(self).__name__
         target = read_target(tensordict, keys.action, caller)
+        counts = self._countable(tensordict, target)
+        if counts is not None:
+            if keys.weight is not None:
+                counts = counts * tensordict.get(keys.weight).unsqueeze(-1)
+            return counts.sum()
         counts = torch.ones_like(target, dtype=torch.float64)
         if keys.pad_mask is not None:
             counts = counts * ~tensordict.get(keys.pad_mask).unsqueeze(-1)
@@ -69,6 +74,10 @@ class OptionalPadMask(_LossModule):
         if keys.weight is not None:
             counts = counts * tensordict.get(keys.weight)[..., None, None]
         return counts.sum()
+
+    def _countable(self, tensordict: TensorDictBase, target: Tensor) -> Tensor | None:
+        """Return 1.0 where a token of sequences counts; None = it is a chunk."""
+        return None
 
 
 def read_target(tensordict: TensorDictBase, key: NestedKey, caller: str) -> Tensor:

@@ -10,8 +10,12 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
 from torchrl_vla.objectives.elementwise_cloning import ElementwiseCloningLoss
-from torchrl_vla.objectives.pad_masks import CloningKeys
-from torchrl_vla.schema import ACTION_TOKENS_KEY, SchemaError
+from torchrl_vla.objectives.pad_masks import CloningKeys, read_pad_mask
+from torchrl_vla.schema import (
+    ACTION_DIM_IS_PAD_KEY,
+    ACTION_TOKENS_KEY,
+    SchemaError,
+)
 
 
 class TokenBCLoss(ElementwiseCloningLoss):
@@ -24,12 +28,18 @@ class TokenBCLoss(ElementwiseCloningLoss):
         The loss calls the policy's ``token_log_probs`` and never its sampling, so the
         expert's tokens are the only ones in the batch.
 
-    **Reads** the policy's ``in_keys``, ``action_tokens`` int64 ``[*B, H, A]`` (the
-    expert's) and ``action_is_pad``; **writes** ``loss_bc``.
+    Sequences ``[*B, L]`` of a :class:`~torchrl_vla.tokenizers.ChunkActionTokenizer`
+    count token by token: end tokens do not, nor do tokens that move none but padded
+    steps. A mask of padded dimensions is refused, a token is not of one.
+
+    **Reads** the policy's ``in_keys``, ``action_tokens`` int64 ``[*B, H, A]`` or
+    ``[*B, L]`` (the expert's) and ``action_is_pad``; **writes** ``loss_bc``.
 
     Args:
         actor_network: policy whose ``token_log_probs(tensordict)`` returns the
-            log-probability ``[*B, H, A]`` of each of its ``action_tokens``.
+            log-probability ``[*B, H, A]`` of each of its ``action_tokens``; one of
+            sequences besides has ``counted_tokens(tokens, steps)`` and
+            ``chunk_size``.
 
     Examples:
         >>> import torch
@@ -64,6 +74,7 @@ class TokenBCLoss(ElementwiseCloningLoss):
                 f"'actor_network', got {type(actor_network).__name__}. Use BCLoss for "
                 "a policy that writes continuous actions."
             )
+        self._of_sequences = getattr(actor_network, "counted_tokens", None) is not None
         self.convert_to_functional(actor_network, "actor_network")
 
     def _check_target(self, target: Tensor) -> None:
@@ -80,4 +91,36 @@ class TokenBCLoss(ElementwiseCloningLoss):
         valid: Tensor,
         weight: Tensor | None,
     ) -> Tensor:
-        return -self.actor_network.token_log_probs(tensordict)
+        log_probs = self.actor_network.token_log_probs(tensordict)
+        return -log_probs.view(target.shape)
+
+    def _as_elements(self, target: Tensor) -> Tensor:
+        return target.unsqueeze(-1) if self._of_sequences else target
+
+    def _valid(self, tensordict: TensorDictBase, target: Tensor) -> Tensor:
+        if not self._of_sequences:
+            return super()._valid(tensordict, target)
+        return self._counted(tensordict, target.squeeze(-1)).unsqueeze(-1)
+
+    def _countable(self, tensordict: TensorDictBase, target: Tensor) -> Tensor | None:
+        if not self._of_sequences:
+            return None
+        return self._counted(tensordict, target).to(torch.float64)
+
+    def _counted(self, tensordict: TensorDictBase, sequences: Tensor) -> Tensor:
+        """Return which tokens ``[*B, L]`` count, bool."""
+        keys, actor = self.tensor_keys, self.actor_network
+        shape = (*sequences.shape[:-1], actor.chunk_size)
+        steps = torch.ones(shape, dtype=torch.bool, device=sequences.device)
+        if keys.pad_mask is not None:
+            chunk = steps.unsqueeze(-1)
+            steps = ~read_pad_mask(tensordict, keys.pad_mask, chunk, "TokenBCLoss")
+        dims = keys.dim_pad_mask
+        if dims is not None or tensordict.get(ACTION_DIM_IS_PAD_KEY, None) is not None:
+            raise SchemaError(
+                f"TokenBCLoss: expected no padded dimensions for sequences "
+                f"{list(sequences.shape)} at {keys.action!r}, got "
+                f"{dims or ACTION_DIM_IS_PAD_KEY!r}. A token is not of one dimension: "
+                "train on one robot, or with a tokenizer of bins."
+            )
+        return actor.counted_tokens(sequences, steps)

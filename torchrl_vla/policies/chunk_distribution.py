@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from tensordict import NestedKey, TensorDictBase
@@ -33,6 +33,8 @@ class ChunkDistribution(Distribution, ABC):
     """
 
     arg_constraints: dict[str, Any] = {}
+    #: Dimensions of the elements behind the batch: 2 for ``[H, A]``, 1 for tokens.
+    element_dims: ClassVar[int] = 2
     _executed: Tensor | None = None
     _known: Tensor | None = None
     _refusal: str | None = None
@@ -89,7 +91,7 @@ class ChunkDistribution(Distribution, ABC):
         """
         if self._refusal is not None:
             raise SchemaError(f"{type(self).__name__}: {self._refusal}")
-        return self._sum(self.element_log_probs(choice), self._known)
+        return self._sum(self.element_log_probs(choice), self._known, choice)
 
     def restrict(
         self, tensordict: TensorDictBase, element_log_probs_key: NestedKey
@@ -126,16 +128,36 @@ class ChunkDistribution(Distribution, ABC):
                 f"expected the terms [*B, H, A] at {element_log_probs_key!r} beside "
                 f"('next', {IS_EXECUTED_KEY!r}), got none. Keep what the policy wrote."
             )
-        if executed is not None:
-            self._executed = executed.unsqueeze(-1)
+        self._executed = executed
         return self
 
-    def _sum(self, elements: Tensor, otherwise: Tensor | None = None) -> Tensor:
+    def step_shape(self, elements: Tensor) -> torch.Size:
+        """Return the shape ``[*B, H]`` of a mask of steps for these elements."""
+        return elements.shape[:-1]
+
+    def counted(self, choice: Tensor, elements: Tensor, steps: Tensor) -> Tensor:
+        """Return which elements count where these steps were executed, bool.
+
+        Args:
+            choice: what was drawn.
+            elements: terms of its log-probability.
+            steps: bool ``[*B, H]``, True = executed.
+        """
+        return steps.unsqueeze(-1).expand_as(elements)
+
+    def _sum(
+        self,
+        elements: Tensor,
+        otherwise: Tensor | None = None,
+        choice: Tensor | None = None,
+    ) -> Tensor:
         """Sum the elements; positions that were not executed count otherwise."""
         if self._executed is not None:
             rest = elements.new_zeros(()) if otherwise is None else otherwise
-            elements = torch.where(self._executed, elements, rest)
-        return sum_elements(elements)
+            of = elements if choice is None else choice
+            counted = self.counted(of, elements, self._executed)
+            elements = torch.where(counted, elements, rest)
+        return sum_elements(elements, self.element_dims)
 
     def _check_sample(self, choice: Tensor, dtype: torch.dtype) -> None:
         """Refuse what would be broadcast; leading sample dimensions are welcome."""
@@ -150,9 +172,13 @@ class ChunkDistribution(Distribution, ABC):
             )
 
 
-def sum_elements(elements: Tensor) -> Tensor:
+def sum_elements(elements: Tensor, dims: int = 2) -> Tensor:
     """Sum ``[*B, H, A]`` to ``[*B]`` so that a row's bits do not depend on its batch.
 
     PyTorch adds in another order where the memory is laid out in another way.
+
+    Args:
+        elements: the terms.
+        dims: how many dimensions at the end are summed; 1 for tokens ``[*B, L]``.
     """
-    return elements.contiguous().sum((-2, -1))
+    return elements.contiguous().flatten(-dims).sum(-1)

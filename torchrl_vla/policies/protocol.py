@@ -38,6 +38,7 @@ from torchrl_vla.policies.policy_folder import read_policy
 from torchrl_vla.policies.readable_weights import uncompiled
 from torchrl_vla.policies.tiny.tiny_critic import TinyCritic
 from torchrl_vla.policies.vla_policy import ContinuousVLAWrapper, VLAWrapperBase
+from torchrl_vla.policies.vlm.vlm_folder import is_vlm_folder, read_vlm_policy
 from torchrl_vla.schema import (
     ROBOT_SPACE,
     ArgumentTypeError,
@@ -271,6 +272,8 @@ def load_policy(folder: Path | str) -> VLAWrapperBase:
         SchemaError: its class is not there, or its weights do not fit.
     """
     folder = Path(folder).expanduser()
+    if is_vlm_folder(folder):
+        return read_vlm_policy(folder)
     if is_lerobot_folder(folder):
         return read_lerobot_folder(folder).eval()
     return as_policy(read_policy(folder)).eval()

@@ -144,7 +144,7 @@ class StochasticVLAWrapper(VLAWrapperBase):
 
     def log_prob(self, tensordict: TensorDictBase) -> Tensor:
         """Return the log-probability ``[*B]`` of the sample in the tensordict."""
-        return sum_elements(self.element_log_probs(tensordict))
+        return self._total(self.element_log_probs(tensordict), tensordict)
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write a sample, its log-probability and the chunk."""
@@ -154,8 +154,12 @@ class StochasticVLAWrapper(VLAWrapperBase):
         elements = dist.element_log_probs(chosen)
         tensordict.set(self.sample_key, chosen)
         tensordict.set(self.element_log_probs_key, elements)
-        tensordict.set(self.log_probs_key, sum_elements(elements))
+        tensordict.set(self.log_probs_key, self._total(elements, tensordict))
         return tensordict.set(self.chunk_key, self.decode(choice))
+
+    @staticmethod
+    def _total(elements: Tensor, tensordict: TensorDictBase) -> Tensor:
+        return sum_elements(elements, elements.ndim - tensordict.ndim)
 
     def _choose(self, dist: ChunkDistribution, noise_seeds: Tensor | None) -> Tensor:
         if interaction_type() != InteractionType.RANDOM:

@@ -13,7 +13,11 @@ from torchrl.envs import Compose, Transform
 from typing_extensions import Self
 
 from torchrl_vla._internal.torchrl_spellings import torchrl_spellings
-from torchrl_vla.policies.policy_folder import read_policy, write_policy
+from torchrl_vla.policies.policy_folder import (
+    check_writable,
+    read_policy,
+    write_policy,
+)
 from torchrl_vla.schema import (
     ACTION_CHUNK_KEY,
     ObservationKeys,
@@ -144,6 +148,14 @@ class VLAWrapperBase(TensorDictModuleBase, ABC):
             SchemaError: it could not be read back; nothing is written then.
         """
         write_policy(folder, self)
+
+    def check_writable(self) -> None:
+        """Refuse what :meth:`to_folder` could not write.
+
+        Raises:
+            SchemaError: says why.
+        """
+        check_writable(self)
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> Self:

@@ -130,7 +130,7 @@ def check_log_prob_consistency(
         else:
             holds = not report.n_different
         if not holds:
-            largest = torch.maximum(shift.abs(), element_shift.abs().amax((-2, -1)))
+            largest = torch.maximum(shift.abs(), element_shift.abs().flatten(1).amax(1))
             cause = _cause(policy, decisions, largest, different)
             raise AssertionError(
                 f"{type(policy).__name__}: expected unchanged weights to give ratio 1, "

@@ -221,16 +221,20 @@ def _check_elements(
 ) -> None:
     total, elements = answer.get(key), answer.get(element_key)
     shape = (*answer.batch_size, policy.chunk_size, policy.action_dim)
+    sample = answer.get(policy.sample_key)
+    if not sample.is_floating_point() and sample.ndim == answer.ndim + 1:
+        shape = tuple(sample.shape)  # a sequence of tokens has a term for each
     if elements.shape != shape or total.shape != answer.batch_size:
         raise AssertionError(
             f"{name}: expected log-probs {list(answer.batch_size)} at {key!r} and "
             f"their terms {list(shape)} at {element_key!r}, got {list(total.shape)} "
             f"and {list(elements.shape)}."
         )
-    if not torch.allclose(elements.sum((-2, -1)), total, rtol=1e-4, atol=1e-4):
+    summed = elements.flatten(1).sum(-1)
+    if not torch.allclose(summed, total, rtol=1e-4, atol=1e-4):
         raise AssertionError(
             f"{name}: expected {key!r} to be the sum of {element_key!r} over H and A, "
-            f"got a difference of {(elements.sum((-2, -1)) - total).abs().max():g}."
+            f"got a difference of {(summed - total).abs().max():g}."
         )
 
 

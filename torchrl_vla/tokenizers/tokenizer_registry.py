@@ -7,11 +7,15 @@ from importlib import import_module
 
 from torchrl_vla.schema import TokenError
 from torchrl_vla.tokenizers.action_tokenizer import ActionTokenizerBase
+from torchrl_vla.tokenizers.beast import BEASTActionTokenizer
+from torchrl_vla.tokenizers.fast import FASTActionTokenizer
 from torchrl_vla.tokenizers.openvla import OpenVLAActionTokenizer
 from torchrl_vla.tokenizers.uniform import UniformActionTokenizer
 from torchrl_vla.tokenizers.vocab_tail import VocabTailActionTokenizer
 
 _CLASSES: dict[str, type[ActionTokenizerBase]] = {
+    "BEASTActionTokenizer": BEASTActionTokenizer,
+    "FASTActionTokenizer": FASTActionTokenizer,
     "OpenVLAActionTokenizer": OpenVLAActionTokenizer,
     "UniformActionTokenizer": UniformActionTokenizer,
     "VocabTailActionTokenizer": VocabTailActionTokenizer,

@@ -8,8 +8,13 @@ from torchrl.data import Categorical, Composite
 from torchrl.envs import Transform
 
 from torchrl_vla._internal.torchrl_spellings import torchrl_spellings
-from torchrl_vla.schema import ACTION_KEY, ACTION_TOKENS_KEY, MissingKeyError
-from torchrl_vla.tokenizers import ActionTokenizerBase
+from torchrl_vla.schema import (
+    ACTION_IS_PAD_KEY,
+    ACTION_KEY,
+    ACTION_TOKENS_KEY,
+    MissingKeyError,
+)
+from torchrl_vla.tokenizers import ActionTokenizerBase, ChunkActionTokenizer
 from torchrl_vla.transforms.placement import acts_in_environment
 
 
@@ -29,9 +34,14 @@ class ActionTokenizerTransform(Transform):
     stand for; the action spec is that of the tokens. One tokenizer on both sides is
     what makes training and acting agree.
 
+    A :class:`~torchrl_vla.tokenizers.ChunkActionTokenizer` makes a sequence of the
+    whole chunk. Steps that are padded are filled with the last valid action before, so
+    that what lies under the padding reaches no token.
+
     **Reads** ``action`` float ``[*B, A]`` or a chunk ``[*B, H, A]``, in the space that
-    the tokenizer was built for, and **writes** ``action_tokens`` int64 of the same
-    shape. In an environment it reads ``action_tokens`` and writes ``action``.
+    the tokenizer was built for, and, for sequences, where it is, ``action_is_pad`` bool
+    ``[*B, H]``; **writes** ``action_tokens`` int64 of the same shape, or sequences
+    ``[*B, L]``. In an environment it reads ``action_tokens`` and writes ``action``.
 
     Args:
         tokenizer: the code.
@@ -84,6 +94,10 @@ class ActionTokenizerTransform(Transform):
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Encode the actions of sampled data."""
         action = self._get(tensordict, self.in_key, "an action to encode")
+        pad = tensordict.get(ACTION_IS_PAD_KEY, None)
+        match self.tokenizer:
+            case ChunkActionTokenizer() if pad is not None:
+                action = _hold(action, pad)
         tensordict = tensordict.copy()  # buffer[:] hands out the storage itself
         return tensordict.set(self.out_key, self.tokenizer.encode(action))
 
@@ -121,7 +135,11 @@ class ActionTokenizerTransform(Transform):
         leaf = actions[in_key]
         # A dynamic size (-1, the chunk of MultiAction) cannot be constructed, only
         # expanded to.
-        sizes = [max(size, 1) for size in leaf.shape]
+        shape = leaf.shape
+        match self.tokenizer:
+            case ChunkActionTokenizer():
+                shape = torch.Size((*shape[:-2], self.tokenizer.sequence_length))
+        sizes = [max(size, 1) for size in shape]
         tokens = Categorical(
             self.tokenizer.vocab_size,
             shape=sizes,
@@ -130,9 +148,16 @@ class ActionTokenizerTransform(Transform):
         )
         if in_key != out_key:
             del actions[in_key]
-        actions[out_key] = tokens if -1 not in leaf.shape else tokens.expand(leaf.shape)
+        actions[out_key] = tokens if -1 not in shape else tokens.expand(shape)
         input_spec["full_action_spec"] = actions
         return input_spec
 
     def __repr__(self) -> str:
         return f"ActionTokenizerTransform({self.in_key!r} -> {self.out_key!r})"
+
+
+def _hold(chunk: torch.Tensor, pad: torch.Tensor) -> torch.Tensor:
+    """Fill padded steps of chunks ``[*B, H, A]`` with the last valid action before."""
+    place = torch.arange(pad.shape[-1], device=pad.device)
+    last = torch.where(pad, 0, place).cummax(-1).values
+    return chunk.take_along_dim(last.unsqueeze(-1), -2)

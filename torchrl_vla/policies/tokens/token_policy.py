@@ -123,12 +123,7 @@ class TokenVLAWrapper(StochasticVLAWrapper):
             return self.action_tokenizer.decode(sample)
 
     def _choose(self, dist: ChunkDistribution, noise_seeds: Tensor | None) -> Tensor:
-        kind = interaction_type()
-        if kind in (InteractionType.MEAN, InteractionType.MEDIAN):
-            raise ValueError(
-                f"{type(self).__name__}: expected interaction type RANDOM, MODE or "
-                f"DETERMINISTIC, got {kind.name}. Tokens have no mean: use MODE."
-            )
+        check_interaction(type(self).__name__)
         return super()._choose(dist, noise_seeds)
 
     def _mask(self, allowed_tokens: Tensor | None) -> Tensor | None:
@@ -151,3 +146,17 @@ class TokenVLAWrapper(StochasticVLAWrapper):
                 "at argument 'allowed_tokens', got a row that allows none."
             )
         return allowed_tokens
+
+
+def check_interaction(caller: str) -> None:
+    """Refuse to take a mean of tokens.
+
+    Raises:
+        ValueError: the interaction type asks for a mean or median.
+    """
+    kind = interaction_type()
+    if kind in (InteractionType.MEAN, InteractionType.MEDIAN):
+        raise ValueError(
+            f"{caller}: expected interaction type RANDOM, MODE or DETERMINISTIC, got "
+            f"{kind.name}. Tokens have no mean: use MODE."
+        )

@@ -11,7 +11,6 @@ from torchrl_vla.execution import MultiStepActorWrapper
 from torchrl_vla.policies import (
     StochasticVLAWrapper,
     VLAWrapperBase,
-    check_writable,
     make_critic,
     make_critic_for,
 )
@@ -79,7 +78,7 @@ def check_finetunable(
             "requires_grad is False everywhere. Unfreeze some of them."
         )
     if policy.folder_format is None:
-        check_writable(policy)
+        policy.check_writable()
 
 
 def make_executor(
