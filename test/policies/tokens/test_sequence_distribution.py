@@ -85,7 +85,9 @@ def test_seeded_samples_do_not_depend_on_the_batch():
     together = policy.get_dist(data).sample_with_seeds(seeds)
     for row in range(9):
         alone = policy.get_dist(data[row : row + 1])
-        assert torch.equal(alone.sample_with_seeds(seeds[row : row + 1])[0], together[row])
+        assert torch.equal(
+            alone.sample_with_seeds(seeds[row : row + 1])[0], together[row]
+        )
 
 
 def test_the_mode_takes_the_likeliest_token_each_time():

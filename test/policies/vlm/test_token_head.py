@@ -41,8 +41,10 @@ def sampled(policy, n=5):
         return policy(make_observations(n))
 
 
-@pytest.mark.parametrize("tokenizer", TOKENIZERS)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "tokenizer"),
+    [*((kind, "fast") for kind in KINDS), ("smolvlm", "beast"), ("smolvlm", "bins")],
+)
 def test_the_contract_of_a_policy_holds(kind, tokenizer):
     torch.manual_seed(3)
     check_policy(make(kind, tokenizer), make_observations(3))
