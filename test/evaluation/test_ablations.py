@@ -10,10 +10,17 @@ from torchrl_vla.envs import TabletopEnv, ToyVLAEnv
 from torchrl_vla.evaluation.ablations import (
     blank_images,
     make_ablation,
+    reword_instructions,
     shuffle_instructions,
     zero_state,
 )
-from torchrl_vla.schema import InstructionTable, MissingKeyError
+from torchrl_vla.policies import BackboneConfig, TinyVLA
+from torchrl_vla.schema import (
+    InstructionTable,
+    MissingKeyError,
+    UnknownInstructionError,
+    Wordings,
+)
 
 TABLE = InstructionTable(["red", "green", "blue"])
 
@@ -105,3 +112,38 @@ def test_an_ablation_that_would_change_nothing_is_refused(name, message):
     env = TransformedEnv(ToyVLAEnv(action_dim=2, state_dim=4, seed=0), blind)
     with pytest.raises(ValueError, match=message):
         make_ablation(name, echo("episode_seed"), env)
+
+
+WORDINGS = Wordings({"red": ["crimson", "ruby"], "green": ["jade"], "blue": ["azure"]})
+
+
+def test_the_reworded_instruction_follows_from_the_episodes_seed():
+    ablated = reword_instructions(echo("language_instruction"), WORDINGS)
+    data = observation(list(range(64)))
+    first = ablated(data.clone())
+    texts = WORDINGS.table.decode(first["action"])
+    assert set(texts) == {"crimson", "ruby"}
+    assert torch.equal(first["language_instruction"], data["language_instruction"])
+    backwards = ablated(data[range(63, -1, -1)].clone())["action"]
+    assert torch.equal(backwards.flip(0), first["action"])
+
+
+def test_the_policy_learns_the_texts_of_the_wordings():
+    backbone = BackboneConfig(state_dim=2, cameras=(), hidden=8)
+    policy = TinyVLA(action_dim=1, chunk_size=1, backbone=backbone, instructions=TABLE)
+    data = observation([1, 2]).contiguous()
+    before = policy(data.clone())["action_chunk"]
+    reworded = reword_instructions(policy, WORDINGS)(data.clone())
+    assert set(WORDINGS.table) <= set(policy.instructions)
+    assert not torch.equal(reworded["action_chunk"], before)
+    assert torch.equal(policy(data)["action_chunk"], before)
+
+
+def test_wordings_belong_to_the_reworded_instruction_and_cover_the_environment():
+    env = TabletopEnv(2, image_size=16, tasks=("reach",))
+    with pytest.raises(ValueError, match="--wordings FILE"):
+        make_ablation("reworded-instruction", env.make_expert(), env)
+    with pytest.raises(ValueError, match="with no other"):
+        make_ablation("zero-state", env.make_expert(), env, WORDINGS)
+    with pytest.raises(UnknownInstructionError, match="reach the blue block"):
+        make_ablation("reworded-instruction", env.make_expert(), env, WORDINGS)

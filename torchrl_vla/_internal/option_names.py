@@ -18,7 +18,9 @@ Labels = Literal["refuse", "clamp"]
 Granularity = Literal["chunk", "action", "token"]
 
 #: The input ablations that ``make_ablation`` knows.
-AblationName = Literal["shuffled-instruction", "blank-images", "zero-state"]
+AblationName = Literal[
+    "shuffled-instruction", "reworded-instruction", "blank-images", "zero-state"
+]
 
 #: What a decision earns: 1 in success, or what the environment pays.
 Reward = Literal["success", "environment"]
@@ -26,3 +28,8 @@ Reward = Literal["success", "environment"]
 #: What a tiny policy's head emits. All but ``"regression"`` have log-probabilities, so
 #: that reinforcement learning can train them.
 Head = Literal["regression", "tokens", "gaussian", "flow", "diffusion"]
+
+#: What happens to an image of another size than an encoder takes: it is refused,
+#: resized (its shape changes), padded after resizing, or cropped around its centre
+#: after resizing.
+Resize = Literal["refuse", "stretch", "pad", "crop"]

@@ -57,7 +57,10 @@ class Evaluate:
     apart from the rate, or is raised and ends the evaluation."""
     ablate: AblationName | None = None
     """Evaluate once more on the same seeds with this input taken away from the policy,
-    and compare."""
+    or with the instruction in other words (--wordings), and compare."""
+    wordings: Path | None = None
+    """JSON file of wordings, {"instruction": ["wording", ...]}, for `--ablate
+    reworded-instruction`: each episode's instruction in other words."""
     json: Path | None = None
     """File that receives every episode's record and what is needed to repeat it. With
     --ablate a second file, with the ablation's name before the ending, receives that
@@ -68,6 +71,11 @@ class Evaluate:
 
     def run(self) -> None:
         """Evaluate, print the table, and write the files that were asked for."""
+        if self.wordings is not None and self.ablate != "reworded-instruction":
+            raise OptionError(
+                "evaluate: expected --ablate reworded-instruction with --wordings, got "
+                f"{self.ablate}. The wordings would have no effect."
+            )
         num_envs = min(self.env.num_envs, self.episodes)
         device = None
         if self.device and library.runs_on_device_of_environment(self.policy):
@@ -126,7 +134,10 @@ class Evaluate:
         self, executor: TensorDictModuleBase, env: EnvBase
     ) -> TensorDictModuleBase:
         try:
-            return library.make_ablation(str(self.ablate), executor, env)
+            wordings = None
+            if self.wordings is not None:
+                wordings = library.Wordings.from_json(self.wordings)
+            return library.make_ablation(str(self.ablate), executor, env, wordings)
         except ValueError as error:
             raise OptionError(f"--ablate: {error}") from error
 

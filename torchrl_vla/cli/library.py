@@ -10,7 +10,12 @@ from torchrl_vla._internal.lazy_package import lazy_names
 if TYPE_CHECKING:
     from torch import cat, manual_seed
 
-    from torchrl_vla.data import clamp_labels, collect, write_lerobot
+    from torchrl_vla.data import (
+        clamp_labels,
+        collect,
+        reword_demonstrations,
+        write_lerobot,
+    )
     from torchrl_vla.data.demonstrations import check_folder_is_free
     from torchrl_vla.data.lerobot_writer.lerobot_writer import check_writer_extras
     from torchrl_vla.diagnosis import (
@@ -30,6 +35,7 @@ if TYPE_CHECKING:
         make_ablation,
         write_video,
     )
+    from torchrl_vla.policies import make_image_encoder, make_text_encoder
     from torchrl_vla.policies.lerobot import KINDS
     from torchrl_vla.recipes.dataset_opening import Demonstrations
     from torchrl_vla.recipes.devices import on_device, parse_device
@@ -42,6 +48,7 @@ if TYPE_CHECKING:
         check_training_folder,
         finish_training,
     )
+    from torchrl_vla.schema import Wordings
 
 _MODULES = {
     "torch": (
@@ -51,6 +58,7 @@ _MODULES = {
     "torchrl_vla.data": (
         "clamp_labels",
         "collect",
+        "reword_demonstrations",
         "write_lerobot",
     ),
     "torchrl_vla.data.demonstrations": ("check_folder_is_free",),
@@ -72,6 +80,7 @@ _MODULES = {
         "make_ablation",
         "write_video",
     ),
+    "torchrl_vla.policies": ("make_image_encoder", "make_text_encoder"),
     "torchrl_vla.policies.lerobot": ("KINDS",),
     "torchrl_vla.recipes.dataset_opening": ("Demonstrations",),
     "torchrl_vla.recipes.devices": (
@@ -87,6 +96,7 @@ _MODULES = {
         "check_training_folder",
         "finish_training",
     ),
+    "torchrl_vla.schema": ("Wordings",),
 }
 
 __all__ = [
@@ -96,6 +106,7 @@ __all__ = [
     "EvaluationResult",
     "Recorder",
     "RenderingError",
+    "Wordings",
     "cat",
     "check_folder_is_free",
     "check_training_folder",
@@ -111,10 +122,13 @@ __all__ = [
     "inspect_path",
     "load_any_executor",
     "make_ablation",
+    "make_image_encoder",
     "make_own_policy",
+    "make_text_encoder",
     "manual_seed",
     "on_device",
     "parse_device",
+    "reword_demonstrations",
     "runs_on_device_of_environment",
     "write_inspection",
     "write_lerobot",

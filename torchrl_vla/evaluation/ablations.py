@@ -12,6 +12,7 @@ from typing import get_args
 import torch
 from tensordict import NestedKey, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
+from torch import Tensor
 from torchrl.envs import EnvBase
 
 from torchrl_vla._internal.option_names import AblationName as AblationName
@@ -23,10 +24,11 @@ from torchrl_vla.schema import (
     STATE_KEY,
     InstructionTable,
     MissingKeyError,
+    Wordings,
 )
 
-#: Separates the shuffled instructions from other numbers made of an episode's seed.
-_SHUFFLE = 2
+#: Separate the instructions from other numbers made of an episode's seed.
+_SHUFFLE, _REWORD = 2, 3
 
 
 class EditedObservation(TensorDictModuleBase):
@@ -95,16 +97,39 @@ def shuffle_instructions(
     ids = table.ids
 
     def edit(tensordict: TensorDictBase) -> None:
-        seeds = tensordict.get(EPISODE_SEED_KEY, None)
-        if seeds is None:
-            raise MissingKeyError(
-                f"shuffle_instructions: expected int64 seeds at {EPISODE_SEED_KEY!r}, "
-                f"got keys {sorted(map(str, tensordict.keys()))}. Use an environment "
-                "that writes the seed of its episode."
-            )
-        numbers = uniforms(hash_numbers(_SHUFFLE, seeds.reshape(-1)), 1)
-        drawn = (numbers * len(ids)).long().reshape(seeds.shape)
-        tensordict.set(INSTRUCTION_KEY, ids.to(seeds.device)[drawn])
+        numbers = _numbers("shuffle_instructions", tensordict, _SHUFFLE)
+        drawn = (numbers * len(ids)).long()
+        tensordict.set(INSTRUCTION_KEY, ids.to(drawn.device)[drawn])
+
+    return EditedObservation(policy, edit, (EPISODE_SEED_KEY, INSTRUCTION_KEY))
+
+
+def reword_instructions(
+    policy: TensorDictModuleBase, wordings: Wordings
+) -> EditedObservation:
+    """Give the policy the same instruction in other words, one wording per episode.
+
+    The wording is a function of the episode's seed, so two policies meet the same ones.
+    The wordings are added to the policy's table of instructions. **Reads**
+    ``episode_seed`` int64 ``[*B]`` and ``language_instruction`` int64 ids ``[*B]``.
+
+    Args:
+        policy: observation to ``action``; a chunk policy inside its executor.
+        wordings: of every instruction that is met.
+
+    Raises:
+        MissingKeyError: the environment does not write ``episode_seed``.
+        UnknownInstructionError: an instruction has no wordings.
+    """
+    for module in policy.modules():
+        match module:
+            case object(instructions=InstructionTable() as table):
+                module.instructions = InstructionTable([*table, *wordings.table])
+
+    def edit(tensordict: TensorDictBase) -> None:
+        numbers = _numbers("reword_instructions", tensordict, _REWORD)
+        drawn = wordings.draw(tensordict.get(INSTRUCTION_KEY), numbers)
+        tensordict.set(INSTRUCTION_KEY, drawn)
 
     return EditedObservation(policy, edit, (EPISODE_SEED_KEY, INSTRUCTION_KEY))
 
@@ -120,7 +145,10 @@ def zero_state(policy: TensorDictModuleBase) -> EditedObservation:
 
 
 def make_ablation(
-    name: AblationName | str, policy: TensorDictModuleBase, env: EnvBase
+    name: AblationName | str,
+    policy: TensorDictModuleBase,
+    env: EnvBase,
+    wordings: Wordings | None = None,
 ) -> EditedObservation:
     """Take one input away from a policy, by name, if the environment has it.
 
@@ -128,11 +156,14 @@ def make_ablation(
     success rate depends on that input.
 
     Args:
-        name: ``"shuffled-instruction"``, ``"blank-images"`` or ``"zero-state"``.
+        name: ``"shuffled-instruction"``, ``"reworded-instruction"``,
+            ``"blank-images"`` or ``"zero-state"``.
         policy: observation to ``action``; a chunk policy inside its executor.
         env: where it will be evaluated.
+        wordings: of the environment's instructions, for ``"reworded-instruction"``.
 
     Raises:
+        UnknownInstructionError: an instruction of the environment has no wordings.
         ValueError: there is no such ablation, or it would change nothing here: there
             is a single instruction, or there are no images.
 
@@ -145,6 +176,15 @@ def make_ablation(
         raise ValueError(
             f"make_ablation: expected one of {get_args(AblationName)}, got {name!r}."
         )
+    if (name == "reworded-instruction") != (wordings is not None):
+        raise ValueError(
+            "make_ablation: expected wordings with 'reworded-instruction' and with no "
+            f"other, got {wordings} with {name!r}. Pass Wordings.from_json(path), in "
+            "the command --wordings FILE."
+        )
+    if wordings is not None:
+        wordings.check_covers("make_ablation", env.instructions)
+        return reword_instructions(policy, wordings)
     if name == "shuffled-instruction":
         table = getattr(env, "instructions", None)
         if table is None or len(table) < 2:
@@ -163,6 +203,19 @@ def make_ablation(
             "ablation."
         )
     return _zeroed(policy, key)
+
+
+def _numbers(caller: str, tensordict: TensorDictBase, purpose: int) -> Tensor:
+    """Return a uniform number per environment that holds for the episode."""
+    seeds = tensordict.get(EPISODE_SEED_KEY, None)
+    if seeds is None:
+        raise MissingKeyError(
+            f"{caller}: expected int64 seeds at {EPISODE_SEED_KEY!r}, got keys "
+            f"{sorted(map(str, tensordict.keys()))}. Use an environment that writes "
+            "the seed of its episode."
+        )
+    numbers = uniforms(hash_numbers(purpose, seeds.reshape(-1)), 1)
+    return numbers.reshape(seeds.shape)
 
 
 def _zeroed(policy: TensorDictModuleBase, key: NestedKey) -> EditedObservation:

@@ -24,7 +24,8 @@ class FlowMatchingLoss(DenoisingLoss):
 
     Keyword Args:
         time_alpha: ``1 - t`` follows Beta(time_alpha, 1): 1 is uniform, 1.5
-            samples noisy times more often, as pi0 does.
+            samples noisy times more often, as pi0 does. None = as the policy has it,
+            1 where it has nothing else.
         num_samples: times and noises per frame. The observation is encoded once for
             all of them, so more samples reduce the gradient's variance at little cost.
 
@@ -56,17 +57,14 @@ class FlowMatchingLoss(DenoisingLoss):
         self,
         actor_network: TensorDictModuleBase,
         *,
-        time_alpha: float = 1.0,
+        time_alpha: float | None = None,
         num_samples: int = 1,
     ) -> None:
-        if not time_alpha > 0:
+        if time_alpha is not None and not time_alpha > 0:
             raise ValueError(
                 "FlowMatchingLoss: expected a positive time_alpha, got "
                 f"{time_alpha}. 1 samples times uniformly."
             )
         check_positive_int("FlowMatchingLoss", "num_samples", num_samples)
-        super().__init__(
-            actor_network,
-            time_alpha=float(time_alpha),
-            num_samples=num_samples,
-        )
+        own = {} if time_alpha is None else {"time_alpha": float(time_alpha)}
+        super().__init__(actor_network, num_samples=num_samples, **own)

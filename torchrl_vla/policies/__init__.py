@@ -14,13 +14,26 @@ from torchrl_vla.policies.denoising.flow_noise import (
     LearnedNoise,
 )
 from torchrl_vla.policies.denoising.guidance import guided_velocity
+from torchrl_vla.policies.encoders.efficientnet_lite import EfficientNetLiteEncoder
+from torchrl_vla.policies.encoders.frozen_text import FrozenTextEncoder, TextFeature
 from torchrl_vla.policies.encoders.image_features import (
     ImageEncoder,
     ImageFeatures,
     as_features,
+    image_features_key,
 )
 from torchrl_vla.policies.encoders.image_input import ImageInput
+from torchrl_vla.policies.encoders.named_encoders import (
+    make_image_encoder,
+    make_text_encoder,
+)
+from torchrl_vla.policies.encoders.named_text_encoders import (
+    TEXT_ENCODERS,
+    prompted_smollm2,
+)
 from torchrl_vla.policies.encoders.text_features import TextEncoder, TokenStates
+from torchrl_vla.policies.encoders.transformers_image import TransformersImageEncoder
+from torchrl_vla.policies.encoders.transformers_text import TransformersTextEncoder
 from torchrl_vla.policies.gaussian.gaussian_around import GaussianAround
 from torchrl_vla.policies.gaussian.gaussian_distribution import GaussianDistribution
 from torchrl_vla.policies.gaussian.gaussian_policy import GaussianVLAWrapper
@@ -78,6 +91,7 @@ from torchrl_vla.policies.vla_policy import ContinuousVLAWrapper, VLAWrapperBase
 __all__ = [
     "HEADS",
     "LEROBOT_POLICY_TYPES",
+    "TEXT_ENCODERS",
     "BackboneConfig",
     "ByteTextEncoder",
     "ChunkDistribution",
@@ -86,9 +100,11 @@ __all__ = [
     "DenoisingVLAWrapper",
     "DiffusionConfig",
     "DiffusionVLAWrapper",
+    "EfficientNetLiteEncoder",
     "FlowNoise",
     "FlowSDENoise",
     "FlowVLAWrapper",
+    "FrozenTextEncoder",
     "GaussianAround",
     "GaussianDistribution",
     "GaussianVLAWrapper",
@@ -109,6 +125,7 @@ __all__ = [
     "StdConfig",
     "StochasticVLAWrapper",
     "TextEncoder",
+    "TextFeature",
     "TinyCritic",
     "TinyDiffusionVLA",
     "TinyFlowVLA",
@@ -122,6 +139,8 @@ __all__ = [
     "TokenSequenceVLAWrapper",
     "TokenStates",
     "TokenVLAWrapper",
+    "TransformersImageEncoder",
+    "TransformersTextEncoder",
     "VLAWrapperBase",
     "as_features",
     "as_policy",
@@ -130,13 +149,17 @@ __all__ = [
     "cloning_loss_name",
     "environment_transforms",
     "guided_velocity",
+    "image_features_key",
     "is_lerobot_folder",
     "load_lerobot_policy",
     "load_policy",
     "make_critic",
     "make_critic_for",
     "make_from_factory",
+    "make_image_encoder",
     "make_lerobot_policy",
+    "make_text_encoder",
+    "prompted_smollm2",
     "save_policy",
     "target_transform",
     "to_stochastic",

@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from torchrl_vla.recipes.demo.demo import run_demo
     from torchrl_vla.recipes.demo.demo_settings import DEMO_SETTINGS, DemoSettings
     from torchrl_vla.recipes.demo.report import write_report
+    from torchrl_vla.recipes.encoded_demonstrations import (
+        EncodedDemonstrations,
+        encode_images,
+    )
     from torchrl_vla.recipes.environment_options import EnvironmentOptions
     from torchrl_vla.recipes.environment_registry import make_environment
     from torchrl_vla.recipes.finetuning.algorithms import (
@@ -79,6 +83,7 @@ _MODULES = {
     f"{_HERE}.demo.report": ("write_report",),
     f"{_HERE}.dataset_opening": ("open_dataset",),
     f"{_HERE}.dataset_options": ("DatasetOptions",),
+    f"{_HERE}.encoded_demonstrations": ("EncodedDemonstrations", "encode_images"),
     f"{_HERE}.environment_options": ("EnvironmentOptions",),
     f"{_HERE}.environment_registry": ("make_environment",),
     f"{_HERE}.finetuning.algorithms": (
@@ -120,6 +125,7 @@ __all__ = [
     "Algorithm",
     "DatasetOptions",
     "DemoSettings",
+    "EncodedDemonstrations",
     "EnvironmentName",
     "EnvironmentOptions",
     "ExpertEnvironmentName",
@@ -135,6 +141,7 @@ __all__ = [
     "TrainingSettings",
     "TrainingState",
     "WorkerRollouts",
+    "encode_images",
     "finetune",
     "fit_lerobot_policy",
     "load_checkpoint",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import get_args
 
+import torch
 from torch import nn
 from torchrl.objectives import LossModule
 
@@ -13,6 +14,8 @@ from torchrl_vla.objectives import CloningOptions, cloning_loss
 from torchrl_vla.policies import (
     HEADS,
     BackboneConfig,
+    ImageEncoder,
+    TextEncoder,
     VLAWrapperBase,
     as_policy,
     to_stochastic,
@@ -31,6 +34,8 @@ def make_policy(
     head: Head = "regression",
     hidden: int = 256,
     depth: int = 2,
+    text_encoder: TextEncoder | None = None,
+    image_encoder: ImageEncoder | None = None,
 ) -> VLAWrapperBase:
     """Make an untrained tiny policy that fits a dataset.
 
@@ -43,9 +48,12 @@ def make_policy(
         head: what the policy emits.
         hidden: width of the trunk.
         depth: residual blocks of the trunk.
+        text_encoder: of the instructions; None = bytes, trained from scratch.
+        image_encoder: of all cameras; None = convolutions, trained from scratch.
 
     Raises:
         ValueError: there is no such head.
+        SchemaError: the image encoder takes images of another size.
         ArgumentTypeError: the dataset is of another kind, such as a path.
     """
     if head not in get_args(Head):
@@ -62,7 +70,12 @@ def make_policy(
         hidden=hidden,
         depth=depth,
         image_sizes=tuple(sizes.values()),
+        text_encoder=text_encoder,
+        image_encoder=image_encoder,
     )
+    if image_encoder is not None:
+        for size in sizes.values():  # refused now, not in the first step
+            image_encoder.image_input.prepare("make_policy", torch.zeros(1, *size))
     return HEADS[head](
         action_dim=dataset.metadata.make_action_spec().shape[-1],
         chunk_size=chunk_size,

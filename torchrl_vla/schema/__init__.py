@@ -101,6 +101,7 @@ from torchrl_vla.schema.validation import (
     check_tensordict,
     validate_vla_tensordict,
 )
+from torchrl_vla.schema.wordings import Wordings
 
 __all__ = [
     "ACTION_BASE_KEY",
@@ -166,6 +167,7 @@ __all__ = [
     "TokenError",
     "UnknownInstructionError",
     "VLAError",
+    "Wordings",
     "advise_on_action",
     "check_actions",
     "check_ids",

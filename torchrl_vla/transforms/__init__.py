@@ -14,6 +14,7 @@ from torchrl_vla.transforms.conversions.resize_with_pad import ResizeWithPad
 from torchrl_vla.transforms.conversions.robot_conversion import RobotConversion
 from torchrl_vla.transforms.conversions.rotations import convert_rotation
 from torchrl_vla.transforms.gather.episode_index import EpisodeIndex
+from torchrl_vla.transforms.instruction_wording import InstructionWording
 from torchrl_vla.transforms.observation_history import ObservationHistory
 from torchrl_vla.transforms.state_scaling import StateScaling
 from torchrl_vla.transforms.success_reward import SuccessReward
@@ -28,6 +29,7 @@ __all__ = [
     "ConversionKeys",
     "EpisodeIndex",
     "FromTorchRLNames",
+    "InstructionWording",
     "ObservationHistory",
     "OpenVLAImages",
     "PreviousAction",

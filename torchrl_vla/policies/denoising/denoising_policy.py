@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from contextlib import AbstractContextManager, nullcontext
+from typing import ClassVar
 
 import torch
 from tensordict import NestedKey, TensorDictBase, unravel_key_list
@@ -12,6 +14,7 @@ from torch import Tensor
 
 from torchrl_vla.policies.chunk_distribution import sum_elements
 from torchrl_vla.policies.denoising.denoising_distribution import (
+    Condition,
     DenoisingDistribution,
     Guide,
 )
@@ -35,6 +38,10 @@ class DenoisingVLAWrapper(StochasticVLAWrapper):
     own. It gets one when its steps are taken with Gaussian noise: then the *path*
     through all steps is the choice, and reinforcement learning needs no other change.
 
+    What :meth:`encode` returns is the policy's own affair. The distribution of paths
+    hands it to the steps, asks for its :meth:`features` and, in a policy with
+    ``judges_steps_together``, has it repeated.
+
     **Reads** image, state and instruction. **Writes** ``action_chunk`` float
     ``[*B, H, A]``, ``denoising_path`` float ``[*B, K + 1, H, A]`` (noise first, chunk
     last) and, where the steps are noisy (``has_likelihood``), ``log_probs`` float
@@ -55,6 +62,9 @@ class DenoisingVLAWrapper(StochasticVLAWrapper):
     """
 
     default_sample_key = DENOISING_PATH_KEY
+    #: True = the steps of a path are judged in one batched pass, for which the
+    #: condition is repeated; False = one after the other, as they were drawn.
+    judges_steps_together: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -92,29 +102,55 @@ class DenoisingVLAWrapper(StochasticVLAWrapper):
     def has_likelihood(self) -> bool:
         """True = steps are taken with noise, and paths have a log-probability."""
 
-    @abstractmethod
-    def encode(self, tensordict: TensorDictBase) -> Tensor:
-        """Return what the steps depend on, ``[N, F]``, ``N`` rows for all of ``*B``."""
+    @property
+    def path_dim(self) -> int:
+        """``D``, numbers per action that move; the first ``A`` are sampled."""
+        return self.action_dim
 
     @abstractmethod
-    def mean(self, condition: Tensor, x: Tensor, step: Tensor) -> Tensor:
-        """Return where a noisy step goes on average.
+    def encode(self, tensordict: TensorDictBase) -> Condition:
+        """Return what the steps depend on, ``N`` rows for all of ``*B``.
+
+        A tensor ``[N, F]``; or whatever else the policy's own :meth:`features`,
+        :meth:`repeat` and steps take: ``[N, L, F]`` with a mask, keys and values.
+        """
+
+    def features(self, condition: Condition) -> Tensor:
+        """Return the float features ``[N, F]`` of each row, which a noise may read."""
+        return condition
+
+    def repeat(self, condition: Condition, times: int) -> Condition:
+        """Return the rows of a condition ``times`` times, block behind block.
+
+        As it is written here it repeats tensors and tensordicts.
+        """
+        if times == 1:
+            return condition
+        return condition.repeat(times, *[1] * (condition.ndim - 1))
+
+    def acting(self) -> AbstractContextManager[object]:
+        """Return a context in which the network is as it is when it acts."""
+        return nullcontext()
+
+    @abstractmethod
+    def mean(self, condition: Condition, x: Tensor, step: Tensor) -> Tensor:
+        """Return where a noisy step goes on average, ``[M, H, D]``.
 
         Args:
-            condition: ``[M, F]``, one row per path.
-            x: where the paths are, ``[M, H, A]``.
+            condition: one row per path.
+            x: where the paths are, ``[M, H, D]``.
             step: which step each path takes, int64 ``[M]`` in ``0..K-1``.
         """
 
     @abstractmethod
-    def std(self, condition: Tensor, step: Tensor) -> Tensor:
+    def std(self, condition: Condition, step: Tensor) -> Tensor:
         """Return the noise of a step, positive, ``[M, H, A]`` or ``[M, 1, 1]``."""
 
     @abstractmethod
     def move(
-        self, condition: Tensor, x: Tensor, step: Tensor, guide: Guide | None
+        self, condition: Condition, x: Tensor, step: Tensor, guide: Guide | None
     ) -> Tensor:
-        """Take a step without the noise that a likelihood needs, ``[M, H, A]``."""
+        """Take a step without the noise that a likelihood needs, ``[M, H, D]``."""
 
     @abstractmethod
     def denoising_errors(
@@ -147,7 +183,7 @@ class DenoisingVLAWrapper(StochasticVLAWrapper):
 
     def decode(self, choice: Tensor) -> Tensor:
         """Return the end ``[*B, H, A]`` of a path."""
-        return choice[..., -1, :, :]
+        return choice[..., -1, :, : self.action_dim]
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Denoise; write the path, its log-probability if any, and the chunk."""
@@ -168,23 +204,25 @@ class DenoisingVLAWrapper(StochasticVLAWrapper):
     def _guide(self, tensordict: TensorDictBase) -> Guide | None:
         return None
 
-    def _encode(self, tensordict: TensorDictBase) -> Tensor:
+    def _encode(self, tensordict: TensorDictBase) -> Condition:
         condition, n = self.encode(tensordict), tensordict.batch_size.numel()
-        if condition.ndim != 2 or len(condition) != n:
+        features = self.features(condition)
+        if features.ndim != 2 or len(features) != n:
             raise SchemaError(
                 f"{type(self).__name__}: expected [N, F] with N = {n} from encode, one "
                 f"row for each element of the batch {list(tensordict.batch_size)}, got "
-                f"{list(condition.shape)}."
+                f"{list(features.shape)}. Where encode returns something else, let "
+                "features(condition) return [N, F]."
             )
         return condition
 
     def _encode_and_target(
         self, tensordict: TensorDictBase, num_samples: int
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Condition, Tensor]:
         """Conditions and targets as rows, ``num_samples`` times one after the other."""
         check_positive_int(type(self).__name__, "num_samples", num_samples)
         condition, target = self._encode(tensordict), self._target(tensordict)
-        return condition.repeat(num_samples, 1), target.repeat(num_samples, 1, 1)
+        return self.repeat(condition, num_samples), target.repeat(num_samples, 1, 1)
 
     def _target(self, tensordict: TensorDictBase) -> Tensor:
         """The expert's chunks as rows ``[N, H, A]``."""

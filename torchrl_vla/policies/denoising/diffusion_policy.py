@@ -10,7 +10,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from torchrl_vla.policies.denoising.denoising_distribution import Guide
+from torchrl_vla.policies.denoising.denoising_distribution import Condition, Guide
 from torchrl_vla.policies.denoising.denoising_policy import DenoisingVLAWrapper
 from torchrl_vla.policies.stochastic_policy import OutputKeys
 from torchrl_vla.schema import ObservationKeys, check_positive_int
@@ -132,11 +132,11 @@ class DiffusionVLAWrapper(DenoisingVLAWrapper):
         self.register_buffer("signal", signal, persistent=False)
 
     @abstractmethod
-    def predict_noise(self, condition: Tensor, x: Tensor, level: Tensor) -> Tensor:
+    def predict_noise(self, condition: Condition, x: Tensor, level: Tensor) -> Tensor:
         """Return the noise that is expected in ``x``, ``[M, H, A]``.
 
         Args:
-            condition: rows of what :meth:`encode` returned, ``[M, F]``.
+            condition: rows of what :meth:`encode` returned.
             x: noisy chunks, ``[M, H, A]``.
             level: how noisy, int64 ``[M]`` in ``1..num_levels``.
         """
@@ -150,16 +150,16 @@ class DiffusionVLAWrapper(DenoisingVLAWrapper):
         """True = no step is without noise."""
         return self.min_std > 0
 
-    def mean(self, condition: Tensor, x: Tensor, step: Tensor) -> Tensor:
+    def mean(self, condition: Condition, x: Tensor, step: Tensor) -> Tensor:
         """Return where the noisy step goes on average."""
         return self._step_mean(condition, x, step, self._sigma(step))
 
-    def std(self, condition: Tensor, step: Tensor) -> Tensor:
+    def std(self, condition: Condition, step: Tensor) -> Tensor:
         """Return the noise of the step, no less than ``min_std``, ``[M, 1, 1]``."""
         return self._sigma(step).clamp_min(self.min_std)[:, None, None]
 
     def move(
-        self, condition: Tensor, x: Tensor, step: Tensor, guide: Guide | None
+        self, condition: Condition, x: Tensor, step: Tensor, guide: Guide | None
     ) -> Tensor:
         """Take a DDIM step with ``eta = 0``."""
         return self._step_mean(condition, x, step, torch.zeros_like(self._sigma(step)))
@@ -209,7 +209,7 @@ class DiffusionVLAWrapper(DenoisingVLAWrapper):
         return self.eta * variance.clamp_min(0).sqrt()
 
     def _step_mean(
-        self, condition: Tensor, x: Tensor, step: Tensor, sigma: Tensor
+        self, condition: Condition, x: Tensor, step: Tensor, sigma: Tensor
     ) -> Tensor:
         level = self._level(step)
         noise = self.predict_noise(condition, x, level)

@@ -8,7 +8,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from torchrl_vla.policies.denoising.denoising_distribution import Guide
+from torchrl_vla.policies.denoising.denoising_distribution import Condition, Guide
 from torchrl_vla.policies.denoising.denoising_policy import DenoisingVLAWrapper
 from torchrl_vla.policies.denoising.flow_noise import FlowNoise, FlowSDENoise
 from torchrl_vla.policies.denoising.guidance import guided_velocity
@@ -96,12 +96,12 @@ class FlowVLAWrapper(DenoisingVLAWrapper):
         self.noise = noise
 
     @abstractmethod
-    def velocity(self, condition: Tensor, x: Tensor, t: Tensor) -> Tensor:
-        """Return ``data - noise`` as expected at ``x``, ``[M, H, A]``.
+    def velocity(self, condition: Condition, x: Tensor, t: Tensor) -> Tensor:
+        """Return ``data - noise`` as expected at ``x``, ``[M, H, D]``.
 
         Args:
-            condition: rows of what :meth:`encode` returned, ``[M, F]``.
-            x: where the flow is, ``[M, H, A]``.
+            condition: rows of what :meth:`encode` returned.
+            x: where the flow is, ``[M, H, D]``.
             t: when, ``[M]``, from 0 (noise) to 1 (data).
         """
 
@@ -117,31 +117,36 @@ class FlowVLAWrapper(DenoisingVLAWrapper):
         self.noise = FlowSDENoise(flow_noise)
         return self
 
-    def mean(self, condition: Tensor, x: Tensor, step: Tensor) -> Tensor:
-        """Return where the noisy step goes on average."""
+    def mean(self, condition: Condition, x: Tensor, step: Tensor) -> Tensor:
+        """Return where the noisy step goes on average; what only moves follows."""
         assert self.noise is not None, "only noisy steps have a distribution"
-        t = self._time(x, step)
-        velocity = self.velocity(condition, x, t)
-        return self.noise.mean(x, velocity, t, 1 / self.num_steps)
+        t, real, dt = self._time(x, step), self.action_dim, 1 / self.num_steps
+        velocity = self.step_velocity(condition, x, step)
+        mean = self.noise.mean(x[..., :real], velocity[..., :real], t, dt)
+        if x.shape[-1] == real:
+            return mean
+        return torch.cat([mean, x[..., real:] + dt * velocity[..., real:]], -1)
 
-    def std(self, condition: Tensor, step: Tensor) -> Tensor:
+    def std(self, condition: Condition, step: Tensor) -> Tensor:
         """Return the noise of the step."""
         assert self.noise is not None, "only noisy steps have a distribution"
-        return self.noise.std(
-            condition, self._time(condition, step), 1 / self.num_steps
-        )
+        features = self.features(condition)
+        return self.noise.std(features, self._time(features, step), 1 / self.num_steps)
+
+    def step_velocity(self, condition: Condition, x: Tensor, step: Tensor) -> Tensor:
+        """Return the velocity at the beginning of each row's step, ``[M, H, D]``."""
+        return self.velocity(condition, x, self._time(x, step))
 
     def move(
-        self, condition: Tensor, x: Tensor, step: Tensor, guide: Guide | None
+        self, condition: Condition, x: Tensor, step: Tensor, guide: Guide | None
     ) -> Tensor:
         """Take an Euler step of the ODE, bent towards the guide if there is one."""
-        t = self._time(x, step)
         if guide is None:
-            return x + self.velocity(condition, x, t) / self.num_steps
+            return x + self.step_velocity(condition, x, step) / self.num_steps
         velocity = guided_velocity(
             lambda x, t: self.velocity(condition, x, t),
             x,
-            t,
+            self._time(x, step),
             *guide,
             # With this bound the last step lands on what is frozen.
             max_guidance=float(self.num_steps),

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 import torch
+from tensordict import NestedKey, unravel_key
 from torch import Tensor, nn
 from typing_extensions import Self
 
@@ -95,6 +96,22 @@ class ImageEncoder(nn.Module, ABC):
     def train(self, mode: bool = True) -> Self:
         """Set the training mode; a frozen encoder stays in evaluation mode."""
         return super().train(mode and not self.frozen)
+
+
+def image_features_key(image_key: NestedKey) -> NestedKey:
+    """Return where features are that were computed from the images at a key.
+
+    Examples:
+        >>> image_features_key(("observation", "image"))
+        ('observation', 'image_features')
+    """
+    *path, name = (image_key,) if isinstance(image_key, str) else image_key
+    return unravel_key((*path, f"{name}_features"))
+
+
+def map_as_features(rows: Tensor) -> ImageFeatures:
+    """Return stored patches ``[N, rows, columns, F]`` as features."""
+    return as_features(rows.movedim(-1, -3))
 
 
 def as_features(feature_map: Tensor, pooled: Tensor | None = None) -> ImageFeatures:

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
 
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from torchrl_vla._internal.option_names import Resize as Resize
 from torchrl_vla.policies.image_range import check_image_range
 from torchrl_vla.schema import SchemaError
 from torchrl_vla.transforms import ResizeWithPad
-
-#: What happens to an image of another size: it is refused, resized to the size of the
-#: network (its shape changes), padded after resizing, or cropped around its centre
-#: after resizing.
-Resize: TypeAlias = Literal["refuse", "stretch", "pad", "crop"]
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
@@ -45,6 +45,10 @@ class TextEncoder(nn.Module, ABC):
                 [0.5000]])
     """
 
+    #: True = :meth:`prepare` may take long or need files, so it is put off until a row
+    #: is needed.
+    prepares_late: ClassVar[bool] = False
+
     def __init__(self, num_features: int) -> None:
         super().__init__()
         self.num_features = num_features
@@ -71,6 +75,5 @@ class TextEncoder(nn.Module, ABC):
     def expect(self, texts: Sequence[str]) -> None:
         """Take note of texts that will be encoded, e.g. those of a policy's table.
 
-        A text that can't be encoded is refused at once where that costs nothing.
+        Called with each new table, before :meth:`prepare`.
         """
-        self.prepare(texts)

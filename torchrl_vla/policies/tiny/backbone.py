@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from dataclasses import dataclass
 
@@ -9,7 +10,15 @@ import torch
 from tensordict import NestedKey, TensorDictBase, is_tensor_collection
 from torch import Tensor, nn
 
+from torchrl_vla.policies.encoders.image_features import (
+    ImageEncoder,
+    ImageFeatures,
+    image_features_key,
+    map_as_features,
+)
+from torchrl_vla.policies.encoders.text_features import TextEncoder
 from torchrl_vla.policies.tiny.image_encoder import KeypointImageEncoder
+from torchrl_vla.policies.tiny.patch_reader import PatchReader
 from torchrl_vla.policies.tiny.text_encoder import ByteTextEncoder
 from torchrl_vla.schema import (
     InstructionTable,
@@ -40,10 +49,14 @@ class BackboneConfig:
             image is read.
         hidden: width of the blocks.
         depth: number of residual blocks.
-        text_dim: size of an instruction's encoding.
-        text_max_bytes: longest instruction in UTF-8 bytes.
+        text_dim: size of an instruction's encoding; ignored with a ``text_encoder``.
+        text_max_bytes: longest instruction in UTF-8 bytes, for the default encoder.
         image_sizes: ``(C, h, w)`` of each image, in the order of ``cameras``; images of
             other sizes are refused. None = 3 channels, any height and width.
+        text_encoder: of the instructions; each policy gets its own copy. None = a
+            :class:`ByteTextEncoder`.
+        image_encoder: of all cameras' images; each policy gets its own copy. None = a
+            :class:`KeypointImageEncoder` per camera.
 
     Raises:
         ValueError: there is not one size for each image.
@@ -56,6 +69,8 @@ class BackboneConfig:
     text_dim: int = 64
     text_max_bytes: int = 128
     image_sizes: tuple[tuple[int, int, int], ...] | None = None
+    text_encoder: TextEncoder | None = None
+    image_encoder: ImageEncoder | None = None
 
     def __post_init__(self) -> None:
         if self.image_sizes is not None and len(self.image_sizes) != self.num_images:
@@ -91,14 +106,20 @@ class TinyBackbone(nn.Module):
         self, out_dim: int, config: BackboneConfig, keys: ObservationKeys
     ) -> None:
         super().__init__()
-        self.config, self.keys = config, keys
-        hidden, text_dim = config.hidden, config.text_dim
-        self.text = ByteTextEncoder(text_dim, max_bytes=config.text_max_bytes)
+        self.config, self.keys = config, keys = copy.deepcopy((config, keys))
+        hidden = config.hidden
+        self.text: TextEncoder = config.text_encoder or ByteTextEncoder(
+            config.text_dim, max_bytes=config.text_max_bytes
+        )
+        text_dim = self.text.num_features
         sizes = config.image_sizes or ((3, None, None),) * config.num_images
-        encoders = [
-            KeypointImageEncoder(text_dim, channels=channels)
-            for channels, *_ in (() if keys.image is None else sizes)
-        ]
+        sizes = () if keys.image is None else sizes
+        self.vision = config.image_encoder
+        encoders: list[KeypointImageEncoder | PatchReader]
+        if self.vision is None:
+            encoders = [KeypointImageEncoder(text_dim, channels=c) for c, *_ in sizes]
+        else:
+            encoders = [PatchReader(self.vision.num_features, text_dim) for _ in sizes]
         self.image_encoders = nn.ModuleList(encoders)
         width = sum(encoder.out_dim for encoder in encoders) + hidden
         self.entry = nn.Linear(width, hidden)
@@ -110,7 +131,7 @@ class TinyBackbone(nn.Module):
         self.norm = nn.LayerNorm(hidden)
         self.out = nn.Linear(hidden, out_dim)
         self._instructions: InstructionTable | None = None
-        self._table_bytes: Tensor | None = None  # a cache, not a buffer
+        self._table_rows: Tensor | None = None  # a cache, not a buffer
 
     @property
     def instructions(self) -> InstructionTable | None:
@@ -120,18 +141,20 @@ class TinyBackbone(nn.Module):
     @instructions.setter
     def instructions(self, table: InstructionTable | None) -> None:
         self._instructions = table
-        self._table_bytes = None
+        self._table_rows = None
         if table is not None and len(table):
-            self._read_table(table)
+            self.text.expect(table.texts)
+            if not self.text.prepares_late:
+                self._read_table(table)
 
     def forward(self, tensordict: TensorDictBase) -> Tensor:
         """Return ``[*B, out_dim]``."""
         batch = tensordict.batch_size
         text = self._encode_instruction(tensordict)  # [N, E]
         parts = [
-            encode(_rows(image, batch), text)
-            for encode, image in zip(
-                self.image_encoders, self._images(tensordict), strict=True
+            encode(seen, text)
+            for encode, seen in zip(
+                self.image_encoders, self._see(tensordict), strict=True
             )
         ]
         parts.append(self._encode_state(tensordict, len(text)))
@@ -140,6 +163,26 @@ class TinyBackbone(nn.Module):
             x = block(x, text)
         out = self.out(self.norm(x))
         return out[: batch.numel()].reshape(*batch, out.shape[-1])
+
+    def _see(self, tensordict: TensorDictBase) -> list[Tensor | ImageFeatures]:
+        """Return each camera's images, or what the image encoder makes of them."""
+        batch = tensordict.batch_size
+        if self.vision is None or not len(self.image_encoders):
+            return [_rows(image, batch) for image in self._images(tensordict)]
+        maps = tensordict.get(image_features_key(self.keys.image), None)
+        if maps is None:  # not computed before, see encode_images
+            images = self._images(tensordict)
+            return [self.vision.encode(_rows(image, batch)) for image in images]
+        if not self.vision.frozen:
+            raise SchemaError(
+                "TinyBackbone: expected images for an image encoder that is trained, "
+                f"got features at {image_features_key(self.keys.image)!r}, computed "
+                "with other weights. Train on the dataset without encode_images, or "
+                "freeze the encoder."
+            )
+        cameras = self.config.cameras
+        found = [maps] if cameras is None else [maps.get(name) for name in cameras]
+        return [map_as_features(_rows(rows, batch)) for rows in found]
 
     def _encode_instruction(self, tensordict: TensorDictBase) -> Tensor:
         value = _require(tensordict, self.keys.instruction, "an instruction")
@@ -165,7 +208,7 @@ class TinyBackbone(nn.Module):
         row_of = {text: row for row, text in enumerate(dict.fromkeys(texts))}
         device = self.out.weight.device
         rows = torch.tensor([row_of[text] for text in texts], dtype=torch.int64)
-        return self.text.to_bytes(list(row_of)).to(device), rows.to(device)
+        return self.text.prepare(list(row_of)).to(device), rows.to(device)
 
     def _read_ids(
         self, ids: Tensor, tensordict: TensorDictBase
@@ -179,7 +222,7 @@ class TinyBackbone(nn.Module):
                 "env.instructions (or the dataset's)."
             )
         rows = self._instructions.rows(ids).flatten()
-        data = self._table_bytes
+        data = self._table_rows
         if (
             data is None
             or len(data) != len(self._instructions)
@@ -190,8 +233,8 @@ class TinyBackbone(nn.Module):
 
     def _read_table(self, table: InstructionTable) -> Tensor:
         device = self.out.weight.device
-        self._table_bytes = self.text.to_bytes(table.texts).to(device)
-        return self._table_bytes
+        self._table_rows = self.text.prepare(table.texts).to(device)
+        return self._table_rows
 
     def _images(self, tensordict: TensorDictBase) -> list[Tensor]:
         if not len(self.image_encoders):

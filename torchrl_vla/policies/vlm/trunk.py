@@ -11,6 +11,7 @@ from typing import ClassVar
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from torchrl_vla._internal.extras import import_extra
 from torchrl_vla.policies.encoders.image_features import ImageEncoder
@@ -110,6 +111,34 @@ class VLATrunk(nn.Module, ABC):
     def num_layers(self) -> int:
         """Layers of the language model."""
         return self.model.config.get_text_config().num_hidden_layers
+
+    @property
+    def attention_shape(self) -> tuple[int, int, int]:
+        """Heads, groups of heads with the same keys ``G``, and size of a head ``D``."""
+        text = self.model.config.get_text_config()
+        heads = text.num_attention_heads
+        size = vars(text).get("head_dim") or text.hidden_size // heads
+        return heads, vars(text).get("num_key_value_heads") or heads, size
+
+    @property
+    def rotary_base(self) -> float:
+        """The base of the rotary positions of the language model's keys."""
+        text = vars(self.model.config.get_text_config())
+        found = text.get("rope_parameters") or {}
+        found = found.get("full_attention", found)
+        return float(found.get("rope_theta") or text.get("rope_theta") or 10_000.0)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the training mode; the model stays in evaluation mode.
+
+        Dropout or batch statistics would make a log-probability another number each
+        time.
+        """
+        super().train(mode)
+        for part in (self.model, self.image_encoder):
+            if part is not None:
+                part.eval()
+        return self
 
     @property
     def device(self) -> torch.device:

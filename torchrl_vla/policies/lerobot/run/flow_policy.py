@@ -9,11 +9,10 @@ from typing import Any
 
 import torch
 from tensordict import TensorDictBase
-from tensordict.nn import InteractionType
-from tensordict.nn.probabilistic import interaction_type
 from torch import Tensor
 
-from torchrl_vla.policies.chunk_distribution import sum_elements
+from torchrl_vla.policies.denoising.denoising_distribution import Guide
+from torchrl_vla.policies.denoising.flow_matching_policy import FlowVLAWrapper
 from torchrl_vla.policies.denoising.flow_noise import (
     FlowNoise,
     read_noise,
@@ -22,10 +21,10 @@ from torchrl_vla.policies.denoising.flow_noise import (
 from torchrl_vla.policies.lerobot.lerobot_types import Config, Policy, optional_field
 from torchrl_vla.policies.lerobot.registry import KINDS, kind_of
 from torchrl_vla.policies.lerobot.run.flow_distribution import LeRobotFlowDistribution
-from torchrl_vla.policies.lerobot.run.flow_prefix import encode_prefix
+from torchrl_vla.policies.lerobot.run.flow_prefix import FlowPrefix, encode_prefix
 from torchrl_vla.policies.lerobot.run.policy_wrapper import LeRobotPolicyWrapper
 from torchrl_vla.policies.lerobot.run.pretrained_policy import PretrainedPolicy
-from torchrl_vla.policies.stochastic_policy import OutputKeys, StochasticVLAWrapper
+from torchrl_vla.policies.stochastic_policy import OutputKeys
 from torchrl_vla.schema import (
     DENOISING_PATH_KEY,
     NOISE_SEED_KEY,
@@ -38,7 +37,7 @@ from torchrl_vla.schema import (
 _STATE = "observation.state"
 
 
-class LeRobotFlowPolicy(StochasticVLAWrapper):
+class LeRobotFlowPolicy(FlowVLAWrapper):
     """Sample chunks of SmolVLA, pi0 or pi0.5 with their log-probabilities.
 
     The observation is encoded once per decision by the policy's own preprocessor and
@@ -94,6 +93,8 @@ type ['pi0', 'pi05', 'smolvla'], whose chunks flow from noise, got function, whi
 none of LeRobot's. Subclass FlowVLAWrapper for a flow of your own.
     """
 
+    judges_steps_together = False
+
     def __init__(
         self,
         wrapper: LeRobotPolicyWrapper,
@@ -107,17 +108,18 @@ none of LeRobot's. Subclass FlowVLAWrapper for a flow of your own.
         super().__init__(
             action_dim=wrapper.action_dim,
             chunk_size=wrapper.chunk_size,
+            num_steps=own_steps if num_steps is None else num_steps,
+            noise=noise,
             keys=wrapper.keys,
             output_keys=OutputKeys(wrapper.chunk_key, DENOISING_PATH_KEY),
         )
         self.keys = wrapper.keys
         self.in_keys = list(wrapper.in_keys)
+        self.optional_in_keys = [NOISE_SEED_KEY]  # it is not guided
         self.policy_space = ROBOT_SPACE
         self.cloning_loss = "lerobot"
         self.folder_format = "lerobot"
         self.wrapper = wrapper
-        self.noise = noise
-        self.num_steps = own_steps if num_steps is None else num_steps
 
     @classmethod
     def from_pretrained(
@@ -194,13 +196,56 @@ none of LeRobot's. Subclass FlowVLAWrapper for a flow of your own.
 
     def get_dist(self, tensordict: TensorDictBase) -> LeRobotFlowDistribution:
         """Return the distribution of paths under the current weights."""
-        own, batch = self.pretrained, tensordict.batch_size
+        condition = self.encode(tensordict)
+        return LeRobotFlowDistribution(self, condition, tensordict.batch_size)
+
+    def encode(self, tensordict: TensorDictBase) -> FlowPrefix:
+        """Return the prefix of the policy's own model, ``N`` rows for all of ``*B``."""
+        own = self.pretrained
         frame = own.preprocess(own.make_frames(tensordict)[-1])
         frame.pop("action", None)  # the pipelines add one that is None
-        condition = frame[_STATE][..., : self.condition_dim].float()
+        features = frame[_STATE][..., : self.condition_dim].float()
         with self.inference() as policy:
-            prefix = encode_prefix(policy, frame, batch.numel())
-        return LeRobotFlowDistribution(self, prefix, condition, batch)
+            return encode_prefix(policy, frame, features)
+
+    def features(self, condition: FlowPrefix) -> Tensor:
+        """Return the normalized states, ``[N, F]``."""
+        return condition.features
+
+    def velocity(self, condition: FlowPrefix, x: Tensor, t: Tensor) -> Tensor:
+        """Return ``data - noise`` as expected at ``x``, ``[N, H, D]``."""
+        return condition.velocity(x, 1 - t)
+
+    def step_velocity(self, condition: FlowPrefix, x: Tensor, step: Tensor) -> Tensor:
+        """Return the velocity at the beginning of a step, ``[N, H, D]``."""
+        # In Python's precision, as in LeRobot: time is embedded by fast waves.
+        time = 1.0 - step.double() * (1 / self.num_steps)
+        return condition.velocity(x, time.to(x.dtype))
+
+    def move(
+        self, condition: FlowPrefix, x: Tensor, step: Tensor, guide: Guide | None
+    ) -> Tensor:
+        """Take an Euler step of the ODE, as LeRobot rounds it."""
+        return x + (1 / self.num_steps) * self.step_velocity(condition, x, step)
+
+    def denoising_errors(
+        self,
+        tensordict: TensorDictBase,
+        *,
+        generator: torch.Generator | None = None,
+        num_samples: int = 1,
+        time_alpha: float = 1.0,
+    ) -> Tensor:
+        """Refuse: LeRobot's own loss clones into it.
+
+        Raises:
+            SchemaError: always.
+        """
+        raise SchemaError(
+            "LeRobotFlowPolicy: expected LeRobotLoss(policy) to clone demonstrations, "
+            "in robot space and with the policy's own preparation, got a loss of flows "
+            "in model space. Use make_cloning_loss(policy)."
+        )
 
     def decode(self, sample: Tensor) -> Tensor:
         """Return the end of a path in robot space, ``[*B, H, A]``.
@@ -214,23 +259,10 @@ none of LeRobot's. Subclass FlowVLAWrapper for a flow of your own.
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write the path, its log-probability and the chunk."""
-        dist = self.get_dist(tensordict)
-        is_random = interaction_type() == InteractionType.RANDOM
-        noise_seeds = tensordict.get(NOISE_SEED_KEY, None)
-        if is_random and not torch.is_grad_enabled():
-            sample, elements = dist.sample_with_log_probs(noise_seeds)
-        else:
-            sample = self._choose(dist, noise_seeds)
-            elements = dist.element_log_probs(sample.detach())
-        outputs = {
-            self.sample_key: sample.detach(),
-            self.element_log_probs_key: elements,
-            self.log_probs_key: sum_elements(elements),
-            self.chunk_key: self.decode(sample),
-        }
+        super().forward(tensordict)
         device = self.pretrained.reader.device_of(tensordict)
-        for key, value in outputs.items():
-            tensordict.set(key, value.to(device))
+        for key in self.out_keys:
+            tensordict.set(key, tensordict.get(key).to(device))
         return tensordict
 
     def to_folder(self, folder: Path | str) -> None:
@@ -247,6 +279,11 @@ none of LeRobot's. Subclass FlowVLAWrapper for a flow of your own.
         """Yield LeRobot's policy as it is when it acts; gradients stay as set."""
         with self.pretrained.inference() as policy:
             yield policy
+
+    acting = inference
+
+    def _time(self, like: Tensor, step: Tensor) -> Tensor:
+        return (step.double() * (1 / self.num_steps)).to(like.dtype)
 
 
 def _flow_steps(wrapper: LeRobotPolicyWrapper) -> int:

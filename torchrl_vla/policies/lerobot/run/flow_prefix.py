@@ -22,10 +22,12 @@ class FlowPrefix:
     Args:
         model: the policy's ``model``.
         arguments: of its ``denoise_step``, without ``x_t`` and ``timestep``.
+        features: the normalized states, ``[N, F]``, which a learned noise reads.
     """
 
-    def __init__(self, model: Policy, arguments: Batch) -> None:
+    def __init__(self, model: Policy, arguments: Batch, features: Tensor) -> None:
         self._model, self._arguments = model, arguments
+        self.features = features
 
     def velocity(self, x: Tensor, time: Tensor) -> Tensor:
         """Return ``data - noise`` as expected at ``x``, ``[N, H, D]``.
@@ -37,7 +39,7 @@ class FlowPrefix:
         return -self._model.denoise_step(x_t=x, timestep=time, **self._arguments)
 
 
-def encode_prefix(policy: Policy, frame: Batch, batch_size: int) -> FlowPrefix:
+def encode_prefix(policy: Policy, frame: Batch, features: Tensor) -> FlowPrefix:
     """Encode a batch of observations as the policy does before its first step.
 
     LeRobot's own ``predict_action_chunk`` runs, with a ``denoise_step`` that records
@@ -51,7 +53,7 @@ def encode_prefix(policy: Policy, frame: Batch, batch_size: int) -> FlowPrefix:
     Args:
         policy: LeRobot's, with a ``model`` that flows.
         frame: preprocessed observations, on the policy's device.
-        batch_size: ``N``.
+        features: the normalized states, ``[N, F]``.
     """
     recorded: Batch = {}
 
@@ -61,7 +63,7 @@ def encode_prefix(policy: Policy, frame: Batch, batch_size: int) -> FlowPrefix:
 
     model, config = policy.model, policy.config
     device = next(model.parameters()).device
-    size = (batch_size, config.chunk_size, config.max_action_dim)
+    size = (len(features), config.chunk_size, config.max_action_dim)
     stand_in = _StandIn(
         policy,
         eval=lambda: None,  # it would switch the policy's modules
@@ -73,7 +75,7 @@ def encode_prefix(policy: Policy, frame: Batch, batch_size: int) -> FlowPrefix:
         ),
     )
     stand_in.predict_action_chunk(frame, noise=torch.zeros(size, device=device))
-    return FlowPrefix(model, recorded)
+    return FlowPrefix(model, recorded, features)
 
 
 class _StandIn:
