@@ -19,6 +19,8 @@ from torchrl_vla.recipes.training_settings import TrainingSettings
 if TYPE_CHECKING:
     from tensordict.nn import TensorDictModuleBase
 
+    from torchrl_vla.tokenizers import ActionTokenizerBase
+
 _TINY = "tiny"
 _SETTINGS = TrainingSettings(steps=3000, batch_size=256)
 _ENCODERS = (
@@ -28,7 +30,7 @@ _ENCODERS = (
     "image_features",
     "train_encoders",
 )
-_TINY_OPTIONS = ("head", "chunk_size", "hidden", *_ENCODERS)
+_TINY_OPTIONS = ("head", "chunk_size", "hidden", "tokenizer", *_ENCODERS)
 _LEROBOT_OPTIONS = ("config", "rename_map", "train_on_padding")
 
 
@@ -68,6 +70,10 @@ class Train:
     """Actions per chunk of `tiny`; left out, 8."""
     hidden: int | None = None
     """Width of `tiny`; left out, 256."""
+    tokenizer: str | None = None
+    """Tokens that --head tokens writes one after the other: fast (fitted to the
+    dataset; needs the extra `vlm`), beast, bins, or the folder of a FAST processor.
+    Left out, bins that are independent of each other."""
     text_encoder: str | None = None
     """Pretrained text encoder of `tiny`: minilm, smollm2 or minilm+smollm2 (need the
     extra `encoders`), or a language model of transformers (extra `vlm`), a folder or a
@@ -112,11 +118,13 @@ class Train:
             log = self._clone(library.make_own_policy(self.policy, dataset), dataset)
         elif self.policy == _TINY:
             encoders = self._encoders()
+            chunk_size = self.chunk_size or 8
             policy = recipes.make_policy(
                 dataset,
-                chunk_size=self.chunk_size or 8,
+                chunk_size=chunk_size,
                 head=self.head or "regression",
                 hidden=self.hidden or 256,
+                tokenizer=self._tokenizer(dataset, chunk_size),
                 **encoders,
             )
             if self.image_features is not None:
@@ -157,12 +165,26 @@ class Train:
                 "train: expected --text-encoder or --image-encoder with "
                 "--train-encoders, got neither. The tiny encoders are always trained."
             )
+        if self.policy == _TINY and self.tokenizer and self.head != "tokens":
+            raise OptionError(
+                "train: expected --head tokens with --tokenizer, got --head "
+                f"{self.head or 'regression'}."
+            )
         given = [name for name in foreign if vars(self)[name] != default[name]]
         if given:
             names = ", ".join("--" + name.replace("_", "-") for name in given)
             raise OptionError(
                 f"train: expected no {names} with --policy {self.policy}. {hint}"
             )
+
+    def _tokenizer(
+        self, dataset: library.Demonstrations, chunk_size: int
+    ) -> ActionTokenizerBase | None:
+        """Fit the tokenizer that was asked for."""
+        if self.tokenizer is None:
+            return None
+        space = recipes.make_space(dataset.metadata, "tokens")
+        return recipes.fit_tokenizer(self.tokenizer, dataset, space, chunk_size)
 
     def _encoders(self) -> dict[str, Any]:
         """Make the pretrained encoders that were asked for."""

@@ -118,7 +118,7 @@ class _Chain:
         return place[safe]
 
     def lowest(self) -> Tensor:
-        """Return where each row's pair of the lowest rank begins, the first of equals."""
+        """Return where each row's leftmost pair of the lowest rank begins."""
         place = self._mergeable()
         if not len(place):
             return place
@@ -149,7 +149,7 @@ class _Chain:
 def merges_of(
     model: Mapping[str, object], vocabulary: Mapping[str, int]
 ) -> list[tuple[int, int, int]]:
-    """Return the merges of a ``tokenizer.json`` model as ids ``(first, second, merged)``.
+    """Return the merges of a ``tokenizer.json`` model: ``(first, second, merged)``.
 
     Args:
         model: its ``"model"``; a merge is a pair of tokens, or text with a space.

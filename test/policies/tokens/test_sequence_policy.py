@@ -1,11 +1,11 @@
 import pytest
 import torch
-from tensordict.nn import InteractionType, set_interaction_type
 from markov_policy import CHUNKS, MarkovVLA, make, observations
+from tensordict.nn import InteractionType, set_interaction_type
 
+from torchrl_vla.errors import SchemaError
 from torchrl_vla.objectives import ChunkPPOLoss, TokenBCLoss
 from torchrl_vla.policies import load_policy, save_policy
-from torchrl_vla.errors import SchemaError
 from torchrl_vla.testing import check_loss, check_policy, check_transform
 from torchrl_vla.tokenizers import FASTActionTokenizer, FlatActionTokenizer
 from torchrl_vla.transforms import ActionTokenizerTransform
@@ -108,7 +108,8 @@ def test_in_ppo_tokens_that_do_not_count_have_a_gradient_of_exactly_zero(kind):
             data["action_tokens"], data["next", "is_executed"]
         ).any(0)
         gradient = policy.places.weight.grad
-        assert (~counted).any() and gradient.any()
+        assert (~counted).any()
+        assert gradient.any()
         assert torch.equal(gradient[~counted], torch.zeros_like(gradient[~counted]))
 
 

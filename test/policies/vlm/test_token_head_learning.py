@@ -3,8 +3,8 @@
 import pytest
 import torch
 from action_chunks import smooth_chunks
-from tensordict.nn import InteractionType, set_interaction_type
 from robot_space_fakes import RewardRight
+from tensordict.nn import InteractionType, set_interaction_type
 from tiny_vlms import KINDS, tiny_trunk
 from torchrl.collectors import Collector
 from torchrl.envs import Compose, ExplorationType, InitTracker, TransformedEnv
@@ -28,6 +28,7 @@ from torchrl_vla.testing import check_log_prob_consistency
 from torchrl_vla.tokenizers import BEASTActionTokenizer, FASTActionTokenizer
 
 CHUNK, ROWS = 4, 4
+HOT = TokenSampling(temperature=1.6)
 CHUNKS = smooth_chunks(200, CHUNK)
 
 
@@ -35,7 +36,7 @@ def make_env(max_steps=8):
     return TabletopEnv(ROWS, image_size=16, num_blocks=2, max_steps=max_steps, seed=0)
 
 
-def make(kind, env, tokenizer=None, sampling=TokenSampling(temperature=1.6)):
+def make(kind, env, tokenizer=None, sampling=HOT):
     trunk = tiny_trunk(
         kind,
         cameras=None,
