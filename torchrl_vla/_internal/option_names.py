@@ -33,3 +33,16 @@ Head = Literal["regression", "tokens", "gaussian", "flow", "diffusion"]
 #: resized (its shape changes), padded after resizing, or cropped around its centre
 #: after resizing.
 Resize = Literal["refuse", "stretch", "pad", "crop"]
+
+#: What a head on a vision-language model emits.
+VLMHead = Literal["flow", "parallel", "tokens"]
+
+#: Where a vision-language policy's state goes: to the action head, behind the prompt as
+#: one projected token, or behind the prompt as the numbers of its bins, written out.
+StateInput = Literal["head", "token", "text"]
+
+#: Implementation of attention in ``transformers``.
+Attention = Literal["sdpa", "eager"]
+
+#: What a vision-language model computes in.
+Precision = Literal["float32", "bfloat16"]

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from tyro.conf import OmitArgPrefixes
 
 from torchrl_vla import recipes
 from torchrl_vla._internal.named_objects import is_named_object
-from torchrl_vla._internal.option_names import Head, Resize
+from torchrl_vla._internal.option_names import Head, Resize, VLMHead
 from torchrl_vla.cli import library
 from torchrl_vla.cli.options import OptionError, read_json
 from torchrl_vla.recipes.dataset_options import NO_DATASET_OPTIONS, DatasetOptions
 from torchrl_vla.recipes.training_settings import TrainingSettings
+from torchrl_vla.recipes.vlm_settings import NO_VLM_SETTINGS, VLMSettings
 
 if TYPE_CHECKING:
     from tensordict.nn import TensorDictModuleBase
 
     from torchrl_vla.tokenizers import ActionTokenizerBase
 
-_TINY = "tiny"
+_TINY, _VLM = "tiny", "vlm"
+_VLM_LR = 1e-4  # of pretrained weights, unless --lr says otherwise
 _SETTINGS = TrainingSettings(steps=3000, batch_size=256)
 _ENCODERS = (
     "text_encoder",
@@ -51,7 +53,8 @@ class Train:
     training with the same options, which is then resumed."""
     dataset_options: OmitArgPrefixes[DatasetOptions] = NO_DATASET_OPTIONS
     policy: str = _TINY
-    """Policy: `tiny`; a type of LeRobot's (needs the extra `lerobot`): act, diffusion,
+    """Policy: `tiny`; `vlm`, a vision-language model (needs the extra `vlm` and
+    --backbone); a type of LeRobot's (needs the extra `lerobot`): act, diffusion,
     smolvla, multi_task_dit, vqbet, pi0, pi05 or xvla; a LeRobot checkpoint to continue
     from, a folder or repo id; or a function of your own as module:function, which is
     called with those of metadata and instructions that it declares and returns an
@@ -64,24 +67,25 @@ class Train:
     '{"front": "camera1"}'."""
     train_on_padding: bool = False
     """Accept a LeRobot policy whose loss counts the padding past an episode's end."""
-    head: Head | None = None
-    """Head of `tiny`; left out, regression. `torchrl-vla finetune` takes all."""
+    head: Head | VLMHead | None = None
+    """Head of `tiny`: regression (left out), tokens, gaussian, flow or diffusion; of
+    `vlm`: flow (left out), parallel or tokens. `torchrl-vla finetune` takes all."""
     chunk_size: int | None = None
-    """Actions per chunk of `tiny`; left out, 8."""
+    """Actions per chunk of `tiny` and `vlm`; left out, 8."""
     hidden: int | None = None
     """Width of `tiny`; left out, 256."""
     tokenizer: str | None = None
     """Tokens that --head tokens writes one after the other: fast (fitted to the
     dataset; needs the extra `vlm`), beast, bins, or the folder of a FAST processor.
-    Left out, bins that are independent of each other."""
+    Left out, 21 bins that are independent of each other, of `vlm` 256 bins."""
     text_encoder: str | None = None
     """Pretrained text encoder of `tiny`: minilm, smollm2 or minilm+smollm2 (need the
     extra `encoders`), or a language model of transformers (extra `vlm`), a folder or a
     repo id. Left out, bytes, trained from scratch."""
     image_encoder: str | None = None
-    """Pretrained image encoder of `tiny`: efficientnet-lite0 (extra `encoders`), or a
-    vision model of transformers (extra `vlm`), a folder or a repo id. Left out,
-    convolutions, trained from scratch."""
+    """Pretrained image encoder of `tiny`, or of a `vlm` that reads text alone:
+    efficientnet-lite0 (extra `encoders`), or a vision model of transformers (extra
+    `vlm`), a folder or a repo id. Left out, convolutions, trained from scratch."""
     resize_images: Resize = "refuse"
     """Resizing of images to the size that --image-encoder takes; `refuse` ends with an
     error where they have another."""
@@ -97,6 +101,7 @@ class Train:
     clamp_labels: bool = False
     """Clamp demonstrated actions to the bounds that the dataset declares; without it
     actions beyond them are refused."""
+    vlm: OmitArgPrefixes[VLMSettings] = NO_VLM_SETTINGS
     settings: OmitArgPrefixes[TrainingSettings] = _SETTINGS
     device: str | None = None
     """Device that the policy is trained on, e.g. `cuda`. Left out, the CPU, or where
@@ -116,22 +121,33 @@ class Train:
             dataset = library.reword_demonstrations(dataset, wordings)
         if is_own:
             log = self._clone(library.make_own_policy(self.policy, dataset), dataset)
+        elif self.policy == _VLM:
+            head = self._head_of(VLMHead, "flow")
+            policy = recipes.make_vlm_policy(
+                dataset,
+                self.vlm,
+                chunk_size=self.chunk_size or 8,
+                head=head,
+                tokenizer=self._tokenizer(dataset),
+                **self._encoders(),
+            )
+            log = self._clone(policy, dataset, head)
         elif self.policy == _TINY:
+            head = self._head_of(Head, "regression")
             encoders = self._encoders()
-            chunk_size = self.chunk_size or 8
             policy = recipes.make_policy(
                 dataset,
-                chunk_size=chunk_size,
-                head=self.head or "regression",
+                chunk_size=self.chunk_size or 8,
+                head=head,
                 hidden=self.hidden or 256,
-                tokenizer=self._tokenizer(dataset, chunk_size),
+                tokenizer=self._tokenizer(dataset),
                 **encoders,
             )
             if self.image_features is not None:
                 dataset = recipes.encode_images(
                     dataset, encoders["image_encoder"], self.image_features
                 )
-            log = self._clone(policy, dataset, self.head or "regression")
+            log = self._clone(policy, dataset, head)
         else:
             log = self._train_lerobot(dataset)
         log.to_csv(self.folder / "learning_curve.csv")
@@ -145,6 +161,14 @@ class Train:
         if is_own:
             foreign = (*_TINY_OPTIONS, *_LEROBOT_OPTIONS)
             hint = "Your function sets the sizes of its policy."
+        elif self.policy == _VLM:
+            foreign = ("hidden", "text_encoder", "image_features", *_LEROBOT_OPTIONS)
+            hint = "They are for other policies. A vlm has --expert-hidden."
+            if self.vlm.backbone is None:
+                raise OptionError(
+                    "train: expected --backbone with --policy vlm, the folder or repo "
+                    "id of a vision-language model, got none."
+                )
         elif self.policy == _TINY:
             foreign = _LEROBOT_OPTIONS
             hint = "They are for LeRobot's policies: --policy act."
@@ -165,26 +189,38 @@ class Train:
                 "train: expected --text-encoder or --image-encoder with "
                 "--train-encoders, got neither. The tiny encoders are always trained."
             )
-        if self.policy == _TINY and self.tokenizer and self.head != "tokens":
+        is_ours = self.policy in (_TINY, _VLM)
+        if is_ours and self.tokenizer and self.head != "tokens":
             raise OptionError(
                 "train: expected --head tokens with --tokenizer, got --head "
-                f"{self.head or 'regression'}."
+                f"{self.head or 'of the default'}."
             )
         given = [name for name in foreign if vars(self)[name] != default[name]]
+        if self.policy != _VLM:
+            given += self.vlm.given()
         if given:
             names = ", ".join("--" + name.replace("_", "-") for name in given)
             raise OptionError(
                 f"train: expected no {names} with --policy {self.policy}. {hint}"
             )
 
-    def _tokenizer(
-        self, dataset: library.Demonstrations, chunk_size: int
-    ) -> ActionTokenizerBase | None:
+    def _tokenizer(self, dataset: library.Demonstrations) -> ActionTokenizerBase | None:
         """Fit the tokenizer that was asked for."""
         if self.tokenizer is None:
             return None
         space = recipes.make_space(dataset.metadata, "tokens")
-        return recipes.fit_tokenizer(self.tokenizer, dataset, space, chunk_size)
+        return recipes.fit_tokenizer(
+            self.tokenizer, dataset, space, self.chunk_size or 8
+        )
+
+    def _head_of(self, heads: Any, default: str) -> Any:
+        """Return the head, if the policy has one of that name."""
+        if self.head is not None and self.head not in get_args(heads):
+            raise OptionError(
+                f"train: expected --head of {get_args(heads)} with --policy "
+                f"{self.policy}, got {self.head!r}."
+            )
+        return self.head or default
 
     def _encoders(self) -> dict[str, Any]:
         """Make the pretrained encoders that were asked for."""
@@ -204,13 +240,16 @@ class Train:
         self,
         policy: TensorDictModuleBase,
         dataset: library.Demonstrations,
-        head: Head = "regression",
+        head: Head | VLMHead = "regression",
     ) -> recipes.TrainingLog:
         if self.device is not None:
             policy = policy.to(library.parse_device("train", self.device))
         space = recipes.make_space(dataset.metadata, head)
+        settings = self.settings
+        if self.policy == _VLM and settings.lr is None:
+            settings = replace(settings, lr=_VLM_LR)
         log = recipes.train_behavior_cloning(
-            policy, dataset, self.settings, space=space, folder=self.folder
+            policy, dataset, settings, space=space, folder=self.folder
         )
         recipes.save_checkpoint(self.folder, policy, space)
         return log

@@ -88,11 +88,25 @@ from torchrl_vla.policies.tokens.token_distribution import TokenDistribution
 from torchrl_vla.policies.tokens.token_policy import TokenVLAWrapper
 from torchrl_vla.policies.tokens.token_sampling import TokenSampling
 from torchrl_vla.policies.vla_policy import ContinuousVLAWrapper, VLAWrapperBase
+from torchrl_vla.policies.vlm.action_expert import ExpertConfig
+from torchrl_vla.policies.vlm.adaptation import LoRAConfig
+from torchrl_vla.policies.vlm.adapter_folder import load_adapter, save_adapter
+from torchrl_vla.policies.vlm.parallel_head import VLMChunkPolicy, VLMGaussianPolicy
+from torchrl_vla.policies.vlm.prefix import Prefix
+from torchrl_vla.policies.vlm.token_head import VLMTokenPolicy
+from torchrl_vla.policies.vlm.trunk import VLATrunk
+from torchrl_vla.policies.vlm.trunk_config import TrunkConfig
+from torchrl_vla.policies.vlm.trunk_critic import VLMCritic
+from torchrl_vla.policies.vlm.trunk_loading import load_trunk
+from torchrl_vla.policies.vlm.vlm_flow_policy import FlowTrainingConfig, VLMFlowPolicy
+from torchrl_vla.policies.vlm.vlm_heads import VLM_HEADS, VLMHeadConfig
+from torchrl_vla.policies.vlm.vlm_policy import VLMPolicy
 
 __all__ = [
     "HEADS",
     "LEROBOT_POLICY_TYPES",
     "TEXT_ENCODERS",
+    "VLM_HEADS",
     "BackboneConfig",
     "ByteTextEncoder",
     "ChunkDistribution",
@@ -102,8 +116,10 @@ __all__ = [
     "DiffusionConfig",
     "DiffusionVLAWrapper",
     "EfficientNetLiteEncoder",
+    "ExpertConfig",
     "FlowNoise",
     "FlowSDENoise",
+    "FlowTrainingConfig",
     "FlowVLAWrapper",
     "FrozenTextEncoder",
     "GaussianAround",
@@ -120,9 +136,11 @@ __all__ = [
     "LeRobotPolicyWrapper",
     "LeRobotSettings",
     "LearnedNoise",
+    "LoRAConfig",
     "ModulePolicy",
     "OutputKeys",
     "PolicyFactory",
+    "Prefix",
     "StdConfig",
     "StochasticVLAWrapper",
     "TextEncoder",
@@ -143,7 +161,16 @@ __all__ = [
     "TokenVLAWrapper",
     "TransformersImageEncoder",
     "TransformersTextEncoder",
+    "TrunkConfig",
+    "VLATrunk",
     "VLAWrapperBase",
+    "VLMChunkPolicy",
+    "VLMCritic",
+    "VLMFlowPolicy",
+    "VLMGaussianPolicy",
+    "VLMHeadConfig",
+    "VLMPolicy",
+    "VLMTokenPolicy",
     "as_features",
     "as_policy",
     "check_lerobot_health",
@@ -153,8 +180,10 @@ __all__ = [
     "guided_velocity",
     "image_features_key",
     "is_lerobot_folder",
+    "load_adapter",
     "load_lerobot_policy",
     "load_policy",
+    "load_trunk",
     "make_critic",
     "make_critic_for",
     "make_from_factory",
@@ -162,6 +191,7 @@ __all__ = [
     "make_lerobot_policy",
     "make_text_encoder",
     "prompted_smollm2",
+    "save_adapter",
     "save_policy",
     "target_transform",
     "to_stochastic",

@@ -63,6 +63,8 @@ if TYPE_CHECKING:
     from torchrl_vla.recipes.training_loop import TrainingLog, run_training
     from torchrl_vla.recipes.training_settings import TrainingSettings
     from torchrl_vla.recipes.training_state import TrainingState
+    from torchrl_vla.recipes.vlm_factory import make_vlm_policy
+    from torchrl_vla.recipes.vlm_settings import VLMSettings
 
 _HERE = "torchrl_vla.recipes"
 _MODULES = {
@@ -115,6 +117,8 @@ _MODULES = {
     f"{_HERE}.training_loop": ("TrainingLog", "run_training"),
     f"{_HERE}.training_settings": ("TrainingSettings",),
     f"{_HERE}.training_state": ("TrainingState",),
+    f"{_HERE}.vlm_factory": ("make_vlm_policy",),
+    f"{_HERE}.vlm_settings": ("VLMSettings",),
 }
 
 __all__ = [
@@ -142,6 +146,7 @@ __all__ = [
     "TrainingLog",
     "TrainingSettings",
     "TrainingState",
+    "VLMSettings",
     "WorkerRollouts",
     "encode_images",
     "finetune",
@@ -155,6 +160,7 @@ __all__ = [
     "make_policy",
     "make_space",
     "make_training_transform",
+    "make_vlm_policy",
     "normalized_chunks",
     "open_dataset",
     "prepare_environment",

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torchrl.objectives import LossModule
 
-from torchrl_vla._internal.option_names import Head
+from torchrl_vla._internal.option_names import Head, VLMHead
 from torchrl_vla.data.demonstrations import check_demonstrations
 from torchrl_vla.objectives import CloningOptions, cloning_loss
 from torchrl_vla.policies import (
@@ -100,7 +100,9 @@ def make_policy(
     )
 
 
-def make_space(metadata: RobotDatasetMetadata, head: Head = "regression") -> ModelSpace:
+def make_space(
+    metadata: RobotDatasetMetadata, head: Head | VLMHead = "regression"
+) -> ModelSpace:
     """Return the model space that a head is trained in.
 
     Tokens need bounds, so their space is ``min_max``; the others' is ``mean_std``.

@@ -9,12 +9,12 @@ from torch import nn
 from torchrl_vla.objectives import FlowMatchingLoss
 from torchrl_vla.policies import FlowSDENoise, LearnedNoise, load_policy, save_policy
 from torchrl_vla.policies.vlm.action_expert import ExpertConfig
-from torchrl_vla.policies.vlm.vlm_flow_policy import FlowTraining, VLMFlowPolicy
+from torchrl_vla.policies.vlm.vlm_flow_policy import FlowTrainingConfig, VLMFlowPolicy
 from torchrl_vla.schema import SchemaError
 from torchrl_vla.testing import check_policy
 
 H, A, S, K = 4, 2, 3, 3
-SMALL, PLAIN = ExpertConfig(hidden=24), FlowTraining()
+SMALL, PLAIN = ExpertConfig(hidden=24), FlowTrainingConfig()
 
 
 def make(kind="smolvlm", *, noise=None, training=PLAIN, **options):
@@ -186,12 +186,12 @@ def test_repeated_samples_are_averaged_over_one_encoding():
     torch.testing.assert_close(together, apart.mean(0), rtol=1e-5, atol=1e-5)
 
 
-INSULATED = FlowTraining(num_bins=16)
+INSULATED = FlowTrainingConfig(num_bins=16)
 
 
 def test_the_flow_of_an_insulated_expert_has_no_gradient_in_the_trunk():
     policy, data = make(training=INSULATED), targets(3)
-    flow = FlowTraining(num_bins=16, token_coeff=0.0)
+    flow = FlowTrainingConfig(num_bins=16, token_coeff=0.0)
     policy.flow_training = flow
     policy.denoising_errors(data).mean().backward()
     for name, weight in policy.trunk.named_parameters():
@@ -209,7 +209,10 @@ def test_the_flow_of_an_insulated_expert_has_no_gradient_in_the_trunk():
 
 
 def test_the_expert_does_not_see_the_action_tokens_of_the_target():
-    policy, data = make(training=FlowTraining(num_bins=16, token_coeff=0.0)), targets(3)
+    policy, data = (
+        make(training=FlowTrainingConfig(num_bins=16, token_coeff=0.0)),
+        targets(3),
+    )
     bins = policy.action_bins
 
     def errors(tokens):
@@ -243,7 +246,7 @@ def test_action_bins_cover_the_numbers_evenly_and_each_token_sees_those_before()
     assert (before[:, 3] != after[:, 3]).all()
 
 
-RTC = FlowTraining(max_delay=2)
+RTC = FlowTrainingConfig(max_delay=2)
 
 
 def guided(n, committed):
@@ -292,7 +295,7 @@ def test_committed_actions_have_no_error_in_training_and_are_not_noisy():
 
 def test_the_delay_leaves_an_action_to_learn():
     with pytest.raises(ValueError, match="max_delay below chunk_size=4, got 4"):
-        make(training=FlowTraining(max_delay=4))
+        make(training=FlowTrainingConfig(max_delay=4))
 
 
 def test_a_saved_policy_comes_back_with_its_noise_bit_equal(tmp_path):

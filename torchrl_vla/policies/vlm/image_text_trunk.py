@@ -8,7 +8,8 @@ from torch import Tensor
 
 from torchrl_vla.policies.vlm.observations import Entries
 from torchrl_vla.policies.vlm.prefix import Prefix
-from torchrl_vla.policies.vlm.trunk import VLATrunk, additive_mask, ahead, layers_of
+from torchrl_vla.policies.vlm.trunk import VLATrunk, additive_mask, ahead
+from torchrl_vla.policies.vlm.trunk_cache import layers_of, make_cache
 
 
 class ImageTextTrunk(VLATrunk):
@@ -27,7 +28,7 @@ class ImageTextTrunk(VLATrunk):
         pixels = self._pixels(self.rows.images(tensordict))
         mask = entries["attention_mask"].bool()
         positions, following = self._positions(entries, pixels, mask)
-        cache = self._cache()
+        cache = make_cache(())
         states = self.model.base_model(
             input_ids=entries["input_ids"],
             attention_mask=additive_mask(

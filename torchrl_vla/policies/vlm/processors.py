@@ -84,7 +84,16 @@ class PromptProcessor:
             found = self.tokenizer([text])
         else:
             text = self._image_text * len(images) + text
-            found = self.processor(text=[text], images=[images])
+            try:
+                found = self.processor(text=[text], images=[images])
+            except (ValueError, TypeError, IndexError, RuntimeError) as error:
+                sizes = [tuple(image.shape) for image in images]
+                raise SchemaError(
+                    f"TransformersVLA: expected a processor that takes {len(images)} "
+                    f"images of (C, h, w) {sizes} per prompt, got an error of "
+                    f"{type(self.processor).__name__}: {error}. Read fewer cameras or "
+                    "other sizes (TrunkConfig), or take a model for several images."
+                ) from error
         return {
             name: torch.as_tensor(value[0], dtype=torch.int64)
             for name, value in found.items()

@@ -13,8 +13,12 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from torchrl_vla._internal.extras import import_extra
 from torchrl_vla.policies.encoders.image_features import ImageEncoder
+from torchrl_vla.policies.vlm.adaptation import (
+    checkpoint_layers,
+    inject_adapters,
+    merge_adapters,
+)
 from torchrl_vla.policies.vlm.observations import Entries, ObservationRows
 from torchrl_vla.policies.vlm.prefix import LayerCache, Prefix
 from torchrl_vla.policies.vlm.processors import (
@@ -24,6 +28,7 @@ from torchrl_vla.policies.vlm.processors import (
     pad_entries,
 )
 from torchrl_vla.policies.vlm.state_text import StateText
+from torchrl_vla.policies.vlm.trunk_cache import layers_of, make_cache
 from torchrl_vla.policies.vlm.trunk_config import TrunkConfig
 from torchrl_vla.schema import InstructionTable, ObservationKeys, SchemaError
 
@@ -82,6 +87,7 @@ class VLATrunk(nn.Module, ABC):
         if config.state == "text" and config.state_dim is not None:
             self._state_text = StateText(config.state_dim, processor.tokenizer)
         self._check_context(text.max_position_embeddings)
+        self._adapt()
 
     @property
     def instructions(self) -> InstructionTable | None:
@@ -111,6 +117,13 @@ class VLATrunk(nn.Module, ABC):
     def num_layers(self) -> int:
         """Layers of the language model."""
         return self.model.config.get_text_config().num_hidden_layers
+
+    def merge_adapters(self) -> Self:
+        """Add the adapters to the weights under them, in place; return itself."""
+        if self.config.lora is not None:
+            merge_adapters(self.model)
+            self.config = replace(self.config, lora=None, frozen=True)
+        return self
 
     @property
     def attention_shape(self) -> tuple[int, int, int]:
@@ -283,7 +296,7 @@ class VLATrunk(nn.Module, ABC):
             positions: int64 ``[N, T]``.
             past: keys and values of ``L`` tokens.
         """
-        cache = self._cache(past)
+        cache = make_cache(past)
         states = self.decoder(
             inputs_embeds=embeddings,
             attention_mask=additive_mask(seen, self._mask_dtype(embeddings)),
@@ -292,13 +305,6 @@ class VLATrunk(nn.Module, ABC):
             **{self._cache_name: cache},
         ).last_hidden_state
         return states, layers_of(cache)
-
-    def _cache(self, past: Sequence[LayerCache] = ()):
-        transformers = import_extra("transformers", "vlm", "TransformersVLA")
-        cache = transformers.DynamicCache()
-        for index, (keys, values) in enumerate(past):
-            cache.update(keys, values, index)
-        return cache
 
     @property
     def _cache_name(self) -> str:
@@ -321,6 +327,14 @@ class VLATrunk(nn.Module, ABC):
         prompt = self.config.prompt.replace("{instruction}", "")
         return self.processor.encode_text(prompt, self._images_of_prompt())
 
+    def _adapt(self) -> None:
+        if self.config.frozen or self.config.lora is not None:
+            self.model.requires_grad_(False)
+        if self.config.lora is not None:
+            inject_adapters(self.model, self.config.lora)
+        if self.config.checkpoints_layers:
+            checkpoint_layers(self.decoder)
+
     def _check_context(self, longest: int) -> None:
         self._context = longest
         self._check_length(self.prompt_length)
@@ -341,11 +355,6 @@ def additive_mask(seen: Tensor, dtype: torch.dtype) -> Tensor:
     """Return ``[N, 1, T, L]``: 0 where the query sees the key, else the minimum."""
     mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
     return mask.masked_fill_(~seen, torch.finfo(dtype).min).unsqueeze(1)
-
-
-def layers_of(cache) -> tuple[LayerCache, ...]:
-    """Return the keys and values of a cache of ``transformers``."""
-    return tuple((layer.keys, layer.values) for layer in cache.layers)
 
 
 def ahead(count: int, device: torch.device, causal: bool) -> Tensor:

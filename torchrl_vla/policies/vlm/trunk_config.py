@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
+from typing import get_args
 
 import torch
 
+from torchrl_vla._internal.option_names import Attention, Precision, StateInput
+from torchrl_vla.policies.vlm.adaptation import LoRAConfig
 from torchrl_vla.schema import check_positive_int
-
-#: Where the proprioceptive state goes: to the action head, behind the prompt as one
-#: projected token, or behind the prompt as the numbers of its bins, written out.
-StateInput: TypeAlias = Literal["head", "token", "text"]
-Attention: TypeAlias = Literal["sdpa", "eager"]
-Precision: TypeAlias = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +22,8 @@ class TrunkConfig:
         cameras: names of the cameras; None = one image without a name; ``()`` = no
             image is read.
         state_dim: ``S``; None = no state is read.
-        state: where the state goes.
+        state: where the state goes: to the action head, behind the prompt as one
+            projected token, or behind the prompt as the numbers of its bins.
         prompt: text around the instruction, with one ``{instruction}``.
         text_length: tokens kept for the text; longer prompts are refused. Every prompt
             is padded to it, so a row's numbers depend on no other row's text.
@@ -34,6 +31,11 @@ class TrunkConfig:
             heads need.
         precision: in which the trunk computes; its results, the heads and all
             log-probabilities are float32.
+        frozen: True = no weight of the model is trained, the image encoder of a
+            language model and its projection excepted.
+        lora: adapters that are trained in place of the model's weights.
+        checkpoints_layers: True = the backward pass computes each layer of the language
+            model again, which takes less memory and more time.
 
     Raises:
         ValueError: there is not one size for each image, the prompt has no place for
@@ -52,6 +54,9 @@ class TrunkConfig:
     text_length: int = 48
     attention: Attention = "sdpa"
     precision: Precision = "float32"
+    frozen: bool = False
+    lora: LoRAConfig | None = None
+    checkpoints_layers: bool = False
 
     def __post_init__(self) -> None:
         check_positive_int("TrunkConfig", "text_length", self.text_length)

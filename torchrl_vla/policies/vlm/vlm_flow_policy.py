@@ -20,7 +20,7 @@ from torchrl_vla.schema import SchemaError
 
 
 @dataclass(frozen=True)
-class FlowTraining:
+class FlowTrainingConfig:
     """How a flow expert and its trunk are trained.
 
     Args:
@@ -51,8 +51,8 @@ class FlowTraining:
         bins = 2 if self.num_bins is None else self.num_bins
         if not (self.time_alpha > 0 and self.max_delay >= 0 and bins > 1):
             raise ValueError(
-                "FlowTraining: expected time_alpha > 0, max_delay >= 0 and num_bins of "
-                f"None or at least 2, got {self}."
+                "FlowTrainingConfig: expected time_alpha > 0, max_delay >= 0 and "
+                f"num_bins of None or at least 2, got {self}."
             )
 
 
@@ -117,7 +117,7 @@ class VLMFlowPolicy(VLMPolicy, FlowVLAWrapper):
         num_steps: int = 10,
         noise: FlowNoise | None = None,
         expert: ExpertConfig = ExpertConfig(),
-        training: FlowTraining = FlowTraining(),
+        training: FlowTrainingConfig = FlowTrainingConfig(),
     ) -> None:
         super().__init__(
             action_dim=action_dim,

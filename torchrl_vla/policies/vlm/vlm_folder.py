@@ -25,6 +25,7 @@ from torchrl_vla.policies.module_description import (
     reference_to,
     resolve,
 )
+from torchrl_vla.policies.vlm.adaptation import LOW_RANK, base_weights
 from torchrl_vla.policies.vlm.causal_trunk import CausalTrunk
 from torchrl_vla.policies.vlm.image_text_trunk import ImageTextTrunk
 from torchrl_vla.policies.vlm.processors import Family, PromptProcessor
@@ -100,11 +101,12 @@ def write_vlm_policy(folder: str | Path, policy: VLMPolicy) -> None:
     head = {
         key: value.detach().cpu().contiguous().clone()
         for key, value in policy.state_dict().items()
-        if not key.startswith(_MODEL)
+        if is_of_head(key)
     }
     folder = Path(folder)
     with writing_folder(folder, _CONFIG) as partial, quiet():
-        trunk.model.save_pretrained(partial / _TRUNK)
+        weights = base_weights(trunk.model)
+        trunk.model.save_pretrained(partial / _TRUNK, state_dict=weights)
         trunk.processor.save_pretrained(partial / _TRUNK)
         safetensors.save_file(head, partial / _HEAD)
         table = policy.instructions
@@ -179,7 +181,7 @@ def _load_head(caller: str, path: Path, policy: VLMPolicy) -> None:
     safetensors = import_extra("safetensors.torch", "vlm", caller)
     with Origin.of_file(caller, path, _REMEDY).reading("safetensors"):
         weights: dict[str, Tensor] = safetensors.load_file(path)
-    own = {k: v for k, v in policy.state_dict().items() if not k.startswith(_MODEL)}
+    own = {k: v for k, v in policy.state_dict().items() if is_of_head(k)}
     different = set(own) ^ set(weights) | {
         name
         for name, value in own.items()
@@ -191,6 +193,11 @@ def _load_head(caller: str, path: Path, policy: VLMPolicy) -> None:
             f"got others in {path}: {sorted(different)[:5]}. {_REMEDY}"
         )
     policy.load_state_dict(weights, strict=False)
+
+
+def is_of_head(name: str) -> bool:
+    """Return whether a weight is not one of the model's own: adapters are not."""
+    return not name.startswith(_MODEL) or LOW_RANK in name
 
 
 def _check_version(caller: str, written: str) -> None:

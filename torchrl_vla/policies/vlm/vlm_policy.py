@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
+from tensordict.nn import TensorDictModuleBase
 from typing_extensions import Self
 
 from torchrl_vla.policies.vla_policy import VLAWrapperBase
 from torchrl_vla.policies.vlm.trunk import VLATrunk
+from torchrl_vla.policies.vlm.trunk_critic import VLMCritic
 from torchrl_vla.policies.vlm.vlm_folder import read_vlm_policy, write_vlm_policy
 from torchrl_vla.schema import InstructionTable
 
@@ -41,6 +43,10 @@ class VLMPolicy(VLAWrapperBase):
     def config(self) -> dict[str, object]:
         """The constructor's arguments without the trunk."""
         return {"action_dim": self.action_dim, "chunk_size": self.chunk_size}
+
+    def make_critic(self) -> TensorDictModuleBase:
+        """Return a critic on this trunk, which its gradient does not reach."""
+        return VLMCritic(self.trunk)
 
     def check_writable(self) -> None:
         """Accept it: the trunk has its own files, the head is built by its class."""
