@@ -108,7 +108,8 @@ def test_in_ppo_tokens_that_do_not_count_have_a_gradient_of_exactly_zero(kind):
             data["action_tokens"], data["next", "is_executed"]
         ).any(0)
         gradient = policy.places.weight.grad
-        assert (~counted).any() and gradient.any()
+        assert (~counted).any()
+        assert gradient.any()
         assert torch.equal(gradient[~counted], torch.zeros_like(gradient[~counted]))
 
 
