@@ -19,6 +19,7 @@ from torchrl_vla.data.demonstration_dataset import DemonstrationDataset
 from torchrl_vla.data.demonstrations import check_folder_is_free
 from torchrl_vla.data.label_bounds import Labels, bound_labels, check_labels_option
 from torchrl_vla.data.rollout_frames import frame_columns, frame_statistics
+from torchrl_vla.data.sparse_images import EveryNthImage
 from torchrl_vla.rollout import (
     EpisodeFailure,
     EpisodeStep,
@@ -32,6 +33,7 @@ from torchrl_vla.schema import (
     EPISODE_KEY,
     EPISODE_SEED_KEY,
     FRAME_KEY,
+    IMAGE_IS_STALE_KEY,
     INSTRUCTION_KEY,
     SUCCESS_KEY,
     ExecutionError,
@@ -54,6 +56,7 @@ def collect(
     balanced: bool = False,
     max_attempts: int | None = None,
     labels: Labels = "clamp",
+    image_interval: int = 1,
     overwrite: bool = False,
     progress: bool = True,
 ) -> DemonstrationDataset:
@@ -87,6 +90,10 @@ def collect(
         labels: what becomes of a target beyond the action bounds in ``env.metadata``:
             ``"clamp"`` = the nearest legal number, which is what an environment that
             clips executes; ``"refuse"`` = an error.
+        image_interval: above 1, only every such frame of an episode is rendered, of an
+            environment that renders on demand: far faster, as neighbouring images
+            hardly differ. The other frames hold the image before and
+            ``image_is_stale``: they are targets of chunks and are not sampled.
         overwrite: True = an old dataset in the folder is replaced.
         progress: True = show a progress bar.
 
@@ -100,6 +107,7 @@ def collect(
         ExecutionError: ``max_attempts`` gave too few successes; or an error came up
             after the first episode was kept.
         MissingKeyError: the environment does not write what a dataset holds.
+        SettingsError: an ``image_interval`` of an environment that renders every step.
         SchemaError: the environment renders on demand, and did not render a frame; or
             targets are not finite, of another width or, with ``labels="refuse"``, out
             of bounds.
@@ -109,6 +117,8 @@ def collect(
         raise ValueError(f"collect: expected episodes >= 1, got {episodes}.")
     check_acting("collect", env, policy)
     check_labels_option("collect", labels)
+    if image_interval != 1:
+        policy = EveryNthImage(policy, env, image_interval)
     instructions, metadata = _description(env)
     if balanced and episodes % len(instructions):
         raise ValueError(
@@ -132,6 +142,8 @@ def collect(
             "seed": seed,
             "attempts": attempts,
         }
+        if image_interval != 1:
+            provenance["image_interval"] = image_interval
         if clamped:
             provenance["labels"] = {"beyond_bounds": labels, "frames": clamped}
         if failures:
@@ -152,7 +164,9 @@ def collect(
             seeds = episode_seeds(seed, count, purpose, attempts)
             attempts += count
             with kept.batch() as finished:
-                for index, episode in _record(env, policy, seeds, failures):
+                for index, episode in _record(
+                    env, policy, seeds, failures, image_interval != 1
+                ):
                     bounded, changed = bound_labels(
                         "collect", episode[ACTION_KEY], metadata, labels
                     )
@@ -257,13 +271,14 @@ def _record(
     policy: TensorDictModuleBase,
     seeds: list[int],
     failures: list[EpisodeFailure],
+    is_sparse: bool,
 ) -> Iterator[tuple[int, TensorDict]]:
     """Yield ``(index of the seed, frames)`` as episodes finish."""
     frames: dict[int, list[dict[NestedKey, Tensor]]] = {}
     with torch.no_grad():
         steps = run_episodes(env, policy, seeds, failures=failures, caller="collect")
         for step in steps:
-            columns = _columns(step, seeds, env.instructions)
+            columns = _columns(step, seeds, env.instructions, is_sparse)
             for env_index, index in enumerate(step.episode.tolist()):
                 if index < 0:
                     continue
@@ -276,12 +291,15 @@ def _record(
 
 
 def _columns(
-    step: EpisodeStep, seeds: list[int], table: InstructionTable
+    step: EpisodeStep, seeds: list[int], table: InstructionTable, is_sparse: bool
 ) -> dict[NestedKey, Tensor]:
     """Return what is stored of a step, each ``[N, ...]``."""
     data = step.data.reshape(-1) if step.data.ndim else step.data.unsqueeze(0)
     columns = frame_columns(data, table, "collect")
-    check_images_are_fresh("collect", data[step.episode >= 0])
+    if is_sparse:
+        columns[IMAGE_IS_STALE_KEY] = data.get(IMAGE_IS_STALE_KEY)
+    else:
+        check_images_are_fresh("collect", data[step.episode >= 0])
     columns[FRAME_KEY] = step.frame
     columns[EPISODE_SEED_KEY] = torch.tensor(seeds)[step.episode.clamp_min(0)]
     return {key: value.cpu() for key, value in columns.items()}
