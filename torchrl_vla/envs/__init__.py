@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from torchrl_vla.envs.gymnasium import GymnasiumEnv
     from torchrl_vla.envs.lazy_rendering import RenderSpec
     from torchrl_vla.envs.metaworld import MetaWorldEnv, MetaWorldExpert
+    from torchrl_vla.envs.metaworld_pixels import MetaWorldPixelsEnv
     from torchrl_vla.envs.mujoco_renderer import RenderingError
     from torchrl_vla.envs.pusht import PushTEnv
     from torchrl_vla.envs.simulator_interface import (
@@ -34,6 +35,7 @@ _MODULES = {
         "MetaWorldEnv",
         "MetaWorldExpert",
     ),
+    f"{_HERE}.metaworld_pixels": ("MetaWorldPixelsEnv",),
     f"{_HERE}.mujoco_renderer": ("RenderingError",),
     f"{_HERE}.pusht": ("PushTEnv",),
     f"{_HERE}.simulator_interface": (
@@ -54,6 +56,7 @@ __all__ = [
     "GymnasiumEnv",
     "MetaWorldEnv",
     "MetaWorldExpert",
+    "MetaWorldPixelsEnv",
     "PushTEnv",
     "RenderSpec",
     "RenderingError",
