@@ -39,9 +39,7 @@ def test_the_expert_solves_the_tasks_as_it_does_from_the_full_state(env):
     played = []
     for one in (env, whole):
         td = one.reset(episode_seeds=seeds)
-        rollout = one.rollout(
-            150, one.make_expert(), tensordict=td, auto_reset=False
-        )
+        rollout = one.rollout(150, one.make_expert(), tensordict=td, auto_reset=False)
         played.append(rollout["action"])
         assert rollout["next", "success"].any()
     assert torch.equal(*played)

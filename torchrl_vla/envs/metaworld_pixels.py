@@ -86,7 +86,8 @@ class MetaWorldPixelsEnv(MetaWorldEnv):
 
     @staticmethod
     def _describe(metadata: RobotDatasetMetadata) -> RobotDatasetMetadata:
-        assert metadata.state_names is not None and metadata.state_units is not None
+        assert metadata.state_names is not None
+        assert metadata.state_units is not None
         return replace(
             metadata,
             dataset_id="metaworld_pixels",

@@ -99,11 +99,12 @@ def train_behavior_cloning(
     optimizer = AdamW(
         policy.parameters(), lr=settings.lr, weight_decay=settings.weight_decay
     )
+    schedule = warmup_cosine(settings.steps, settings.max_seconds)
     return run_training(
         policy,
         make_cloning_loss(policy) if loss is None else loss,
         buffer,
-        LambdaLR(optimizer, warmup_cosine(settings.steps)),
+        LambdaLR(optimizer, schedule),
         settings,
         folder=folder,
         callback=callback,
