@@ -19,7 +19,8 @@ import multiprocessing
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -63,7 +64,7 @@ class Settings:
         quick: Tiny sizes and four tasks, one of each difficulty.
         device: Where the policy is trained; left out, a GPU if there is one. It acts
             on the CPU, in the worker processes.
-        workers: Processes that simulate.
+        workers: Processes that simulate; 0 = this one does.
         folder: Receives the report, the policy and, meanwhile, the demonstrations.
         tasks: Tasks; empty = all 50.
         demonstrations: Demonstrations of each task, at most.
@@ -365,6 +366,23 @@ def write_report(
     return path
 
 
+@contextmanager
+def processes(workers: int) -> Iterator[Callable[..., Future]]:
+    """Start workers, and yield what gives them a job; 0 = this process does it."""
+    if workers:
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(workers, mp_context=context) as pool:
+            yield pool.submit
+        return
+
+    def call(job: Callable[..., list], *arguments: object) -> Future:
+        done: Future = Future()
+        done.set_result(job(*arguments))
+        return done
+
+    yield call
+
+
 def main(settings: Settings) -> None:
     """Run the job."""
     clock = Clock(settings.minutes)
@@ -372,14 +390,13 @@ def main(settings: Settings) -> None:
         settings = replace(settings, **QUICK)
     settings.folder.mkdir(parents=True, exist_ok=True)
     tasks = settings.tasks or tuple(INSTRUCTIONS)
-    workers = min(settings.workers, len(tasks))
+    workers = max(1, min(settings.workers, len(tasks)))
     shares = [tasks[worker::workers] for worker in range(workers)]
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+    with processes(settings.workers) as submit:
 
         def run(job: Callable[..., list], part: str) -> list:
             end = clock.deadline(part)
-            jobs = [pool.submit(job, share, settings, end) for share in shares]
+            jobs = [submit(job, share, settings, end) for share in shares]
             return [item for one in jobs for item in one.result()]
 
         written = run(collect_tasks, "collect")
