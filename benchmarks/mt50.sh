@@ -12,6 +12,8 @@
 #         tensordict==0.14.3 torchrl==0.14.1 pyvers orjson importlib-metadata cloudpickle \
 #         gymnasium==1.4.0 farama-notifications tyro docstring-parser typeguard shtab \
 #         tqdm metaworld==3.1.1 mujoco==3.3.0 glfw PyOpenGL etils
+#
+# Add numpy, scipy, imageio and packaging where PyTorch stands really alone.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 site=$(mktemp -d)

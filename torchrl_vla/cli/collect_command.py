@@ -44,6 +44,9 @@ class Collect:
     labels: Labels = "clamp"
     """Labels beyond the bounds of the environment's actions: clamp them, which is what
     an environment that clips executes, or refuse them."""
+    image_interval: int = 1
+    """Render every such frame of an episode only, which takes less time by as much; the
+    frames between are targets, and training does not sample them. Not for LeRobot."""
     format: Literal["memmap", "lerobot"] = "memmap"
     """Format of the folder: ours, or LeRobot v3.0, which needs the extra `datasets`."""
     images: Literal["video", "png"] = "video"
@@ -51,7 +54,17 @@ class Collect:
 
     def run(self) -> None:
         """Collect, and print the dataset."""
-        env = open_environment(self.env, self.seed)
+        is_sparse = self.image_interval != 1
+        if is_sparse and self.format == "lerobot":
+            raise OptionError(
+                "collect: expected --image-interval 1 with --format lerobot, whose "
+                f"frames have an image each, got {self.image_interval}."
+            )
+        env = open_environment(
+            self.env,
+            self.seed,
+            render_on_demand=is_sparse or self.env.render_on_demand,
+        )
         expert = self._make_expert(env)
         if self.format == "memmap":
             print(self._collect(env, expert, self.folder))
@@ -78,6 +91,7 @@ class Collect:
             seed=self.seed,
             balanced=True,
             labels=self.labels,
+            image_interval=self.image_interval,
         )
 
     def _make_expert(self, env: EnvBase) -> TensorDictModuleBase:

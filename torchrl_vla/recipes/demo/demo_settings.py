@@ -27,6 +27,9 @@ class DemoSettings:
         episodes: episodes of the evaluation after training.
         control_episodes: episodes of every other evaluation.
         clips: episodes of which the report shows a clip.
+        image_size: side of the images in pixels; None = the environment's own.
+        image_interval: frames of a demonstration from one image to the next.
+        num_envs: environments that run side by side, at most.
         seed: of demonstrations, training and evaluations, whose episodes differ.
         improve: settings of the reinforcement learning after cloning, with the seed and
             the episodes above; None = only clone.
@@ -44,6 +47,9 @@ class DemoSettings:
     episodes: int
     control_episodes: int
     clips: int
+    image_size: int | None = None
+    image_interval: int = 1
+    num_envs: int = 1024
     seed: int = 0
     improve: FinetuneSettings | None = None
 
@@ -69,6 +75,7 @@ DEMO_SETTINGS: dict[str, DemoSettings] = {
         episodes=500,
         control_episodes=300,
         clips=4,
+        image_size=32,  # in which reinforcement learning takes minutes
         improve=FinetuneSettings(
             algorithm=PPO(gamma=0.95),
             iterations=30,
