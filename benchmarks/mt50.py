@@ -52,7 +52,7 @@ PUBLISHED = {
 }
 #: Where each part of the job ends, as a share of the budget. The rest is the start of
 #: processes and the report.
-ENDS = {"collect": 0.27, "train": 0.75, "evaluate": 0.95}
+ENDS = {"collect": 0.24, "train": 0.76, "evaluate": 0.95}
 
 
 @dataclass(frozen=True)
@@ -91,10 +91,10 @@ class Settings:
     folder: Path = Path("runs/mt50")
     tasks: tuple[str, ...] = ()
     demonstrations: int = 50
-    episodes: int = 20
+    episodes: int = 50
     rounds: int = 10
     noise: float = 0.1
-    image_size: int = 96
+    image_size: int = 128
     image_interval: int = 2
     max_steps: int = 500
     head: Literal["regression", "flow", "diffusion"] = "regression"
