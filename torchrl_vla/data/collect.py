@@ -132,7 +132,7 @@ def collect(
     limit = 4 * episodes if max_attempts is None else max_attempts
     kept = _Kept(episodes, len(instructions) if balanced else 1)
     failures: list[EpisodeFailure] = []
-    attempts = clamped = 0
+    attempts = skipped = clamped = 0
 
     def write(to: Path, overwrite: bool) -> Path:
         """Write the episodes that were kept."""
@@ -140,7 +140,7 @@ def collect(
         provenance: dict[str, object] = {
             "purpose": purpose,
             "seed": seed,
-            "attempts": attempts,
+            "attempts": attempts - skipped,
         }
         if image_interval != 1:
             provenance["image_interval"] = image_interval
@@ -161,8 +161,11 @@ def collect(
             count = min(
                 kept.missing * (kept.groups if attempts else 1), limit - attempts
             )
-            seeds = episode_seeds(seed, count, purpose, attempts)
+            numbers = range(attempts, attempts + count)
             attempts += count
+            useful = [number for number in numbers if kept.may_need(number)]
+            skipped += count - len(useful)
+            seeds = [episode_seeds(seed, 1, purpose, number)[0] for number in useful]
             with kept.batch() as finished:
                 for index, episode in _record(
                     env, policy, seeds, failures, image_interval != 1
@@ -173,13 +176,14 @@ def collect(
                     clamped += changed
                     episode[ACTION_KEY] = bounded
                     if not successes_only or bool(episode["next", SUCCESS_KEY].any()):
-                        finished[index] = episode
+                        finished[useful[index]] = episode
                         bar.update(min(len(kept) + len(finished), episodes) - bar.n)
             bar.update(len(kept) - bar.n)
         if kept.missing:
+            tried = attempts - skipped
             raise ExecutionError(
                 f"collect: expected {episodes} successful episodes, got {len(kept)} in "
-                f"{attempts} attempts, {len(failures)} of which ended in an error. "
+                f"{tried} attempts, {len(failures)} of which ended in an error. "
                 "Improve the expert, lower its noise, or raise max_attempts."
             )
     return DemonstrationDataset.from_folder(write(folder, overwrite))
@@ -231,6 +235,9 @@ class _Kept:
         self._wanted = episodes
         self._episodes: list[TensorDict] = []
         self._count_of: Counter[int] = Counter()
+        # Group of each turn, where the environment's tasks take turns.
+        self._group_at: dict[int, int] = {}
+        self._takes_turns = groups > 1
 
     def __len__(self) -> int:
         return len(self._episodes)
@@ -238,6 +245,16 @@ class _Kept:
     @property
     def missing(self) -> int:
         return self._wanted - len(self)
+
+    def may_need(self, number: int) -> bool:
+        """Return False for an attempt that would only be dropped: its group is full.
+
+        Known where instructions have taken turns so far, as in batches of tasks.
+        """
+        group = self._group_at.get(number % self.groups)
+        if group is None or not self._takes_turns:
+            return True
+        return self._count_of[group] < self._wanted // self.groups
 
     @contextmanager
     def batch(self) -> Iterator[dict[int, TensorDict]]:
@@ -255,6 +272,8 @@ class _Kept:
         for index in sorted(finished):
             episode = finished[index]
             group = int(episode[INSTRUCTION_KEY][0]) if self.groups > 1 else 0
+            turn = self._group_at.setdefault(index % self.groups, group)
+            self._takes_turns &= turn == group
             if self._count_of[group] < self._wanted // self.groups:
                 self._count_of[group] += 1
                 self._episodes.append(episode)
