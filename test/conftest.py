@@ -32,10 +32,13 @@ def pytest_report_header() -> str:
 
 
 def pytest_collection_modifyitems(config, items) -> None:
-    """Leave the tests of LeRobot out where it is not installed, and say so."""
-    if importlib.util.find_spec("lerobot") is not None:
-        return
-    left_out = [item for item in items if item.get_closest_marker("lerobot")]
+    """Leave the tests of LeRobot and LIBERO out where they are not installed."""
+    missing = [
+        package
+        for package in ("lerobot", "libero")
+        if importlib.util.find_spec(package) is None
+    ]
+    left_out = [item for item in items if any(map(item.get_closest_marker, missing))]
     if left_out:
         items[:] = [item for item in items if item not in left_out]
         config.hook.pytest_deselected(items=left_out)

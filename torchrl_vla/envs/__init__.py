@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from torchrl_vla.envs.aloha import AlohaEnv, AlohaTask
     from torchrl_vla.envs.gymnasium import GymnasiumEnv
     from torchrl_vla.envs.lazy_rendering import RenderSpec
-    from torchrl_vla.envs.libero import LiberoEnv, LiberoProtocol
+    from torchrl_vla.envs.libero import LiberoEnv, LiberoExpert, LiberoProtocol
     from torchrl_vla.envs.metaworld import MetaWorldEnv, MetaWorldExpert
     from torchrl_vla.envs.metaworld_pixels import MetaWorldPixelsEnv
     from torchrl_vla.envs.mujoco_renderer import RenderingError
@@ -32,7 +32,7 @@ _MODULES = {
     ),
     f"{_HERE}.gymnasium": ("GymnasiumEnv",),
     f"{_HERE}.lazy_rendering": ("RenderSpec",),
-    f"{_HERE}.libero": ("LiberoEnv", "LiberoProtocol"),
+    f"{_HERE}.libero": ("LiberoEnv", "LiberoExpert", "LiberoProtocol"),
     f"{_HERE}.metaworld": (
         "MetaWorldEnv",
         "MetaWorldExpert",
@@ -57,6 +57,7 @@ __all__ = [
     "AlohaTask",
     "GymnasiumEnv",
     "LiberoEnv",
+    "LiberoExpert",
     "LiberoProtocol",
     "MetaWorldEnv",
     "MetaWorldExpert",

@@ -98,6 +98,10 @@ class SimulatorProcesses:
         """Render environments now; see :class:`SimulatorGroup`."""
         return self._call("render", indices)
 
+    def privileged(self, indices: Sequence[int]) -> Arrays:
+        """Return what a scripted expert may know; see :class:`SimulatorGroup`."""
+        return self._call("privileged", indices)
+
     def close(self) -> None:
         """Stop the workers."""
         self._close()

@@ -30,6 +30,9 @@ Arrays = dict[Key, np.ndarray]
 #: Key of the environments that a group rendered, bool ``[n, 1]``.
 RENDERED = "rendered"
 
+#: Key of what the simulators tell a scripted expert.
+PRIVILEGED = "privileged"
+
 _CALLER = "GymnasiumEnv"
 _VECTORS = {"state": STATE_KEY, "environment_state": ENVIRONMENT_STATE_KEY}
 
@@ -142,6 +145,11 @@ class SimulatorGroup:
         if self._rendering is None:
             return {}
         return self._rendering([self._envs[index] for index in indices])
+
+    def privileged(self, indices: Sequence[int]) -> Arrays:
+        """Return what the simulators tell a scripted expert, ``[n, ...]``."""
+        told = [self._envs[index].unwrapped.privileged() for index in indices]
+        return {PRIVILEGED: np.stack(told)}
 
     def close(self) -> None:
         """Close every simulator."""

@@ -296,4 +296,4 @@ def _training_metadata(
     for path in (folder / _METADATA, inner / _METADATA):
         if path.is_file():
             known = RobotDatasetMetadata.from_json(path)
-    return known and replace(known, cameras=(), image_sizes=None)
+    return known and known.without_images()

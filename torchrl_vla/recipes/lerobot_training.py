@@ -181,7 +181,7 @@ def train_lerobot(
     """
     loss_module = LeRobotLoss(policy, train_on_padding=train_on_padding)
     check_labels("train_lerobot", dataset)
-    mark_metadata(policy, replace(dataset.metadata, cameras=(), image_sizes=None))
+    mark_metadata(policy, dataset.metadata.without_images())
     _warn_of_deafness(policy, dataset)
     assert policy.config is not None  # LeRobotLoss refuses a bare callable
     preset = policy.config.get_optimizer_preset()

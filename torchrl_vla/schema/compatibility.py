@@ -29,6 +29,7 @@ _EXACT = {
     "state_units": "numbers off by the ratio of the units",
     "cameras": "images in another place",
     "image_sizes": "objects of another size, or channels read as rows",
+    "image_orientation": "images mirrored or upside down",
 }
 
 #: Two clocks within one percent are the same rate (30 Hz and 29.97 Hz are).
@@ -146,7 +147,14 @@ def way_out(
             "Render or record images of the first size (image_size=, --image-size), or "
             "append ResizeWithPad to what has the others."
         )
-    has_conversion = names.isdisjoint({"image_sizes", "action_low", "action_high"})
+    if names == {"image_orientation"}:
+        return (
+            "Make the environment with the orientation of the training, or correct the "
+            "metadata."
+        )
+    has_conversion = names.isdisjoint(
+        {"image_sizes", "image_orientation", "action_low", "action_high"}
+    )
     if not has_conversion or conversions().ConversionPlan(second, first).problems:
         return "Convert one side's data, or correct its metadata."
     return (

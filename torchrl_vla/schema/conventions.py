@@ -16,6 +16,10 @@ REFERENCES = ("absolute", "delta", "relative")
 #: What a dimension of an action moves.
 SPACES = ("joint", "end_effector", "gripper", "base")
 
+#: How images show the scene: as the camera sees it, left and right exchanged, or upside
+#: down (top and bottom exchanged).
+ORIENTATIONS = ("upright", "mirrored", "upside_down")
+
 #: Numbers per rotation layout. ``euler_xyz`` is roll, pitch and yaw: turns about the
 #: fixed axes x, then y, then z (SciPy's ``"xyz"``). ``axis_angle`` is the axis times
 #: the angle. ``quaternion_wxyz`` has the real part first. ``rotation_6d_rows`` is the

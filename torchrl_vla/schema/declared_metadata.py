@@ -33,7 +33,7 @@ def metadata_of(policy: nn.Module) -> RobotDatasetMetadata | None:
     if marked is not None:
         return marked
     own = _record(getattr(policy, "metadata", None))
-    return None if own is None else replace(own, cameras=(), image_sizes=None)
+    return None if own is None else own.without_images()
 
 
 def mark_metadata(policy: nn.Module, metadata: RobotDatasetMetadata) -> None:
@@ -108,7 +108,7 @@ def check_meeting(caller: str, policy: nn.Module, env: EnvBase) -> None:
     if trained is not None and robot is not None:
         keys = [unravel_key(key) for key in getattr(policy, "in_keys", ())]
         if not any(key == IMAGE_KEY or key[:2] == IMAGE_KEY for key in keys):
-            trained = replace(trained, cameras=(), image_sizes=None)
+            trained = trained.without_images()
         check_robot_metadata(caller, trained, robot)
 
 

@@ -21,6 +21,7 @@ from torchrl_vla.schema.compatibility import (
     refuse_differences,
 )
 from torchrl_vla.schema.conventions import (
+    ORIENTATIONS,
     REFERENCES,
     SPACES,
     GripperConvention,
@@ -70,6 +71,8 @@ class RobotDatasetMetadata:
         state_statistics: statistics of ``observation.state``.
         image_sizes: ``(C, h, w)`` of each camera, in the order of ``cameras``; one
             size of an image without a name.
+        image_orientation: ``"upright"`` as the camera sees it, ``"mirrored"`` left to
+            right, or ``"upside_down"``; of all cameras.
 
     Raises:
         MetadataError: lists every contradiction (lengths that disagree, low >= high,
@@ -110,6 +113,7 @@ class RobotDatasetMetadata:
     action_statistics: FeatureStatistics | None = None
     state_statistics: FeatureStatistics | None = None
     image_sizes: tuple[tuple[int, int, int], ...] | None = None
+    image_orientation: str | None = None
 
     def __post_init__(self) -> None:
         self._fill_in("action_dim", _NAMES_PER_ACTION_DIM, self.action_statistics)
@@ -218,6 +222,11 @@ class RobotDatasetMetadata:
             unknown = sorted(set(getattr(self, name) or ()) - set(known))
             if unknown:
                 yield f"expected {name} of {known}, got {unknown}."
+        if self.image_orientation not in (None, *ORIENTATIONS):
+            yield (
+                f"expected image_orientation of {ORIENTATIONS}, got "
+                f"{self.image_orientation!r}."
+            )
         used = [d for rotation in self.rotations for d in rotation.dims]
         used += [gripper.dim for gripper in self.grippers]
         if len(set(used)) != len(used):
@@ -309,6 +318,10 @@ class RobotDatasetMetadata:
         """
         differences(self, other)  # refuses what is no record
         return conversions().RobotConversion(self, other)
+
+    def without_images(self) -> RobotDatasetMetadata:
+        """Return the same record with nothing said about images."""
+        return replace(self, cameras=(), image_sizes=None, image_orientation=None)
 
     def to(self, device: torch.device | str) -> RobotDatasetMetadata:
         """Return the same record with its statistics on another device."""

@@ -5,13 +5,19 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 
+import torch
+from torch import Tensor
+
 from torchrl_vla.envs.gymnasium import GymnasiumEnv
 from torchrl_vla.envs.lazy_rendering import RenderSpec
-from torchrl_vla.envs.libero.libero_protocol import LiberoProtocol, RotationLayout
+from torchrl_vla.envs.libero.libero_expert import LiberoExpert
+from torchrl_vla.envs.libero.libero_grasps import find_grasp
+from torchrl_vla.envs.libero.libero_protocol import LiberoProtocol
 from torchrl_vla.envs.libero.libero_provider import LiberoProvider, find_tasks
 from torchrl_vla.envs.libero.libero_suites import MAX_STEPS, base_suite, find_suite
 from torchrl_vla.envs.libero.libero_tasks import LiberoPool, LiberoTasks
 from torchrl_vla.envs.simulator_interface import SimulatorInterface, SimulatorOptions
+from torchrl_vla.envs.simulators import PRIVILEGED
 from torchrl_vla.schema import (
     GripperConvention,
     RobotDatasetMetadata,
@@ -104,10 +110,25 @@ class LiberoEnv(GymnasiumEnv):
             instructions=[task.instruction for task in self.tasks],
             num_envs=num_envs,
             max_steps=protocol.max_steps or MAX_STEPS[base_suite(self.suite)],
-            metadata=_make_metadata(self.suite, cameras, protocol.rotation),
+            metadata=_make_metadata(self.suite, cameras, protocol),
             options=options,
             seed=seed,
         )
+
+    def make_expert(self, *, noise: float = 0.0, seed: int = 0) -> LiberoExpert:
+        """Make the scripted expert; no package has one.
+
+        Raises:
+            ValueError: the noise is negative, or a task has no script.
+        """
+        for task in self.tasks:
+            find_grasp(task)
+        return LiberoExpert(self, noise=noise, seed=seed)
+
+    def plan(self) -> Tensor:
+        """Return what the scripts do next, and their part of the noise, ``[N, 8]``."""
+        plans = self._simulators.privileged(self._indices(None))[PRIVILEGED]
+        return torch.from_numpy(plans).to(torch.float32)
 
     @property
     def provenance(self) -> dict[str, object]:
@@ -117,7 +138,6 @@ class LiberoEnv(GymnasiumEnv):
             "tasks": [task.name for task in self.tasks],
             "provider": str(self.provider),
             "settle_steps": self.protocol.settle_steps,
-            "image_orientation": self.protocol.image_orientation,
             "quick_rendering": self.protocol.quick_rendering,
             "initial_states": self.protocol.initial_states or "all",
         }
@@ -128,8 +148,9 @@ def _identity(observation: dict[str, object]) -> dict[str, object]:
 
 
 def _make_metadata(
-    suite: str, cameras: tuple[str, ...], rotation: RotationLayout
+    suite: str, cameras: tuple[str, ...], protocol: LiberoProtocol
 ) -> RobotDatasetMetadata:
+    rotation = protocol.rotation
     letters, unit = ("xyz", "rad") if rotation == "axis_angle" else ("xyzw", "1")
     return RobotDatasetMetadata(
         suite,
@@ -151,4 +172,5 @@ def _make_metadata(
         state_units=("m",) * 3 + (unit,) * len(letters) + ("m",) * 2,
         control_frequency_hz=_RATE_HZ,
         cameras=cameras,
+        image_orientation=protocol.image_orientation if cameras else None,
     )

@@ -161,6 +161,20 @@ class LiberoSimulation:
         fingers = seen.qpos[robot._ref_gripper_joint_pos_indexes]
         return np.concatenate([seen.site_xpos[robot.eef_site_id], rotation, fingers])
 
+    def hand_position(self) -> np.ndarray:
+        """Return where the fingers close, float64 ``[3]``, in m."""
+        return self._seen.site_xpos[self.robot.eef_site_id].copy()
+
+    def hand_rotation(self) -> np.ndarray:
+        """Return the rotation matrix of the hand, ``[3, 3]``."""
+        return self._seen.body(self.robot.robot_model.eef_name).xmat.reshape(3, 3)
+
+    def place_of(self, name: str) -> np.ndarray:
+        """Return the position of an object or site, by LIBERO's name."""
+        body = self.domain.obj_body_id.get(name)
+        place = self._seen.site(name).xpos if body is None else self._seen.xpos[body]
+        return place.copy()
+
     def render(self) -> dict[str, np.ndarray]:
         """Return a uint8 image ``[h, w, 3]`` for each camera."""
         if self._renderer is None:

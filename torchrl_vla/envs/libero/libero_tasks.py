@@ -8,8 +8,10 @@ import gymnasium
 import numpy as np
 from gymnasium.spaces import Box, Text
 
+from torchrl_vla.envs.libero.libero_grasps import find_grasp
 from torchrl_vla.envs.libero.libero_protocol import LiberoProtocol
 from torchrl_vla.envs.libero.libero_provider import LiberoProvider, LiberoTask
+from torchrl_vla.envs.libero.libero_script import PickAndPlace
 from torchrl_vla.envs.libero.libero_simulator import LiberoSimulation
 from torchrl_vla.rollout import seed_purpose
 
@@ -69,6 +71,8 @@ class LiberoTasks(gymnasium.Env):
     def __init__(self, tasks: tuple[LiberoTask, ...], pool: LiberoPool) -> None:
         self._tasks, self._pool = tasks, pool
         self._lent: LiberoSimulation | None = None
+        self._script: PickAndPlace | None = None
+        self._plan: np.ndarray | None = None
         size = 8 if pool.protocol.rotation == "axis_angle" else 9
         self.action_space = Box(-1.0, 1.0, (7,), np.float32)
         self.observation_space = gymnasium.spaces.Dict(
@@ -99,6 +103,7 @@ class LiberoTasks(gymnasium.Env):
             self._lent.begin_official(index // len(self._tasks))
         else:
             self._lent.begin_sampled(seed)
+        self._script = self._plan = None
         return self._observe(), {"success": False}
 
     def step(
@@ -106,11 +111,27 @@ class LiberoTasks(gymnasium.Env):
     ) -> tuple[dict[str, object], float, bool, bool, dict[str, object]]:
         """Execute one action."""
         success = self.simulation.step(action)
+        self._plan = None
         return self._observe(), float(success), success, False, {"success": success}
 
     def render_images(self) -> dict[str, np.ndarray]:
         """Return ``{camera: uint8 [h, w, 3]}``."""
         return self.simulation.render()
+
+    def privileged(self) -> np.ndarray:
+        """Return the scripted expert's next action and its part of the noise, ``[8]``.
+
+        The script reads the simulation, and remembers what it is about to do; asked
+        twice before a step, it says the same.
+        """
+        if self._script is None:
+            self._script = PickAndPlace(
+                self.simulation, find_grasp(self.simulation.task)
+            )
+        if self._plan is None:
+            bears = self._script.noise_scale
+            self._plan = np.append(self._script.act(), bears)
+        return self._plan
 
     def close(self) -> None:
         """Free the graphics."""
