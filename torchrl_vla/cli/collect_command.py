@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 class Collect:
     """Roll out a scripted expert and write its successful episodes to a folder.
 
-    The environment needs an expert: tabletop and metaworld have one, and so may an
+    The environment needs an expert: tabletop, metaworld and libero have one; so may an
     environment of your own, as a method make_expert(seed=...).
     """
 
@@ -99,7 +99,7 @@ class Collect:
         if make_expert is None:
             raise OptionError(
                 f"collect: expected an environment with a scripted expert at --env, "
-                f"got {self.env.name!r}, which has none. Use tabletop, metaworld, or "
+                f"got {self.env.name!r}, which has none. Use tabletop, metaworld, libero, or "
                 "an environment of your own with a method make_expert(seed=...)."
             )
         noise = self.noise

@@ -98,4 +98,21 @@ DEMO_SETTINGS: dict[str, DemoSettings] = {
         control_episodes=60,
         clips=6,
     ),
+    "libero": DemoSettings(
+        demonstrations=200,
+        noise=_expert_noise("libero"),
+        head="regression",
+        chunk_size=16,
+        replan_interval=8,
+        hidden=256,
+        steps=4000,
+        batch_size=64,
+        lr=1e-3,
+        episodes=100,
+        control_episodes=20,
+        clips=4,
+        image_size=64,
+        image_interval=4,
+        num_envs=1,  # each process holds a simulation of every task, 1 GB each
+    ),
 }
