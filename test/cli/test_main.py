@@ -56,6 +56,22 @@ def test_collect_writes_a_lerobot_dataset_on_request(tmp_path, capsys, images):
     ]
 
 
+def test_collect_renders_every_nth_frame_and_training_samples_these(tmp_path, capsys):
+    dataset = tmp_path / "dataset"
+    sparse = ["--image-size", "16", "--num-envs", "4", "--image-interval", "2"]
+    assert main(["collect", "--folder", str(dataset), "--episodes", "6", *sparse]) == 0
+    collected = DemonstrationDataset.from_folder(dataset)
+    assert collected.provenance["image_interval"] == 2
+    fresh = collected.frames["frame_index"] % 2 == 0
+    assert not collected.frames["image_is_stale"].flatten()[fresh].any()
+    options = ["--folder", str(tmp_path / "policy"), "--hidden", "16", "--steps", "2"]
+    assert main(["train", "--dataset", str(dataset), *options]) == 0
+    capsys.readouterr()
+    options = ["--folder", str(tmp_path / "x"), "--format", "lerobot", *sparse]
+    assert main(["collect", *options]) == 1
+    assert "expected --image-interval 1 with --format" in capsys.readouterr().err
+
+
 def test_the_demo_prints_every_evaluation_and_where_the_report_is(tmp_path, capsys):
     sizes = ["--demonstrations", "6", "--steps", "2", "--episodes", "2"]
     folder = ["--folder", str(tmp_path), "--image-size", "16"]

@@ -1,13 +1,19 @@
 from __future__ import annotations
 
+from typing import ClassVar
+
+import gymnasium
+import numpy as np
 import pytest
 import torch
+from gymnasium.spaces import Box, Dict, Text
 from point_robot import Diverges, Point, act_by, make_point, towards
 from tensordict.nn import TensorDictModule, TensorDictModuleBase
 from torchrl.envs import PendulumEnv
 
 from torchrl_vla.data import DemonstrationDataset, collect
-from torchrl_vla.envs import TabletopEnv, ToyVLAEnv
+from torchrl_vla.envs import GymnasiumEnv, TabletopEnv, ToyVLAEnv
+from torchrl_vla.envs.simulator_interface import SimulatorInterface
 from torchrl_vla.errors import ArgumentTypeError
 from torchrl_vla.rollout import episode_seeds
 from torchrl_vla.schema import (
@@ -128,6 +134,43 @@ def test_balanced_gives_as_many_episodes_of_each_instruction(tmp_path):
     ids, counts = first["language_instruction"].unique(return_counts=True)
     assert set(ids.tolist()) == set(env.instructions.ids.tolist())
     assert counts.tolist() == [2] * 6
+
+
+class Turns(gymnasium.Env):
+    """Two tasks that take turns from seed to seed; seeds 0 and 2 cannot be solved."""
+
+    observation_space = Dict(at=Box(-1.0, 1.0, (1,)), task=Text(9))
+    action_space = Box(-1.0, 1.0, (1,))
+    ran: ClassVar[list[int]] = []
+
+    def reset(self, *, seed=None, options=None):
+        self.seed = seed
+        self.ran.append(seed)
+        return {"at": np.zeros(1), "task": ("push", "pull")[seed % 2]}, {}
+
+    def step(self, action):
+        at = {"at": np.zeros(1), "task": ""}
+        return at, 0.0, True, False, {"solved": self.seed not in (0, 2)}
+
+
+def test_balanced_tries_again_only_what_is_missing_where_tasks_take_turns(tmp_path):
+    Turns.ran.clear()
+    env = GymnasiumEnv(
+        Turns,
+        SimulatorInterface(
+            lambda seen: {"state": seen["at"], "instruction": seen["task"]}, "solved"
+        ),
+        instructions=["push", "pull"],
+    )
+    still = TensorDictModule(torch.zeros_like, [("observation", "state")], ["action"])
+    dataset = collect_from(env, still, 8, tmp_path, balanced=True)
+    # 4 and 6 are solved, 0 and 2 are not: the next of this task are 8 and 10.
+    assert Turns.ran == [*range(8), 8, 10]
+    assert sorted(set(dataset.frames["episode_seed"].tolist())) == [
+        *(1, 3, 4, 5, 6, 7),
+        *(8, 10),
+    ]
+    assert dataset.provenance["attempts"] == 10
 
 
 def test_balanced_needs_a_multiple_of_the_instructions(tmp_path):

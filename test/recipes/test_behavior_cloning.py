@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from torchrl_vla.recipes import (
     make_cloning_loss,
     make_training_transform,
     train_behavior_cloning,
+    training_loop,
 )
 from torchrl_vla.recipes.training_loop import warmup_cosine
 from torchrl_vla.schema import SchemaError
@@ -48,6 +50,32 @@ def test_each_slot_learns_the_mean_of_its_targets_without_the_padded_ones():
     learned = ModelSpace(dataset.metadata).action_scaling.denormalize(policy.chunk)
     # Slot 0 sees 0, 1, 2, 3. Slot 1 sees 1, 2, 3; with the padded 3 it would be 2.25.
     assert learned.flatten().tolist() == pytest.approx([1.5, 2.0], abs=0.1)
+
+
+def test_with_a_budget_the_rate_falls_with_the_time_and_the_training_ends(monkeypatch):
+    clock = {"now": 0.0}
+    fake = SimpleNamespace(perf_counter=lambda: clock["now"])
+    monkeypatch.setattr(training_loop, "time", fake)
+    factor = warmup_cosine(1000, max_seconds=10.0)
+    assert factor(0) == pytest.approx(1 / 50)
+    clock["now"] = 5.25  # halfway between the warm-up's end, 0.5 s, and 10 s
+    assert factor(1) == pytest.approx(0.5)
+    assert factor(1000) == pytest.approx(0.0)  # the steps are further than the time
+    clock["now"] = 11.0
+    assert factor(2) == pytest.approx(0.0)
+
+    clock["now"] = 0.0
+    policy, seen = Constant(1), []
+
+    def tick(step):
+        seen.append(step)
+        clock["now"] += 1.0
+
+    options = {"steps": 100, "log_interval": 1, "max_seconds": 4.0, "callback": tick}
+    log = train(policy, counting_dataset(), **options)
+    assert seen == [1, 2, 3, 4, 5]  # the time is over when the fifth is taken
+    assert log.losses[-1][0] == 5
+    assert not policy.training
 
 
 def test_frames_count_by_their_weight_and_are_refused_without_a_word_of_it():

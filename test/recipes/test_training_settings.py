@@ -29,6 +29,7 @@ def test_what_the_weights_depend_on_leaves_reports_out():
         ({"batch_size": 0}, r"expected batch_size to be an int >= 1, got 0"),
         ({"lr": float("nan")}, r"expected lr to be a finite number > 0, got nan"),
         ({"max_grad_norm": 0.0}, r"expected max_grad_norm to be .* > 0, got 0\.0"),
+        ({"max_seconds": 0.0}, r"expected max_seconds to be .* > 0, got 0\.0"),
         ({"weight_decay": -1.0}, r"expected weight_decay to be .* >= 0, got -1\.0"),
         ({"ema_decay": 1.0}, r"expected ema_decay to be a number in \[0, 1\), got 1"),
         (

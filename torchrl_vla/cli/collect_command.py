@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 class Collect:
     """Roll out a scripted expert and write its successful episodes to a folder.
 
-    The environment needs an expert: tabletop and metaworld have one, and so may an
+    The environment needs an expert: tabletop, metaworld and libero have one; so may an
     environment of your own, as a method make_expert(seed=...).
     """
 
@@ -44,6 +44,9 @@ class Collect:
     labels: Labels = "clamp"
     """Labels beyond the bounds of the environment's actions: clamp them, which is what
     an environment that clips executes, or refuse them."""
+    image_interval: int = 1
+    """Render every such frame of an episode only, which takes less time by as much; the
+    frames between are targets, and training does not sample them. Not for LeRobot."""
     format: Literal["memmap", "lerobot"] = "memmap"
     """Format of the folder: ours, or LeRobot v3.0, which needs the extra `datasets`."""
     images: Literal["video", "png"] | None = None
@@ -57,7 +60,17 @@ class Collect:
                 "collect: expected --images beside --format lerobot alone, got "
                 f"{self.images!r} with --format memmap, which stores plain pixels."
             )
-        env = open_environment(self.env, self.seed)
+        is_sparse = self.image_interval != 1
+        if is_sparse and self.format == "lerobot":
+            raise OptionError(
+                "collect: expected --image-interval 1 with --format lerobot, whose "
+                f"frames have an image each, got {self.image_interval}."
+            )
+        env = open_environment(
+            self.env,
+            self.seed,
+            render_on_demand=is_sparse or self.env.render_on_demand,
+        )
         expert = self._make_expert(env)
         if self.format == "memmap":
             print(self._collect(env, expert, self.folder))
@@ -84,6 +97,7 @@ class Collect:
             seed=self.seed,
             balanced=True,
             labels=self.labels,
+            image_interval=self.image_interval,
         )
 
     def _make_expert(self, env: EnvBase) -> TensorDictModuleBase:
@@ -91,8 +105,8 @@ class Collect:
         if make_expert is None:
             raise OptionError(
                 f"collect: expected an environment with a scripted expert at --env, "
-                f"got {self.env.name!r}, which has none. Use tabletop, metaworld, or "
-                "an environment of your own with a method make_expert(seed=...)."
+                f"got {self.env.name!r}, which has none. Use tabletop, metaworld or "
+                "libero, or an environment of your own with a method make_expert(seed=...)."
             )
         noise = self.noise
         if noise is None and self.env.name.partition("/")[0] in ENVIRONMENTS:

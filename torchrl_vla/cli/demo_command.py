@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from torchrl.envs import EnvBase
 
 _CLIP_SIZE = 160
-_IMAGE_SIZES = {"tabletop": 32}  # in which reinforcement learning takes minutes
 _TRAIN_ENVS = 512
 
 
@@ -44,7 +43,7 @@ class Demo:
     """Optimizer steps of the cloning."""
     iterations: int | None = None
     """Iterations of reinforcement learning after it; 0 = only clone. The demo of
-    MetaWorld has none."""
+    MetaWorld and that of LIBERO have none."""
     episodes: int | None = None
     """Episodes of the evaluation after training; the ablations get no more."""
     seed: int = 0
@@ -53,9 +52,12 @@ class Demo:
     def run(self) -> None:
         """Run the demo and print each evaluation."""
         settings = self._settings()
-        size = self.env.image_size or _IMAGE_SIZES.get(self.env.name)
-        options = replace(self.env, image_size=size)
-        num_envs = min(options.num_envs, settings.control_episodes)
+        options = replace(
+            self.env,
+            image_size=self.env.image_size or settings.image_size,
+            render_on_demand=settings.image_interval > 1,
+        )
+        num_envs = min(options.num_envs, settings.control_episodes, settings.num_envs)
         env = open_environment(options, self.seed, num_envs=num_envs)
         train_env = None
         if settings.improve is not None:
@@ -65,7 +67,7 @@ class Demo:
             self.folder,
             settings,
             train_env=train_env,
-            video_env=self._make_video_env(env, settings.clips),
+            video_env=self._make_video_env(env, settings),
         )
         env.close()
         for name, result in results.items():
@@ -103,11 +105,11 @@ class Demo:
             )
         return replace(default, iterations=self.iterations)
 
-    def _make_video_env(self, env: EnvBase, clips: int) -> EnvBase | None:
+    def _make_video_env(self, env: EnvBase, settings: DemoSettings) -> EnvBase | None:
         """Return where to record clips, or None on a machine that cannot render."""
-        if self.env.name == "tabletop":
+        if settings.image_size is not None:  # the policy reads images of this size
             return env
-        options = replace(self.env, num_envs=clips, image_size=_CLIP_SIZE)
+        options = replace(self.env, num_envs=settings.clips, image_size=_CLIP_SIZE)
         try:
             video_env = open_environment(replace(options, num_workers=0), self.seed)
             video_env.reset()

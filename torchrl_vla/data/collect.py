@@ -24,6 +24,7 @@ from torchrl_vla.data.label_bounds import (
     record_labels,
 )
 from torchrl_vla.data.rollout_frames import frame_columns, frame_statistics
+from torchrl_vla.data.sparse_images import EveryNthImage
 from torchrl_vla.rollout import (
     EpisodeFailure,
     EpisodeStep,
@@ -37,6 +38,7 @@ from torchrl_vla.schema import (
     EPISODE_KEY,
     EPISODE_SEED_KEY,
     FRAME_KEY,
+    IMAGE_IS_STALE_KEY,
     INSTRUCTION_KEY,
     SUCCESS_KEY,
     ExecutionError,
@@ -59,6 +61,7 @@ def collect(
     balanced: bool = False,
     max_attempts: int | None = None,
     labels: Labels = "clamp",
+    image_interval: int = 1,
     overwrite: bool = False,
     progress: bool = True,
 ) -> DemonstrationDataset:
@@ -92,6 +95,10 @@ def collect(
         labels: what becomes of a target beyond the action bounds in ``env.metadata``:
             ``"clamp"`` = the nearest legal number, which is what an environment that
             clips executes; ``"refuse"`` = an error.
+        image_interval: above 1, only every such frame of an episode is rendered, of an
+            environment that renders on demand: far faster, as neighbouring images
+            hardly differ. The other frames hold the image before and
+            ``image_is_stale``: they are targets of chunks and are not sampled.
         overwrite: True = an old dataset in the folder is replaced.
         progress: True = show a progress bar.
 
@@ -105,6 +112,7 @@ def collect(
         ExecutionError: ``max_attempts`` gave too few successes; or an error came up
             after the first episode was kept.
         MissingKeyError: the environment does not write what a dataset holds.
+        SettingsError: an ``image_interval`` of an environment that renders every step.
         SchemaError: the environment renders on demand, and did not render a frame; or
             targets are not finite, of another width or, with ``labels="refuse"``, out
             of bounds.
@@ -114,6 +122,8 @@ def collect(
         raise ValueError(f"collect: expected episodes >= 1, got {episodes}.")
     check_acting("collect", env, policy)
     check_labels_option("collect", labels)
+    if image_interval != 1:
+        policy = EveryNthImage(policy, env, image_interval)
     instructions, metadata = _description(env)
     if balanced and episodes % len(instructions):
         raise ValueError(
@@ -127,7 +137,7 @@ def collect(
     limit = 4 * episodes if max_attempts is None else max_attempts
     kept = _Kept(episodes, len(instructions) if balanced else 1)
     failures: list[EpisodeFailure] = []
-    attempts = clamped = 0
+    attempts = skipped = clamped = 0
 
     def write(to: Path, overwrite: bool) -> Path:
         """Write the episodes that were kept."""
@@ -135,9 +145,11 @@ def collect(
         provenance: dict[str, object] = {
             "purpose": purpose,
             "seed": seed,
-            "attempts": attempts,
+            "attempts": attempts - skipped,
         }
         provenance = record_labels(provenance, labels, clamped)
+        if image_interval != 1:
+            provenance["image_interval"] = image_interval
         if failures:
             failed = [{"seed": f.seed, "error": str(f)} for f in failures]
             provenance["failed"] = failed
@@ -153,25 +165,31 @@ def collect(
             count = min(
                 kept.missing * (kept.groups if attempts else 1), limit - attempts
             )
-            seeds = episode_seeds(seed, count, purpose, attempts)
+            numbers = range(attempts, attempts + count)
             attempts += count
+            useful = [number for number in numbers if kept.may_need(number)]
+            skipped += count - len(useful)
+            seeds = [episode_seeds(seed, 1, purpose, number)[0] for number in useful]
             with kept.batch() as finished:
-                for index, episode in _record(env, policy, seeds, failures):
+                for index, episode in _record(
+                    env, policy, seeds, failures, image_interval != 1
+                ):
                     bounded, changed = bound_labels(
                         "collect", episode[ACTION_KEY], metadata, labels
                     )
                     clamped += changed
                     episode[ACTION_KEY] = bounded
                     if not successes_only or bool(episode["next", SUCCESS_KEY].any()):
-                        finished[index] = episode
+                        finished[useful[index]] = episode
                         bar.update(min(len(kept) + len(finished), episodes) - bar.n)
             bar.update(len(kept) - bar.n)
         if kept.missing:
+            tried = attempts - skipped
             cause = failures[0].error if failures else None
             first = "" if cause is None else f" The first: {cause}"
             raise ExecutionError(
                 f"collect: expected {episodes} successful episodes, got {len(kept)} in "
-                f"{attempts} attempts, {len(failures)} of which ended in an error. "
+                f"{tried} attempts, {len(failures)} of which ended in an error. "
                 f"Improve the expert, lower its noise, or raise max_attempts.{first}"
             ) from cause
     return DemonstrationDataset.from_folder(write(folder, overwrite))
@@ -223,6 +241,9 @@ class _Kept:
         self._wanted = episodes
         self._episodes: list[TensorDict] = []
         self._count_of: Counter[int] = Counter()
+        # Group of each turn, where the environment's tasks take turns.
+        self._group_at: dict[int, int] = {}
+        self._takes_turns = groups > 1
 
     def __len__(self) -> int:
         return len(self._episodes)
@@ -230,6 +251,16 @@ class _Kept:
     @property
     def missing(self) -> int:
         return self._wanted - len(self)
+
+    def may_need(self, number: int) -> bool:
+        """Return False for an attempt that would only be dropped: its group is full.
+
+        Known where instructions have taken turns so far, as in batches of tasks.
+        """
+        group = self._group_at.get(number % self.groups)
+        if group is None or not self._takes_turns:
+            return True
+        return self._count_of[group] < self._wanted // self.groups
 
     @contextmanager
     def batch(self) -> Iterator[dict[int, TensorDict]]:
@@ -247,6 +278,8 @@ class _Kept:
         for index in sorted(finished):
             episode = finished[index]
             group = int(episode[INSTRUCTION_KEY][0]) if self.groups > 1 else 0
+            turn = self._group_at.setdefault(index % self.groups, group)
+            self._takes_turns &= turn == group
             if self._count_of[group] < self._wanted // self.groups:
                 self._count_of[group] += 1
                 self._episodes.append(episode)
@@ -263,13 +296,14 @@ def _record(
     policy: TensorDictModuleBase,
     seeds: list[int],
     failures: list[EpisodeFailure],
+    is_sparse: bool,
 ) -> Iterator[tuple[int, TensorDict]]:
     """Yield ``(index of the seed, frames)`` as episodes finish."""
     frames: dict[int, list[dict[NestedKey, Tensor]]] = {}
     with torch.no_grad():
         steps = run_episodes(env, policy, seeds, failures=failures, caller="collect")
         for step in steps:
-            columns = _columns(step, seeds, env.instructions)
+            columns = _columns(step, seeds, env.instructions, is_sparse)
             for env_index, index in enumerate(step.episode.tolist()):
                 if index < 0:
                     continue
@@ -282,12 +316,15 @@ def _record(
 
 
 def _columns(
-    step: EpisodeStep, seeds: list[int], table: InstructionTable
+    step: EpisodeStep, seeds: list[int], table: InstructionTable, is_sparse: bool
 ) -> dict[NestedKey, Tensor]:
     """Return what is stored of a step, each ``[N, ...]``."""
     data = step.data.reshape(-1) if step.data.ndim else step.data.unsqueeze(0)
     columns = frame_columns(data, table, "collect")
-    check_images_are_fresh("collect", data[step.episode >= 0])
+    if is_sparse:
+        columns[IMAGE_IS_STALE_KEY] = data.get(IMAGE_IS_STALE_KEY)
+    else:
+        check_images_are_fresh("collect", data[step.episode >= 0])
     columns[FRAME_KEY] = step.frame
     columns[EPISODE_SEED_KEY] = torch.tensor(seeds)[step.episode.clamp_min(0)]
     return {key: value.cpu() for key, value in columns.items()}

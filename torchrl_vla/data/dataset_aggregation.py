@@ -19,6 +19,7 @@ from torchrl_vla.data.label_bounds import check_labels
 from torchrl_vla.data.rollout_frames import frame_statistics
 from torchrl_vla.schema import (
     EPISODE_KEY,
+    IMAGE_IS_STALE_KEY,
     IS_INTERVENTION_KEY,
     IS_LABELED_KEY,
     SAMPLE_WEIGHT_KEY,
@@ -30,6 +31,7 @@ _DEFAULTS: dict[NestedKey, bool | float] = {
     IS_INTERVENTION_KEY: False,
     IS_LABELED_KEY: True,
     SAMPLE_WEIGHT_KEY: 1.0,
+    IMAGE_IS_STALE_KEY: False,
 }
 #: LeRobot's numbers of tasks and rows, which say something else in each dataset.
 _NUMBERS_OF_ONE_DATASET = ("task_index", "dataset_index", "timestamp")

@@ -23,11 +23,13 @@ from torchrl_vla.errors import SettingsError
 from torchrl_vla.schema import (
     EPISODE_KEY,
     FRAME_KEY,
+    IMAGE_IS_STALE_KEY,
     INSTRUCTION_KEY,
     IS_LABELED_KEY,
     ArgumentTypeError,
     InstructionTable,
     RobotDatasetMetadata,
+    check_images_are_fresh,
 )
 from torchrl_vla.transforms import ObservationHistory
 
@@ -98,12 +100,14 @@ class Demonstrations(Protocol):
             history_size: number of observations in ``observation_history``; 1 = none.
             transform: applied to a sample after its observations are complete.
             sampler: None = i.i.d. frames, without those whose ``is_labeled`` is False,
-                since their actions are no targets.
+                since their actions are no targets, and those whose image is stale.
             slice_len: sample slices of this many consecutive frames of an episode, flat
                 ``[num_slices * slice_len]``, as TorchRL's datasets do.
             num_slices: number of slices in a sample, instead of their length.
             seed: of the sampler; None = TorchRL's own generator.
         """
+        if history_size > 1:
+            check_images_are_fresh("replay_buffer", self.frames)
         steps = [self.observations(history_size), transform]
         found = [step for step in steps if step is not None]
         buffer = TensorDictReplayBuffer(
@@ -169,6 +173,7 @@ def choose_sampler(
         )
     if sampler is not None or not given:
         return frame_sampler(frames) if sampler is None else sampler
+    check_images_are_fresh("replay_buffer", frames)
     (size,) = given
     if size < 1 or batch_size % size:
         raise SettingsError(
@@ -186,11 +191,17 @@ def choose_sampler(
 
 
 def frame_sampler(frames: TensorDict) -> Sampler:
-    """Return a sampler of i.i.d. frames that skips frames without a label."""
+    """Return a sampler of i.i.d. frames that have a label and an image of their own."""
     labels = frames.get(IS_LABELED_KEY, None)
-    if labels is None:
+    is_stale = frames.get(IMAGE_IS_STALE_KEY, None)
+    if labels is None and is_stale is None:
         return RandomSampler()
-    return RowSampler(labels.reshape(-1).nonzero().squeeze(-1))
+    usable = torch.ones(len(frames), dtype=torch.bool)
+    if labels is not None:
+        usable &= labels.reshape(-1)
+    if is_stale is not None:
+        usable &= ~is_stale.reshape(-1)
+    return RowSampler(usable.nonzero().squeeze(-1))
 
 
 def describe(dataset: Demonstrations, details: str = "") -> str:

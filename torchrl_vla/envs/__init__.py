@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from torchrl_vla.envs.lazy_rendering import RenderSpec
     from torchrl_vla.envs.libero import LiberoEnv, LiberoExpert, LiberoProtocol
     from torchrl_vla.envs.metaworld import MetaWorldEnv, MetaWorldExpert
+    from torchrl_vla.envs.metaworld_pixels import MetaWorldPixelsEnv
     from torchrl_vla.envs.mujoco_renderer import RenderingError
     from torchrl_vla.envs.pusht import PushTEnv
     from torchrl_vla.envs.simulator_interface import (
@@ -36,6 +37,7 @@ _MODULES = {
         "MetaWorldEnv",
         "MetaWorldExpert",
     ),
+    f"{_HERE}.metaworld_pixels": ("MetaWorldPixelsEnv",),
     f"{_HERE}.mujoco_renderer": ("RenderingError",),
     f"{_HERE}.pusht": ("PushTEnv",),
     f"{_HERE}.simulator_interface": (
@@ -59,6 +61,7 @@ __all__ = [
     "LiberoProtocol",
     "MetaWorldEnv",
     "MetaWorldExpert",
+    "MetaWorldPixelsEnv",
     "PushTEnv",
     "RenderSpec",
     "RenderingError",

@@ -9,7 +9,7 @@ from typing import Literal
 EnvironmentName = Literal["tabletop", "metaworld", "libero", "pusht", "aloha"]
 
 #: Those of them with a scripted expert: there one can collect, and see the demo.
-ExpertEnvironmentName = Literal["tabletop", "metaworld"]
+ExpertEnvironmentName = Literal["tabletop", "metaworld", "libero"]
 
 _MAKERS = "torchrl_vla.envs.environment_makers"
 
@@ -50,7 +50,9 @@ ENVIRONMENTS: dict[str, KnownEnvironment] = {
         ),
         noise=0.1,
     ),
-    "libero": KnownEnvironment(maker=f"{_MAKERS}:make_libero", tasks=("object",)),
+    "libero": KnownEnvironment(
+        maker=f"{_MAKERS}:make_libero", tasks=("object",), noise=0.3
+    ),
     "pusht": KnownEnvironment(maker=f"{_MAKERS}:make_pusht", tasks=("push-t",)),
     "aloha": KnownEnvironment(maker=f"{_MAKERS}:make_aloha", tasks=("insertion",)),
 }

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from tensordict import TensorDictBase
+from tensordict import NestedKey, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 
 from torchrl_vla.envs.gymnasium import GymnasiumEnv
@@ -110,20 +110,32 @@ class MetaWorldEnv(GymnasiumEnv):
         import_extra("metaworld", "metaworld", "MetaWorldEnv")  # before any worker
         camera_names = (cameras,) if isinstance(cameras, str) else tuple(cameras)
         one_image = camera_names == (cameras,)
-        pool = SimulatorPool(camera_names, image_size)
+        pool = SimulatorPool(camera_names, image_size, self._CAMERA_POSITIONS)
         make_env = functools.partial(
             SawyerTasks, self.tasks, pool, one_image, stop_on_success
         )
+        rendering = _make_rendering(pool, one_image)
         super().__init__(
             make_env,
-            SimulatorInterface(_identity, "success", _make_rendering(pool, one_image)),
+            SimulatorInterface(self._observe, "success", rendering),
             instructions=[INSTRUCTIONS[task] for task in self.tasks],
             num_envs=num_envs,
             max_steps=max_steps,
-            metadata=_make_metadata(pool.cameras),
+            metadata=self._describe(_make_metadata(pool.cameras)),
             options=options,
             seed=seed,
         )
+
+    # What a variant changes.
+    _CAMERA_POSITIONS: Mapping[str, tuple[float, float, float]] = {}
+
+    @staticmethod
+    def _observe(observation: dict[str, object]) -> dict[str, object]:
+        return observation
+
+    @staticmethod
+    def _describe(metadata: RobotDatasetMetadata) -> RobotDatasetMetadata:
+        return metadata
 
     def make_expert(self, *, noise: float = 0.0, seed: int = 0) -> MetaWorldExpert:
         """Make the package's scripted policies."""
@@ -137,7 +149,7 @@ class MetaWorldExpert(TensorDictModuleBase):
     show recovery from errors. The intended action is
     the training target.
 
-    **Reads** ``("observation", "state")`` float32 ``[*B, 39]``;
+    **Reads** ``("observation", "state")`` float32 ``[*B, 39]``, or another entry;
     ``language_instruction`` int64 ids or text ``[*B]``, of the package's tasks.
 
     **Writes** ``action`` (executed) and ``expert_action`` (intended), float32
@@ -146,6 +158,7 @@ class MetaWorldExpert(TensorDictModuleBase):
     Keyword Args:
         noise: standard deviation of the normal noise on ``action``.
         seed: seed of the noise.
+        state_key: of the 39 numbers.
 
     Raises:
         SchemaError: the state is not ``[*B, 39]``.
@@ -160,7 +173,13 @@ class MetaWorldExpert(TensorDictModuleBase):
         tensor([0., 0., 0., 0.])
     """
 
-    def __init__(self, *, noise: float = 0.0, seed: int = 0) -> None:
+    def __init__(
+        self,
+        *,
+        noise: float = 0.0,
+        seed: int = 0,
+        state_key: NestedKey = STATE_KEY,
+    ) -> None:
         super().__init__()
         if not noise >= 0.0:
             raise ValueError(f"MetaWorldExpert: expected noise >= 0, got {noise}.")
@@ -171,16 +190,17 @@ class MetaWorldExpert(TensorDictModuleBase):
         ]
         self._noise = noise
         self._generator = torch.Generator().manual_seed(seed)
-        self.in_keys = [STATE_KEY, INSTRUCTION_KEY]
+        self._state_key = state_key
+        self.in_keys = [state_key, INSTRUCTION_KEY]
         self.out_keys = [ACTION_KEY, EXPERT_ACTION_KEY]
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write the intended action and the one to execute."""
-        state = tensordict.get(STATE_KEY)
+        state = tensordict.get(self._state_key)
         if state.shape != (*tensordict.batch_size, STATE_DIM):
             raise SchemaError(
                 f"MetaWorldExpert: expected {[*tensordict.batch_size, STATE_DIM]} at "
-                f"{STATE_KEY}, got {list(state.shape)}."
+                f"{self._state_key}, got {list(state.shape)}."
             )
         instruction = tensordict.get(INSTRUCTION_KEY)
         if is_text(instruction):
@@ -203,10 +223,6 @@ class MetaWorldExpert(TensorDictModuleBase):
             executed = (intended + self._noise * noise).clamp(-1, 1)
         tensordict.set(EXPERT_ACTION_KEY, intended.to(state.device))
         return tensordict.set(ACTION_KEY, executed.to(state.device))
-
-
-def _identity(observation: dict[str, object]) -> dict[str, object]:
-    return observation
 
 
 def _make_rendering(pool: SimulatorPool, one_image: bool) -> RenderSpec | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,10 +38,14 @@ class SimulatorPool:
     Args:
         cameras: names of the cameras to render.
         image_size: side of the images in pixels.
+        camera_positions: of cameras that are moved, ``{camera: (x, y, z)}`` in m.
     """
 
     cameras: tuple[str, ...] = ()
     image_size: int = 64
+    camera_positions: Mapping[str, tuple[float, float, float]] = field(
+        default_factory=dict
+    )
     _free: dict[str, list[Simulator]] = field(default_factory=dict)
 
     def take(self, task: str) -> Simulator:
@@ -72,6 +76,8 @@ class SimulatorPool:
         env.seeded_rand_vec = True
         env._set_task_called = True
         env.max_path_length = sys.maxsize  # the time limit is ours
+        for camera, position in self.camera_positions.items():
+            env.model.camera(camera).pos[:] = position
         renderer = None
         if self.cameras:
             renderer = MujocoRenderer(env.model, self.cameras, self.image_size)

@@ -56,6 +56,49 @@ INSTRUCTIONS: dict[str, str] = {
     "window-close": "slide the window closed",
 }
 
+_HARDER: dict[str, tuple[str, ...]] = {
+    "medium": (
+        "basketball",
+        "bin-picking",
+        "box-close",
+        "coffee-pull",
+        "coffee-push",
+        "hammer",
+        "peg-insert-side",
+        "push-wall",
+        "soccer",
+        "sweep",
+        "sweep-into",
+    ),
+    "hard": (
+        "assembly",
+        "hand-insert",
+        "pick-out-of-hole",
+        "pick-place",
+        "push",
+        "push-back",
+    ),
+    "very hard": (
+        "shelf-place",
+        "disassemble",
+        "stick-pull",
+        "stick-push",
+        "pick-place-wall",
+    ),
+}
+
+#: The tasks by difficulty, in the 28, 11, 6 and 5 of the tables on MT50. Source: Seo et
+#: al., "Masked World Models for Visual Control" (CoRL 2022), as in LeRobot 0.6.1's
+#: ``metaworld_config.json``.
+DIFFICULTIES: dict[str, tuple[str, ...]] = {
+    "easy": tuple(
+        task
+        for task in INSTRUCTIONS
+        if not any(task in tasks for tasks in _HARDER.values())
+    ),
+    **_HARDER,
+}
+
 
 def find_task(name: str) -> str:
     """Return the name without its version, of a task with or without it.

@@ -116,6 +116,7 @@ def train_behavior_cloning(
             f"trains a sharded copy of the policy, got {type(loss).__name__}. Leave it "
             "out, or use parallel='ddp'."
         )
+    schedule = warmup_cosine(settings.steps, settings.max_seconds)
     with parallel_copy(policy, settings) as trained:
         optimizer = AdamW(
             trained.parameters(), lr=settings.lr, weight_decay=settings.weight_decay
@@ -124,7 +125,7 @@ def train_behavior_cloning(
             trained,
             make_cloning_loss(trained) if loss is None else loss,
             buffer,
-            LambdaLR(optimizer, warmup_cosine(settings.steps)),
+            LambdaLR(optimizer, schedule),
             settings,
             folder=folder,
             callback=callback,

@@ -35,6 +35,11 @@ def check_ranks(
             "ranks together or not at all, got one. Evaluate the trained policy, or "
             "train with parallel='ddp'."
         )
+    if settings.max_seconds is not None:
+        raise SettingsError(
+            f"{caller}: expected no max_seconds on {ranks.count} ranks, whose clocks "
+            f"differ, got {settings.max_seconds}. Pass steps."
+        )
     remedy = "Start every rank with the same command and environment."
     versions: dict[str, object] = dict(package_versions())
     ranks.agree(caller, "library versions", versions, remedy)

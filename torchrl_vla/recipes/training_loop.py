@@ -145,6 +145,8 @@ def run_training(
             with sections.step(step):
                 loop.take_step(step)
             bar.update()
+            if is_over(settings, time.perf_counter() - started):
+                steps = step
             if step % settings.log_interval == 0 or step == steps:
                 mean = loop.log_entry(step)
                 bar.set_postfix(loss=f"{mean:.4f}")
@@ -155,6 +157,8 @@ def run_training(
                 loop.log.seconds = time.perf_counter() - started
                 if state is not None:
                     state.write(step)
+            if step == steps:
+                break
     loop.use_average()
     policy.eval()
     return loop.log
@@ -308,18 +312,34 @@ def _open_state(folder: Path, loop: _Loop) -> TrainingState:
     return state
 
 
-def warmup_cosine(steps: int) -> Callable[[int], float]:
+def is_over(settings: TrainingSettings, seconds: float) -> bool:
+    """Return whether a training that ran for so long has used up its budget."""
+    return settings.max_seconds is not None and seconds >= settings.max_seconds
+
+
+def warmup_cosine(
+    steps: int, max_seconds: float | None = None
+) -> Callable[[int], float]:
     """Return the factor of the learning rate at each step.
 
-    It rises over a twentieth of the steps and follows a cosine to zero.
+    It rises over a twentieth of the steps and follows a cosine to zero. With a budget
+    in seconds, counted from the first call, a step stands where the steps or the time
+    are, whichever is further.
     """
     warmup = max(1, steps // 20)
     half_turn = torch.pi / max(1, steps - warmup)
+    started: list[float] = []
 
     def factor(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / warmup
-        return 0.5 * (1 + torch.cos(torch.tensor((step - warmup) * half_turn)).item())
+        position: float = step
+        if max_seconds is not None:
+            started[:] = started or [time.perf_counter()]
+            share = (time.perf_counter() - started[0]) / max_seconds
+            position = max(step, min(share, 1.0) * steps)
+        if position < warmup:
+            return (position + 1) / warmup
+        turn = torch.tensor((position - warmup) * half_turn)
+        return 0.5 * (1 + torch.cos(turn).item())
 
     return factor
 

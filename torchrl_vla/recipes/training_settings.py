@@ -45,6 +45,9 @@ class TrainingSettings:
         parallel: How the processes that torchrun starts share the training. `ddp` keeps
             the policy whole in each, `fsdp` splits its weights among them. Has no
             effect on a single process.
+        max_seconds: Wall-clock budget. The learning rate of cloning then falls with the
+            time, and the training ends when it is over, or after the steps: the weights
+            depend on the machine. With None, the steps alone decide.
 
     Raises:
         SettingsError: a number is out of its range.
@@ -65,12 +68,13 @@ class TrainingSettings:
     log_interval: int = 25
     checkpoint_interval: int = 500
     parallel: Parallel = "ddp"
+    max_seconds: float | None = None
 
     def __post_init__(self) -> None:
         counts = ("steps", "batch_size", "accumulation_steps", *_REPORTING)
         for name in counts:
             self._check(name, "an int >= 1", lambda value: value >= 1)
-        for name in ("lr", "max_grad_norm"):
+        for name in ("lr", "max_grad_norm", "max_seconds"):
             self._check(name, "a finite number > 0", lambda v: isfinite(v) and v > 0)
         self._check("weight_decay", "a number >= 0", lambda v: isfinite(v) and v >= 0)
         self._check("ema_decay", "a number in [0, 1)", lambda value: 0 <= value < 1)

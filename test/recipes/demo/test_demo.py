@@ -75,7 +75,9 @@ def test_evaluations_meet_other_episodes_than_the_demonstrations(demo):
     assert seen.isdisjoint(episode.seed for episode in results["after"].episodes)
 
 
-@pytest.mark.parametrize(("name", "instructions"), [("tabletop", 6), ("metaworld", 6)])
+@pytest.mark.parametrize(
+    ("name", "instructions"), [("tabletop", 6), ("metaworld", 6), ("libero", 10)]
+)
 def test_the_demos_have_as_many_demonstrations_of_each_instruction(name, instructions):
     assert DEMO_SETTINGS[name].demonstrations % instructions == 0
 

@@ -135,6 +135,7 @@ def _collect(
         folder=folder / "dataset",
         seed=settings.seed,
         balanced=True,
+        image_interval=settings.image_interval,
         overwrite=True,
         progress=progress,
     )

@@ -27,6 +27,9 @@ class DemoSettings:
         episodes: episodes of the evaluation after training.
         control_episodes: episodes of every other evaluation.
         clips: episodes of which the report shows a clip.
+        image_size: side of the images in pixels; None = the environment's own.
+        image_interval: frames of a demonstration from one image to the next.
+        num_envs: environments that run side by side, at most.
         seed: of demonstrations, training and evaluations, whose episodes differ.
         improve: settings of the reinforcement learning after cloning, with the seed and
             the episodes above; None = only clone.
@@ -44,6 +47,9 @@ class DemoSettings:
     episodes: int
     control_episodes: int
     clips: int
+    image_size: int | None = None
+    image_interval: int = 1
+    num_envs: int = 1024
     seed: int = 0
     improve: FinetuneSettings | None = None
 
@@ -69,6 +75,7 @@ DEMO_SETTINGS: dict[str, DemoSettings] = {
         episodes=500,
         control_episodes=300,
         clips=4,
+        image_size=32,  # in which reinforcement learning takes minutes
         improve=FinetuneSettings(
             algorithm=PPO(gamma=0.95),
             iterations=30,
@@ -90,5 +97,22 @@ DEMO_SETTINGS: dict[str, DemoSettings] = {
         episodes=120,
         control_episodes=60,
         clips=6,
+    ),
+    "libero": DemoSettings(
+        demonstrations=200,
+        noise=_expert_noise("libero"),
+        head="regression",
+        chunk_size=16,
+        replan_interval=8,
+        hidden=256,
+        steps=4000,
+        batch_size=64,
+        lr=1e-3,
+        episodes=100,
+        control_episodes=20,
+        clips=4,
+        image_size=64,
+        image_interval=4,
+        num_envs=1,  # each process holds a simulation of every task, 1 GB each
     ),
 }
