@@ -16,14 +16,16 @@ import gymnasium
 import numpy as np
 from gymnasium.vector.utils import CloudpickleWrapper
 
+from torchrl_vla.envs.shared_observations import SharedObservations
 from torchrl_vla.envs.simulator_interface import SimulatorInterface
 from torchrl_vla.envs.simulators import (
+    RENDERED,
     Arrays,
     SimulationError,
     SimulatorGroup,
     SimulatorLayout,
 )
-from torchrl_vla.schema import VLAError
+from torchrl_vla.schema import SchemaError, VLAError
 
 
 class SimulatorProcesses:
@@ -31,7 +33,8 @@ class SimulatorProcesses:
 
     Physics scales with the cores while the main process waits. Workers are spawned,
     never forked (threads and graphics contexts do not survive a fork), so a script
-    that uses them needs ``if __name__ == "__main__":``.
+    that uses them needs ``if __name__ == "__main__":``. Observations come back in
+    shared memory, and the rest (rewards, flags, instructions) through a pipe.
 
     Args:
         make_envs: one constructor per environment; pickled by value, so lambdas work.
@@ -47,9 +50,9 @@ class SimulatorProcesses:
     ) -> None:
         count = len(make_envs)
         bounds = [count * worker // num_workers for worker in range(num_workers + 1)]
-        self._starts = bounds[:-1]
+        self._runs = list(pairwise(bounds))
         self._caller = [
-            w for w, (a, b) in enumerate(pairwise(bounds)) for _ in range(a, b)
+            w for w, (a, b) in enumerate(self._runs) for _ in range(a, b)
         ]
         self._context = multiprocessing.get_context("spawn")
         self._pipes: list[Connection] = []
@@ -63,7 +66,7 @@ class SimulatorProcesses:
                     partial(SimulatorGroup, make_envs[start:stop], interface, start),
                 )
             )
-            for start, stop in pairwise(bounds)
+            for start, stop in self._runs
         ]
         for worker in range(num_workers):
             self._start(worker)
@@ -72,6 +75,13 @@ class SimulatorProcesses:
         self._layouts = [
             layout for answer in _all_or_raise(answers) for layout in answer
         ]
+        # Where layouts differ, the environment refuses them before it asks for more.
+        self._images = {
+            key for key, shape in self._layouts[0].observation if len(shape) == 3
+        }
+        self._shared = SharedObservations(count, dict(self._layouts[0].observation))
+        self._page = 0  # that workers write to; the caller may hold the other one
+        _all_or_raise([self._share(worker) for worker in range(num_workers)])
 
     def layouts(self) -> list[SimulatorLayout]:
         """Return the layout of every environment."""
@@ -81,22 +91,27 @@ class SimulatorProcesses:
         """Begin the episode of each seed; see :class:`SimulatorGroup`.
 
         A process that has ended is started again, if all of its environments are reset.
+
+        Note:
+            The arrays of :meth:`reset` and :meth:`step` are valid until the second call
+            after; then workers write to them again.
         """
         for worker in sorted(self._ended):
-            if {i for i, w in enumerate(self._caller) if w == worker} <= set(indices):
-                self._start(worker)
-                _all_or_raise([self._receive(worker)])
-        return self._call("reset", indices, np.asarray(seeds, dtype=np.int64))
+            if set(range(*self._runs[worker])) <= set(indices):
+                self._restart(worker)
+        return self._observe("reset", indices, np.asarray(seeds, dtype=np.int64))
 
     def step(
         self, indices: Sequence[int], actions: np.ndarray, to_render: np.ndarray
     ) -> Arrays:
         """Execute ``actions[i]`` in ``indices[i]``; see :class:`SimulatorGroup`."""
-        return self._call("step", indices, actions, to_render)
+        return self._observe("step", indices, actions, to_render)
 
     def render(self, indices: Sequence[int]) -> Arrays:
         """Render environments now; see :class:`SimulatorGroup`."""
-        return self._call("render", indices)
+        self._call("render", indices)
+        page = self._shared.pages[self._page]
+        return {key: page[key][list(indices)] for key in self._images}
 
     def close(self) -> None:
         """Stop the workers."""
@@ -115,14 +130,48 @@ class SimulatorProcesses:
         self._ended.discard(worker)
         _all_or_raise([self._send(worker, self._jobs[worker])])
 
+    def _restart(self, worker: int) -> None:
+        self._start(worker)
+        (layouts,) = _all_or_raise([self._receive(worker)])
+        first, stop = self._runs[worker]
+        if layouts != self._layouts[first:stop]:
+            self._ended.add(worker)
+            raise SchemaError(
+                f"GymnasiumEnv: expected {self._layouts[first]} of environments "
+                f"{first} to {stop - 1} when their process is started again, got "
+                f"{layouts[0]}. Let their constructors always make the same simulator."
+            )
+        _all_or_raise([self._share(worker)])
+
+    def _share(self, worker: int) -> SimulationError | None:
+        try:
+            self._shared.send(self._pipes[worker], self._processes[worker].pid)
+        except OSError:
+            return self._has_ended(worker)
+        return None
+
+    def _observe(self, name: str, indices: Sequence[int], *values: Any) -> Arrays:
+        """Return the answers of the workers with the observations of ``indices``."""
+        answer = self._call(name, indices, *values)
+        page = self._shared.pages[self._page]
+        self._page = 1 - self._page
+        rendered = [indices[i] for i in answer[RENDERED].nonzero()[0]]
+        whole = len(self._caller)
+        for key, array in page.items():
+            rows = rendered if key in self._images else list(indices)
+            answer[key] = array if len(rows) == whole else array[rows]
+        return answer
+
     def _call(self, name: str, indices: Sequence[int], *values: np.ndarray) -> Arrays:
         share: dict[int, list[int]] = {}
         for position, index in enumerate(indices):
             share.setdefault(self._caller[index], []).append(position)
         lost: dict[int, SimulationError | None] = {}
         for worker, positions in share.items():
-            local = [indices[position] - self._starts[worker] for position in positions]
-            request = (name, local, [value[positions] for value in values])
+            first = self._runs[worker][0]
+            local = [indices[position] - first for position in positions]
+            run = slice(positions[0], positions[-1] + 1)
+            request = (name, local, [value[run] for value in values], self._page)
             lost[worker] = self._send(worker, request)
         # Indices are sorted and workers own runs of them, so the parts line up. Each
         # answer is read, also after an error: the next request must not find it.
@@ -168,10 +217,13 @@ def _serve(pipe: Connection) -> None:
     try:
         group = pipe.recv()()
         pipe.send(group.layouts())
+        first = group.first
+        shared = SharedObservations.receive(pipe)
+        pages = shared.rows(first, first + len(group.layouts()))
         while True:
-            name, indices, values = pipe.recv()
+            name, indices, values, page = pipe.recv()
             try:
-                pipe.send(getattr(group, name)(indices, *values))
+                pipe.send(getattr(group, name)(indices, *values, into=pages[page]))
             except Exception as error:
                 pipe.send(_portable(error))
     except (EOFError, KeyboardInterrupt):
