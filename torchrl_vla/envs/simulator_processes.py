@@ -51,9 +51,7 @@ class SimulatorProcesses:
         count = len(make_envs)
         bounds = [count * worker // num_workers for worker in range(num_workers + 1)]
         self._runs = list(pairwise(bounds))
-        self._caller = [
-            w for w, (a, b) in enumerate(self._runs) for _ in range(a, b)
-        ]
+        self._caller = [w for w, (a, b) in enumerate(self._runs) for _ in range(a, b)]
         self._context = multiprocessing.get_context("spawn")
         self._pipes: list[Connection] = []
         self._processes: list[SpawnProcess] = []

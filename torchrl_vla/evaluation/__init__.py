@@ -15,6 +15,7 @@ from torchrl_vla.evaluation.confidence_sequence import (
     e_value,
     rate_confidence_sequence,
 )
+from torchrl_vla.evaluation.episode_journal import EpisodeJournal, JournalError
 from torchrl_vla.evaluation.evaluate import evaluate
 from torchrl_vla.evaluation.provenance import (
     describe_environment,
@@ -24,6 +25,7 @@ from torchrl_vla.evaluation.provenance import (
 )
 from torchrl_vla.evaluation.result import EpisodeRecord, EvaluationResult
 from torchrl_vla.evaluation.sequential import compare_policies, evaluate_until
+from torchrl_vla.evaluation.shards import Shard, ShardError, merge_shards
 from torchrl_vla.evaluation.success_statistics import (
     fisher_test,
     mcnemar_test,
@@ -49,12 +51,16 @@ __all__ = [
     "Comparison",
     "ComparisonError",
     "EditedObservation",
+    "EpisodeJournal",
     "EpisodeRecord",
     "EvaluationResult",
+    "JournalError",
     "OutcomeTable",
     "PairedTable",
     "Recorder",
     "SequentialTable",
+    "Shard",
+    "ShardError",
     "UnpairedTable",
     "blank_images",
     "compare",
@@ -70,6 +76,7 @@ __all__ = [
     "hash_weights",
     "make_ablation",
     "mcnemar_test",
+    "merge_shards",
     "newcombe_interval",
     "newcombe_paired_interval",
     "package_versions",
