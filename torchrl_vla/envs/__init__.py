@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from torchrl_vla.envs.aloha import AlohaEnv, AlohaTask
     from torchrl_vla.envs.gymnasium import GymnasiumEnv
     from torchrl_vla.envs.lazy_rendering import RenderSpec
+    from torchrl_vla.envs.libero import LiberoEnv, LiberoProtocol
     from torchrl_vla.envs.metaworld import MetaWorldEnv, MetaWorldExpert
     from torchrl_vla.envs.mujoco_renderer import RenderingError
     from torchrl_vla.envs.pusht import PushTEnv
@@ -30,6 +31,7 @@ _MODULES = {
     ),
     f"{_HERE}.gymnasium": ("GymnasiumEnv",),
     f"{_HERE}.lazy_rendering": ("RenderSpec",),
+    f"{_HERE}.libero": ("LiberoEnv", "LiberoProtocol"),
     f"{_HERE}.metaworld": (
         "MetaWorldEnv",
         "MetaWorldExpert",
@@ -52,6 +54,8 @@ __all__ = [
     "AlohaEnv",
     "AlohaTask",
     "GymnasiumEnv",
+    "LiberoEnv",
+    "LiberoProtocol",
     "MetaWorldEnv",
     "MetaWorldExpert",
     "PushTEnv",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, TypedDict, cast, get_args
 from torchrl_vla._internal.suggestions import did_you_mean
 from torchrl_vla.envs.aloha import AlohaEnv, AlohaTask
 from torchrl_vla.envs.known_environments import ENVIRONMENTS
+from torchrl_vla.envs.libero import LiberoEnv
 from torchrl_vla.envs.metaworld import MetaWorldEnv
 from torchrl_vla.envs.pusht import PushTEnv
 from torchrl_vla.envs.simulator_interface import SimulatorOptions
@@ -55,6 +56,24 @@ def make_metaworld(
     return MetaWorldEnv(
         tasks,
         cameras=() if options["image_size"] is None else _METAWORLD_CAMERA,
+        num_envs=options["num_envs"],
+        seed=options["seed"],
+        options=_simulators(options),
+        **_size(options),
+    )
+
+
+def make_libero(tasks: tuple[str, ...], **options: Unpack[MakerOptions]) -> LiberoEnv:
+    """Make LIBERO; a task is a suite, or one of its tasks, as in ``"object/6"``."""
+    suites, names = zip(*(task.partition("/")[::2] for task in tasks), strict=True)
+    if len(set(suites)) > 1:
+        raise ValueError(
+            f"make_environment: expected tasks of one suite for 'libero', got {tasks}. "
+            "Evaluate the suites one after another."
+        )
+    return LiberoEnv(
+        suites[0],
+        [name for name in names if name],
         num_envs=options["num_envs"],
         seed=options["seed"],
         options=_simulators(options),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 #: The names of the environments.
-EnvironmentName = Literal["tabletop", "metaworld", "pusht", "aloha"]
+EnvironmentName = Literal["tabletop", "metaworld", "libero", "pusht", "aloha"]
 
 #: Those of them with a scripted expert: there one can collect, and see the demo.
 ExpertEnvironmentName = Literal["tabletop", "metaworld"]
@@ -50,6 +50,7 @@ ENVIRONMENTS: dict[str, KnownEnvironment] = {
         ),
         noise=0.1,
     ),
+    "libero": KnownEnvironment(maker=f"{_MAKERS}:make_libero", tasks=("object",)),
     "pusht": KnownEnvironment(maker=f"{_MAKERS}:make_pusht", tasks=("push-t",)),
     "aloha": KnownEnvironment(maker=f"{_MAKERS}:make_aloha", tasks=("insertion",)),
 }

@@ -7,6 +7,7 @@ import os
 import sys
 import weakref
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,29 +19,53 @@ class RenderingError(VLAError, RuntimeError):
     """There is no OpenGL context to render images in."""
 
 
-class MujocoRenderer:
-    """Render the cameras of a MuJoCo model, upright.
+@dataclass(frozen=True)
+class RenderStyle:
+    """Choose how a :class:`MujocoRenderer` renders.
 
-    Shadows, reflections and anti-aliasing are off: in software they make an image of
-    64 pixels ten times as slow.
+    Args:
+        caller: environment that opens error messages.
+        extra: the extra that installs it.
+        quick: True = without shadows, reflections and anti-aliasing: in software they
+            make an image of 64 pixels ten times as slow.
+        upright: True = turn the images of cameras that hang upside down.
+        hidden_groups: groups of geometry that are not shown.
+    """
+
+    caller: str = "MetaWorldEnv"
+    extra: str = "metaworld"
+    quick: bool = True
+    upright: bool = True
+    hidden_groups: tuple[int, ...] = ()
+
+
+class MujocoRenderer:
+    """Render the cameras of a MuJoCo model.
 
     Args:
         model: the ``mujoco.MjModel``.
         cameras: names of its cameras.
         image_size: side of the images in pixels.
+        style: of the images.
 
     Raises:
         ValueError: the model has no such camera; lists the ones that it has.
     """
 
-    def __init__(self, model: Any, cameras: Sequence[str], image_size: int) -> None:
+    def __init__(
+        self,
+        model: Any,
+        cameras: Sequence[str],
+        image_size: int,
+        style: RenderStyle = RenderStyle(),
+    ) -> None:
         known = [model.camera(index).name for index in range(model.ncam)]
         unknown = sorted(set(cameras) - set(known))
         if unknown:
             raise ValueError(
-                f"MetaWorldEnv: expected cameras of {known}, got {unknown}."
+                f"{style.caller}: expected cameras of {known}, got {unknown}."
             )
-        self._model, self._size = model, image_size
+        self._model, self._size, self._style = model, image_size, style
         self._cameras = {camera: known.index(camera) for camera in cameras}
         self._framebuffer: Framebuffer | None = None
 
@@ -55,7 +80,8 @@ class MujocoRenderer:
             image = self._framebuffer.render(data, index)
             # Column 1 of a camera's rotation is its up axis.
             upside_down = data.cam_xmat[index].reshape(3, 3)[2, 1] < -1e-6
-            images[camera] = image[::-1, ::-1] if upside_down else image
+            turn = self._style.upright and upside_down
+            images[camera] = image[::-1, ::-1] if turn else image
         return images
 
     def close(self) -> None:
@@ -66,10 +92,10 @@ class MujocoRenderer:
 
     def _make_framebuffer(self) -> Framebuffer:
         try:
-            return Framebuffer(self._model, self._size)
+            return Framebuffer(self._model, self._size, self._style)
         except Exception as error:  # each graphics backend raises its own
             raise RenderingError(
-                "MetaWorldEnv: expected an OpenGL context to render cameras "
+                f"{self._style.caller}: expected an OpenGL context to render cameras "
                 f"{list(self._cameras)}, got {type(error).__name__}: {error}. Install "
                 "libegl1, or install libosmesa6 and set MUJOCO_GL=osmesa before Python "
                 f"starts (MUJOCO_GL is {os.environ.get('MUJOCO_GL')!r}), or go without "
@@ -87,25 +113,29 @@ class Framebuffer:
     Args:
         model: the ``mujoco.MjModel``.
         size: side of the images in pixels.
+        style: of the images.
     """
 
-    def __init__(self, model: Any, size: int) -> None:
-        self._mujoco = mujoco = import_extra("mujoco", "metaworld", "MetaWorldEnv")
-        model.vis.quality.offsamples = 0
+    def __init__(self, model: Any, size: int, style: RenderStyle) -> None:
+        self._mujoco = mujoco = import_extra("mujoco", style.extra, style.caller)
+        if style.quick:
+            model.vis.quality.offsamples = 0
         model.vis.global_.offwidth = model.vis.global_.offheight = size
         self._model, self._size = model, size
-        self._graphics = _graphics_class()(size, size)
+        self._graphics = _graphics_class(style)(size, size)
         self._graphics.make_current()
         self._scene = mujoco.MjvScene(model, maxgeom=10_000)
-        for flag in (
-            mujoco.mjtRndFlag.mjRND_SHADOW,
-            mujoco.mjtRndFlag.mjRND_REFLECTION,
-        ):
-            self._scene.flags[flag] = 0
+        if style.quick:
+            for flag in (
+                mujoco.mjtRndFlag.mjRND_SHADOW,
+                mujoco.mjtRndFlag.mjRND_REFLECTION,
+            ):
+                self._scene.flags[flag] = 0
         self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         self._option, self._camera = mujoco.MjvOption(), mujoco.MjvCamera()
         self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
+        self._option.geomgroup[list(style.hidden_groups)] = 0
 
     def render(self, data: Any, camera_index: int) -> np.ndarray:
         """Return the image of one camera, not turned upright, uint8 ``[h, w, 3]``."""
@@ -134,11 +164,11 @@ class Framebuffer:
         self._graphics.free()
 
 
-def _graphics_class() -> Any:
+def _graphics_class(style: RenderStyle) -> Any:
     headless = not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
     if sys.platform == "linux" and headless and not os.environ.get("MUJOCO_GL"):
-        return import_extra("mujoco.egl", "metaworld", "MetaWorldEnv").GLContext
-    return import_extra("mujoco", "metaworld", "MetaWorldEnv").GLContext
+        return import_extra("mujoco.egl", style.extra, style.caller).GLContext
+    return import_extra("mujoco", style.extra, style.caller).GLContext
 
 
 def _close_if_alive(renderer: weakref.ref[MujocoRenderer]) -> None:

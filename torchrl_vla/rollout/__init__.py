@@ -15,7 +15,12 @@ from torchrl_vla.rollout.random_numbers import (
     uniforms,
 )
 from torchrl_vla.rollout.scheduled_episodes import ScheduledEpisodes
-from torchrl_vla.rollout.seeds import Purpose, episode_seeds, iteration_seed
+from torchrl_vla.rollout.seeds import (
+    Purpose,
+    episode_seeds,
+    iteration_seed,
+    seed_purpose,
+)
 
 __all__ = [
     "EpisodeFailure",
@@ -32,5 +37,6 @@ __all__ = [
     "noise_seeds",
     "normals",
     "run_episodes",
+    "seed_purpose",
     "uniforms",
 ]

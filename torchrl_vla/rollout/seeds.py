@@ -53,6 +53,25 @@ def episode_seeds(run: int, count: int, purpose: Purpose, first: int = 0) -> lis
     return [offset + (start + i) % _EVALUATION for i in range(count)]
 
 
+def seed_purpose(seed: int) -> tuple[Purpose, int]:
+    """Return what an episode's seed is for, and the episode's index in its run.
+
+    The way back from :func:`episode_seeds`, for environments that have a list of
+    initial states to evaluate from. The seeds of training have no order: their index is
+    a random number.
+
+    Examples:
+        >>> seed_purpose(episode_seeds(3, 1, "evaluation", first=7)[0])
+        ('evaluation', 7)
+        >>> seed_purpose(12)
+        ('demonstrations', 12)
+    """
+    if seed >= _TRAINING:
+        return "training", seed - _TRAINING
+    index = (seed % _EVALUATION) % _EPISODES_PER_RUN
+    return ("evaluation" if seed >= _EVALUATION else "demonstrations"), index
+
+
 def schedule_states(run: int, iteration: int, groups: Tensor) -> Tensor:
     """Return the state of each group in an iteration of training, int64 like groups."""
     return hash_numbers(run, iteration, groups)
