@@ -1,4 +1,4 @@
-"""Observations in memory that a caller shares with its worker processes."""
+"""Arrays in memory that a caller shares with its worker processes."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ import numpy as np
 
 from torchrl_vla.envs.lazy_rendering import Key
 
+Entry = tuple[tuple[int, ...], str]
+
 #: Every array begins at a multiple of it, in bytes: a line of the processor's cache.
 _ALIGNMENT = 64
 
 
 class SharedObservations:
-    """Two arrays ``[N, ...]`` per observation, in memory that processes share.
+    """Two arrays ``[N, ...]`` per entry, in memory that processes share.
 
     Workers write to one of the two while the caller still reads the other, so an error
     in one of them leaves the caller with what it had.
@@ -32,12 +34,11 @@ class SharedObservations:
 
     Args:
         count: ``N``, the environments.
-        layout: shape of each entry without ``N``; three dimensions are a uint8 image,
-            others are float32.
+        layout: shape of each entry without ``N``, and the name of its dtype.
         handle: of the file, as :meth:`receive` got it; None makes one.
 
     Examples:
-        >>> shared = SharedObservations(2, {"state": (3,)})
+        >>> shared = SharedObservations(2, {"state": ((3,), "float32")})
         >>> shared.pages[0]["state"][1] = 7.0
         >>> shared.pages[0]["state"].tolist()
         [[0.0, 0.0, 0.0], [7.0, 7.0, 7.0]]
@@ -46,29 +47,26 @@ class SharedObservations:
     def __init__(
         self,
         count: int,
-        layout: Mapping[Key, tuple[int, ...]],
+        layout: Mapping[Key, Entry],
         handle: int | None = None,
     ) -> None:
         self._count, self._layout = count, dict(layout)
         places, size = [], 0
         for _ in range(2):
-            for shape in layout.values():
+            for shape, dtype in layout.values():
                 places.append(size)
-                width = 1 if len(shape) == 3 else 4
-                size += -(-count * prod(shape) * width // _ALIGNMENT) * _ALIGNMENT
+                width = count * prod(shape) * np.dtype(dtype).itemsize
+                size += -(-width // _ALIGNMENT) * _ALIGNMENT
         if handle is None:
             handle = _anonymous_file(size)
         self._memory = mmap.mmap(handle, size)
         self._handle = handle
         weakref.finalize(self, os.close, handle)
         arrays = [
-            np.ndarray(
-                (count, *shape),
-                np.uint8 if len(shape) == 3 else np.float32,
-                self._memory,
-                place,
+            np.ndarray((count, *shape), dtype, self._memory, place)
+            for place, (shape, dtype) in zip(
+                places, [*layout.values()] * 2, strict=True
             )
-            for place, shape in zip(places, [*layout.values()] * 2, strict=True)
         ]
         keys = list(layout)
         self.pages: tuple[dict[Key, np.ndarray], dict[Key, np.ndarray]] = (

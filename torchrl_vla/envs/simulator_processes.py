@@ -16,7 +16,8 @@ import gymnasium
 import numpy as np
 from gymnasium.vector.utils import CloudpickleWrapper
 
-from torchrl_vla.envs.shared_observations import SharedObservations
+from torchrl_vla.envs.lazy_rendering import Key
+from torchrl_vla.envs.shared_observations import Entry, SharedObservations
 from torchrl_vla.envs.simulator_interface import SimulatorInterface
 from torchrl_vla.envs.simulators import (
     RENDERED,
@@ -25,7 +26,12 @@ from torchrl_vla.envs.simulators import (
     SimulatorGroup,
     SimulatorLayout,
 )
-from torchrl_vla.schema import SchemaError, VLAError
+from torchrl_vla.schema import SUCCESS_KEY, SchemaError, VLAError
+
+
+_ACTION, _TO_RENDER = "action", "to_render"
+_AT_RESET = (RENDERED, SUCCESS_KEY)
+_AT_STEP = ("reward", "terminated", "truncated")
 
 
 class SimulatorProcesses:
@@ -33,8 +39,8 @@ class SimulatorProcesses:
 
     Physics scales with the cores while the main process waits. Workers are spawned,
     never forked (threads and graphics contexts do not survive a fork), so a script
-    that uses them needs ``if __name__ == "__main__":``. Observations come back in
-    shared memory, and the rest (rewards, flags, instructions) through a pipe.
+    that uses them needs ``if __name__ == "__main__":``. Arrays go through shared
+    memory, and what else there is (seeds, instructions, errors) through a pipe.
 
     Args:
         make_envs: one constructor per environment; pickled by value, so lambdas work.
@@ -74,10 +80,11 @@ class SimulatorProcesses:
             layout for answer in _all_or_raise(answers) for layout in answer
         ]
         # Where layouts differ, the environment refuses them before it asks for more.
+        self._entries = _entries(self._layouts[0])
         self._images = {
-            key for key, shape in self._layouts[0].observation if len(shape) == 3
+            key for key, (shape, _) in self._entries.items() if len(shape) == 3
         }
-        self._shared = SharedObservations(count, dict(self._layouts[0].observation))
+        self._shared = SharedObservations(count, self._entries)
         self._page = 0  # that workers write to; the caller may hold the other one
         _all_or_raise([self._share(worker) for worker in range(num_workers)])
 
@@ -97,13 +104,17 @@ class SimulatorProcesses:
         for worker in sorted(self._ended):
             if set(range(*self._runs[worker])) <= set(indices):
                 self._restart(worker)
-        return self._observe("reset", indices, np.asarray(seeds, dtype=np.int64))
+        told = self._call("reset", indices, np.asarray(seeds, dtype=np.int64))
+        return {**told, **self._read(indices, _AT_RESET)}
 
     def step(
         self, indices: Sequence[int], actions: np.ndarray, to_render: np.ndarray
     ) -> Arrays:
         """Execute ``actions[i]`` in ``indices[i]``; see :class:`SimulatorGroup`."""
-        return self._observe("step", indices, actions, to_render)
+        page = self._shared.pages[self._page]
+        page[_ACTION][indices], page[_TO_RENDER][indices] = actions, to_render
+        self._call("step", indices)
+        return self._read(indices, (*_AT_RESET, *_AT_STEP))
 
     def render(self, indices: Sequence[int]) -> Arrays:
         """Render environments now; see :class:`SimulatorGroup`."""
@@ -148,17 +159,17 @@ class SimulatorProcesses:
             return self._has_ended(worker)
         return None
 
-    def _observe(self, name: str, indices: Sequence[int], *values: Any) -> Arrays:
-        """Return the answers of the workers with the observations of ``indices``."""
-        answer = self._call(name, indices, *values)
+    def _read(self, indices: Sequence[int], answers: Sequence[str]) -> Arrays:
+        """Return what the workers wrote, and let them write to the other page next."""
         page = self._shared.pages[self._page]
         self._page = 1 - self._page
-        rendered = [indices[i] for i in answer[RENDERED].nonzero()[0]]
-        whole = len(self._caller)
-        for key, array in page.items():
-            rows = rendered if key in self._images else list(indices)
-            answer[key] = array if len(rows) == whole else array[rows]
-        return answer
+        found: Arrays = {key: page[key][indices] for key in answers}
+        rendered = [indices[i] for i in found[RENDERED].nonzero()[0]]
+        for key, _ in self._layouts[0].observation:
+            rows = rendered if key in self._images else indices
+            whole = len(rows) == len(self._caller)
+            found[key] = page[key] if whole else page[key][rows]
+        return found
 
     def _call(self, name: str, indices: Sequence[int], *values: np.ndarray) -> Arrays:
         share: dict[int, list[int]] = {}
@@ -194,6 +205,20 @@ class SimulatorProcesses:
         return _dead(worker)
 
 
+def _entries(layout: SimulatorLayout) -> dict[Key, Entry]:
+    """Return what caller and workers exchange in each step."""
+    entries: dict[Key, Entry] = {
+        key: (shape, "uint8" if len(shape) == 3 else "float32")
+        for key, shape in layout.observation
+    }
+    # A float64 holds every float32, and every integer that an action can be.
+    entries[_ACTION] = ((len(layout.action_low),), "float64")
+    entries[_TO_RENDER] = ((), "bool")
+    for key in (*_AT_RESET, *_AT_STEP):
+        entries[key] = ((1,), "float32" if key == "reward" else "bool")
+    return entries
+
+
 def _all_or_raise(answers: list[Any]) -> list[Any]:
     for answer in answers:
         if isinstance(answer, Exception):
@@ -220,8 +245,11 @@ def _serve(pipe: Connection) -> None:
         pages = shared.rows(first, first + len(group.layouts()))
         while True:
             name, indices, values, page = pipe.recv()
+            into = pages[page]
             try:
-                pipe.send(getattr(group, name)(indices, *values, into=pages[page]))
+                if name == "step":
+                    values = [into[_ACTION][indices], into[_TO_RENDER][indices]]
+                pipe.send(getattr(group, name)(indices, *values, into=into))
             except Exception as error:
                 pipe.send(_portable(error))
     except (EOFError, KeyboardInterrupt):

@@ -86,8 +86,8 @@ class SimulatorGroup:
 
         ``success`` bool ``[n, 1]`` is whether the task is done before any action. Where
         the simulators have instructions, also ``language_instruction``: texts, in an
-        array of objects. With ``into``, the observation of environment ``i`` is written
-        to its row ``i`` and not returned.
+        array of objects. With ``into``, everything else of environment ``i`` is written
+        to its row ``i`` there and not returned.
         """
         out, rows = self._rows(indices, into)
         texts = []
@@ -101,9 +101,10 @@ class SimulatorGroup:
                 texts.append(seen.get("instruction"))
         images = self.render(indices, into)
         answer = {SUCCESS_KEY: success, RENDERED: np.ones((len(indices), 1), bool)}
+        told: Arrays = {}
         if self._layouts[indices[0]].has_instruction:
-            answer[INSTRUCTION_KEY] = np.array(texts, dtype=object)
-        return answer if into is not None else {**out, **images, **answer}
+            told[INSTRUCTION_KEY] = np.array(texts, dtype=object)
+        return {**_answer(indices, {**out, **images}, answer, into), **told}
 
     def step(
         self,
@@ -140,7 +141,7 @@ class SimulatorGroup:
             "truncated": truncated,
             SUCCESS_KEY: success,
         }
-        return answer if into is not None else {**out, **images, **answer}
+        return _answer(indices, {**out, **images}, answer, into)
 
     def render(self, indices: Sequence[int], into: Arrays | None = None) -> Arrays:
         """Render environments now; nothing where ``observe`` returns the images."""
@@ -304,6 +305,17 @@ class SimulatorGroup:
             (*shapes, *images.items()),
             "instruction" in mapped,
         )
+
+
+def _answer(
+    indices: Sequence[int], seen: Arrays, answer: Arrays, into: Arrays | None
+) -> Arrays:
+    """Return all arrays, or write those of ``answer`` to rows as well."""
+    if into is None:
+        return {**seen, **answer}
+    for key, values in answer.items():
+        into[key][indices] = values
+    return {}
 
 
 def _shapes(arrays: Arrays) -> tuple[tuple[Key, tuple[int, ...]], ...]:
