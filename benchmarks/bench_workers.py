@@ -49,15 +49,18 @@ class Filled(gymnasium.Env):
         )
 
     def reset(self, *, seed=None, options=None):
+        """Begin an episode."""
         self.steps = 0
         return self.observe(0.0), {"is_success": False}
 
     def step(self, action):
+        """Fill everything anew."""
         self.steps += 1
         seen = self.observe(float(action.sum()))
         return seen, float(self.steps), False, False, {"is_success": False}
 
     def observe(self, value: float) -> dict[str, np.ndarray]:
+        """Return state and images."""
         shape = (self.size, self.size, 3)
         images = {
             name: np.full(shape, (self.steps + i) % 256, np.uint8)
@@ -80,6 +83,7 @@ class Arrays:
         self.step, self.close = step, close
 
     def __call__(self, actions: Tensor) -> dict:
+        """Step, and return the observations."""
         return self.step(actions.numpy())
 
 
@@ -92,6 +96,7 @@ class TensorDicts:
         self.rows = rows
 
     def __call__(self, actions: Tensor) -> TensorDict:
+        """Step, and return what it led to."""
         self.now = self.env.step(self.now.set("action", actions))["next"]
         return self.now
 

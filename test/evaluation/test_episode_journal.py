@@ -127,7 +127,7 @@ def test_ctrl_c_says_what_is_kept(tmp_path):
 
 
 def test_without_a_journal_ctrl_c_is_raised_as_it_is():
-    with pytest.raises(KeyboardInterrupt, match="^$"):
+    with pytest.raises(KeyboardInterrupt, match=r"^$"):
         run(None, num_envs=1, steps=1)
 
 
@@ -194,7 +194,7 @@ def test_a_damaged_line_is_named(tmp_path):
     run(path)
     content = path.read_text().splitlines()
     path.write_text("\n".join([*content[:2], "no json", *content[2:], ""]))
-    with pytest.raises(SchemaError, match="line 3.*to start anew"):
+    with pytest.raises(SchemaError, match=r"line 3.*to start anew"):
         run(path)
 
 

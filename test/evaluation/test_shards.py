@@ -74,13 +74,13 @@ def test_shards_of_other_lengths_are_refused(parts):
 
 def test_shards_of_another_policy_are_refused(parts):
     other = parts[1].with_provenance(policy={"sha256": "1"})
-    with pytest.raises(ShardError, match="got policy None and {'sha256': '1'}"):
+    with pytest.raises(ShardError, match=r"got policy None and \{'sha256': '1'\}"):
         merge_shards([parts[0], other])
 
 
 def test_a_shard_that_lost_an_episode_is_refused(parts):
     short = replace(parts[1], episodes=parts[1].episodes[:1])
-    with pytest.raises(ShardError, match="expected 2 episodes in shard 2/2.*got 1"):
+    with pytest.raises(ShardError, match=r"expected 2 episodes in shard 2/2.*got 1"):
         merge_shards([parts[0], short])
 
 

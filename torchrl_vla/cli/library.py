@@ -23,11 +23,15 @@ if TYPE_CHECKING:
     from torchrl_vla.evaluation import (
         EvaluationResult,
         Recorder,
+        Shard,
         compare,
         evaluate,
         hash_folder,
         hash_weights,
         make_ablation,
+        merge_shards,
+        regression_gate,
+        video_grid,
         write_video,
     )
     from torchrl_vla.policies.lerobot import KINDS
@@ -42,6 +46,7 @@ if TYPE_CHECKING:
         check_training_folder,
         finish_training,
     )
+    from torchrl_vla.rollout import episode_seeds
 
 _MODULES = {
     "torch": (
@@ -69,7 +74,11 @@ _MODULES = {
         "evaluate",
         "hash_folder",
         "hash_weights",
+        "Shard",
         "make_ablation",
+        "merge_shards",
+        "regression_gate",
+        "video_grid",
         "write_video",
     ),
     "torchrl_vla.policies.lerobot": ("KINDS",),
@@ -87,6 +96,7 @@ _MODULES = {
         "check_training_folder",
         "finish_training",
     ),
+    "torchrl_vla.rollout": ("episode_seeds",),
 }
 
 __all__ = [
@@ -96,6 +106,7 @@ __all__ = [
     "EvaluationResult",
     "Recorder",
     "RenderingError",
+    "Shard",
     "cat",
     "check_folder_is_free",
     "check_training_folder",
@@ -104,6 +115,7 @@ __all__ = [
     "collect",
     "compare",
     "diagnose",
+    "episode_seeds",
     "evaluate",
     "finish_training",
     "hash_folder",
@@ -113,9 +125,12 @@ __all__ = [
     "make_ablation",
     "make_own_policy",
     "manual_seed",
+    "merge_shards",
     "on_device",
     "parse_device",
+    "regression_gate",
     "runs_on_device_of_environment",
+    "video_grid",
     "write_inspection",
     "write_lerobot",
     "write_video",

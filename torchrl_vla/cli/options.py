@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torchrl_vla import recipes
@@ -35,6 +36,18 @@ def read_json(option: str, text: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise OptionError(f"{option}: expected a JSON object, got {text!r}.")
     return value
+
+
+def read_result(command: str, path: Path) -> library.EvaluationResult:
+    """Read a file that ``evaluate --json`` wrote."""
+    try:
+        return library.EvaluationResult.from_json(path)
+    except (OSError, ValueError) as error:
+        why = str(error).removesuffix(".")
+        raise OptionError(
+            f"{command}: expected a file that `torchrl-vla evaluate --json` wrote at "
+            f"{str(path)!r}, got {type(error).__name__}: {why}."
+        ) from error
 
 
 def open_environment(

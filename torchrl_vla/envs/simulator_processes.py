@@ -28,7 +28,6 @@ from torchrl_vla.envs.simulators import (
 )
 from torchrl_vla.schema import SUCCESS_KEY, SchemaError, VLAError
 
-
 _ACTION, _TO_RENDER = "action", "to_render"
 _AT_RESET = (RENDERED, SUCCESS_KEY)
 _AT_STEP = ("reward", "terminated", "truncated")
@@ -164,7 +163,7 @@ class SimulatorProcesses:
         page = self._shared.pages[self._page]
         self._page = 1 - self._page
         found: Arrays = {key: page[key][indices] for key in answers}
-        rendered = [indices[i] for i in found[RENDERED].nonzero()[0]]
+        rendered = [indices[i] for i in found[RENDERED].nonzero()[0].tolist()]
         for key, _ in self._layouts[0].observation:
             rows = rendered if key in self._images else indices
             whole = len(rows) == len(self._caller)

@@ -133,7 +133,7 @@ class SimulatorGroup:
                 observation = self._map(index, self._observe(raw))
                 self._write(out, rows[i], index, observation)
         rendered = to_render[:, None] | terminated | truncated
-        images = self.render([indices[i] for i in rendered.nonzero()[0]], into)
+        images = self.render([indices[i] for i in rendered.nonzero()[0].tolist()], into)
         answer = {
             RENDERED: rendered,
             "reward": reward,

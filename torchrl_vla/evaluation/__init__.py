@@ -23,6 +23,11 @@ from torchrl_vla.evaluation.provenance import (
     hash_weights,
     package_versions,
 )
+from torchrl_vla.evaluation.regression_gate import (
+    RegressionGate,
+    TaskVerdict,
+    regression_gate,
+)
 from torchrl_vla.evaluation.result import EpisodeRecord, EvaluationResult
 from torchrl_vla.evaluation.sequential import compare_policies, evaluate_until
 from torchrl_vla.evaluation.shards import Shard, ShardError, merge_shards
@@ -45,6 +50,7 @@ from torchrl_vla.evaluation.video_export import (
     write_png,
     write_video,
 )
+from torchrl_vla.evaluation.video_grid import video_grid
 
 __all__ = [
     "AblationName",
@@ -58,9 +64,11 @@ __all__ = [
     "OutcomeTable",
     "PairedTable",
     "Recorder",
+    "RegressionGate",
     "SequentialTable",
     "Shard",
     "ShardError",
+    "TaskVerdict",
     "UnpairedTable",
     "blank_images",
     "compare",
@@ -81,7 +89,9 @@ __all__ = [
     "newcombe_paired_interval",
     "package_versions",
     "rate_confidence_sequence",
+    "regression_gate",
     "shuffle_instructions",
+    "video_grid",
     "wilson_interval",
     "write_png",
     "write_video",

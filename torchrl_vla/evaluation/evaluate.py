@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from tensordict.nn import TensorDictModuleBase
@@ -114,7 +114,7 @@ def evaluate(
             "episodes": episodes,
             "seeds": [seeds[index] for index in indices],
         }
-    kept = nullcontext()
+    kept: AbstractContextManager[EpisodeJournal | None] = nullcontext()
     if journal is not None:
         settings = {"policy": hash_weights(policy), **known, "episodes": episodes}
         settings |= {"first": first, "on_error": on_error, "max_steps": max_steps}

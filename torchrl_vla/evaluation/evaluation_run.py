@@ -84,10 +84,9 @@ class EvaluationRun:
         indices: Sequence[int] | None = None,
         journal: EpisodeJournal | None = None,
     ) -> None:
-        """Run episodes; see :func:`evaluate` for the arguments and errors.
+        """Run those of ``episodes`` with these indices; None = all.
 
-        Args:
-            indices: of those ``episodes`` that are run; None = all.
+        See :func:`evaluate` for the other arguments and the errors.
         """
         if episodes < 1:
             raise ValueError(f"evaluate: expected episodes >= 1, got {episodes}.")

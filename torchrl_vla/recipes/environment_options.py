@@ -7,6 +7,8 @@ from typing import Annotated
 
 from tyro.conf import arg
 
+from torchrl_vla.envs.known_presets import PresetName
+
 
 @dataclass(frozen=True)
 class EnvironmentOptions:
@@ -26,6 +28,9 @@ class EnvironmentOptions:
         render_on_demand: Render images only where the policy reads them: much faster
             for chunks in simulators that are slow to render. Refused with policies that
             read an observation at every step.
+        preset: Conventions of published checkpoints: time limit, settle steps, layout
+            of the state, orientation and size of the images, and in `evaluate` names of
+            the cameras and interval of replanning.
     """
 
     name: Annotated[str, arg(name="env")] = "tabletop"
@@ -34,6 +39,7 @@ class EnvironmentOptions:
     image_size: int | None = None
     num_workers: int = 0
     render_on_demand: bool = False
+    preset: PresetName | None = None
 
 
 DEFAULT_ENVIRONMENT = EnvironmentOptions()
