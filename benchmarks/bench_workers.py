@@ -3,19 +3,23 @@
     OMP_NUM_THREADS=1 python benchmarks/bench_workers.py
 
 The simulators cost next to nothing (they fill their images with one number), so that
-the way from the worker to the caller is what is measured. gymnasium's
-``AsyncVectorEnv(shared_memory=True)`` returns arrays, images channels-last, and
-TorchRL's ``ParallelEnv`` tensordicts; ours turns images to channels-first as well. Each
-is measured against ours of the same kind: the worker processes alone against
-``AsyncVectorEnv``, the environment against ``ParallelEnv`` and against TorchRL's
-wrapper of ``AsyncVectorEnv``. Peers have a process per simulator, and so has ours,
-except in the rows "2 workers". The table has milliseconds per step of all simulators.
+the way from the worker to the caller is what is measured. All deliver the same arrays,
+images channels-first: ours turns them on the way, and the simulators of the peers turn
+them in their workers. ``SimulatorProcesses`` returns arrays as gymnasium's
+``AsyncVectorEnv(shared_memory=True)`` does; ``GymnasiumEnv`` returns tensordicts as
+TorchRL's ``ParallelEnv`` and its wrapper of ``AsyncVectorEnv`` do. Peers have a process
+per simulator, and so has ours, except in the rows "ours, 2 workers". The table has
+milliseconds per step of all simulators; "CPU" is what caller and workers computed
+together, which a busy machine does not change as it does the clock on the wall.
 """
 
 from __future__ import annotations
 
+import multiprocessing
+import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -39,10 +43,14 @@ LONG = 10**9
 class Filled(gymnasium.Env):
     """State and images are filled with the number of steps and the action's sum."""
 
-    def __init__(self, cameras: tuple[str, ...], size: int) -> None:
+    def __init__(
+        self, cameras: tuple[str, ...], size: int, channels_first: bool = False
+    ) -> None:
         self.cameras, self.size, self.steps = cameras, size, 0
+        self.channels_first = channels_first
         self.action_space = Box(-1.0, 1.0, (ACTIONS,), np.float32)
-        image = partial(Box, 0, 255, (size, size, 3), np.uint8)
+        shape = (3, size, size) if channels_first else (size, size, 3)
+        image = partial(Box, 0, 255, shape, np.uint8)
         self.observation_space = Dict(
             {"state": Box(-np.inf, np.inf, (STATE,), np.float32)}
             | {name: image() for name in cameras}
@@ -66,6 +74,11 @@ class Filled(gymnasium.Env):
             name: np.full(shape, (self.steps + i) % 256, np.uint8)
             for i, name in enumerate(self.cameras)
         }
+        if self.channels_first:
+            images = {
+                name: np.ascontiguousarray(image.transpose(2, 0, 1))
+                for name, image in images.items()
+            }
         return {"state": np.full(STATE, self.steps + value, np.float32), **images}
 
 
@@ -157,10 +170,18 @@ def look(output: dict | TensorDict, cameras: tuple[str, ...]) -> Tensor:
     }
 
     def find(name: str) -> Tensor:
-        value = torch.as_tensor(last[name] if name in last else last["observation"])
-        return value.movedim(-1, 1) if value.shape[-1] == 3 else value
+        return torch.as_tensor(last[name] if name in last else last["observation"])
 
     return torch.cat([find(name).flatten().float() for name in ("state", *cameras)])
+
+
+def cpu(workers: list[int]) -> float:
+    """Return the seconds that this process and its workers have computed."""
+    spent = time.process_time()
+    for worker in workers:
+        nanoseconds = Path(f"/proc/{worker}/schedstat").read_text().split()[0]
+        spent += int(nanoseconds) / 1e9
+    return spent
 
 
 def compare(title: str, contestants: dict, cameras: tuple[str, ...], rounds: int):
@@ -171,8 +192,10 @@ def compare(title: str, contestants: dict, cameras: tuple[str, ...], rounds: int
         seen = {name: look(run(actions), cameras) for name, run in contestants.items()}
         check_equal(title, seen)
     runs = {name: partial(run, actions) for name, run in contestants.items()}
-    times = time_in_turns(runs, rounds, repeats=5)
-    print_rows(title, times, next(iter(contestants)))
+    workers = [process.pid for process in multiprocessing.active_children()]
+    for clock, kind in ((time.perf_counter, ""), (partial(cpu, workers), ", CPU")):
+        times = time_in_turns(runs, rounds, repeats=5, clock=clock)
+        print_rows(title + kind, times, next(iter(contestants)))
     for run in contestants.values():
         run.close()
 
@@ -180,23 +203,24 @@ def compare(title: str, contestants: dict, cameras: tuple[str, ...], rounds: int
 def main() -> None:
     quick = read_quick(__doc__)
     torch.set_num_threads(1)
-    print("steps of 4 simulators in worker processes, 1 thread")
+    print("steps of 4 simulators in worker processes, 1 thread", flush=True)
     print_head("ours")
     for cameras, size in ((CAMERAS, 16 if quick else 256), ((), 1)):
         makers = [partial(Filled, cameras, size)] * 4
-        rounds = 2 if quick else 60
+        turned = [partial(Filled, cameras, size, channels_first=True)] * 4
+        rounds = 2 if quick else 40
         title = f"{len(cameras)} x {size} px" if cameras else "state only"
         arrays = {
             "ours": ours_as_arrays(makers, cameras, 4),
-            "AsyncVectorEnv": gymnasium_s(makers),
+            "AsyncVectorEnv": gymnasium_s(turned),
         }
         if not quick:
             arrays["ours, 2 workers"] = ours_as_arrays(makers, cameras, 2)
         compare(f"arrays, {title}", arrays, cameras, rounds)
         with torch.no_grad():
-            whole = {"ours": ours(makers, cameras, 4), "ParallelEnv": torchrl_s(makers)}
+            whole = {"ours": ours(makers, cameras, 4), "ParallelEnv": torchrl_s(turned)}
             if not quick:
-                whole["AsyncVectorEnv"] = wrapped_gymnasium(makers)
+                whole["AsyncVectorEnv"] = wrapped_gymnasium(turned)
                 whole["ours, 2 workers"] = ours(makers, cameras, 2)
             compare(f"tensordict, {title}", whole, cameras, rounds)
 

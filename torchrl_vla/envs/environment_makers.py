@@ -11,6 +11,7 @@ from torchrl_vla.envs.known_presets import PRESETS, PresetName
 from torchrl_vla.envs.libero import LiberoEnv, LiberoProtocol
 from torchrl_vla.envs.libero.libero_suites import base_suite, find_suite
 from torchrl_vla.envs.metaworld import MetaWorldEnv
+from torchrl_vla.envs.metaworld_tasks import find_tasks
 from torchrl_vla.envs.pusht import PushTEnv
 from torchrl_vla.envs.simulator_interface import SimulatorOptions
 from torchrl_vla.envs.tabletop import TabletopEnv
@@ -54,9 +55,12 @@ def make_tabletop(
 def make_metaworld(
     tasks: tuple[str, ...], **options: Unpack[MakerOptions]
 ) -> MetaWorldEnv:
-    """Make MetaWorld; without a size of images it has the state alone."""
+    """Make MetaWorld; a task may be a suite, ``"mt10"`` or ``"mt50"``.
+
+    Without a size of images it has the state alone.
+    """
     return MetaWorldEnv(
-        tasks,
+        find_tasks(tasks),
         cameras=() if options["image_size"] is None else _METAWORLD_CAMERA,
         num_envs=options["num_envs"],
         seed=options["seed"],
