@@ -101,3 +101,25 @@ def test_a_confidence_in_percent_is_refused(files, capsys):
     assert "--confidence: expected a number in (0, 1), got 95.0" in (
         capsys.readouterr().err
     )
+
+
+def test_the_gate_fails_where_a_task_regressed(files, tmp_path, capsys):
+    after, before = files
+    assert main(["compare", after, before, "--gate"]) == 0
+    assert capsys.readouterr().out.splitlines()[2].split()[0] == "improved"
+    out = tmp_path / "gate.json"
+    assert main(["compare", before, after, "--gate", "--json", str(out)]) == 2
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "before against after, margin 10 points"
+    assert lines[2].split()[:2] == ["regressed", "-55.0"]
+    assert lines[-1] == "tasks: 1 regressed"
+    assert json.loads(out.read_text())["tasks"]["push"]["verdict"] == "regressed"
+
+
+def test_too_few_episodes_fail_the_gate_only_where_that_is_asked_for(files, capsys):
+    same = ["compare", files[0], files[0], "--gate"]
+    assert main(same) == 0
+    assert "tasks: 1 underpowered" in capsys.readouterr().out
+    assert main([*same, "--fail-on-underpowered"]) == 2
+    assert main([*same, "--fail-on-underpowered", "--margin", "0.3"]) == 0
+    assert "1 held" in capsys.readouterr().out

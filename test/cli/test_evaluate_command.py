@@ -138,3 +138,99 @@ def test_the_policy_and_its_ablation_draw_the_same_noise(policy, monkeypatch):
     assert main(["evaluate", *arguments]) == 0
     assert len(draws) == 2
     assert draws[0] == draws[1]
+
+
+def without_command(path):
+    values = json.loads(path.read_text())
+    values["provenance"].pop("command", None)
+    return values
+
+
+def test_shards_merge_to_the_file_of_one_run(policy, tmp_path, capsys):
+    arguments = ["evaluate", "--policy", str(policy), *SMALL]
+    whole, merged = tmp_path / "whole.json", tmp_path / "merged.json"
+    assert main([*arguments, "--json", str(whole)]) == 0
+    parts = []
+    for number in (1, 2):
+        parts.append(str(tmp_path / f"part{number}.json"))
+        shard = ["--shard", f"{number}/2", "--json", parts[-1]]
+        assert main([*arguments, *shard]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", "--merge", *parts[::-1], "--json", str(merged)]) == 0
+    printed = capsys.readouterr().out
+    assert printed == f"{EvaluationResult.from_json(whole)}\n"
+    values = without_command(merged)
+    shards = values["provenance"].pop("shards")
+    assert [shard["command"]["shard"] for shard in shards] == ["1/2", "2/2"]
+    assert values == without_command(whole)
+
+
+def test_a_missing_shard_is_one_message(policy, tmp_path, capsys):
+    out = str(tmp_path / "part.json")
+    arguments = ["--policy", str(policy), "--shard", "1/3", "--json", out]
+    assert main(["evaluate", *arguments, *SMALL]) == 0
+    assert main(["evaluate", "--merge", out]) == 1
+    err = capsys.readouterr().err
+    assert "expected 3 shards, got 1: 2/3, 3/3 missing" in err
+    assert main(["evaluate", "--merge", out, "--policy", str(policy)]) == 1
+    assert "--merge: expected no --policy beside it" in capsys.readouterr().err
+    assert main(["evaluate", *SMALL]) == 1
+    assert "--policy: expected a policy, got none" in capsys.readouterr().err
+
+
+INTERRUPTED = """
+import torch
+from pathlib import Path
+from tensordict.nn import TensorDictModule
+
+def make(metadata):
+    def act(seed):
+        if seed.max() >= 2**29 + 4 and not Path("pressed").exists():
+            Path("pressed").touch()
+            raise KeyboardInterrupt
+        return torch.ones(*seed.shape, 1, 2)
+    policy = TensorDictModule(act, ["episode_seed"], ["action_chunk"])
+    policy.chunk_size, policy.action_dim = 1, 2
+    return policy
+"""
+
+
+def test_after_ctrl_c_the_same_command_goes_on(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "pressing.py").write_text(INTERRUPTED)
+    out, kept = tmp_path / "result.json", tmp_path / "result.episodes.jsonl"
+    command = ["evaluate", "--policy", "pressing:make", *SMALL, "--json"]
+    assert main([*command, str(out)]) == 130
+    err = capsys.readouterr().err
+    assert "torchrl-vla: evaluate: interrupted." in err
+    assert f"of 6 episodes are finished and kept in {str(kept)!r}" in err
+    assert not out.exists()
+    assert main([*command, str(out), "--seed", "1"]) == 1
+    assert "got command.seed 0 there and 1 here" in capsys.readouterr().err
+    finished = kept.read_text().splitlines()[1:]
+    assert finished
+    assert main([*command, str(out), "--num-envs", "2"]) == 0
+    assert not kept.exists()
+    assert main([*command, str(tmp_path / "whole.json"), "--num-envs", "2"]) == 0
+    assert without_command(out) == without_command(tmp_path / "whole.json")
+
+
+def test_the_grid_shows_the_chosen_episodes(policy, tmp_path, capsys):
+    av = pytest.importorskip("av")
+    out = tmp_path / "grid.mp4"
+    arguments = ["--policy", str(policy), "--video-grid", str(out), *SMALL]
+    assert main(["evaluate", *arguments, "--video-episodes", "1", "4"]) == 0
+    with av.open(str(out)) as container:
+        stream = container.streams.video[0]
+        assert (stream.width, stream.height) == (2 * (160 + 8), 160 + 8)
+    assert main(["evaluate", *arguments, "--video-episodes", "6"]) == 1
+    assert "--video-episodes: expected numbers below 6" in capsys.readouterr().err
+
+
+def test_a_preset_of_another_environment_is_refused(policy, capsys):
+    arguments = ["--policy", str(policy), "--preset", "lerobot-libero", *SMALL]
+    assert main(["evaluate", *arguments]) == 1
+    err = capsys.readouterr().err
+    assert "expected the environment 'libero' with the preset 'lerobot-libero'" in err
+    assert "got 'tabletop'" in err

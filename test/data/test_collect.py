@@ -354,6 +354,21 @@ def test_what_was_kept_before_an_error_is_written_beside_the_folder(tmp_path):
     )
 
 
+def test_ctrl_c_keeps_what_is_finished_and_stays_ctrl_c(tmp_path):
+    class Interrupted(Point):
+        def info(self, distance):
+            if self.goal[0] > 0.9:
+                raise KeyboardInterrupt
+            return super().info(distance)
+
+    folder = tmp_path / "demos"
+    with pytest.raises(KeyboardInterrupt, match=r"got \d+ before .*demos\.partial"):
+        collect_from(make_point(Interrupted, 2), greedy(1.0), 60, folder)
+    assert not folder.exists()
+    partial = DemonstrationDataset.from_folder(tmp_path / "demos.partial")
+    assert 0 < partial.num_episodes < 60
+
+
 def test_what_cannot_act_or_be_acted_in_is_refused(tmp_path):
     env = make_env()
     with pytest.raises(ArgumentTypeError, match=r"^collect: .*'policy', got function"):

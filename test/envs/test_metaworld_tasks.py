@@ -1,10 +1,15 @@
 from __future__ import annotations
 
 import pytest
-from metaworld.env_dict import ALL_V3_ENVIRONMENTS
+from metaworld.env_dict import ALL_V3_ENVIRONMENTS, MT10_V3
 from metaworld.policies import ENV_POLICY_MAP
 
-from torchrl_vla.envs.metaworld_tasks import INSTRUCTIONS, find_task
+from torchrl_vla.envs.metaworld_tasks import (
+    INSTRUCTIONS,
+    SUITES,
+    find_task,
+    find_tasks,
+)
 from torchrl_vla.schema import InstructionTable
 
 
@@ -28,3 +33,12 @@ def test_tasks_are_found_with_and_without_their_version():
 def test_unknown_tasks_are_refused_with_the_known_ones(name):
     with pytest.raises(ValueError, match=rf"'assembly'.*'window-open'.*got '{name}'"):
         find_task(name)
+
+
+def test_a_suite_has_as_many_tasks_as_its_name_says_and_no_task_twice():
+    for name, tasks in SUITES.items():
+        assert len(set(tasks)) == len(tasks) == int(name.removeprefix("mt"))
+        assert find_tasks([name]) == tasks
+        assert all(find_task(task) == task for task in tasks)
+    assert {f"{task}-v3" for task in SUITES["mt10"]} == set(MT10_V3)
+    assert find_tasks(["reach-v3", "push"]) == ("reach", "push")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from importlib.metadata import version
 
 import pytest
@@ -219,3 +220,4 @@ def test_the_progress_bar_ends_with_the_rate(capsys):
     last = capsys.readouterr().err.split("\r")[-1]
     assert "4/4" in last
     assert "success=50 %" in last
+    assert re.search(r"\[\d\d:\d\d<00:00, \d+\.\d ep/min, ", last)

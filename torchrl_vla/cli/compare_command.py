@@ -9,7 +9,7 @@ from tyro.conf import Positional
 
 from torchrl_vla._internal.durable_files import write_text
 from torchrl_vla.cli import library
-from torchrl_vla.cli.options import OptionError
+from torchrl_vla.cli.options import OptionError, read_result
 
 
 @dataclass(frozen=True)
@@ -27,16 +27,26 @@ class Compare:
     interval is wider."""
     confidence: float = 0.95
     """Confidence level of the intervals."""
+    gate: bool = False
+    """Say per task whether the first policy improved, held, regressed or has too few
+    episodes (underpowered) against the second. Episodes of the same seeds are paired.
+    The exit status is 2 where a task regressed."""
+    margin: float = 0.1
+    """For --gate: loss of success rate that counts as none; 0.1 = ten points."""
+    fail_on_underpowered: bool = False
+    """For --gate: the exit status is 2 where a task is underpowered, too."""
 
-    def run(self) -> None:
+    def run(self) -> int:
         """Compare, print the table and the verdict, and write the file."""
         if not 0.0 < self.confidence < 1.0:
             raise OptionError(
                 f"--confidence: expected a number in (0, 1), got {self.confidence}."
             )
+        if self.gate:
+            return self._gate()
         comparison = library.compare(
-            _read(self.a),
-            _read(self.b),
+            read_result("compare", self.a),
+            read_result("compare", self.b),
             names=self._names(),
             unpaired=self.unpaired,
             confidence=self.confidence,
@@ -44,6 +54,20 @@ class Compare:
         print(comparison)
         if self.json is not None:
             write_text(self.json, comparison.to_json())
+        return 0
+
+    def _gate(self) -> int:
+        gate = library.regression_gate(
+            read_result("compare", self.a),
+            read_result("compare", self.b),
+            margin=self.margin,
+            confidence=self.confidence,
+            names=self._names(),
+        )
+        print(gate)
+        if self.json is not None:
+            write_text(self.json, gate.to_json())
+        return 0 if gate.passes(with_underpowered=not self.fail_on_underpowered) else 2
 
     def _names(self) -> tuple[str, str]:
         """Return the files' names, or the shortest ends of their paths that differ."""
@@ -52,14 +76,3 @@ class Compare:
         while a != b and a.parts[-parts:] == b.parts[-parts:]:
             parts += 1
         return "/".join(a.parts[-parts:]), "/".join(b.parts[-parts:])
-
-
-def _read(path: Path) -> library.EvaluationResult:
-    try:
-        return library.EvaluationResult.from_json(path)
-    except (OSError, ValueError) as error:
-        why = str(error).removesuffix(".")
-        raise OptionError(
-            f"compare: expected a file that `torchrl-vla evaluate --json` wrote at "
-            f"{str(path)!r}, got {type(error).__name__}: {why}."
-        ) from error

@@ -13,7 +13,13 @@ from torchrl_vla import recipes
 from torchrl_vla._internal.durable_files import write_text
 from torchrl_vla._internal.option_names import AblationName, OnError, Purpose
 from torchrl_vla.cli import library
-from torchrl_vla.cli.options import OptionError, open_environment, read_json
+from torchrl_vla.cli.options import (
+    OptionError,
+    open_environment,
+    read_json,
+    read_result,
+)
+from torchrl_vla.envs.known_presets import PRESETS, KnownPreset
 from torchrl_vla.recipes.environment_options import (
     DEFAULT_ENVIRONMENT,
     EnvironmentOptions,
@@ -28,7 +34,7 @@ if TYPE_CHECKING:
 class Evaluate:
     """Evaluate a trained policy on episodes with recorded seeds."""
 
-    policy: str
+    policy: str | None = None
     """Policy: a folder that `train` or `finetune` wrote; a LeRobot checkpoint (needs
     the extra `lerobot`), a folder or a repo id `owner/name`; or a function of your own
     as module:function, which returns a policy in robot space. An environment with other
@@ -67,10 +73,23 @@ class Evaluate:
     json: Path | None = None
     """File that receives every episode's record and what is needed to repeat it. With
     --ablate a second file, with the ablation's name before the ending, receives that
-    of the ablation. `compare` reads both."""
+    of the ablation. `compare` reads both. Until all are finished, episodes are kept in
+    a file beside it (.episodes.jsonl): after a kill or Ctrl-C the same command goes on
+    there."""
+    shard: str | None = None
+    """Part of the episodes, such as 3/8 for the third of eight processes. Each needs
+    a --json of its own, and --merge joins them."""
+    merge: tuple[Path, ...] = ()
+    """Files of all shards of one evaluation. Nothing is run: --json receives the result
+    of the whole."""
     video: Path | None = None
-    """File that receives a video (.mp4) of the first four episodes. It needs the extra
-    `video`, and in MetaWorld --image-size."""
+    """File that receives a video (.mp4) of the first four episodes, one after the
+    other. It needs the extra `video`, and in MetaWorld --image-size."""
+    video_grid: Path | None = None
+    """File that receives a video (.mp4) of episodes side by side, green where they
+    succeed and red where they fail: of the first nine, or of --video-episodes."""
+    video_episodes: tuple[int, ...] = ()
+    """Numbers of the episodes in both videos, from 0."""
 
     def run(self) -> None:
         """Evaluate, print the table, and write the files that were asked for."""
@@ -79,51 +98,104 @@ class Evaluate:
                 "evaluate: expected --ablate reworded-instruction with --wordings, got "
                 f"{self.ablate}. The wordings would have no effect."
             )
+        if self.merge:
+            result = self._merged()
+            print(result)
+            _write(result, self.json)
+            return
+        if self.policy is None:
+            raise OptionError(
+                "--policy: expected a policy, got none. Name a checkpoint; only "
+                "--merge needs none."
+            )
         num_envs = min(self.env.num_envs, self.episodes)
         device = None
         if self.device and library.runs_on_device_of_environment(self.policy):
             device = self.device
         env = open_environment(self.env, self.seed, device, num_envs=num_envs)
+        preset = PRESETS[self.env.preset] if self.env.preset else None
+        replan_interval = self.replan_interval
+        if preset is not None and replan_interval is None:
+            replan_interval = preset.replan_interval
         executor = library.load_any_executor(
             self.policy,
             env,
-            replan_interval=self.replan_interval,
-            **self._policy_options(),
+            replan_interval=replan_interval,
+            **self._policy_options(preset),
         )
         if self.convert:
             print(library.describe_conversion(executor))
         env = recipes.prepare_environment(env, executor)
         ablation = None if self.ablate is None else self._ablation(executor, env)
         provenance: dict[str, Any] = {
-            "policy": self._policy(executor),
+            "policy": self._policy(self.policy, executor),
             "command": self._command(),
         }
-        recorder = None
-        if self.video is not None:
-            recorder = library.Recorder(min(4, self.episodes))
-        result = self._evaluate(env, executor, provenance, recorder)
+        recorder = self._recorder()
+        result = self._evaluate(env, executor, provenance, self.json, recorder)
         print(result)
         _write(result, self.json)
         if ablation is not None:
             provenance = {**provenance, "ablation": self.ablate}
-            ablated = self._evaluate(env, ablation, provenance)
+            path = self._ablation_json()
+            ablated = self._evaluate(env, ablation, provenance, path)
             names = ("policy", str(self.ablate))
             print(f"\n{library.compare(result, ablated, names=names)}")
-            _write(ablated, self._ablation_json())
+            _write(ablated, path)
         env.close()
-        if recorder is not None and self.video is not None:
+        if recorder is not None:
+            self._write_videos(recorder, result, env.metadata.control_frequency_hz)
+
+    def _merged(self) -> library.EvaluationResult:
+        if self.policy is not None:
+            raise OptionError(
+                f"--merge: expected no --policy beside it, got {self.policy!r}. "
+                "Merging runs nothing."
+            )
+        return library.merge_shards([read_result("evaluate", p) for p in self.merge])
+
+    def _recorder(self) -> library.Recorder | None:
+        if self.video is None and self.video_grid is None:
+            return None
+        wanted = self.video_episodes
+        count = 4 if self.video_grid is None else 9
+        wanted = wanted or tuple(range(min(count, self.episodes)))
+        if self.shard is not None:
+            run = library.Shard.parse(self.shard).indices(self.episodes)
+            wanted = tuple(index for index in wanted if index in run)
+        if not wanted or not set(wanted) <= set(range(self.episodes)):
+            raise OptionError(
+                f"--video-episodes: expected numbers below {self.episodes}, of "
+                f"episodes that are run, got {list(self.video_episodes)}."
+            )
+        return library.Recorder(wanted)
+
+    def _write_videos(
+        self,
+        recorder: library.Recorder,
+        result: library.EvaluationResult,
+        rate_hz: float,
+    ) -> None:
+        if self.video is not None:
             clips = library.cat(recorder.videos)
-            rate_hz = env.metadata.control_frequency_hz
             library.write_video(self.video, clips, rate_hz=rate_hz)
+        if self.video_grid is not None:
+            seeds = library.episode_seeds(self.seed, self.episodes, self.purpose)
+            won = {e.seed for e in result.episodes if e.success}
+            successes = [seeds[index] in won for index in recorder.indices]
+            grid = library.video_grid(recorder.videos, successes)
+            library.write_video(self.video_grid, grid, rate_hz=rate_hz)
 
     def _evaluate(
         self,
         env: EnvBase,
         executor: TensorDictModuleBase,
         provenance: dict[str, Any],
+        path: Path | None,
         recorder: library.Recorder | None = None,
     ) -> library.EvaluationResult:
         library.manual_seed(self.seed)  # policies that sample noise
+        shard = None if self.shard is None else library.Shard.parse(self.shard)
         return library.evaluate(
             env,
             executor,
@@ -133,6 +205,8 @@ class Evaluate:
             recorder=recorder,
             on_error=self.on_error,
             provenance=provenance,
+            shard=None if shard is None else (shard.number, shard.count),
+            journal=None if path is None else _journal(path),
         )
 
     def _ablation(
@@ -146,14 +220,14 @@ class Evaluate:
         except ValueError as error:
             raise OptionError(f"--ablate: {error}") from error
 
-    def _policy(self, executor: TensorDictModuleBase) -> dict[str, str]:
+    def _policy(self, source: str, executor: TensorDictModuleBase) -> dict[str, str]:
         """Return which policy it is; one of the Hub has no folder of its own."""
-        folder = Path(self.policy).expanduser()
+        folder = Path(source).expanduser()
         if folder.is_dir():
             digest = library.hash_folder(folder)
         else:
             digest = library.hash_weights(executor)
-        return {"source": self.policy, "sha256": digest}
+        return {"source": source, "sha256": digest}
 
     def _command(self) -> dict[str, Any]:
         """Return the command line, option by option, as JSON holds it."""
@@ -165,11 +239,16 @@ class Evaluate:
             return None
         return self.json.with_suffix(f".{self.ablate}{self.json.suffix}")
 
-    def _policy_options(self) -> dict[str, Any]:
+    def _policy_options(self, preset: KnownPreset | None) -> dict[str, Any]:
+        renamed = read_json("--rename-map", self.rename_map)
+        empty = self.empty_cameras
+        if preset is not None:
+            renamed = {**preset.rename_map, **renamed}
+            empty = empty or preset.empty_cameras
         options = {
             "convert": self.convert,
-            "rename_map": read_json("--rename-map", self.rename_map),
-            "empty_cameras": self.empty_cameras,
+            "rename_map": renamed,
+            "empty_cameras": empty,
             "device": self.device,
         }
         return {name: value for name, value in options.items() if value}
@@ -178,3 +257,9 @@ class Evaluate:
 def _write(result: library.EvaluationResult, path: Path | None) -> None:
     if path is not None:
         write_text(path, result.to_json())
+        _journal(path).unlink(missing_ok=True)
+
+
+def _journal(path: Path) -> Path:
+    """Return the file of the finished episodes of a result that is not written yet."""
+    return path.with_suffix(".episodes.jsonl")

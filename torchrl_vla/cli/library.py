@@ -29,11 +29,15 @@ if TYPE_CHECKING:
     from torchrl_vla.evaluation import (
         EvaluationResult,
         Recorder,
+        Shard,
         compare,
         evaluate,
         hash_folder,
         hash_weights,
         make_ablation,
+        merge_shards,
+        regression_gate,
+        video_grid,
         write_video,
     )
     from torchrl_vla.policies import make_image_encoder, make_text_encoder
@@ -64,6 +68,7 @@ if TYPE_CHECKING:
         check_training_folder,
         finish_training,
     )
+    from torchrl_vla.rollout import episode_seeds
     from torchrl_vla.schema import Wordings
 
 _MODULES = {
@@ -94,7 +99,11 @@ _MODULES = {
         "evaluate",
         "hash_folder",
         "hash_weights",
+        "Shard",
         "make_ablation",
+        "merge_shards",
+        "regression_gate",
+        "video_grid",
         "write_video",
     ),
     "torchrl_vla.policies": ("make_image_encoder", "make_text_encoder"),
@@ -129,6 +138,7 @@ _MODULES = {
         "finish_training",
     ),
     "torchrl_vla.schema": ("Wordings",),
+    "torchrl_vla.rollout": ("episode_seeds",),
 }
 
 __all__ = [
@@ -141,6 +151,7 @@ __all__ = [
     "Recorder",
     "RenderingError",
     "RunProvenance",
+    "Shard",
     "TrainingProfiler",
     "Wordings",
     "cat",
@@ -153,6 +164,7 @@ __all__ = [
     "compare_profiles",
     "describe_conversion",
     "diagnose",
+    "episode_seeds",
     "evaluate",
     "find_cases",
     "finish_training",
@@ -168,13 +180,16 @@ __all__ = [
     "make_own_policy",
     "make_text_encoder",
     "manual_seed",
+    "merge_shards",
     "on_device",
     "parse_device",
     "read_rows",
+    "regression_gate",
     "reword_demonstrations",
     "run_profiles",
     "runs_on_device_of_environment",
     "snapshot_table",
+    "video_grid",
     "write_inspection",
     "write_lerobot",
     "write_profile_report",

@@ -37,8 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand; an error that the library raises becomes one message.
 
     Returns:
-        The exit status: 0, or 1 after an error; ``inspect``, ``doctor``, ``profile``
-        and ``compare-profiles`` have theirs.
+        The exit status: 0, 1 after an error, or 130 after Ctrl-C; ``compare --gate``,
+        ``inspect``, ``doctor``, ``profile`` and ``compare-profiles`` have theirs.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     # A user's own class is imported by name, also when its checkpoint is read.
@@ -47,6 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command = _parse(arguments)
         check_launch(type(command).__name__.lower())
         return command.run() or 0
+    except KeyboardInterrupt as interrupt:
+        print(f"torchrl-vla: {str(interrupt) or 'interrupted.'}", file=sys.stderr)
+        return 130  # 128 + SIGINT, as shells have it
     except (
         VLAError,
         ValueError,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torchrl_vla import recipes
@@ -54,6 +55,18 @@ def check_launch(command: str) -> None:
             f"{command}: expected one process, got {count} of torchrun. Only "
             f"{' and '.join(_RANKED)} share their work. Start it without torchrun."
         )
+
+
+def read_result(command: str, path: Path) -> library.EvaluationResult:
+    """Read a file that ``evaluate --json`` wrote."""
+    try:
+        return library.EvaluationResult.from_json(path)
+    except (OSError, ValueError) as error:
+        why = str(error).removesuffix(".")
+        raise OptionError(
+            f"{command}: expected a file that `torchrl-vla evaluate --json` wrote at "
+            f"{str(path)!r}, got {type(error).__name__}: {why}."
+        ) from error
 
 
 def open_environment(

@@ -116,6 +116,8 @@ def collect(
         SchemaError: the environment renders on demand, and did not render a frame; or
             targets are not finite, of another width or, with ``labels="refuse"``, out
             of bounds.
+        KeyboardInterrupt: Ctrl-C; the episodes that were kept are written as after an
+            error.
         FileExistsError: the folder has contents and ``overwrite`` is False.
     """
     if episodes < 1:
@@ -214,14 +216,17 @@ def _keeping_what_is_finished(
     """Write the episodes that were kept beside the folder when an error comes up."""
     try:
         yield
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         if not len(kept):
             raise
         partial = write(folder.with_name(f"{folder.name}.partial"), True)
-        raise ExecutionError(
+        name = type(error).__name__
+        # Ctrl-C stays Ctrl-C: nothing that handles errors may swallow it.
+        interrupted = name == "KeyboardInterrupt"
+        kind = KeyboardInterrupt if interrupted else ExecutionError
+        raise kind(
             f"collect: expected {wanted} episodes, got {len(kept)} before an error "
-            f"({type(error).__name__}). These are in {str(partial)!r}, a dataset of "
-            f"their own. {error}"
+            f"({name}). These are in {str(partial)!r}, a dataset of their own. {error}"
         ) from error
 
 

@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING, TypedDict, cast, get_args
 from torchrl_vla._internal.suggestions import did_you_mean
 from torchrl_vla.envs.aloha import AlohaEnv, AlohaTask
 from torchrl_vla.envs.known_environments import ENVIRONMENTS
-from torchrl_vla.envs.libero import LiberoEnv
+from torchrl_vla.envs.known_presets import PRESETS, PresetName
+from torchrl_vla.envs.libero import LiberoEnv, LiberoProtocol
+from torchrl_vla.envs.libero.libero_suites import base_suite, find_suite
 from torchrl_vla.envs.metaworld import MetaWorldEnv
+from torchrl_vla.envs.metaworld_tasks import find_tasks
 from torchrl_vla.envs.pusht import PushTEnv
 from torchrl_vla.envs.simulator_interface import SimulatorOptions
 from torchrl_vla.envs.tabletop import TabletopEnv
@@ -58,9 +61,12 @@ def make_tabletop(
 def make_metaworld(
     tasks: tuple[str, ...], **options: Unpack[MakerOptions]
 ) -> MetaWorldEnv:
-    """Make MetaWorld; without a size of images it has the state alone."""
+    """Make MetaWorld; a task may be a suite, ``"mt10"`` or ``"mt50"``.
+
+    Without a size of images it has the state alone.
+    """
     return MetaWorldEnv(
-        tasks,
+        find_tasks(tasks),
         cameras=() if options["image_size"] is None else _METAWORLD_CAMERA,
         num_envs=options["num_envs"],
         seed=options["seed"],
@@ -69,7 +75,12 @@ def make_metaworld(
     )
 
 
-def make_libero(tasks: tuple[str, ...], **options: Unpack[MakerOptions]) -> LiberoEnv:
+def make_libero(
+    tasks: tuple[str, ...],
+    *,
+    preset: PresetName | None = None,
+    **options: Unpack[MakerOptions],
+) -> LiberoEnv:
     """Make LIBERO; a task is a suite, or one of its tasks, as in ``"object/6"``."""
     suites, names = zip(*(task.partition("/")[::2] for task in tasks), strict=True)
     if len(set(suites)) > 1:
@@ -77,13 +88,19 @@ def make_libero(tasks: tuple[str, ...], **options: Unpack[MakerOptions]) -> Libe
             f"make_environment: expected tasks of one suite for 'libero', got {tasks}. "
             "Evaluate the suites one after another."
         )
+    size, protocol = _size(options), LiberoProtocol()
+    if preset is not None:
+        known = PRESETS[preset]
+        size = {"image_size": known.image_size, **size}
+        protocol = known.protocol_of(base_suite(find_suite(suites[0])))
     return LiberoEnv(
         suites[0],
         [name for name in names if name],
         num_envs=options["num_envs"],
+        protocol=protocol,
         seed=options["seed"],
         options=_simulators(options),
-        **_size(options),
+        **size,
     )
 
 

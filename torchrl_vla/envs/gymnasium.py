@@ -322,6 +322,8 @@ class GymnasiumEnv(EnvBase):
                 whole = self._now[key].clone()
                 whole[to] = value
                 value = whole
+            elif self.render_on_demand and _is_image(key):
+                value = value.clone()  # the outputs share it, and workers reuse it
             self._now[key] = value
         self._now["done"] = self._now["terminated"] | self._now["truncated"]
 

@@ -53,31 +53,51 @@ class RenderSpec:
             shapes = {IMAGE_KEY: self.shape}
         return {key: (c, h, w) for key, (h, w, c) in shapes.items()}
 
-    def __call__(self, envs: Sequence[gymnasium.Env]) -> dict[Key, np.ndarray]:
+    def __call__(
+        self,
+        envs: Sequence[gymnasium.Env],
+        into: Mapping[Key, np.ndarray] | None = None,
+        rows: Sequence[int] | None = None,
+    ) -> dict[Key, np.ndarray]:
         """Render ``n`` environments; return an array ``[n, C, h, w]`` per image.
+
+        Args:
+            envs: the environments.
+            into: arrays that receive the images instead of new ones.
+            rows: of ``into``, one per environment; None = the first ``n``.
 
         Raises:
             SchemaError: an image has another shape than ``shape``.
         """
         layout = self.layout
-        views = [to_images(self.render(env)) for env in envs]
-        for view in views:
+        out = dict(into) if into is not None else empty_rows(len(envs), layout)
+        for row, env in zip(rows or range(len(envs)), envs, strict=True):
+            view = to_images(self.render(env))
             got = {key: image.shape for key, image in view.items()}
             if got != layout:
                 raise SchemaError(
                     f"RenderSpec: expected images (C, h, w) {layout}, as 'shape' says, "
                     f"got {got}. Correct the shape."
                 )
-        return {
-            key: np.stack([view[key] for view in views])
-            if views
-            else np.empty((0, *shape), np.uint8)
-            for key, shape in layout.items()
-        }
+            for key, image in view.items():
+                out[key][row] = image
+        return out
+
+
+def empty_rows(
+    count: int, layout: Mapping[Key, tuple[int, ...]]
+) -> dict[Key, np.ndarray]:
+    """Return an array ``[count, ...]`` per entry: uint8 images, float32 vectors."""
+    return {
+        key: np.empty((count, *shape), np.uint8 if len(shape) == 3 else np.float32)
+        for key, shape in layout.items()
+    }
 
 
 def to_images(images: object) -> dict[Key, np.ndarray]:
     """Return an image ``[h, w, C]``, or several by camera, as the schema has them.
+
+    They are views ``[C, h, w]`` of the images that were given.
 
     Raises:
         SchemaError: an image is not uint8 ``[h, w, C]`` with 1, 3 or 4 channels.
@@ -101,7 +121,7 @@ def _to_chw(value: object, name: str) -> np.ndarray:
             "np.moveaxis(image, 0, -1) in observe or render, or say so: "
             "SimulatorKeys(..., channels_first=True)."
         )
-    return np.ascontiguousarray(image.transpose(2, 0, 1))
+    return image.transpose(2, 0, 1)
 
 
 def observation_is_needed(tensordict: TensorDictBase, batch_size: torch.Size) -> Tensor:

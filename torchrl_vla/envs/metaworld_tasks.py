@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 #: Instruction of every task, by the package's name without its version.
 INSTRUCTIONS: dict[str, str] = {
     "assembly": "pick up the nut and place it onto the peg",
@@ -98,6 +100,34 @@ DIFFICULTIES: dict[str, tuple[str, ...]] = {
     ),
     **_HARDER,
 }
+
+
+#: Suites of tasks. Source: Yu et al., "Meta-World" (CoRL 2019), of which MT50 are all.
+SUITES: dict[str, tuple[str, ...]] = {
+    "mt10": (
+        *("reach", "push", "pick-place", "door-open", "drawer-open", "drawer-close"),
+        *("button-press-topdown", "peg-insert-side", "window-open", "window-close"),
+    ),
+    "mt50": tuple(INSTRUCTIONS),
+}
+
+
+def find_tasks(names: Sequence[str]) -> tuple[str, ...]:
+    """Return the tasks of names, each of a task or of a suite.
+
+    Args:
+        names: e.g. ``["reach"]`` or ``["mt10"]``.
+
+    Raises:
+        ValueError: there is no such task.
+
+    Examples:
+        >>> len(find_tasks(["mt50"])), find_tasks(["mt10"])[:2]
+        (50, ('reach', 'push'))
+    """
+    return tuple(
+        task for name in names for task in SUITES.get(name) or (find_task(name),)
+    )
 
 
 def find_task(name: str) -> str:

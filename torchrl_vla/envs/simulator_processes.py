@@ -16,14 +16,21 @@ import gymnasium
 import numpy as np
 from gymnasium.vector.utils import CloudpickleWrapper
 
+from torchrl_vla.envs.lazy_rendering import Key
+from torchrl_vla.envs.shared_observations import Entry, SharedObservations
 from torchrl_vla.envs.simulator_interface import SimulatorInterface
 from torchrl_vla.envs.simulators import (
+    RENDERED,
     Arrays,
     SimulationError,
     SimulatorGroup,
     SimulatorLayout,
 )
-from torchrl_vla.schema import VLAError
+from torchrl_vla.schema import SUCCESS_KEY, SchemaError, VLAError
+
+_ACTION, _TO_RENDER = "action", "to_render"
+_AT_RESET = (RENDERED, SUCCESS_KEY)
+_AT_STEP = ("reward", "terminated", "truncated")
 
 
 class SimulatorProcesses:
@@ -31,7 +38,8 @@ class SimulatorProcesses:
 
     Physics scales with the cores while the main process waits. Workers are spawned,
     never forked (threads and graphics contexts do not survive a fork), so a script
-    that uses them needs ``if __name__ == "__main__":``.
+    that uses them needs ``if __name__ == "__main__":``. Arrays go through shared
+    memory, and what else there is (seeds, instructions, errors) through a pipe.
 
     Args:
         make_envs: one constructor per environment; pickled by value, so lambdas work.
@@ -47,10 +55,8 @@ class SimulatorProcesses:
     ) -> None:
         count = len(make_envs)
         bounds = [count * worker // num_workers for worker in range(num_workers + 1)]
-        self._starts = bounds[:-1]
-        self._caller = [
-            w for w, (a, b) in enumerate(pairwise(bounds)) for _ in range(a, b)
-        ]
+        self._runs = list(pairwise(bounds))
+        self._caller = [w for w, (a, b) in enumerate(self._runs) for _ in range(a, b)]
         self._context = multiprocessing.get_context("spawn")
         self._pipes: list[Connection] = []
         self._processes: list[SpawnProcess] = []
@@ -63,7 +69,7 @@ class SimulatorProcesses:
                     partial(SimulatorGroup, make_envs[start:stop], interface, start),
                 )
             )
-            for start, stop in pairwise(bounds)
+            for start, stop in self._runs
         ]
         for worker in range(num_workers):
             self._start(worker)
@@ -72,6 +78,14 @@ class SimulatorProcesses:
         self._layouts = [
             layout for answer in _all_or_raise(answers) for layout in answer
         ]
+        # Where layouts differ, the environment refuses them before it asks for more.
+        self._entries = _entries(self._layouts[0])
+        self._images = {
+            key for key, (shape, _) in self._entries.items() if len(shape) == 3
+        }
+        self._shared = SharedObservations(count, self._entries)
+        self._page = 0  # that workers write to; the caller may hold the other one
+        _all_or_raise([self._share(worker) for worker in range(num_workers)])
 
     def layouts(self) -> list[SimulatorLayout]:
         """Return the layout of every environment."""
@@ -81,22 +95,31 @@ class SimulatorProcesses:
         """Begin the episode of each seed; see :class:`SimulatorGroup`.
 
         A process that has ended is started again, if all of its environments are reset.
+
+        Note:
+            The arrays of :meth:`reset` and :meth:`step` are valid until the second call
+            after; then workers write to them again.
         """
         for worker in sorted(self._ended):
-            if {i for i, w in enumerate(self._caller) if w == worker} <= set(indices):
-                self._start(worker)
-                _all_or_raise([self._receive(worker)])
-        return self._call("reset", indices, np.asarray(seeds, dtype=np.int64))
+            if set(range(*self._runs[worker])) <= set(indices):
+                self._restart(worker)
+        told = self._call("reset", indices, np.asarray(seeds, dtype=np.int64))
+        return {**told, **self._read(indices, _AT_RESET)}
 
     def step(
         self, indices: Sequence[int], actions: np.ndarray, to_render: np.ndarray
     ) -> Arrays:
         """Execute ``actions[i]`` in ``indices[i]``; see :class:`SimulatorGroup`."""
-        return self._call("step", indices, actions, to_render)
+        page = self._shared.pages[self._page]
+        page[_ACTION][indices], page[_TO_RENDER][indices] = actions, to_render
+        self._call("step", indices)
+        return self._read(indices, (*_AT_RESET, *_AT_STEP))
 
     def render(self, indices: Sequence[int]) -> Arrays:
         """Render environments now; see :class:`SimulatorGroup`."""
-        return self._call("render", indices)
+        self._call("render", indices)
+        page = self._shared.pages[self._page]
+        return {key: page[key][list(indices)] for key in self._images}
 
     def privileged(self, indices: Sequence[int]) -> Arrays:
         """Return what a scripted expert may know; see :class:`SimulatorGroup`."""
@@ -119,14 +142,48 @@ class SimulatorProcesses:
         self._ended.discard(worker)
         _all_or_raise([self._send(worker, self._jobs[worker])])
 
+    def _restart(self, worker: int) -> None:
+        self._start(worker)
+        (layouts,) = _all_or_raise([self._receive(worker)])
+        first, stop = self._runs[worker]
+        if layouts != self._layouts[first:stop]:
+            self._ended.add(worker)
+            raise SchemaError(
+                f"GymnasiumEnv: expected {self._layouts[first]} of environments "
+                f"{first} to {stop - 1} when their process is started again, got "
+                f"{layouts[0]}. Let their constructors always make the same simulator."
+            )
+        _all_or_raise([self._share(worker)])
+
+    def _share(self, worker: int) -> SimulationError | None:
+        try:
+            self._shared.send(self._pipes[worker], self._processes[worker].pid)
+        except OSError:
+            return self._has_ended(worker)
+        return None
+
+    def _read(self, indices: Sequence[int], answers: Sequence[str]) -> Arrays:
+        """Return what the workers wrote, and let them write to the other page next."""
+        page = self._shared.pages[self._page]
+        self._page = 1 - self._page
+        found: Arrays = {key: page[key][indices] for key in answers}
+        rendered = [indices[i] for i in found[RENDERED].nonzero()[0].tolist()]
+        for key, _ in self._layouts[0].observation:
+            rows = rendered if key in self._images else indices
+            whole = len(rows) == len(self._caller)
+            found[key] = page[key] if whole else page[key][rows]
+        return found
+
     def _call(self, name: str, indices: Sequence[int], *values: np.ndarray) -> Arrays:
         share: dict[int, list[int]] = {}
         for position, index in enumerate(indices):
             share.setdefault(self._caller[index], []).append(position)
         lost: dict[int, SimulationError | None] = {}
         for worker, positions in share.items():
-            local = [indices[position] - self._starts[worker] for position in positions]
-            request = (name, local, [value[positions] for value in values])
+            first = self._runs[worker][0]
+            local = [indices[position] - first for position in positions]
+            run = slice(positions[0], positions[-1] + 1)
+            request = (name, local, [value[run] for value in values], self._page)
             lost[worker] = self._send(worker, request)
         # Indices are sorted and workers own runs of them, so the parts line up. Each
         # answer is read, also after an error: the next request must not find it.
@@ -151,6 +208,20 @@ class SimulatorProcesses:
         return _dead(worker)
 
 
+def _entries(layout: SimulatorLayout) -> dict[Key, Entry]:
+    """Return what caller and workers exchange in each step."""
+    entries: dict[Key, Entry] = {
+        key: (shape, "uint8" if len(shape) == 3 else "float32")
+        for key, shape in layout.observation
+    }
+    # A float64 holds every float32, and every integer that an action can be.
+    entries[_ACTION] = ((len(layout.action_low),), "float64")
+    entries[_TO_RENDER] = ((), "bool")
+    for key in (*_AT_RESET, *_AT_STEP):
+        entries[key] = ((1,), "float32" if key == "reward" else "bool")
+    return entries
+
+
 def _all_or_raise(answers: list[Any]) -> list[Any]:
     for answer in answers:
         if isinstance(answer, Exception):
@@ -172,10 +243,16 @@ def _serve(pipe: Connection) -> None:
     try:
         group = pipe.recv()()
         pipe.send(group.layouts())
+        first = group.first
+        shared = SharedObservations.receive(pipe)
+        pages = shared.rows(first, first + len(group.layouts()))
         while True:
-            name, indices, values = pipe.recv()
+            name, indices, values, page = pipe.recv()
+            into = pages[page]
             try:
-                pipe.send(getattr(group, name)(indices, *values))
+                if name == "step":
+                    values = [into[_ACTION][indices], into[_TO_RENDER][indices]]
+                pipe.send(getattr(group, name)(indices, *values, into=into))
             except Exception as error:
                 pipe.send(_portable(error))
     except (EOFError, KeyboardInterrupt):

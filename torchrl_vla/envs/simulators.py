@@ -11,7 +11,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from torchrl_vla.envs.lazy_rendering import Key, to_images
+from torchrl_vla.envs.lazy_rendering import Key, empty_rows, to_images
 from torchrl_vla.envs.simulator_interface import SimulatorInterface
 from torchrl_vla.schema import (
     ENVIRONMENT_STATE_KEY,
@@ -71,7 +71,7 @@ class SimulatorGroup:
         first: int = 0,
     ) -> None:
         self._interface, self._observe = interface, interface.observe
-        self._rendering, self._first = interface.rendering, first
+        self._rendering, self.first = interface.rendering, first
         self._envs = [make_env() for make_env in make_envs]
         self._layouts = [self._describe(index) for index in range(len(self._envs))]
 
@@ -79,41 +79,52 @@ class SimulatorGroup:
         """Return the layout of every environment."""
         return self._layouts
 
-    def reset(self, indices: Sequence[int], seeds: Sequence[int]) -> Arrays:
+    def reset(
+        self,
+        indices: Sequence[int],
+        seeds: Sequence[int],
+        into: Arrays | None = None,
+    ) -> Arrays:
         """Begin the episode of each seed; returns the observations ``[n, ...]``.
 
         ``success`` bool ``[n, 1]`` is whether the task is done before any action. Where
         the simulators have instructions, also ``language_instruction``: texts, in an
-        array of objects.
+        array of objects. With ``into``, everything else of environment ``i`` is written
+        to its row ``i`` there and not returned.
         """
-        seen, mapped = [], []
+        out, rows = self._rows(indices, into)
+        texts = []
         success = np.empty((len(indices), 1), bool)
         for i, (index, seed) in enumerate(zip(indices, seeds, strict=True)):
             with self._blame(index):
                 raw, info = self._envs[index].reset(seed=int(seed))
                 success[i] = self._success_at_reset(index, raw, info)
-                seen.append(self._observe(raw))
-                mapped.append(self._map(index, seen[-1]))
-        out = self._stack(indices, mapped)
-        out[SUCCESS_KEY] = success
-        out |= {**self.render(indices), RENDERED: np.ones((len(indices), 1), bool)}
+                seen = self._observe(raw)
+                self._write(out, rows[i], index, self._map(index, seen))
+                texts.append(seen.get("instruction"))
+        images = self.render(indices, into)
+        answer = {SUCCESS_KEY: success, RENDERED: np.ones((len(indices), 1), bool)}
+        told: Arrays = {}
         if self._layouts[indices[0]].has_instruction:
-            texts = [observation["instruction"] for observation in seen]
-            out[INSTRUCTION_KEY] = np.array(texts, dtype=object)
-        return out
+            told[INSTRUCTION_KEY] = np.array(texts, dtype=object)
+        return {**_answer(indices, {**out, **images}, answer, into), **told}
 
     def step(
-        self, indices: Sequence[int], actions: np.ndarray, to_render: np.ndarray
+        self,
+        indices: Sequence[int],
+        actions: np.ndarray,
+        to_render: np.ndarray,
+        into: Arrays | None = None,
     ) -> Arrays:
         """Execute ``actions[i]`` in environment ``indices[i]``; add reward and flags.
 
         The environments of ``to_render`` and those that end are rendered: the arrays
-        of images hold these alone, in order.
+        of images hold these alone, in order. ``into`` is as of :meth:`reset`.
         """
         actions = actions.astype(self._layouts[indices[0]].action_dtype)
         reward = np.empty((len(indices), 1), np.float32)
         terminated, truncated, success = np.empty((3, len(indices), 1), bool)
-        observations = []
+        out, rows = self._rows(indices, into)
         for i, index in enumerate(indices):
             with self._blame(index):
                 raw, gain, ended, cut, info = self._envs[index].step(actions[i])
@@ -122,34 +133,31 @@ class SimulatorGroup:
                 terminated[i] = read_flag(_CALLER, f"terminated {where}", ended)
                 truncated[i] = read_flag(_CALLER, f"truncated {where}", cut)
                 success[i] = self._success(index, raw, gain, bool(terminated[i]), info)
-                observations.append(self._map(index, self._observe(raw)))
+                observation = self._map(index, self._observe(raw))
+                self._write(out, rows[i], index, observation)
         rendered = to_render[:, None] | terminated | truncated
-        return {
-            **self._stack(indices, observations),
-            **self.render(
-                [
-                    index
-                    for index, is_rendered in zip(indices, rendered, strict=True)
-                    if is_rendered
-                ]
-            ),
+        images = self.render([indices[i] for i in rendered.nonzero()[0].tolist()], into)
+        answer = {
             RENDERED: rendered,
             "reward": reward,
             "terminated": terminated,
             "truncated": truncated,
             SUCCESS_KEY: success,
         }
+        return _answer(indices, {**out, **images}, answer, into)
 
-    def render(self, indices: Sequence[int]) -> Arrays:
+    def render(self, indices: Sequence[int], into: Arrays | None = None) -> Arrays:
         """Render environments now; nothing where ``observe`` returns the images."""
         if self._rendering is None:
             return {}
-        return self._rendering([self._envs[index] for index in indices])
+        envs = [self._envs[index] for index in indices]
+        images = self._rendering(envs, into, None if into is None else indices)
+        return images if into is None else {}
 
     def privileged(self, indices: Sequence[int]) -> Arrays:
         """Return what the simulators tell a scripted expert, ``[n, ...]``."""
-        told = [self._envs[index].unwrapped.privileged() for index in indices]
-        return {PRIVILEGED: np.stack(told)}
+        bare: list[Any] = [self._envs[index].unwrapped for index in indices]
+        return {PRIVILEGED: np.stack([env.privileged() for env in bare])}
 
     def close(self) -> None:
         """Close every simulator."""
@@ -164,7 +172,7 @@ class SimulatorGroup:
         terminated: bool,
         info: Mapping[str, object],
     ) -> bool:
-        where = f"in environment {index + self._first}"
+        where = f"in environment {index + self.first}"
         if self._interface.success is not None:
             value = self._interface.success(observation, reward, terminated, info)
             return read_flag(_CALLER, f"the function success= {where}", value)
@@ -195,7 +203,7 @@ class SimulatorGroup:
         )
 
     def _where(self, index: int) -> str:
-        return f"of environment {index + self._first}"
+        return f"of environment {index + self.first}"
 
     @contextmanager
     def _blame(self, index: int) -> Iterator[None]:
@@ -203,7 +211,7 @@ class SimulatorGroup:
         try:
             yield
         except VLAError as error:
-            error.env_indices = (index + self._first,)
+            error.env_indices = (index + self.first,)
             raise
         except Exception as error:
             raise self._broken(index, error) from error
@@ -214,30 +222,38 @@ class SimulatorGroup:
             f"GymnasiumEnv: expected the simulator {self._where(index)} to answer, got "
             f"an error:\n{''.join(traceback.format_exception(error))}"
         )
-        broken.env_indices = (index + self._first,)
+        broken.env_indices = (index + self.first,)
         return broken
 
-    def _stack(self, indices: Sequence[int], observations: list[Arrays]) -> Arrays:
-        for index, observation in zip(indices, observations, strict=True):
-            expected = tuple(
-                (key, shape)
-                for key, shape in self._layouts[index].observation
-                if self._rendering is None or key not in self._rendering.layout
+    def _rows(
+        self, indices: Sequence[int], into: Arrays | None
+    ) -> tuple[Arrays, Sequence[int]]:
+        """Return arrays for what ``observe`` returns, and the row of each index."""
+        if into is not None:
+            return into, indices
+        observed = self._observed(indices[0])
+        return empty_rows(len(indices), observed), range(len(indices))
+
+    def _observed(self, index: int) -> dict[Key, tuple[int, ...]]:
+        return {
+            key: shape
+            for key, shape in self._layouts[index].observation
+            if self._rendering is None or key not in self._rendering.layout
+        }
+
+    def _write(self, out: Arrays, row: int, index: int, observation: Arrays) -> None:
+        """Copy an observation to a row, where it is what the layout says."""
+        expected = self._observed(index)
+        if _shapes(observation) != tuple(expected.items()):
+            raise SchemaError(
+                f"GymnasiumEnv: expected observations {expected} of environment "
+                f"{index + self.first}, as its observation_space says, got "
+                f"{dict(_shapes(observation))}. Correct the environment's space."
             )
-            if _shapes(observation) != expected:
-                error = SchemaError(
-                    f"GymnasiumEnv: expected observations {dict(expected)} of "
-                    f"environment {index + self._first}, as its observation_space "
-                    f"says, got {dict(_shapes(observation))}. Correct the "
-                    "environment's space."
-                )
-                error.env_indices = (index + self._first,)
-                raise error
-        out = {key: np.stack([o[key] for o in observations]) for key in observations[0]}
-        for key in _VECTORS.values():
-            if key in out:
-                self._check_finite(str(key), indices, out[key])
-        return out
+        for key, value in observation.items():
+            if key in _VECTORS.values():
+                self._check_finite(str(key), index, value)
+            out[key][row] = value
 
     def _map(self, index: int, mapped: Mapping[str, Any]) -> Arrays:
         """Return what ``observe`` made of an observation as arrays of the schema."""
@@ -261,26 +277,21 @@ class SimulatorGroup:
                 if out[key].ndim != 1:
                     raise SchemaError(
                         f"GymnasiumEnv: expected a vector at {name!r} of environment "
-                        f"{index + self._first}, got shape {out[key].shape}. "
+                        f"{index + self.first}, got shape {out[key].shape}. "
                         "Flatten it in observe."
                     )
         if mapped.get("image") is not None:
             out |= to_images(mapped["image"])
         return out
 
-    def _check_finite(
-        self, name: str, indices: Sequence[int], values: np.ndarray
-    ) -> None:
-        bad = np.argwhere(~np.isfinite(values))
+    def _check_finite(self, name: str, index: int, values: np.ndarray) -> None:
+        bad = np.flatnonzero(~np.isfinite(values))
         if len(bad):
-            i, dim = bad[0]
-            error = SchemaError(
+            raise SchemaError(
                 f"GymnasiumEnv: expected finite numbers at {name} of environment "
-                f"{indices[i] + self._first}, got {values[i, dim]} in dimension "
-                f"{dim}. The simulation diverged, or the observation is undefined."
+                f"{index + self.first}, got {values[bad[0]]} in dimension {bad[0]}. "
+                "The simulation diverged, or the observation is undefined."
             )
-            error.env_indices = tuple(indices[i] + self._first for i in set(bad[:, 0]))
-            raise error
 
     def _describe(self, index: int) -> SimulatorLayout:
         env = self._envs[index]
@@ -288,7 +299,7 @@ class SimulatorGroup:
         if not isinstance(space, gymnasium.spaces.Box) or len(space.shape) != 1:
             raise SchemaError(
                 "GymnasiumEnv: expected a Box of one dimension as the action space of "
-                f"environment {index + self._first}, got {space}. Wrap the "
+                f"environment {index + self.first}, got {space}. Wrap the "
                 "environment with gymnasium.wrappers.TransformAction."
             )
         with self._blame(index):
@@ -302,6 +313,17 @@ class SimulatorGroup:
             (*shapes, *images.items()),
             "instruction" in mapped,
         )
+
+
+def _answer(
+    indices: Sequence[int], seen: Arrays, answer: Arrays, into: Arrays | None
+) -> Arrays:
+    """Return all arrays, or write those of ``answer`` to rows as well."""
+    if into is None:
+        return {**seen, **answer}
+    for key, values in answer.items():
+        into[key][indices] = values
+    return {}
 
 
 def _shapes(arrays: Arrays) -> tuple[tuple[Key, tuple[int, ...]], ...]:

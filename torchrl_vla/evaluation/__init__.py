@@ -16,6 +16,7 @@ from torchrl_vla.evaluation.confidence_sequence import (
     e_value,
     rate_confidence_sequence,
 )
+from torchrl_vla.evaluation.episode_journal import EpisodeJournal, JournalError
 from torchrl_vla.evaluation.evaluate import evaluate
 from torchrl_vla.evaluation.provenance import (
     describe_environment,
@@ -23,8 +24,14 @@ from torchrl_vla.evaluation.provenance import (
     hash_weights,
     package_versions,
 )
+from torchrl_vla.evaluation.regression_gate import (
+    RegressionGate,
+    TaskVerdict,
+    regression_gate,
+)
 from torchrl_vla.evaluation.result import EpisodeRecord, EvaluationResult
 from torchrl_vla.evaluation.sequential import compare_policies, evaluate_until
+from torchrl_vla.evaluation.shards import Shard, ShardError, merge_shards
 from torchrl_vla.evaluation.success_statistics import (
     fisher_test,
     mcnemar_test,
@@ -44,18 +51,25 @@ from torchrl_vla.evaluation.video_export import (
     write_png,
     write_video,
 )
+from torchrl_vla.evaluation.video_grid import video_grid
 
 __all__ = [
     "AblationName",
     "Comparison",
     "ComparisonError",
     "EditedObservation",
+    "EpisodeJournal",
     "EpisodeRecord",
     "EvaluationResult",
+    "JournalError",
     "OutcomeTable",
     "PairedTable",
     "Recorder",
+    "RegressionGate",
     "SequentialTable",
+    "Shard",
+    "ShardError",
+    "TaskVerdict",
     "UnpairedTable",
     "blank_images",
     "compare",
@@ -71,12 +85,15 @@ __all__ = [
     "hash_weights",
     "make_ablation",
     "mcnemar_test",
+    "merge_shards",
     "newcombe_interval",
     "newcombe_paired_interval",
     "package_versions",
     "rate_confidence_sequence",
+    "regression_gate",
     "reword_instructions",
     "shuffle_instructions",
+    "video_grid",
     "wilson_interval",
     "write_png",
     "write_video",

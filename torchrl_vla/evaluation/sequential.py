@@ -13,9 +13,10 @@ from tensordict.nn import TensorDictModuleBase
 from torchrl.envs import EnvBase
 from tqdm import tqdm
 
+from torchrl_vla._internal.option_names import OnError
 from torchrl_vla.evaluation.comparison import Comparison, compare
 from torchrl_vla.evaluation.confidence_sequence import rate_confidence_sequence
-from torchrl_vla.evaluation.evaluate import EvaluationRun, OnError
+from torchrl_vla.evaluation.evaluation_run import EvaluationRun
 from torchrl_vla.evaluation.provenance import make_provenance
 from torchrl_vla.evaluation.result import STOPPING, EvaluationResult
 from torchrl_vla.evaluation.success_statistics import check_confidence

@@ -17,10 +17,10 @@ from torchrl_vla.schema import import_extra
 
 
 class Recorder:
-    """Keep the images of the first few episodes of an evaluation.
+    """Keep the images of chosen episodes of an evaluation, by default the first few.
 
     Args:
-        episodes: how many to keep.
+        episodes: how many to keep, or the indices of those to keep.
         image: environment to uint8 RGB ``[N, 3, h, w]``, called once a step while
             one of the episodes runs; by default ``env.render()``.
 
@@ -37,16 +37,17 @@ class Recorder:
 
     def __init__(
         self,
-        episodes: int = 4,
+        episodes: int | Sequence[int] = 4,
         image: Callable[[EnvBase], Tensor] = lambda env: env.render(),
     ) -> None:
-        self.episodes = episodes
+        first = range(episodes) if isinstance(episodes, int) else episodes
+        self.indices = tuple(sorted(set(first)))
         self.image = image
         self._frames: dict[int, list[Tensor]] = {}
 
     def add(self, step: EpisodeStep, env: EnvBase) -> None:
         """Keep an image of each recorded episode that is running."""
-        wanted = (step.episode >= 0) & (step.episode < self.episodes)
+        wanted = torch.isin(step.episode.cpu(), torch.tensor(self.indices))
         if not bool(wanted.any()):
             return
         images = self.image(env).cpu()

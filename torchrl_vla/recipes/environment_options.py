@@ -7,6 +7,8 @@ from typing import Annotated
 
 from tyro.conf import arg
 
+from torchrl_vla.envs.known_presets import PresetName
+
 
 @dataclass(frozen=True)
 class EnvironmentOptions:
@@ -14,10 +16,11 @@ class EnvironmentOptions:
 
     Args:
         name: Environment: tabletop, metaworld, libero, pusht or aloha; one of its
-            tasks, e.g. metaworld/reach, libero/object/6 (without a number, the whole
-            suite), aloha/transfer_cube or tabletop/reach-red; or a function of your own
-            as module:function, which is called with those of num_envs, seed, tasks,
-            image_size, num_workers and render_on_demand that it declares.
+            tasks, e.g. metaworld/reach, metaworld/mt50 (all), libero/object/6 (without a
+            number, the whole suite), aloha/transfer_cube or tabletop/reach-red; or a
+            function of your own as module:function, which is called with those of
+            num_envs, seed, tasks, image_size, num_workers and render_on_demand that it
+            declares.
         tasks: Tasks of the environment; empty takes its default.
         num_envs: Environments that run side by side. The result of an evaluation does
             not depend on it.
@@ -26,6 +29,9 @@ class EnvironmentOptions:
         render_on_demand: Render images only where the policy reads them: much faster
             for chunks in simulators that are slow to render. Refused with policies that
             read an observation at every step.
+        preset: Conventions of published checkpoints: time limit, settle steps, layout
+            of the state, orientation and size of the images, and in `evaluate` names of
+            the cameras and interval of replanning.
     """
 
     name: Annotated[str, arg(name="env")] = "tabletop"
@@ -34,6 +40,7 @@ class EnvironmentOptions:
     image_size: int | None = None
     num_workers: int = 0
     render_on_demand: bool = False
+    preset: PresetName | None = None
 
 
 DEFAULT_ENVIRONMENT = EnvironmentOptions()

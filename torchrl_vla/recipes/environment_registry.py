@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from typing import Any, get_args
 
 from torchrl.envs import EnvBase
 
@@ -14,6 +14,7 @@ from torchrl_vla._internal.named_objects import (
 )
 from torchrl_vla._internal.suggestions import did_you_mean
 from torchrl_vla.envs.known_environments import ENVIRONMENTS, EnvironmentName
+from torchrl_vla.envs.known_presets import PRESETS, PresetName
 from torchrl_vla.errors import NamedObjectError
 
 
@@ -26,6 +27,7 @@ def make_environment(
     num_workers: int = 0,
     render_on_demand: bool = False,
     seed: int | None = None,
+    preset: PresetName | None = None,
 ) -> EnvBase:
     """Make an environment by name, or with a function of the user's own.
 
@@ -47,23 +49,29 @@ def make_environment(
             between two decisions are then stale, and fit neither for recording nor for
             cloning.
         seed: of the episode seeds.
+        preset: conventions of published checkpoints: ``"lerobot-libero"`` or
+            ``"openpi-libero"``, for LIBERO.
 
     Raises:
-        ValueError: there is no such environment, task or image size; an argument has
-            no effect on it; or rendering on demand without images.
+        ValueError: there is no such environment, preset, task or image size; the preset
+            is of another environment; an argument has no effect on it; or rendering on
+            demand without images.
         MissingExtraError: the environment's package is not installed.
 
     Examples:
         >>> make_environment("tabletop", num_envs=2).batch_size
         torch.Size([2])
     """
-    options = {
+    options: dict[str, Any] = {
         "num_envs": num_envs,
         "image_size": image_size,
         "num_workers": num_workers,
         "render_on_demand": render_on_demand,
         "seed": seed,
     }
+    if preset is not None:
+        _check_preset(preset, name)
+        options["preset"] = preset
     if is_named_object(name):
         given = {"tasks": tasks, **options}  # unset ones keep the user's own defaults
         given = {key: x for key, x in given.items() if x not in (None, ())}
@@ -95,6 +103,21 @@ def make_environment(
     tasks = (task,) if task else tuple(tasks) or known.tasks
     make = import_named("make_environment", known.maker)
     return _checked(name, make(tasks, **options))
+
+
+def _check_preset(preset: str, name: str) -> None:
+    if preset not in PRESETS:
+        raise ValueError(
+            f"make_environment: expected a preset of {get_args(PresetName)}, got "
+            f"{preset!r}.{did_you_mean(preset, get_args(PresetName))}"
+        )
+    environment = PRESETS[preset].environment
+    if name.partition("/")[0] != environment:
+        raise ValueError(
+            f"make_environment: expected the environment {environment!r} with the "
+            f"preset {preset!r}, got {name!r}. Name one of its tasks, such as "
+            f"{environment}/object, or leave the preset out."
+        )
 
 
 def _checked(name: str, env: object) -> EnvBase:
