@@ -42,7 +42,7 @@ test-oldest: .venv-oldest/.done
 
 CORE_TESTS = test/schema test/tokenizers test/transforms $(wildcard test/rollout) test/policies \
 	test/execution $(wildcard test/spaces) test/objectives test/evaluation test/data test/recipes \
-	test/envs test/testing test/cli test/test_extras.py torchrl_vla
+	test/profiling test/envs test/testing test/cli test/test_extras.py torchrl_vla
 
 coverage: $(VENV)/.all
 	$(call PYTEST,$(VENV)) --cov --cov-report=term:skip-covered test torchrl_vla

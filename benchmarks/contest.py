@@ -7,7 +7,6 @@ import atexit
 import ctypes
 import json
 import os
-import platform
 import statistics
 import sys
 import time
@@ -79,7 +78,6 @@ def write_history(script: str, path: Path) -> None:
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "commit": current_commit(),
         "machine": describe_run()["machine"],
-        "platform": platform.platform(),
         "threads": torch.get_num_threads(),
         "versions": package_versions(),
         "ratios": _RATIOS,

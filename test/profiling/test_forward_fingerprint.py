@@ -1,14 +1,11 @@
 from __future__ import annotations
 
 import random
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from reference_fingerprints import make_case
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
 from torch import nn
@@ -56,30 +53,6 @@ def test_the_same_module_has_the_same_fingerprint_twice():
     assert hashes(fingerprint_forward(net, batch())) == hashes(
         fingerprint_forward(net, batch())
     )
-
-
-@pytest.mark.parametrize("name", ["tiny-regression", "tiny-flow"])
-def test_another_process_finds_the_same_fingerprint(name):
-    program = (
-        "import sys; sys.path[:0] = sys.argv[2:]\n"
-        "import torch; torch.set_num_threads(1)\n"
-        "from reference_fingerprints import make_case\n"
-        "from torchrl_vla.profiling import fingerprint_forward\n"
-        "made = fingerprint_forward(*make_case(sys.argv[1])['loss'])\n"
-        "print(made.output_fingerprint, made.operator_fingerprint)\n"
-    )
-    support = [path for path in sys.path if path.endswith("support")]
-    done = subprocess.run(
-        [sys.executable, "-c", program, name, *support],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    made = fingerprint_forward(*make_case(name)["loss"])
-    torch.set_num_threads(threads)
-    assert tuple(done.stdout.split()[-2:]) == hashes(made)
 
 
 def test_a_moved_weight_changes_the_outputs_alone():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -61,3 +63,17 @@ def test_every_tiny_head_has_a_forward_and_a_loss_that_differ(found):
         == (made["tiny-regression loss"]["output_fingerprint"])
     )
     assert len({hashes["output_fingerprint"] for hashes in made.values()}) == 9
+
+
+def test_another_process_finds_the_same_fingerprints(found):
+    _, made = found
+    program = (
+        "import json, sys; sys.path[:0] = sys.argv[1:]\n"
+        "import torch; torch.set_num_threads(1)\n"
+        "from reference_fingerprints import make_fingerprints\n"
+        "print(json.dumps(make_fingerprints()))\n"
+    )
+    support = [path for path in sys.path if path.endswith("support")]
+    command = [sys.executable, "-c", program, *support]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout.splitlines()[-1]) == made

@@ -13,6 +13,8 @@ import pytest
 import torch
 from counting_dataset import counting_dataset
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel
 
 from torchrl_vla.errors import ArgumentTypeError, SchemaError, SettingsError
 from torchrl_vla.policies import ContinuousVLAWrapper
@@ -23,7 +25,14 @@ from torchrl_vla.profiling import (
     read_step_samples,
     training_profiler,
 )
-from torchrl_vla.recipes import TrainingSettings, train_behavior_cloning
+from torchrl_vla.recipes import (
+    TrainingSettings,
+    make_cloning_loss,
+    train_behavior_cloning,
+)
+from torchrl_vla.recipes.behavior_cloning import make_training_transform
+from torchrl_vla.recipes.training_loop import ramped_average, warmup_cosine
+from torchrl_vla.spaces import ModelSpace
 
 SHORT = "ignore:TrainingProfiler. expected at least 9 steps:UserWarning"
 SETTINGS = TrainingSettings(steps=12, batch_size=4, lr=0.05)
@@ -86,6 +95,34 @@ def test_the_weights_are_those_of_a_training_without_a_profiler(traced, tmp_path
     assert torch.equal(traced[1], expected)
     for mode in ("timing", "summary"):
         assert torch.equal(train(TrainingProfiler(tmp_path / mode, mode)), expected)
+
+
+def train_without_the_code():
+    """The same training, written out: no section, no profiler, no check."""
+    torch.manual_seed(0)
+    policy, dataset = Small(), counting_dataset()
+    loss = make_cloning_loss(policy)
+    transform = make_training_transform(
+        policy, ModelSpace(dataset.metadata), dataset.storage
+    )
+    buffer = dataset.replay_buffer(4, transform=transform)
+    buffer.set_rng(torch.Generator().manual_seed(SETTINGS.seed))
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=0.05, weight_decay=1e-4)
+    schedule = LambdaLR(optimizer, warmup_cosine(SETTINGS.steps))
+    average = AveragedModel(policy, multi_avg_fn=ramped_average(0.99))
+    policy.train()
+    for _ in range(SETTINGS.steps):
+        optimizer.zero_grad()
+        loss(buffer.sample())["loss_bc"].backward()
+        nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        average.update_parameters(policy)
+    return torch.cat([p.detach().flatten() for p in average.module.parameters()])
+
+
+def test_without_a_profiler_the_weights_are_those_of_a_training_without_the_code():
+    assert torch.equal(train(None), train_without_the_code())
 
 
 def test_off_builds_nothing_writes_nothing_and_reads_no_clock(tmp_path, monkeypatch):
@@ -309,7 +346,9 @@ def test_a_line_that_was_cut_off_is_left_out_and_a_damaged_one_named(tmp_path):
     file.write_text('{"steps": 1}\n')
     with pytest.raises(SchemaError, match="expected one sample per line"):
         read_step_samples(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"expected step_samples.jsonl in"):
+    with pytest.raises(
+        FileNotFoundError, match=r"a file at .*step_samples.jsonl', got nothing"
+    ):
         read_step_samples(tmp_path / "nothing")
 
 

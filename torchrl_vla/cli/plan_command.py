@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from torchrl_vla.cli.options import OptionError
+from torchrl_vla.profiling.step_timings import read_summary
 from torchrl_vla.profiling.training_plan import (
     FIRST_STEPS,
     Optimizer,
@@ -87,13 +87,7 @@ class Plan:
 
     def _print_bottleneck(self, steps: int) -> None:
         assert self.profile is not None
-        path = self.profile / "step_timing_summary.json"
-        if not path.exists():
-            raise OptionError(
-                f"--profile: expected {path.name} in {str(self.profile)!r}, got none. "
-                "Run `torchrl-vla train --profile-mode timing`."
-            )
-        summary = json.loads(path.read_text(encoding="utf-8"))
+        summary = read_summary(self.profile)
         kind, advice = find_bottleneck(summary)
         print(f"bound by {kind}: {advice}")
         parts = (summary["total_update_s"], summary["dataloading_s"])

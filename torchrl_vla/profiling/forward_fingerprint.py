@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from torchrl_vla._internal.durable_files import write_text
-from torchrl_vla.errors import SchemaError
+from torchrl_vla._internal.file_origin import Origin, read_text
 from torchrl_vla.profiling.json_files import sorted_json
 from torchrl_vla.profiling.operator_recording import operator_table
 from torchrl_vla.profiling.run_environment import describe_run
@@ -66,14 +66,10 @@ class ForwardFingerprint:
             FileNotFoundError: there is no such file.
             SchemaError: it is none of ``deterministic_forward.json``.
         """
-        text = Path(path).read_text(encoding="utf-8")
-        try:
-            return cls(**json.loads(text))
-        except (TypeError, ValueError) as error:
-            raise SchemaError(
-                f"ForwardFingerprint: expected {FINGERPRINT_FILE} of a profile at "
-                f"{str(path)!r}, got {error}. Fingerprint the module again."
-            ) from error
+        remedy = "Fingerprint the module again."
+        origin = Origin.of_file("ForwardFingerprint", Path(path), remedy)
+        with origin.reading(f"{FINGERPRINT_FILE} of a profile"):
+            return cls(**json.loads(read_text(origin, Path(path))))
 
 
 def fingerprint_forward(

@@ -53,6 +53,7 @@ class OperatorRecording:
             record_shapes=True,
             profile_memory=True,
             with_flops=True,
+            acc_events=True,  # of one cycle; else some versions warn
         )
 
     def start(self) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from torchrl_vla._internal.durable_files import write_text
+from torchrl_vla._internal.json_source import read_json
 from torchrl_vla.errors import MissingExtraError, SettingsError
 from torchrl_vla.profiling.artifact_index import ROW_FILE, build_artifact_index
 from torchrl_vla.profiling.forward_fingerprint import FINGERPRINT_FILE
@@ -200,7 +200,9 @@ def _read_profile(folder: Path, mode: ProfileMode) -> dict[str, Any]:
 
 
 def _read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if not path.exists():
+        return {}
+    return read_json("run_profiles", path, dict[str, Any])
 
 
 def _finish(

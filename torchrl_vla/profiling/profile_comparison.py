@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import sqrt
 from pathlib import Path
 from typing import Any, Literal
 
+from torchrl_vla._internal.json_source import read_json
 from torchrl_vla.errors import SchemaError
 from torchrl_vla.profiling.run_environment import NUMERIC_FACTS, TIMING_FACTS
 
@@ -114,7 +114,7 @@ def _read(row: Row | Path | str) -> Row:
     match row:
         case Path() | str():
             where = str(row)
-            found: Row = json.loads(Path(row).read_text(encoding="utf-8"))
+            found: Row = read_json("compare_profiles", Path(row), dict[str, Any])
         case _:
             found = row
     needed = ("policy", "spec", "profile_mode", "step_timing_summary")

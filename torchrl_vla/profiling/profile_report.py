@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 from torchrl_vla._internal.charts import line_chart
 from torchrl_vla._internal.durable_files import write_text
 from torchrl_vla._internal.html_page import html_page, row_table
+from torchrl_vla._internal.json_source import read_json
 from torchrl_vla.errors import SchemaError
 from torchrl_vla.profiling.artifact_index import ROW_FILE
 from torchrl_vla.profiling.profile_comparison import compare_profiles
@@ -34,7 +34,7 @@ def read_rows(folder: Path | str) -> list[Row]:
     """
     folder = Path(folder)
     paths = {*folder.rglob(ROW_FILE), *folder.glob("**/rows/*/*.json")}
-    rows = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(paths)]
+    rows = [read_json("read_rows", path, dict[str, Any]) for path in sorted(paths)]
     if not rows:
         raise SchemaError(
             f"read_rows: expected {ROW_FILE} or rows/*/*.json below {str(folder)!r}, "

@@ -7,8 +7,9 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
-from torchrl_vla.errors import SchemaError
+from torchrl_vla._internal.file_origin import Origin, read_text
 
 #: One line of JSON per step, written when the step ends.
 SAMPLES_FILE = "step_samples.jsonl"
@@ -63,19 +64,28 @@ def read_step_samples(folder: Path | str) -> list[StepSample]:
         SchemaError: a whole line is no sample.
     """
     path = Path(folder) / SAMPLES_FILE
-    if not path.exists():
-        raise FileNotFoundError(
-            f"read_step_samples: expected {SAMPLES_FILE} in {str(folder)!r}, got none. "
-            "Pass the folder that a TrainingProfiler wrote."
-        )
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    try:
+    remedy = "Pass the folder that a TrainingProfiler wrote."
+    origin = Origin.of_file("read_step_samples", path, remedy)
+    lines = read_text(origin, path).splitlines(keepends=True)
+    with origin.reading("one sample per line"):
         return [StepSample(**json.loads(line)) for line in lines if line[-1] == "\n"]
-    except (TypeError, ValueError) as error:
-        raise SchemaError(
-            f"read_step_samples: expected one sample per line in {str(path)!r}, got "
-            f"{error}. Profile again in another folder."
-        ) from error
+
+
+def read_summary(folder: Path | str) -> dict[str, Any]:
+    """Read ``step_timing_summary.json`` of a profile.
+
+    Args:
+        folder: of the profile.
+
+    Raises:
+        FileNotFoundError: the profile was not finished.
+        SchemaError: the file is damaged.
+    """
+    path = Path(folder) / SUMMARY_FILE
+    remedy = "Pass the folder that `train --profile-mode timing` wrote."
+    origin = Origin.of_file("read_summary", path, remedy)
+    with origin.reading("a JSON object"):
+        return dict(json.loads(read_text(origin, path)))
 
 
 def statistics_of(values: Sequence[float]) -> dict[str, float | int | None]:

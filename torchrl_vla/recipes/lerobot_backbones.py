@@ -6,7 +6,6 @@ own.
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any
 
 import torch
 
+from torchrl_vla._internal.durable_files import write_json
 from torchrl_vla._internal.extras import import_extra
 from torchrl_vla.policies import LeRobotPolicyWrapper
 from torchrl_vla.recipes.dataset_opening import Demonstrations
@@ -117,7 +117,7 @@ def _write_smolvlm(folder: Path, texts: Iterable[str]) -> None:
     transformers.SmolVLMForConditionalGeneration(config).save_pretrained(folder)
     transformers.SmolVLMImageProcessor().save_pretrained(folder)
     processor = {"processor_class": "SmolVLMProcessor", "image_seq_len": 16}
-    (folder / "processor_config.json").write_text(json.dumps(processor))
+    write_json(folder / "processor_config.json", processor)
 
 
 @dataclass
