@@ -38,9 +38,9 @@ def check_policy(
       depend neither on the leading batch dimensions nor on the indices beside it.
     - A call does not switch the policy between training and evaluation mode.
     - Of a policy with ``get_dist`` that writes log-probabilities, the sample is one
-      that the distribution could have drawn; ``log_prob`` and ``element_log_probs`` return
-      what was written, exactly, in any batch (:func:`check_log_prob_consistency`), from
-      the current weights and from nothing in the batch but the inputs and the sample.
+      that the distribution could have drawn. ``log_prob`` and ``element_log_probs``
+      return what was written, exactly, in any batch, from the current weights and from
+      nothing but the inputs and the sample (:func:`check_log_prob_consistency`).
 
     Args:
         policy: the policy.
