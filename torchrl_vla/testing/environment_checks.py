@@ -34,21 +34,17 @@ from torchrl_vla.schema import (
 def check_env(env: EnvBase, *, max_steps: int | None = None, seed: int = 0) -> None:
     """Check that an environment follows the schema, each env index on its own.
 
-    The contract:
+    The contract, compared bit for bit:
 
     - Data agree with the specs (TorchRL's ``check_env_specs``) and with the schema:
       uint8 images, float32 state, text or int64 ids of ``env.instructions``, bool
-      ``success``.
-    - ``reset(episode_seeds=...)`` begins, at each env index, an episode that is a
-      function of its seed alone, and every step carries the seed.
-    - A partial reset and a step masked by ``_step`` leave the other env indices as they
-      are. Returned tensors are never written to again.
-    - An episode is truncated at the time limit, and only there.
+      ``success``. Returned tensors are never written to again.
+    - ``reset(episode_seeds=...)`` begins episodes that depend on their seed alone.
+    - A partial reset and a step masked by ``_step`` change no other env index. An
+      episode is truncated at the time limit, and only there.
     - An environment that renders on demand (it has ``image_is_stale``) returns the same
-      observations wherever ``observation_needed`` is not False, marks stale images, and
-      renders at resets and at the end of episodes.
-
-    Values are compared bit for bit.
+      wherever ``observation_needed`` is not False, marks stale images, and renders
+      where episodes begin and end.
 
     Args:
         env: the environment. It is reset and stepped with random actions; its
@@ -110,7 +106,7 @@ def _play(
     masks: Mapping[int, Tensor] | None = None,
     observation_needed: Sequence[Tensor] | None = None,
 ) -> list[TensorDictBase]:
-    """Return the outputs of a reset and each step; ``masks`` are ``_step`` by step."""
+    """Return the outputs of a reset and of each step."""
     td = env.reset(episode_seeds=seeds)
     handed_out, copies = [td], [td.clone()]
     for i, action in enumerate(actions):
