@@ -128,6 +128,27 @@ def plain(text: str) -> str:
     return re.sub(r":\w+:(`[^`]+`)", r"\1", text)
 
 
+def show_constructor(
+    app: Sphinx,
+    what: str,
+    name: str,
+    documented: Any,
+    options: Any,
+    signature: str | None,
+    annotation: str | None,
+) -> tuple[str, str | None] | None:
+    """Give a class the signature that ``inspect`` finds.
+
+    Sphinx stops at the ``__new__`` of tensordict's modules, ``(*args, **kwargs)``.
+    """
+    if what != "class" or signature is None or "*args" not in signature:
+        return None
+    found = inspect.signature(documented).parameters.values()
+    shown = [p.replace(annotation=inspect.Parameter.empty) for p in found]
+    return str(inspect.Signature(shown)), annotation
+
+
 def setup(app: Sphinx) -> None:
+    app.connect("autodoc-process-signature", show_constructor)
     app.connect("include-read", rewrite_links)
     app.connect("source-read", list_public_names)

@@ -3,6 +3,8 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
+import runpy
+from pathlib import Path
 
 import pytest
 from torch import nn
@@ -10,6 +12,7 @@ from torch import nn
 import torchrl_vla
 from torchrl_vla.envs import TabletopEnv
 
+ROOT = Path(__file__).parents[2]
 PACKAGES = [
     importlib.import_module(f"torchrl_vla.{module.name}")
     for module in pkgutil.iter_modules(torchrl_vla.__path__)
@@ -39,6 +42,17 @@ def test_a_public_class_shows_the_parameters_that_it_takes(name):
     taken = list(inspect.signature(CLASSES[name].__init__).parameters.values())[1:]
     assert shown == taken
     assert [p for p in shown if p.kind is p.VAR_POSITIONAL] == []
+
+
+def test_the_api_pages_show_them_too():
+    pytest.importorskip("sphinx_gallery", reason="the documentation is not built here")
+    page = runpy.run_path(str(ROOT / "docs" / "conf.py"))["show_constructor"]
+    for name, cls in CLASSES.items():
+        hidden = "(*args, **kwargs)"  # what Sphinx finds where TorchRL hides it
+        shown, _ = page(None, "class", name, cls, None, hidden, None)
+        taken = list(inspect.signature(cls.__init__).parameters.values())[1:]
+        bare = [p.replace(annotation=p.empty) for p in taken]
+        assert shown == str(inspect.Signature(bare))
 
 
 def test_a_subclass_shows_its_own_parameters():

@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from tensordict import NestedKey, TensorDictBase, is_non_tensor, is_tensor_collection
+from tensordict import (
+    NestedKey,
+    TensorDictBase,
+    is_leaf_nontensor,
+    is_tensor_collection,
+)
 from torch import Tensor
 from torchrl.envs import EnvBase, step_mdp
 from torchrl.envs.utils import check_env_specs
@@ -27,19 +32,19 @@ from torchrl_vla.schema import (
 
 
 def check_env(env: EnvBase, *, max_steps: int | None = None, seed: int = 0) -> None:
-    """Check that an environment speaks the schema and that its rows are independent.
+    """Check that an environment follows the schema, each env index on its own.
 
-    The contract: data agree with specs (TorchRL's ``check_env_specs``) and with the
-    schema (uint8 images, float32 state, text or int64 ids of ``env.instructions``,
-    bool ``success``); ``reset(episode_seeds=...)`` begins, in each row, an episode that
-    is a function of the row's seed alone, whatever was played before, and every step
-    carries the seed; a partial
-    reset and a step masked by ``_step`` leave the other rows as they are; what was
-    handed out is never written to again; an episode is truncated at the time limit,
-    and only there. An environment that draws on demand (it has ``image_is_stale``)
-    shows the same as ever wherever ``observation_needed`` is not False, says where an
-    image is stale, and draws at resets and the end of episodes. Rows are compared bit
-    for bit.
+    The contract, compared bit for bit:
+
+    - Data agree with the specs (TorchRL's ``check_env_specs``) and with the schema:
+      uint8 images, float32 state, text or int64 ids of ``env.instructions``, bool
+      ``success``. Returned tensors are never written to again.
+    - ``reset(episode_seeds=...)`` begins episodes that depend on their seed alone.
+    - A partial reset and a step masked by ``_step`` change no other env index. An
+      episode is truncated at the time limit, and only there.
+    - An environment that renders on demand (it has ``image_is_stale``) returns the same
+      wherever ``observation_needed`` is not False, marks stale images, and renders
+      where episodes begin and end.
 
     Args:
         env: the environment. It is reset and stepped with random actions; its
@@ -101,7 +106,7 @@ def _play(
     masks: Mapping[int, Tensor] | None = None,
     observation_needed: Sequence[Tensor] | None = None,
 ) -> list[TensorDictBase]:
-    """Return what a reset and each step showed; ``masks`` are of those steps' rows."""
+    """Return the outputs of a reset and of each step."""
     td = env.reset(episode_seeds=seeds)
     handed_out, copies = [td], [td.clone()]
     for i, action in enumerate(actions):
@@ -305,7 +310,7 @@ def _check_drawing(
     actions: list[TensorDictBase],
     played: list[TensorDictBase],
 ) -> None:
-    """Nobody looks at some steps of some rows; where somebody does, all is as ever."""
+    """Compare with full rendering where ``observation_needed`` is not False."""
     rows = torch.arange(env.batch_size.numel(), device=env.device)
     looks = [(rows + when) % 3 == 2 for when in range(len(actions))]
     looks = [look.view(*env.batch_size, 1) for look in looks]
@@ -383,14 +388,10 @@ def _difference(
 ) -> tuple[int, NestedKey] | None:
     """Return where two sequences first differ, and in which key; None = nowhere."""
     for index, (td, other) in enumerate(zip(expected, got, strict=True)):
-        for key in td.keys(True, True, is_leaf=_is_leaf):
+        for key in td.keys(True, True, is_leaf=is_leaf_nontensor):
             if not _equal(td.get(key), other.get(key)):
                 return index, key
     return None
-
-
-def _is_leaf(cls: type) -> bool:
-    return not is_tensor_collection(cls) or is_non_tensor(cls)
 
 
 def _equal(value: Tensor | object, other: Tensor | object) -> bool:

@@ -31,7 +31,7 @@ class ServedStep:
         action: what it executes; see :func:`predicted_action`.
         planned_at: the step on which the policy saw what the chunk in execution was
             planned from.
-        is_asked: True = the policy is asked about the row on this step.
+        is_asked: True = the policy is called for this env index on this step.
         is_decision: True = a chunk's execution begins; None = as ``is_asked``.
         is_waiting: True = the row is not to be stepped; its action does not matter.
     """
@@ -76,13 +76,13 @@ def check_executor(
     """Check an executor against a naive one, under episodes that end at random.
 
     The contract, unless ``reference`` says otherwise: at each step each environment
-    executes the next action of its chunk; its policy is asked when, and only when, its
+    executes the next action of its chunk; its policy is called when, and only when, its
     episode begins or its actions are used up. For every executor: the policy sees that
     environment's observation; ``is_decision`` marks the steps on which a chunk's
     execution begins; the policy's other outputs are those of the chunk in execution;
-    where ``observation_needed`` is False the policy does not look at the next
-    observation (an episode's first one excepted); the chunk is not written; what was
-    handed out is never written to again.
+    where ``observation_needed`` is False the policy does not read the next observation
+    (an episode's first one excepted); the chunk is not written; returned tensors are
+    never written to again.
 
     Args:
         make_executor: wraps an actor, which reads ``observation`` and writes
@@ -129,7 +129,7 @@ got None.
 
 
 class _ClockActor(TensorDictModuleBase):
-    """Write :func:`predicted_action` and remember who was asked."""
+    """Write :func:`predicted_action` and record the env indices of each call."""
 
     def __init__(self, chunk_size: int) -> None:
         super().__init__()

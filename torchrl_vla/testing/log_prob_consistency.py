@@ -55,24 +55,24 @@ def check_log_prob_consistency(
     log_probs_key: NestedKey = LOG_PROBS_KEY,
     element_log_probs_key: NestedKey = ELEMENT_LOG_PROBS_KEY,
 ) -> LogProbConsistencyReport:
-    """Check that a policy's log-probabilities of its own choices are what it wrote.
+    """Check that a policy's log-probabilities of its own samples are what it wrote.
 
     The audit to run on a collected batch before the first update: whatever acted in
-    between (executor, collector, transforms, buffer), the policy that has not learned
-    must find each choice exactly as likely as when it made it. Otherwise PPO corrects
-    for a change that never happened, and clips. The rows are asked for as they lie and
-    shuffled, all together and in small batches, as executors and learners do.
+    between (executor, collector, transforms, buffer), a policy that has not learned
+    must give each sample the probability that it was drawn with. Otherwise PPO corrects
+    for a change that never happened, and clips. Decisions are recomputed in their order
+    and shuffled, all together and in small batches, as executors and learners do.
 
     Args:
         policy: whose weights acted; ``element_log_probs(tensordict)`` and
             ``log_prob(tensordict)`` recompute.
-        decisions: ``[N]`` rows with the policy's inputs, its choice and what it wrote.
+        decisions: ``[N]`` with the policy's inputs, its samples and what it wrote.
 
     Keyword Args:
         tolerance: how far a ratio may be from 1; 0 = equal bit for bit.
-        batch_sizes: sizes of the batches to ask in; None = all rows.
+        batch_sizes: sizes of the batches that are recomputed; None = all decisions.
         clip_epsilon: half width of the band in which PPO does not clip.
-        log_probs_key: where the choice's log-probability was written.
+        log_probs_key: where the sample's log-probability was written.
         element_log_probs_key: where its terms were written.
 
     Returns:

@@ -29,28 +29,30 @@ def check_policy(
 ) -> None:
     """Check that a policy writes what it announces, for any batch, and nothing else.
 
-    The contract: it reads its ``in_keys`` and writes its ``out_keys``, no more; the
-    chunk is a finite float ``[*B, H, A]`` with the policy's ``chunk_size`` and
-    ``action_dim``; asked twice without sampling it answers the same; a row's answer
-    depends neither on the leading batch dimensions nor on the rows beside it; asking
-    does not switch the policy between training and evaluation. A policy with
-    ``get_dist`` that writes log-probabilities besides: its choice is one that the
-    distribution could have drawn; ``log_prob`` and ``element_log_probs`` return what
-    was written, exactly, whichever rows are asked about together
-    (:func:`check_log_prob_consistency`), from the current weights and from nothing in
-    the batch but the inputs and the choice.
+    The contract:
+
+    - It reads its ``in_keys`` and writes its ``out_keys``, no more.
+    - The chunk is a finite float ``[*B, H, A]`` with the policy's ``chunk_size`` and
+      ``action_dim``.
+    - Two calls without sampling give the same outputs. The outputs for a batch index
+      depend neither on the leading batch dimensions nor on the indices beside it.
+    - A call does not switch the policy between training and evaluation mode.
+    - Of a policy with ``get_dist`` that writes log-probabilities, the sample is one
+      that the distribution could have drawn. ``log_prob`` and ``element_log_probs``
+      return what was written, exactly, in any batch, from the current weights and from
+      nothing but the inputs and the sample (:func:`check_log_prob_consistency`).
 
     Args:
         policy: the policy.
         tensordict: a batch of at least two rows (one batch dimension) that it can read.
 
     Keyword Args:
-        row_tolerance: how much a row may depend on the rows beside it (0 = not in the
-            last bit).
-        ratio_tolerance: how far a stochastic policy's ratio may be from 1 when its
-            rows are asked about in other batches (0 = equal in the last bit).
+        row_tolerance: how much the outputs for a batch index may depend on the indices
+            beside it (0 = not in the last bit).
+        ratio_tolerance: how far a stochastic policy's ratio may be from 1 when it is
+            recomputed in other batches (0 = equal in the last bit).
         chunk_key: where the policy writes its chunk.
-        log_probs_key: where a stochastic policy writes its choice's log-probability.
+        log_probs_key: where a stochastic policy writes its sample's log-probability.
         element_log_probs_key: where it writes the terms of it.
 
     Raises:
