@@ -34,12 +34,7 @@ from colour_wordings import test_wordings as wordings_of_splits
 from torchrl_vla.data import DemonstrationDataset, collect, reword_demonstrations
 from torchrl_vla.envs import TabletopEnv
 from torchrl_vla.evaluation import evaluate, reword_instructions
-from torchrl_vla.policies import (
-    TEXT_ENCODERS,
-    BackboneConfig,
-    FrozenTextEncoder,
-    TinyVLA,
-)
+from torchrl_vla.policies import BackboneConfig, TinyVLA, make_text_encoder
 from torchrl_vla.recipes import TrainingSettings, train_behavior_cloning
 from torchrl_vla.schema import Wordings
 from torchrl_vla.spaces import ModelSpace
@@ -101,7 +96,7 @@ def train(
 ) -> tuple[TinyVLA, ModelSpace]:
     torch.manual_seed(seed)
     reworded = reword_demonstrations(dataset, as_wordings(training_wordings(fold)))
-    encoder = None if arm == "bytes" else FrozenTextEncoder(TEXT_ENCODERS[arm])
+    encoder = None if arm == "bytes" else make_text_encoder(arm)
     backbone = BackboneConfig(
         state_dim=2, hidden=128, text_max_bytes=64, text_encoder=encoder
     )
@@ -203,8 +198,8 @@ def print_tables(options: Options) -> None:
         print(
             f"\nTrained on {trained}: success in percent, gain over `bytes` in pairs\n"
         )
-        print("| encoder | trainings | " + " | ".join(splits) + " | training CPU s |")
-        print("|" + "---|" * (len(splits) + 3))
+        print("| encoder | trainings | " + " | ".join(splits) + " |")
+        print("|" + "---|" * (len(splits) + 2))
         for arm in dict.fromkeys(arm for arm, _ in found):
             cells, trainings = (
                 [],
@@ -213,10 +208,8 @@ def print_tables(options: Options) -> None:
             for split in splits:
                 cell = interval(units(found[arm, split]))
                 if arm != "bytes":
-                    cell += "; " + gain(found[arm, split], found["bytes", split])
+                    cell += gain(found[arm, split], found["bytes", split])
                 cells.append(cell)
-            seconds = [r["train_s"] for r in found[arm, splits[0]]]
-            cells.append(f"{sum(seconds) / len(seconds):.0f}")
             print(f"| `{arm}` | {len(trainings)} | " + " | ".join(cells) + " |")
     words = [row for row in rows if row["split"] == "new words"]
     for arm in dict.fromkeys(row["arm"] for row in words):
@@ -230,7 +223,7 @@ def print_tables(options: Options) -> None:
 
 
 def gain(rows: list[Outcome], base: list[Outcome]) -> str:
-    """Return the paired difference, over trainings that both have."""
+    """Return the paired difference over common trainings; "" = there are none."""
     keys = {(r["fold"], r["seed"]) for r in rows} & {
         (r["fold"], r["seed"]) for r in base
     }
@@ -238,8 +231,10 @@ def gain(rows: list[Outcome], base: list[Outcome]) -> str:
         units([r for r in group if (r["fold"], r["seed"]) in keys])
         for group in (rows, base)
     )
+    if not keys:
+        return ""
     text = interval([a - b for a, b in zip(ours, theirs)])
-    return f"{text}" if text[0] == "-" else f"+{text}"
+    return f"; {text}" if text[0] == "-" else f"; +{text}"
 
 
 if __name__ == "__main__":

