@@ -8,11 +8,19 @@ from pathlib import Path
 import pytest
 
 DOCS = Path(__file__).parent.parent / "docs"
-PAGES = ("collectors.md", "own_data.md", "own_environment.md", "own_policy.md")
+PAGES = (
+    "action_tokens.md",
+    "collectors.md",
+    "own_data.md",
+    "own_environment.md",
+    "own_policy.md",
+)
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_the_python_of_a_page_runs(page, tmp_path, monkeypatch):
+    if page == "action_tokens.md":
+        pytest.importorskip("tokenizers")
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", (DOCS / page).read_text("utf-8"), re.S)
     assert blocks
