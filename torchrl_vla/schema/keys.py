@@ -47,7 +47,7 @@ key                            dtype     shape            meaning
                                                           and its statistics
 ``action_tokens``              int64     ``[*B, H, A]``   discrete actions, one for each
                                          or ``[*B, L]``   number, or a sequence for the
-                                                          whole chunk, filled up with its
+                                                          chunk, filled up with its
                                                           tokenizer's end token
 ``is_intervention``            bool      ``[*B, 1]``      True = an expert acted in the
                                                           policy's place
