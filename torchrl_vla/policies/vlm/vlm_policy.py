@@ -1,4 +1,4 @@
-"""What policies on a vision-language trunk share."""
+"""Base class of policies on a vision-language trunk."""
 
 from __future__ import annotations
 
