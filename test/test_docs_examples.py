@@ -8,8 +8,15 @@ from pathlib import Path
 import pytest
 
 DOCS = Path(__file__).parent.parent / "docs"
+<<<<<<< HEAD
 PAGES = ("collectors.md", "own_data.md", "own_environment.md", "own_policy.md")
 WITH_EXTRAS = {"vlm.md": "transformers"}
+=======
+PAGES = (
+    *("collectors.md", "language.md", "own_data.md", "own_environment.md"),
+    "own_policy.md",
+)
+>>>>>>> encoders
 
 
 @pytest.mark.parametrize("page", (*PAGES, *WITH_EXTRAS))
