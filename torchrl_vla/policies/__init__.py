@@ -32,6 +32,7 @@ from torchrl_vla.policies.encoders.named_text_encoders import (
     prompted_smollm2,
 )
 from torchrl_vla.policies.encoders.text_features import TextEncoder, TokenStates
+from torchrl_vla.policies.encoders.timm_image import TimmImageEncoder
 from torchrl_vla.policies.encoders.transformers_image import TransformersImageEncoder
 from torchrl_vla.policies.encoders.transformers_text import TransformersTextEncoder
 from torchrl_vla.policies.gaussian.gaussian_around import GaussianAround
@@ -145,6 +146,7 @@ __all__ = [
     "StochasticVLAWrapper",
     "TextEncoder",
     "TextFeature",
+    "TimmImageEncoder",
     "TinyCritic",
     "TinyDiffusionVLA",
     "TinyFlowVLA",

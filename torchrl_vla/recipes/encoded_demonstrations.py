@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import cast
 
@@ -21,7 +20,6 @@ from torchrl_vla.data.mapped_frames import map_frames
 from torchrl_vla.errors import SettingsError
 from torchrl_vla.evaluation import hash_weights
 from torchrl_vla.policies import ImageEncoder, image_features_key
-from torchrl_vla.policies.module_description import Describer
 from torchrl_vla.schema import (
     ACTION_KEY,
     EPISODE_KEY,
@@ -118,13 +116,12 @@ def encode_images(
 
 def _origin(dataset: Demonstrations, encoder: ImageEncoder) -> dict[str, str]:
     """Return what the features depend on, by name."""
-    description = Describer(_CALLER).describe(encoder)
     frames = hashlib.sha256()
     for key in (EPISODE_KEY, FRAME_KEY, ACTION_KEY):
         values = dataset.frames.get(key).contiguous().view(torch.uint8)
         frames.update(values.reshape(-1).numpy().data)
     return {
-        "encoder and preparation": json.dumps(description, sort_keys=True),
+        "encoder and preparation": encoder.describe(),
         "weights": hash_weights(encoder),
         "frames": frames.hexdigest(),
     }

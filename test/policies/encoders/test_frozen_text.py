@@ -119,6 +119,18 @@ def test_an_encoder_without_a_table_says_how_to_set_it(folder):
         encoder.prepare(["red"])
 
 
+def test_a_new_text_without_the_model_is_an_error_with_the_remedy(folder):
+    loaded = encoder_of(TextFeature("no such folder", 16))
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        loaded.prepare(TEXTS)  # none is known: the argument is wrong
+    loaded.load_state_dict(encoder_of(TextFeature(folder, 16)).state_dict())
+    with pytest.raises(
+        UnknownInstructionError,
+        match=r"one of the 3 texts .* got 'touch red'\. Give it a known instruction",
+    ):
+        loaded.prepare(["touch red"])
+
+
 def test_weights_without_the_rows_are_refused(folder):
     encoder = encoder_of(TextFeature(folder, 16))
     weights = encoder.state_dict()

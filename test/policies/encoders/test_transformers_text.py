@@ -5,7 +5,7 @@ import torch
 from encoder_folders import write_language_model
 
 from torchrl_vla.policies import TransformersTextEncoder
-from torchrl_vla.schema import SchemaError
+from torchrl_vla.schema import SchemaError, UnknownInstructionError
 
 pytest.importorskip("transformers")
 
@@ -64,5 +64,5 @@ def test_a_stored_encoder_knows_its_texts_without_the_tokenizer(folder):
     loaded = TransformersTextEncoder(encoder.architecture, "gone", 4, max_tokens=6)
     loaded.load_state_dict(encoder.state_dict())
     assert torch.equal(loaded.eval().encode(TEXTS), encoder.encode(TEXTS))
-    with pytest.raises(FileNotFoundError, match="'gone'"):
+    with pytest.raises(UnknownInstructionError, match=r"2 texts .*'touch red'.*'gone'"):
         loaded.prepare(["touch red"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from torchrl_vla.policies.encoders.image_input import ImageInput
+from torchrl_vla.policies.module_description import Describer
 
 
 class ImageFeatures(NamedTuple):
@@ -86,6 +88,15 @@ class ImageEncoder(nn.Module, ABC):
         pixels = pixels if weight is None else pixels.to(weight.dtype)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             return self.encode_pixels(pixels)
+
+    def describe(self) -> str:
+        """Return class and arguments as JSON: with the weights, all that decides.
+
+        Raises:
+            SchemaError: the arguments are unknown or can't be written.
+        """
+        description = Describer(type(self).__name__).describe(self)
+        return json.dumps(description, sort_keys=True)
 
     def freeze(self) -> Self:
         """Take the weights out of training, where ``frozen`` is True; return itself."""

