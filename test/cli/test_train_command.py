@@ -219,3 +219,21 @@ def test_labels_beyond_the_bounds_are_refused_on_request(tmp_path, capsys):
     arguments = ["collect", "--folder", str(tmp_path / "demos"), *own]
     assert main([*arguments, "--labels", "refuse"]) == 0  # its expert clamps
     assert "2 episodes" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("tokenizer", ["fast", "beast"])
+def test_a_tokenizer_is_fitted_and_kept_with_the_policy(tokenizer, dataset, tmp_path):
+    options = ["--head", "tokens", "--tokenizer", tokenizer]
+    assert train(dataset, tmp_path / "run", *options) == 0
+    policy, space = load_checkpoint(tmp_path / "run")
+    assert space.mode == "min_max"
+    name = type(policy.action_tokenizer).__name__
+    assert (
+        name
+        == {"fast": "FASTActionTokenizer", "beast": "BEASTActionTokenizer"}[tokenizer]
+    )
+
+
+def test_a_tokenizer_without_the_head_of_tokens_is_refused(dataset, tmp_path, capsys):
+    assert train(dataset, tmp_path / "run", "--tokenizer", "fast") != 0
+    assert "expected --head tokens with --tokenizer" in capsys.readouterr().err

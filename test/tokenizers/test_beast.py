@@ -65,7 +65,9 @@ def test_encode_undoes_decode_for_any_chunk(tokenizer, chunks):
 
 def test_2000_random_sequences_of_the_grammar_decode(tokenizer):
     tokens = walk(tokenizer.make_grammar(), 2000)
-    assert tokens.shape == (2000, 18) and tokens.max() == 255 and tokens.min() == 0
+    assert tokens.shape == (2000, 18)
+    assert tokens.max() == 255
+    assert tokens.min() == 0
     assert tokenizer.decode(tokens).isfinite().all()
 
 

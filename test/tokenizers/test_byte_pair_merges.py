@@ -1,3 +1,4 @@
+import itertools
 import json
 
 import torch
@@ -13,7 +14,7 @@ def naive(merges, symbols):
     row = list(symbols)
     while pairs := [
         (rank[pair][0], place)
-        for place, pair in enumerate(zip(row, row[1:], strict=False))
+        for place, pair in enumerate(itertools.pairwise(row))
         if pair in rank
     ]:
         _, place = min(pairs)

@@ -95,7 +95,8 @@ def test_the_error_is_at_most_half_a_level_in_each_coefficient(fitted):
 def test_2000_random_sequences_of_the_grammar_decode(tokenizer):
     tokens = walk(tokenizer.make_grammar(), 2000)
     chunks = tokenizer.decode(tokens)
-    assert chunks.shape == (2000, 8, 2) and chunks.isfinite().all()
+    assert chunks.shape == (2000, 8, 2)
+    assert chunks.isfinite().all()
     assert (tokenizer.is_token(tokens).sum(-1).unique().numel()) > 3  # many lengths
     assert torch.equal(tokens == tokenizer.end_token, ~tokenizer.is_token(tokens))
 
@@ -193,14 +194,14 @@ def test_a_folder_with_the_tokenizer_in_a_folder_of_its_own_is_read(tmp_path):
 
 
 def test_what_is_wrong_with_a_folder_is_said(tmp_path):
-    with pytest.raises(FileNotFoundError, match="expected processor_config.json and"):
+    with pytest.raises(FileNotFoundError, match=r"expected processor_config.json and"):
         FASTActionTokenizer.from_folder(tmp_path)
     published_folder(tmp_path, CHUNKS)
     with pytest.raises(TokenError, match=r"chunk_size=8 \('time_horizon'.*got 9"):
         FASTActionTokenizer.from_folder(tmp_path, chunk_size=9)
     path = tmp_path / "processor_config.json"
     path.write_text(path.read_text().replace('"vocab_size": 400', '"vocab_size": 300'))
-    with pytest.raises(TokenError, match="at most 300 tokens .* got 400"):
+    with pytest.raises(TokenError, match=r"at most 300 tokens .* got 400"):
         FASTActionTokenizer.from_folder(tmp_path)
     path.write_text("{}")
     with pytest.raises(TokenError, match="numbers at 'min_token' and 'scale'"):
@@ -212,7 +213,7 @@ def test_arguments_out_of_range_are_refused(fitted):
         FASTActionTokenizer(
             fitted.bpe, chunk_size=8, action_dim=2, min_token=0, scale=0
         )
-    with pytest.raises(TokenError, match="text of a tokenizer.json"):
+    with pytest.raises(TokenError, match=r"text of a tokenizer.json"):
         FASTActionTokenizer("no json", chunk_size=8, action_dim=2, min_token=0)
     with pytest.raises(TokenError, match="at most 20 different coefficients"):
         FASTActionTokenizer.fit(CHUNKS, vocab_size=20)

@@ -62,7 +62,8 @@ def test_the_masks_along_a_sequence_are_those_of_its_steps():
 def test_positions_have_sets_of_their_own():
     grammar = PositionGrammar(torch.tensor([[True, False, True], [False, True, False]]))
     tokens = walk(grammar, 100)
-    assert tokens[:, 0].unique().tolist() == [0, 2] and (tokens[:, 1] == 1).all()
+    assert tokens[:, 0].unique().tolist() == [0, 2]
+    assert (tokens[:, 1] == 1).all()
     grammar.check(tokens)
     tokens[7, 1] = 2
     with pytest.raises(

@@ -17,10 +17,12 @@ def test_bins_are_reported_as_worked_out_by_hand():
     bins = UniformActionTokenizer(2, low=-1.0, high=1.0)  # middles -0.5 and 0.5
     chunks = torch.tensor([[[0.5, 0.0], [1.0, 0.5]], [[0.5, 0.5], [0.5, 0.5]]])
     report = tokenizer_report(bins, chunks)
-    assert report.tokens == (4.0, 4.0, 4.0) and report.longest == 4
+    assert report.tokens == (4.0, 4.0, 4.0)
+    assert report.longest == 4
     assert report.compression == 1.0
     # Means of the chunks: 0.25 and 0 in both dimensions.
-    assert report.error == (0.125, 0.125) and report.largest == (0.5, 0.5)
+    assert report.error == (0.125, 0.125)
+    assert report.largest == (0.5, 0.5)
     half = 1.959964 * (0.25 / 2**0.5) / 2**0.5
     assert report.error_high == pytest.approx((0.125 + half,) * 2, abs=1e-6)
     assert report.error_low == (0.0, 0.0)  # an error is not negative

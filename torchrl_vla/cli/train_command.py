@@ -20,6 +20,8 @@ from torchrl_vla.recipes.vlm_settings import NO_VLM_SETTINGS, VLMSettings
 if TYPE_CHECKING:
     from tensordict.nn import TensorDictModuleBase
 
+    from torchrl_vla.tokenizers import ActionTokenizerBase
+
 _TINY, _VLM = "tiny", "vlm"
 _VLM_LR = 1e-4  # of pretrained weights, unless --lr says otherwise
 _SETTINGS = TrainingSettings(steps=3000, batch_size=256)
@@ -30,7 +32,7 @@ _ENCODERS = (
     "image_features",
     "train_encoders",
 )
-_TINY_OPTIONS = ("head", "chunk_size", "hidden", *_ENCODERS)
+_TINY_OPTIONS = ("head", "chunk_size", "hidden", "tokenizer", *_ENCODERS)
 _LEROBOT_OPTIONS = ("config", "rename_map", "train_on_padding")
 
 
@@ -72,20 +74,19 @@ class Train:
     """Actions per chunk of `tiny` and `vlm`; left out, 8."""
     hidden: int | None = None
     """Width of `tiny`; left out, 256."""
+    tokenizer: str | None = None
+    """Tokens that --head tokens writes one after the other: fast (fitted to the
+    dataset; needs the extra `vlm`), beast, bins, or the folder of a FAST processor.
+    Left out, 21 bins that are independent of each other, of `vlm` 256 bins."""
     text_encoder: str | None = None
     """Pretrained text encoder of `tiny`: minilm, smollm2 or minilm+smollm2 (need the
     extra `encoders`), or a language model of transformers (extra `vlm`), a folder or a
     repo id. Left out, bytes, trained from scratch."""
     image_encoder: str | None = None
-<<<<<<< HEAD
     """Pretrained image encoder of `tiny`, or of a `vlm` that reads text alone:
-    efficientnet-lite0 (extra `encoders`), or a vision model of transformers (extra
-    `vlm`), a folder or a repo id. Left out, convolutions, trained from scratch."""
-=======
-    """Pretrained image encoder of `tiny`: efficientnet-lite0 (extra `encoders`), or a
-    vision model of transformers (extra `vlm`), a folder or a repo id; or timm:NAME
-    (extra `timm`). Left out, convolutions, trained from scratch."""
->>>>>>> encoders
+    efficientnet-lite0 (extra `encoders`), a vision model of transformers (extra `vlm`),
+    a folder or a repo id, or timm:NAME (extra `timm`). Left out, convolutions, trained
+    from scratch."""
     resize_images: Resize = "refuse"
     """Resizing of images to the size that --image-encoder takes; `refuse` ends with an
     error where they have another."""
@@ -128,6 +129,7 @@ class Train:
                 self.vlm,
                 chunk_size=self.chunk_size or 8,
                 head=head,
+                tokenizer=self._tokenizer(dataset),
                 **self._encoders(),
             )
             log = self._clone(policy, dataset, head)
@@ -139,6 +141,7 @@ class Train:
                 chunk_size=self.chunk_size or 8,
                 head=head,
                 hidden=self.hidden or 256,
+                tokenizer=self._tokenizer(dataset),
                 **encoders,
             )
             if self.image_features is not None:
@@ -187,6 +190,12 @@ class Train:
                 "train: expected --text-encoder or --image-encoder with "
                 "--train-encoders, got neither. The tiny encoders are always trained."
             )
+        is_ours = self.policy in (_TINY, _VLM)
+        if is_ours and self.tokenizer and self.head != "tokens":
+            raise OptionError(
+                "train: expected --head tokens with --tokenizer, got --head "
+                f"{self.head or 'of the default'}."
+            )
         given = [name for name in foreign if vars(self)[name] != default[name]]
         if self.policy != _VLM:
             given += self.vlm.given()
@@ -195,6 +204,15 @@ class Train:
             raise OptionError(
                 f"train: expected no {names} with --policy {self.policy}. {hint}"
             )
+
+    def _tokenizer(self, dataset: library.Demonstrations) -> ActionTokenizerBase | None:
+        """Fit the tokenizer that was asked for."""
+        if self.tokenizer is None:
+            return None
+        space = recipes.make_space(dataset.metadata, "tokens")
+        return recipes.fit_tokenizer(
+            self.tokenizer, dataset, space, self.chunk_size or 8
+        )
 
     def _head_of(self, heads: Any, default: str) -> Any:
         """Return the head, if the policy has one of that name."""

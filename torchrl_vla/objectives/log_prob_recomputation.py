@@ -36,8 +36,8 @@ def recompute_log_probs(
         :func:`torchrl_vla.testing.check_log_prob_consistency`.
 
     **Reads** the policy's ``in_keys`` and ``sample_key``. **Writes**
-    ``element_log_probs`` float ``[N, H, A]`` (``[N, L]`` for tokens) and ``log_probs`` float ``[N]``, without
-    a gradient.
+    ``element_log_probs`` float ``[N, H, A]`` (sequences of tokens: ``[N, L]``) and
+    ``log_probs`` float ``[N]``, without a gradient.
 
     Args:
         policy: with ``element_log_probs(tensordict)``.

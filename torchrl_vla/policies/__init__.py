@@ -78,6 +78,7 @@ from torchrl_vla.policies.tiny.text_encoder import ByteTextEncoder
 from torchrl_vla.policies.tiny.tiny_critic import TinyCritic
 from torchrl_vla.policies.tiny.tiny_denoising import TinyDiffusionVLA, TinyFlowVLA
 from torchrl_vla.policies.tiny.tiny_gaussian import StdConfig, TinyGaussianVLA
+from torchrl_vla.policies.tiny.tiny_sequence import TinySequenceVLA
 from torchrl_vla.policies.tiny.tiny_vla import TinyTokenVLA, TinyVLA
 from torchrl_vla.policies.tokens.sequence_distribution import (
     TokenDecoder,
@@ -150,6 +151,7 @@ __all__ = [
     "TinyDiffusionVLA",
     "TinyFlowVLA",
     "TinyGaussianVLA",
+    "TinySequenceVLA",
     "TinyTokenVLA",
     "TinyVLA",
     "TokenDecoder",

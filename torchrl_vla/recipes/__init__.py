@@ -59,6 +59,7 @@ if TYPE_CHECKING:
         make_space,
         to_stochastic,
     )
+    from torchrl_vla.recipes.tokenizer_choice import fit_tokenizer, normalized_chunks
     from torchrl_vla.recipes.training_loop import TrainingLog, run_training
     from torchrl_vla.recipes.training_settings import TrainingSettings
     from torchrl_vla.recipes.training_state import TrainingState
@@ -112,6 +113,7 @@ _MODULES = {
         "to_stochastic",
     ),
     f"{_HERE}.lerobot_training": ("fit_lerobot_policy", "train_lerobot"),
+    f"{_HERE}.tokenizer_choice": ("fit_tokenizer", "normalized_chunks"),
     f"{_HERE}.training_loop": ("TrainingLog", "run_training"),
     f"{_HERE}.training_settings": ("TrainingSettings",),
     f"{_HERE}.training_state": ("TrainingState",),
@@ -149,6 +151,7 @@ __all__ = [
     "encode_images",
     "finetune",
     "fit_lerobot_policy",
+    "fit_tokenizer",
     "load_checkpoint",
     "load_executor",
     "make_cloning_loss",
@@ -158,6 +161,7 @@ __all__ = [
     "make_space",
     "make_training_transform",
     "make_vlm_policy",
+    "normalized_chunks",
     "open_dataset",
     "prepare_environment",
     "run_demo",

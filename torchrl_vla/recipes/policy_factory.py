@@ -20,9 +20,11 @@ from torchrl_vla.policies import (
     as_policy,
     to_stochastic,
 )
+from torchrl_vla.policies.tiny.heads import make_sequence_policy
 from torchrl_vla.recipes.dataset_opening import Demonstrations, image_sizes_of
 from torchrl_vla.schema import STATE_KEY, ObservationKeys, RobotDatasetMetadata
 from torchrl_vla.spaces import ModelSpace
+from torchrl_vla.tokenizers import ActionTokenizerBase
 
 __all__ = ["Head", "make_cloning_loss", "make_policy", "make_space", "to_stochastic"]
 
@@ -36,6 +38,7 @@ def make_policy(
     depth: int = 2,
     text_encoder: TextEncoder | None = None,
     image_encoder: ImageEncoder | None = None,
+    tokenizer: ActionTokenizerBase | None = None,
 ) -> VLAWrapperBase:
     """Make an untrained tiny policy that fits a dataset.
 
@@ -50,9 +53,12 @@ def make_policy(
         depth: residual blocks of the trunk.
         text_encoder: of the instructions; None = bytes, trained from scratch.
         image_encoder: of all cameras; None = convolutions, trained from scratch.
+        tokenizer: of the head ``tokens``, which then writes them one after the other,
+            such as :func:`fit_tokenizer` makes it; None = bins that are independent of
+            each other.
 
     Raises:
-        ValueError: there is no such head.
+        ValueError: there is no such head, or it takes no tokenizer.
         SchemaError: the image encoder takes images of another size.
         ArgumentTypeError: the dataset is of another kind, such as a path.
     """
@@ -76,7 +82,15 @@ def make_policy(
     if image_encoder is not None:
         for size in sizes.values():  # refused now, not in the first step
             image_encoder.image_input.prepare("make_policy", torch.zeros(1, *size))
-    return HEADS[head](
+    make = HEADS[head]
+    if tokenizer is not None:
+        if head != "tokens":
+            raise ValueError(
+                f"make_policy: expected tokenizer=None for the head {head!r}, got a "
+                f"{type(tokenizer).__name__}. Pass head='tokens'."
+            )
+        make = make_sequence_policy(tokenizer)
+    return make(
         action_dim=dataset.metadata.make_action_spec().shape[-1],
         chunk_size=chunk_size,
         backbone=backbone,

@@ -20,6 +20,7 @@ from torchrl_vla.policies.encoders.image_features import ImageEncoder
 from torchrl_vla.recipes.dataset_opening import Demonstrations, image_sizes_of
 from torchrl_vla.recipes.vlm_settings import VLMSettings
 from torchrl_vla.schema import STATE_KEY
+from torchrl_vla.tokenizers import ActionTokenizerBase
 
 _NUM_BINS = 256
 
@@ -31,6 +32,7 @@ def make_vlm_policy(
     chunk_size: int,
     head: VLMHead = "flow",
     image_encoder: ImageEncoder | None = None,
+    tokenizer: ActionTokenizerBase | None = None,
 ) -> VLAWrapperBase:
     """Make a policy on a pretrained vision-language model that fits a dataset.
 
@@ -45,9 +47,11 @@ def make_vlm_policy(
         chunk_size: ``H``.
         head: what the policy emits.
         image_encoder: for a language model that reads text alone.
+        tokenizer: of the head ``tokens``, such as :func:`fit_tokenizer` makes it; None
+            = 256 bins.
 
     Raises:
-        ValueError: there is no backbone or no such head.
+        ValueError: there is no backbone or no such head, or it takes no tokenizer.
         MissingExtraError: ``transformers`` is not installed.
         FileNotFoundError: there is no such folder.
         SchemaError: files of the model are missing, or it does not fit the dataset.
@@ -57,6 +61,11 @@ def make_vlm_policy(
             f"make_vlm_policy: expected a head of {get_args(VLMHead)} and a backbone, "
             f"got {head!r} and {settings.backbone!r}. Pass the folder or repo id of a "
             "vision-language model."
+        )
+    if tokenizer is not None and head != "tokens":
+        raise ValueError(
+            f"make_vlm_policy: expected tokenizer=None for the head {head!r}, got a "
+            f"{type(tokenizer).__name__}. Pass head='tokens'."
         )
     check_demonstrations("make_vlm_policy", dataset)
     sizes = image_sizes_of(dataset)
@@ -83,6 +92,7 @@ def make_vlm_policy(
         VLMHeadConfig(
             action_dim=dataset.metadata.make_action_spec().shape[-1],
             chunk_size=chunk_size,
+            tokenizer=tokenizer,
             num_steps=settings.num_steps,
             expert=ExpertConfig(hidden=settings.expert_hidden),
             training=FlowTrainingConfig(

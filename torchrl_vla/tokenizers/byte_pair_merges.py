@@ -38,7 +38,7 @@ class BytePairMerges(nn.Module):
             )
         size = vocab_size + 1  # the last stands between sequences
         rank = torch.full((size, size), _NEVER, dtype=torch.int16)
-        merged = torch.zeros(len(merges) + 1, dtype=torch.int64)
+        merged = torch.zeros(len(merges) + 1, dtype=torch.int32)
         for place, (first, second, result) in enumerate(merges):
             if rank[first, second] == _NEVER:
                 rank[first, second], merged[place] = place, result
@@ -71,12 +71,13 @@ class BytePairMerges(nn.Module):
         """
         rows, _ = symbols.shape
         border = symbols.new_full((rows, 1), self.border)
-        chain = _Chain(self, torch.cat([border, symbols, border], 1).flatten())
+        # Half as wide numbers are twice as fast to gather.
+        chain = _Chain(self, torch.cat([border, symbols, border], 1).flatten().int())
         while len(first := chain.safe()) or len(first := chain.lowest()):
             chain.merge(first)
-        is_token = chain.alive & (chain.tokens != self.border)
-        counts = is_token.view(rows, -1).sum(-1)
-        return chain.tokens[is_token], counts
+        tokens = chain.compact()
+        ends = (tokens == self.border).nonzero().squeeze(-1).view(rows, 2)
+        return tokens[tokens != self.border].long(), ends[:, 1] - ends[:, 0] - 1
 
 
 class _Chain:
@@ -85,16 +86,30 @@ class _Chain:
     def __init__(self, merges: BytePairMerges, tokens: Tensor) -> None:
         self._merges = merges
         self.tokens = tokens
-        self.alive = torch.ones_like(tokens, dtype=torch.bool)
-        place = torch.arange(len(tokens), device=tokens.device)
-        self.right = place + 1
-        self.right[-1] = 0
-        self.left = place - 1
-        self.left[0] = len(tokens) - 1
         pair = tokens * merges.size + tokens.roll(-1)
         self.rank = merges.rank.index_select(0, pair)
         self.tears_right = merges.tears_right.index_select(0, pair)
         self.tears_left = merges.tears_left.index_select(0, pair)
+        self._link()
+
+    def _link(self) -> None:
+        """Link each token to the one before and behind it."""
+        count = len(self.tokens)
+        self.alive = torch.ones_like(self.tokens, dtype=torch.bool)
+        place = torch.arange(
+            -1, count + 1, dtype=torch.int32, device=self.tokens.device
+        )
+        place[0], place[-1] = count - 1, 0
+        self.left, self.right = place[:-2].clone(), place[2:].clone()
+        self._left_over = count
+
+    def compact(self) -> Tensor:
+        """Drop what was merged, and return the tokens."""
+        kept = self.alive.nonzero().squeeze(-1)
+        for name in ("tokens", "rank", "tears_right", "tears_left"):
+            setattr(self, name, vars(self)[name].index_select(0, kept))
+        self._link()
+        return self.tokens
 
     def _mergeable(self) -> Tensor:
         return (self.rank < _NEVER).nonzero().squeeze(-1)
@@ -114,11 +129,11 @@ class _Chain:
         if repeats.any():
             order = torch.arange(len(place), device=place.device)
             start = torch.where(repeats, -1, order).cummax(0).values
-            safe |= repeats & safe[start] & ((order - start) % 2 == 0)
+            safe |= repeats & safe[start] & ((order - start) & 1 == 0)
         return place[safe]
 
     def lowest(self) -> Tensor:
-        """Return where each row's pair of the lowest rank begins, the first of equals."""
+        """Return where each row's leftmost pair of the lowest rank begins."""
         place = self._mergeable()
         if not len(place):
             return place
@@ -133,23 +148,27 @@ class _Chain:
         tables = self._merges
         second = self.right.index_select(0, first)
         after = self.right.index_select(0, second)
-        self.tokens[first] = tables.merged[self.rank.index_select(0, first).long()]
-        self.alive[second] = False
-        self.rank[second] = _NEVER
-        self.right[first] = after
-        self.left[after] = first
-        changed = torch.cat([first, self.left.index_select(0, first)])
+        merged = tables.merged.index_select(0, self.rank.index_select(0, first).int())
+        self.tokens.index_copy_(0, first, merged)
+        self.alive.index_fill_(0, second.long(), False)
+        self.rank.index_fill_(0, second.long(), _NEVER)
+        self.right.index_copy_(0, first, after)
+        self.left.index_copy_(0, after.long(), first.int())
+        changed = torch.cat([first, self.left.index_select(0, first).long()])
         beside = self.tokens.index_select(0, self.right.index_select(0, changed))
         pair = self.tokens.index_select(0, changed) * tables.size + beside
-        self.rank[changed] = tables.rank.index_select(0, pair)
-        self.tears_right[changed] = tables.tears_right.index_select(0, pair)
-        self.tears_left[changed] = tables.tears_left.index_select(0, pair)
+        for name in ("rank", "tears_right", "tears_left"):
+            found = tables.get_buffer(name).index_select(0, pair)
+            vars(self)[name].index_copy_(0, changed, found)
+        self._left_over -= len(first)
+        if self._left_over < 0.7 * len(self.tokens):
+            self.compact()
 
 
 def merges_of(
     model: Mapping[str, object], vocabulary: Mapping[str, int]
 ) -> list[tuple[int, int, int]]:
-    """Return the merges of a ``tokenizer.json`` model as ids ``(first, second, merged)``.
+    """Return the merges of a ``tokenizer.json`` model: ``(first, second, merged)``.
 
     Args:
         model: its ``"model"``; a merge is a pair of tokens, or text with a space.

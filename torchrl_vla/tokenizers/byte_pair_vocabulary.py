@@ -157,7 +157,7 @@ class BytePairVocabulary(nn.Module):
             tokens: int64 ``[N, L]``; ``size`` is the end token.
             numbers: codes that each row must have.
         """
-        rows, length = tokens.shape
+        rows = len(tokens)
         is_end = tokens == self.size
         known = (tokens >= 0) & (tokens <= self.size)
         well = known.all() & ~(is_end[:, :-1] & ~is_end[:, 1:]).any()

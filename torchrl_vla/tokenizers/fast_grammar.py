@@ -50,7 +50,7 @@ class FASTGrammar(TokenGrammar):
             )
 
     def _find_fillable(self) -> Tensor:
-        """Return from which (missing, half) an end can be reached, bool ``[n+1, S]``."""
+        """Return from which (missing, half) an end is reached, bool ``[n+1, S]``."""
         fillable = torch.zeros(self.numbers + 1, self._tails, dtype=torch.bool)
         fillable[0, 0] = True
         for missing in range(1, self.numbers + 1):

@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from torchrl_vla.tokenizers.action_tokenizer import ActionTokenizerBase
@@ -83,6 +82,7 @@ def tokenizer_report(
         TokenError: the chunks differ in shape, are not finite or do not fit.
 
     Examples:
+        >>> import torch
         >>> from torchrl_vla.tokenizers import UniformActionTokenizer
         >>> bins = UniformActionTokenizer(2, low=-1.0, high=1.0)
         >>> report = tokenizer_report(bins, torch.tensor([[[0.5], [1.0]]]))

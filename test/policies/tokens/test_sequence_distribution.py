@@ -17,7 +17,7 @@ def tiny():
     return MarkovVLA(action_dim=1, chunk_size=3, action_tokenizer=bins)
 
 
-def by_hand(policy, data, tokens, sampling=TokenSampling()):
+def by_hand(policy, data, tokens, sampling):
     """Log-probabilities token by token, with the grammar's sets and plain softmax."""
     decoder, grammar = policy.make_decoder(data), policy.grammar
     logits, state = decoder.begin()
@@ -85,7 +85,9 @@ def test_seeded_samples_do_not_depend_on_the_batch():
     together = policy.get_dist(data).sample_with_seeds(seeds)
     for row in range(9):
         alone = policy.get_dist(data[row : row + 1])
-        assert torch.equal(alone.sample_with_seeds(seeds[row : row + 1])[0], together[row])
+        assert torch.equal(
+            alone.sample_with_seeds(seeds[row : row + 1])[0], together[row]
+        )
 
 
 def test_the_mode_takes_the_likeliest_token_each_time():
@@ -102,7 +104,8 @@ def test_end_tokens_have_log_prob_0_and_no_gradient():
     policy, data = make(), observations(30)
     tokens = policy.get_dist(data).sample()
     ended = ~policy.action_tokenizer.is_token(tokens)
-    assert ended.any() and not ended.all(0).all()
+    assert ended.any()
+    assert not ended.all(0).all()
     elements = policy.get_dist(data).element_log_probs(tokens)
     assert torch.equal(elements[ended], torch.zeros(int(ended.sum())))
     logits = torch.randn(1, 4, 5, requires_grad=True)
@@ -119,7 +122,8 @@ def test_tokens_that_are_not_allowed_have_no_gradient():
     policy.get_dist(data).log_prob(tokens).sum().backward()
     first = policy.grammar.allowed(policy.grammar.start(1))[0]
     gradient = policy.places.weight.grad[0]
-    assert not gradient[~first].any() and gradient[first].any()
+    assert not gradient[~first].any()
+    assert gradient[first].any()
 
 
 def test_a_token_that_truncation_cuts_off_today_keeps_a_finite_ratio():
@@ -129,7 +133,8 @@ def test_a_token_that_truncation_cuts_off_today_keeps_a_finite_ratio():
         policy.places.weight[0].neg_()
         policy.table.weight.neg_()
     found = policy.get_dist(data).log_prob(tokens)
-    assert found.isfinite().all() and (found < 0).any()
+    assert found.isfinite().all()
+    assert (found < 0).any()
 
 
 @pytest.mark.parametrize("kind", ["fast", "bins"])

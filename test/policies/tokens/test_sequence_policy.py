@@ -1,11 +1,11 @@
 import pytest
 import torch
-from tensordict.nn import InteractionType, set_interaction_type
 from markov_policy import CHUNKS, MarkovVLA, make, observations
+from tensordict.nn import InteractionType, set_interaction_type
 
+from torchrl_vla.errors import SchemaError
 from torchrl_vla.objectives import ChunkPPOLoss, TokenBCLoss
 from torchrl_vla.policies import load_policy, save_policy
-from torchrl_vla.errors import SchemaError
 from torchrl_vla.testing import check_loss, check_policy, check_transform
 from torchrl_vla.tokenizers import FASTActionTokenizer, FlatActionTokenizer
 from torchrl_vla.transforms import ActionTokenizerTransform
@@ -66,7 +66,9 @@ def test_the_cloning_loss_is_the_mean_over_tokens_that_count(kind):
     for row in range(12):
         last = 4 if row % 3 == 0 else 7
         for place in range(elements.shape[-1]):
-            is_end = data["action_tokens"][row, place] == policy.action_tokenizer.end_token
+            is_end = (
+                data["action_tokens"][row, place] == policy.action_tokenizer.end_token
+            )
             if not is_end and first[place] <= last:
                 total, count = total - elements[row, place].item(), count + 1
     assert found.item() == pytest.approx(total / count, rel=1e-5)
@@ -106,7 +108,8 @@ def test_in_ppo_tokens_that_do_not_count_have_a_gradient_of_exactly_zero(kind):
             data["action_tokens"], data["next", "is_executed"]
         ).any(0)
         gradient = policy.places.weight.grad
-        assert (~counted).any() and gradient.any()
+        assert (~counted).any()
+        assert gradient.any()
         assert torch.equal(gradient[~counted], torch.zeros_like(gradient[~counted]))
 
 
@@ -152,7 +155,9 @@ def test_the_transform_s_contract_holds_for_sequences(kind):
 
 def test_a_tokenizer_of_other_chunks_is_refused():
     other = FASTActionTokenizer.fit(CHUNKS[:, :4], vocab_size=120)
-    with pytest.raises(ValueError, match=r"\[H, A\] = \[8, 2\].* got a tokenizer of \["):
+    with pytest.raises(
+        ValueError, match=r"\[H, A\] = \[8, 2\].* got a tokenizer of \["
+    ):
         MarkovVLA(action_dim=2, chunk_size=8, action_tokenizer=other)
 
 

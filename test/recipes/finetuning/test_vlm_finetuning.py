@@ -84,7 +84,6 @@ class Lottery(RewardRight):
         return next_tensordict.set("success", (1e4 * state[..., :1]).sin() > 0.95)
 
 
-
 @pytest.mark.parametrize(("kind", "head", "algorithm"), CASES)
 def test_three_iterations_train_the_adapters_and_nothing_under_them(
     kind, head, algorithm, dataset, tmp_path

@@ -11,7 +11,9 @@ from torchrl_vla.policies.vlm.token_head import VLMTokenPolicy
 from torchrl_vla.policies.vlm.trunk import VLATrunk
 from torchrl_vla.policies.vlm.vlm_flow_policy import FlowTrainingConfig, VLMFlowPolicy
 from torchrl_vla.policies.vlm.vlm_policy import VLMPolicy
-from torchrl_vla.tokenizers import UniformActionTokenizer
+from torchrl_vla.tokenizers import ActionTokenizerBase, UniformActionTokenizer
+
+_NUM_BINS = 256
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,8 @@ class VLMHeadConfig:
         num_steps: ``K`` of a flow.
         expert: of a flow.
         training: of a flow.
-        num_bins: of a token head, over ``[-1, 1]``: ``min_max`` model space.
+        tokenizer: of a token head; None = 256 bins over ``[-1, 1]``: ``min_max`` model
+            space.
     """
 
     action_dim: int
@@ -32,7 +35,7 @@ class VLMHeadConfig:
     num_steps: int = 10
     expert: ExpertConfig = ExpertConfig()
     training: FlowTrainingConfig = FlowTrainingConfig()
-    num_bins: int = 256
+    tokenizer: ActionTokenizerBase | None = None
 
 
 def _flow(trunk: VLATrunk, config: VLMHeadConfig) -> VLMPolicy:
@@ -52,11 +55,12 @@ def _parallel(trunk: VLATrunk, config: VLMHeadConfig) -> VLMPolicy:
 
 
 def _tokens(trunk: VLATrunk, config: VLMHeadConfig) -> VLMPolicy:
+    bins = UniformActionTokenizer(_NUM_BINS, low=-1.0, high=1.0)
     return VLMTokenPolicy(
         trunk,
         action_dim=config.action_dim,
         chunk_size=config.chunk_size,
-        action_tokenizer=UniformActionTokenizer(config.num_bins, low=-1.0, high=1.0),
+        action_tokenizer=config.tokenizer or bins,
     )
 
 
