@@ -83,15 +83,10 @@ class Train:
     extra `encoders`), or a language model of transformers (extra `vlm`), a folder or a
     repo id. Left out, bytes, trained from scratch."""
     image_encoder: str | None = None
-<<<<<<< HEAD
     """Pretrained image encoder of `tiny`, or of a `vlm` that reads text alone:
-    efficientnet-lite0 (extra `encoders`), or a vision model of transformers (extra
-    `vlm`), a folder or a repo id. Left out, convolutions, trained from scratch."""
-=======
-    """Pretrained image encoder of `tiny`: efficientnet-lite0 (extra `encoders`), or a
-    vision model of transformers (extra `vlm`), a folder or a repo id; or timm:NAME
-    (extra `timm`). Left out, convolutions, trained from scratch."""
->>>>>>> encoders
+    efficientnet-lite0 (extra `encoders`), a vision model of transformers (extra `vlm`),
+    a folder or a repo id, or timm:NAME (extra `timm`). Left out, convolutions, trained
+    from scratch."""
     resize_images: Resize = "refuse"
     """Resizing of images to the size that --image-encoder takes; `refuse` ends with an
     error where they have another."""
