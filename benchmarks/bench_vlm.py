@@ -34,13 +34,15 @@ def packaged_smollm2() -> Path:
     return file
 
 
-def seconds(function, repeats: int) -> list[float]:
-    function()
-    times = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - started)
+def measure(contestants: dict, repeats: int) -> dict[str, list[float]]:
+    """CPU seconds of each, taken in turn, so that load on the machine hits all."""
+    times: dict[str, list[float]] = {name: [] for name in contestants}
+    for round_ in range(repeats + 1):  # the first one warms up
+        for name, run in contestants.items():
+            started = time.process_time()
+            run()
+            if round_:
+                times[name].append(time.process_time() - started)
     return times
 
 
@@ -50,9 +52,8 @@ def main() -> None:
     parser.add_argument("--expert-hidden", type=int, default=256)
     parser.add_argument("--chunk-size", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    torch.set_num_threads(1)
     torch.manual_seed(0)
     config = TrunkConfig(image_sizes=((3, 128, 128),), state_dim=7, text_length=32)
     trunk = load_trunk(
@@ -83,19 +84,26 @@ def main() -> None:
         once = policy.velocity(condition, x, t)
         again = policy.velocity(policy.encode(data), x, t)
         assert torch.equal(once, again), "a cached prefix gives other velocities"
-        full = seconds(lambda: policy.velocity(policy.encode(data), x, t), args.repeats)
-        step = seconds(lambda: policy.velocity(condition, x, t), 5 * args.repeats)
-        decision = seconds(lambda: policy(data.clone()), args.repeats)
-    ratios = [a / statistics.median(full) for a in step]
+        times = measure(
+            {
+                "full pass": lambda: policy.velocity(policy.encode(data), x, t),
+                "further step": lambda: policy.velocity(condition, x, t),
+                "decision of 10 steps": lambda: policy(data.clone()),
+            },
+            args.repeats,
+        )
+    ratios = [
+        step / full
+        for step, full in zip(times["further step"], times["full pass"], strict=True)
+    ]
     numbers = {
         "prefix tokens": condition.prefix.mask.shape[1],
         "expert parameters": sum(p.numel() for p in policy.expert.parameters()),
-        "full pass, ms": round(1000 * statistics.median(full), 1),
-        "further step, ms": round(1000 * statistics.median(step), 1),
-        "decision of 10 steps, ms": round(1000 * statistics.median(decision), 1),
+        **{
+            f"{k}, CPU ms": round(1000 * statistics.median(v)) for k, v in times.items()
+        },
         "step / full pass": round(statistics.median(ratios), 3),
-        "quartiles": [round(q, 3) for q in statistics.quantiles(ratios)[::2]],
-        "threads": args.threads,
+        "least and most": [round(min(ratios), 3), round(max(ratios), 3)],
     }
     print(json.dumps(numbers, indent=2))
 

@@ -9,13 +9,16 @@ import pytest
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = (
-    *("collectors.md", "language.md", "own_data.md", "own_environment.md"),
-    *("own_policy.md", "profiling.md"),
+    *("action_tokens.md", "collectors.md", "language.md", "own_data.md"),
+    *("own_environment.md", "own_policy.md", "profiling.md", "vlm.md"),
 )
+NEEDS = {"action_tokens.md": "tokenizers", "vlm.md": "transformers"}
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_the_python_of_a_page_runs(page, tmp_path, monkeypatch):
+    if page in NEEDS:
+        pytest.importorskip(NEEDS[page])
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", (DOCS / page).read_text("utf-8"), re.S)
     assert blocks

@@ -227,7 +227,8 @@ def _causal():
     from transformers import LlamaConfig, LlamaForCausalLM
 
     tokenizer = make_tokenizer()
-    config = LlamaConfig(**TEXT, vocab_size=len(tokenizer) + 8, pad_token_id=0)
+    text = {**TEXT, "tie_word_embeddings": True}  # as small models do
+    config = LlamaConfig(**text, vocab_size=len(tokenizer) + 8, pad_token_id=0)
     return LlamaForCausalLM(config), tokenizer
 
 

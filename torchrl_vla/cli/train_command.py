@@ -85,9 +85,9 @@ class Train:
     repo id. Left out, bytes, trained from scratch."""
     image_encoder: str | None = None
     """Pretrained image encoder of `tiny`, or of a `vlm` that reads text alone:
-    efficientnet-lite0 (extra `encoders`), or a vision model of transformers (extra
-    `vlm`), a folder or a repo id; or timm:NAME (extra `timm`). Left out, convolutions,
-    trained from scratch."""
+    efficientnet-lite0 (extra `encoders`), a vision model of transformers (extra `vlm`),
+    a folder or a repo id, or timm:NAME (extra `timm`). Left out, convolutions, trained
+    from scratch."""
     resize_images: Resize = "refuse"
     """Resizing of images to the size that --image-encoder takes; `refuse` ends with an
     error where they have another."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import get_args
 
 import torch
@@ -17,11 +16,11 @@ from torchrl_vla.policies import (
     BackboneConfig,
     ImageEncoder,
     TextEncoder,
-    TinySequenceVLA,
     VLAWrapperBase,
     as_policy,
     to_stochastic,
 )
+from torchrl_vla.policies.tiny.heads import make_sequence_policy
 from torchrl_vla.recipes.dataset_opening import Demonstrations, image_sizes_of
 from torchrl_vla.schema import STATE_KEY, ObservationKeys, RobotDatasetMetadata
 from torchrl_vla.spaces import ModelSpace
@@ -90,7 +89,7 @@ def make_policy(
                 f"make_policy: expected tokenizer=None for the head {head!r}, got a "
                 f"{type(tokenizer).__name__}. Pass head='tokens'."
             )
-        make = partial(TinySequenceVLA, action_tokenizer=tokenizer)
+        make = make_sequence_policy(tokenizer)
     return make(
         action_dim=dataset.metadata.make_action_spec().shape[-1],
         chunk_size=chunk_size,

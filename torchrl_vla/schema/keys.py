@@ -45,7 +45,10 @@ key                            dtype     shape            meaning
 ``embodiment_index``           int64     ``[*B]``         the dataset of a mixture
                                                           that a row is from: its robot
                                                           and its statistics
-``action_tokens``              int64     ``[*B, H, A]``   discrete actions
+``action_tokens``              int64     ``[*B, H, A]``   discrete actions, one for each
+                                         or ``[*B, L]``   number, or a sequence for the
+                                                          chunk, filled up with its
+                                                          tokenizer's end token
 ``is_intervention``            bool      ``[*B, 1]``      True = an expert acted in the
                                                           policy's place
 ``is_labeled``                 bool      ``[*B, 1]``      False = the action is not the
@@ -61,7 +64,7 @@ key                            dtype     shape            meaning
 ``log_probs``                  float     ``[*B]``         log-probability of the tokens,
                                                           chunk or path that was chosen
 ``element_log_probs``          float     ``[*B, H, A]``   its per-dimension (per-token)
-                                                          terms
+                                         or ``[*B, L]``   terms
 ``reference_log_probs``        float     ``[*B, H, A]``   the same under a frozen
                                                           reference policy
 ``guide_chunk``                float     ``[*B, H, A]``   real-time chunking: actions

@@ -135,8 +135,8 @@ class PositionGrammar(TokenGrammar):
 
     def allowed(self, state: Tensor) -> Tensor:
         """Return the sets of the positions."""
-        table = self._allowed.to(state.device)
-        return table[state.clamp_max(self.length - 1)]
+        self._allowed = self._allowed.to(state.device)
+        return self._allowed[state.clamp_max(self.length - 1)]
 
     def advance(self, state: Tensor, tokens: Tensor) -> Tensor:
         """Go to the next position."""

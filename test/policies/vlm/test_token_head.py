@@ -200,3 +200,16 @@ def test_ppo_moves_towards_what_had_an_advantage():
     moved = policy.log_prob(data).detach() - before
     advantage = data["advantage"].squeeze(-1)
     assert (moved * advantage).sum() > 0
+
+
+def test_the_registry_of_heads_takes_a_tokenizer():
+    from torchrl_vla.policies import VLM_HEADS, VLMHeadConfig
+
+    tokenizer = TOKENIZERS["beast"]()
+    sizes = {"action_dim": 2, "chunk_size": 4}
+    made = VLM_HEADS["tokens"](
+        tiny_trunk("smolvlm"), VLMHeadConfig(**sizes, tokenizer=tokenizer)
+    )
+    assert made.action_tokenizer is tokenizer
+    bins = VLM_HEADS["tokens"](tiny_trunk("smolvlm"), VLMHeadConfig(**sizes))
+    assert bins.vocab_size == 256

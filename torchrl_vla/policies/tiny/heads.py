@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Protocol
 
 from torchrl_vla.policies.tiny.backbone import BackboneConfig
 from torchrl_vla.policies.tiny.tiny_denoising import TinyDiffusionVLA, TinyFlowVLA
 from torchrl_vla.policies.tiny.tiny_gaussian import TinyGaussianVLA
 from torchrl_vla.policies.tiny.tiny_policy import TinyPolicy
+from torchrl_vla.policies.tiny.tiny_sequence import TinySequenceVLA
 from torchrl_vla.policies.tiny.tiny_vla import TinyTokenVLA, TinyVLA
 from torchrl_vla.schema import InstructionTable, ObservationKeys
-from torchrl_vla.tokenizers import UniformActionTokenizer
+from torchrl_vla.tokenizers import ActionTokenizerBase, UniformActionTokenizer
 
 #: Token heads split ``[-1, 1]`` into this many bins.
 _NUM_BINS = 21
@@ -48,6 +50,11 @@ def make_token_policy(
         keys=keys,
         instructions=instructions,
     )
+
+
+def make_sequence_policy(tokenizer: ActionTokenizerBase) -> MakeTinyPolicy:
+    """Return a maker of policies that write a tokenizer's tokens one by one."""
+    return partial(TinySequenceVLA, action_tokenizer=tokenizer)
 
 
 #: Makers by the name of the head.

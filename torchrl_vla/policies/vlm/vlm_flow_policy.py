@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from tensordict import TensorDictBase
@@ -13,6 +14,7 @@ from torchrl_vla.policies.denoising.flow_matching_policy import FlowVLAWrapper
 from torchrl_vla.policies.denoising.flow_noise import FlowNoise
 from torchrl_vla.policies.vlm.action_bins import ActionBins
 from torchrl_vla.policies.vlm.action_expert import ActionExpert, ExpertConfig
+from torchrl_vla.policies.vlm.compiled_network import compile_network
 from torchrl_vla.policies.vlm.prefix import Prefix
 from torchrl_vla.policies.vlm.trunk import VLATrunk
 from torchrl_vla.policies.vlm.vlm_policy import VLMPolicy
@@ -159,6 +161,11 @@ class VLMFlowPolicy(VLMPolicy, FlowVLAWrapper):
     def condition_dim(self) -> int:
         """``F``, size of the features that a learned noise reads."""
         return self.trunk.hidden_size
+
+    def compile_networks(self, **options: Any) -> None:
+        """Compile trunk and expert, in place; see :class:`VLMPolicy`."""
+        super().compile_networks(**options)
+        compile_network(self.expert, **options)
 
     def encode(self, tensordict: TensorDictBase) -> FlowCondition:
         """Return the trunk's keys and values, and the state for the expert."""

@@ -1,14 +1,15 @@
-"""What policies on a vision-language trunk share."""
+"""Base class of policies on a vision-language trunk."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from tensordict.nn import TensorDictModuleBase
 from typing_extensions import Self
 
 from torchrl_vla.policies.vla_policy import VLAWrapperBase
+from torchrl_vla.policies.vlm.compiled_network import compile_network
 from torchrl_vla.policies.vlm.trunk import VLATrunk
 from torchrl_vla.policies.vlm.trunk_critic import VLMCritic
 from torchrl_vla.policies.vlm.vlm_folder import read_vlm_policy, write_vlm_policy
@@ -43,6 +44,16 @@ class VLMPolicy(VLAWrapperBase):
     def config(self) -> dict[str, object]:
         """The constructor's arguments without the trunk."""
         return {"action_dim": self.action_dim, "chunk_size": self.chunk_size}
+
+    def compile_networks(self, **options: Any) -> None:
+        """Compile what predicts chunks, in place; falls back with a warning.
+
+        Numbers agree to rounding: recompute log-probabilities before learning.
+
+        Args:
+            **options: of ``torch.compile``.
+        """
+        compile_network(self.trunk.decoder, **options)
 
     def make_critic(self) -> TensorDictModuleBase:
         """Return a critic on this trunk, which its gradient does not reach."""
