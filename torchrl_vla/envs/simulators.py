@@ -148,8 +148,8 @@ class SimulatorGroup:
 
     def privileged(self, indices: Sequence[int]) -> Arrays:
         """Return what the simulators tell a scripted expert, ``[n, ...]``."""
-        told = [self._envs[index].unwrapped.privileged() for index in indices]
-        return {PRIVILEGED: np.stack(told)}
+        bare: list[Any] = [self._envs[index].unwrapped for index in indices]
+        return {PRIVILEGED: np.stack([env.privileged() for env in bare])}
 
     def close(self) -> None:
         """Close every simulator."""
