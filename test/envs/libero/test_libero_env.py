@@ -207,5 +207,8 @@ def test_workers_play_several_tasks_as_one_process_does(butter, play):
         td = env.reset(episode_seeds=seeds)
         one = butter.reset(episode_seeds=torch.tensor([FIRST]))
         assert (td["observation"][0] == one["observation"][0]).all()
+        plans = env.plan()
+        assert plans.shape == (2, 8)
+        torch.testing.assert_close(plans[:1], butter.plan(), rtol=0, atol=0)
     finally:
         env.close()
