@@ -149,7 +149,7 @@ class SimulatorGroup:
     def privileged(self, indices: Sequence[int], into: object = None) -> Arrays:
         """Return what the simulators tell a scripted expert, ``[n, ...]``.
 
-        It is small, so it is returned also where other arrays go ``into`` shared memory.
+        It is small: it is returned also where other arrays go ``into`` shared memory.
         """
         bare: list[Any] = [self._envs[index].unwrapped for index in indices]
         return {PRIVILEGED: np.stack([env.privileged() for env in bare])}

@@ -146,7 +146,7 @@ def test_the_state_is_finite_and_points_down(butter):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: LiberoEnv("objct"), r"suite of \[.*Did you mean 'object'\?"),
+        (lambda: LiberoEnv("goals"), r"suite of \[.*Did you mean 'goal'\?"),
         (
             lambda: LiberoEnv("object", 10),
             r"tasks 0 \.\. 9 of libero_object, .*got '10'",
@@ -175,7 +175,8 @@ def test_what_does_not_exist_is_refused_with_what_does(make, message):
 def test_the_command_line_names_suites_and_tasks():
     env = make_environment("libero/object_swap/6", num_envs=1, image_size=16)
     assert (env.suite, len(env.tasks)) == ("libero_object_swap", 1)
-    assert len(make_environment("libero/goal", num_envs=1).tasks) == 10
+    suite = make_environment("libero/goal", num_envs=32)
+    assert (len(suite.tasks), suite.batch_size) == (10, (8,))
 
 
 def test_variants_with_other_words_say_them():
