@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -192,6 +194,12 @@ def test_without_the_package_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "libero", None)
     with pytest.raises(MissingExtraError, match=r"torchrl-vla\[libero\]"):
         LiberoEnv("object")
+
+
+def test_the_python_of_the_page_runs():
+    page = Path(__file__).parents[3] / "docs" / "libero.md"
+    (block,) = re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), re.S)
+    exec(compile(block, "libero.md", "exec"), {})
 
 
 def test_workers_play_several_tasks_as_one_process_does(butter, play):
