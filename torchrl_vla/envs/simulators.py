@@ -154,8 +154,11 @@ class SimulatorGroup:
         images = self._rendering(envs, into, None if into is None else indices)
         return images if into is None else {}
 
-    def privileged(self, indices: Sequence[int]) -> Arrays:
-        """Return what the simulators tell a scripted expert, ``[n, ...]``."""
+    def privileged(self, indices: Sequence[int], into: object = None) -> Arrays:
+        """Return what the simulators tell a scripted expert, ``[n, ...]``.
+
+        It is small: it is returned also where other arrays go ``into`` shared memory.
+        """
         bare: list[Any] = [self._envs[index].unwrapped for index in indices]
         return {PRIVILEGED: np.stack([env.privileged() for env in bare])}
 
