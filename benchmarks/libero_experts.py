@@ -2,6 +2,7 @@
 
     python benchmarks/libero_experts.py object            # all tasks that have a script
     python benchmarks/libero_experts.py spatial --noise 0.3 --workers 2
+    python benchmarks/libero_experts.py object --random   # a policy without a purpose
 
 Physics alone, about a second of CPU an episode. Prints a table for the docs.
 """
@@ -11,9 +12,12 @@ from __future__ import annotations
 import argparse
 import sys
 
+from tensordict.nn import TensorDictModule
+
 from torchrl_vla.envs import LiberoEnv, LiberoProtocol, SimulatorOptions
 from torchrl_vla.envs.libero.libero_grasps import GRASPS
 from torchrl_vla.evaluation import evaluate
+from torchrl_vla.schema import ACTION_KEY, STATE_KEY
 
 
 def main() -> None:
@@ -24,6 +28,7 @@ def main() -> None:
     parser.add_argument("--noise", type=float, default=0.0)
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--max-steps", type=int)
+    parser.add_argument("--random", action="store_true", help="random actions instead")
     arguments = parser.parse_args()
     protocol = LiberoProtocol(max_steps=arguments.max_steps)
     successes = total = 0
@@ -41,8 +46,13 @@ def main() -> None:
             protocol=protocol,
             options=SimulatorOptions(num_workers=arguments.workers),
         )
-        expert = env.make_expert(noise=arguments.noise)
-        result = evaluate(env, expert, arguments.episodes, progress=False)
+        policy = env.make_expert(noise=arguments.noise)
+        if arguments.random:
+            spec = env.action_spec
+            policy = TensorDictModule(
+                lambda state, spec=spec: spec.rand(), [STATE_KEY], [ACTION_KEY]
+            )
+        result = evaluate(env, policy, arguments.episodes, progress=False)
         env.close()
         wins = [episode for episode in result.episodes if episode.success]
         steps = sum(episode.length for episode in wins) / max(1, len(wins))

@@ -10,6 +10,7 @@ OPTIONAL = (
     *("lerobot", "transformers", "peft", "diffusers", "huggingface_hub", "datasets"),
     *("pyarrow", "h5py", "PIL", "av", "torchcodec", "torchvision", "matplotlib"),
     *("metaworld", "mujoco", "gym_pusht", "gym_aloha", "pygame", "pymunk"),
+    *("libero", "robosuite"),
 )
 SUBPACKAGES = sorted(
     path.parent.name for path in (ROOT / "torchrl_vla").glob("*/__init__.py")

@@ -14,7 +14,7 @@ from torchrl_vla.data import (
     LeRobotExperienceReplay,
     LeRobotWriter,
 )
-from torchrl_vla.envs import AlohaEnv, MetaWorldEnv, PushTEnv
+from torchrl_vla.envs import AlohaEnv, LiberoEnv, MetaWorldEnv, PushTEnv
 from torchrl_vla.evaluation import write_video
 from torchrl_vla.policies import LeRobotPolicyWrapper, make_lerobot_policy
 from torchrl_vla.recipes import RunLog
@@ -67,6 +67,7 @@ ENTRY_POINTS = {
     "OpenVLAImages": (("PIL.Image", "datasets"), lambda folder: OpenVLAImages()),
     "PushTEnv": (("gym_pusht", "pusht"), lambda folder: PushTEnv()),
     "AlohaEnv": (("gym_aloha", "aloha"), lambda folder: AlohaEnv()),
+    "LiberoEnv": (("libero", "libero"), lambda folder: LiberoEnv()),
     "MetaWorldEnv": (
         ("metaworld", "metaworld"),
         lambda folder: MetaWorldEnv(("reach",)),

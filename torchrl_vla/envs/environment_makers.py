@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 _METAWORLD_CAMERA = "corner2"
 
 
+#: Most environments of LIBERO that are made by name, but for one per worker.
+_SIMULATIONS = 8
+
+
 class MakerOptions(TypedDict):
     """Name the options of every maker, as those of ``make_environment``."""
 
@@ -64,7 +68,11 @@ def make_metaworld(
 
 
 def make_libero(tasks: tuple[str, ...], **options: Unpack[MakerOptions]) -> LiberoEnv:
-    """Make LIBERO; a task is a suite, or one of its tasks, as in ``"object/6"``."""
+    """Make LIBERO; a task is a suite, or one of its tasks, as in ``"object/6"``.
+
+    Of more environments than there are workers, at most eight are made: no result
+    depends on their number, and each may build a simulation of 400 MB.
+    """
     suites, names = zip(*(task.partition("/")[::2] for task in tasks), strict=True)
     if len(set(suites)) > 1:
         raise ValueError(
@@ -74,7 +82,7 @@ def make_libero(tasks: tuple[str, ...], **options: Unpack[MakerOptions]) -> Libe
     return LiberoEnv(
         suites[0],
         [name for name in names if name],
-        num_envs=options["num_envs"],
+        num_envs=min(options["num_envs"], max(_SIMULATIONS, options["num_workers"])),
         seed=options["seed"],
         options=_simulators(options),
         **_size(options),

@@ -146,10 +146,13 @@ class SimulatorGroup:
             return {}
         return self._rendering([self._envs[index] for index in indices])
 
-    def privileged(self, indices: Sequence[int]) -> Arrays:
-        """Return what the simulators tell a scripted expert, ``[n, ...]``."""
-        told = [self._envs[index].unwrapped.privileged() for index in indices]
-        return {PRIVILEGED: np.stack(told)}
+    def privileged(self, indices: Sequence[int], into: object = None) -> Arrays:
+        """Return what the simulators tell a scripted expert, ``[n, ...]``.
+
+        It is small: it is returned also where other arrays go ``into`` shared memory.
+        """
+        bare: list[Any] = [self._envs[index].unwrapped for index in indices]
+        return {PRIVILEGED: np.stack([env.privileged() for env in bare])}
 
     def close(self) -> None:
         """Close every simulator."""

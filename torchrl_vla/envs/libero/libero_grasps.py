@@ -24,8 +24,8 @@ _GROCERIES = {
 }
 
 
-#: Where the bowl of LIBERO-Spatial stands, and its height above the plate on the way. It
-#: is held by its rim.
+#: Where the bowl of LIBERO-Spatial stands: the side of its rim where it is held, and
+#: its height above the plate on the way.
 _BOWLS = {
     "between_the_plate_and_the_ramekin": (-0.05, 0.18),
     "next_to_the_ramekin": (0.05, 0.18),
@@ -36,7 +36,8 @@ _BOWLS = {
     "next_to_the_plate": (0.05, 0.18),
 }
 
-#: Where the bowl of LIBERO-Goal goes: the place's name and where the hand opens above it.
+#: Where the bowl of LIBERO-Goal goes: the place's name, and the heights above it where
+#: the hand opens and travels.
 _GOALS = {
     "put_the_bowl_on_the_stove": ("flat_stove_1_cook_region", 0.07, 0.18),
     "put_the_bowl_on_top_of_the_cabinet": ("wooden_cabinet_1_top_side", 0.06, 0.16),

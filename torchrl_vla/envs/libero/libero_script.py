@@ -80,7 +80,7 @@ class PickAndPlace:
         return _NOISE.get(self._phase, 1.0)
 
     def act(self) -> np.ndarray:
-        """Return the next action, float64 ``[7]``, and go on to the next phase."""
+        """Return the next action, float64 ``[7]``, and choose the phase after it."""
         hand, grasp = self._simulation.hand_position(), self._grasp
         thing = self._simulation.place_of(grasp.object)
         goal = self._simulation.place_of(grasp.goal)
@@ -93,7 +93,7 @@ class PickAndPlace:
             over[:2] -= self._held_at[:2]
         height = goal[2] + grasp.carry
         target = {
-            Phase.HOVER: at + [0.0, 0.0, grasp.hover],
+            Phase.HOVER: np.array([*at[:2], at[2] + grasp.hover]),
             Phase.DESCEND: at,
             Phase.CLOSE: hand,
             Phase.LIFT: np.array([*hand[:2], height]),

@@ -148,6 +148,10 @@ class LiberoSimulation:
                 if index == self._substeps - 2:
                     self._observe()
         self.domain._post_process()
+        return self.is_done()
+
+    def is_done(self) -> bool:
+        """Return whether the task is done, by LIBERO's predicate."""
         return bool(self.domain._check_success())
 
     def state(self) -> np.ndarray:
@@ -213,9 +217,13 @@ class LiberoSimulation:
             seen[:] = now
 
     def _reset_data(self) -> None:
-        """Leave MuJoCo's data as a new simulation has them, that is computed once."""
+        """Leave MuJoCo's data as a new simulation with a renderer has them.
+
+        They are computed twice there, and a solution begins from the last one.
+        """
         self._mujoco.mj_resetData(self.model, self.data)
-        self._mujoco.mj_forward(self.model, self.data)
+        for _ in range(2):
+            self._mujoco.mj_forward(self.model, self.data)
 
     def _settle(self) -> None:
         self.domain.sim.forward()

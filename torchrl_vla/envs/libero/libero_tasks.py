@@ -104,7 +104,7 @@ class LiberoTasks(gymnasium.Env):
         else:
             self._lent.begin_sampled(seed)
         self._script = self._plan = None
-        return self._observe(), {"success": False}
+        return self._observe(), {"success": self._lent.is_done()}
 
     def step(
         self, action: np.ndarray
