@@ -105,8 +105,8 @@ class Collect:
         if make_expert is None:
             raise OptionError(
                 f"collect: expected an environment with a scripted expert at --env, "
-                f"got {self.env.name!r}, which has none. Use tabletop, metaworld or "
-                "libero, or an environment of your own with a method make_expert(seed=...)."
+                f"got {self.env.name!r}, which has none. Use tabletop, metaworld, "
+                "libero, or your own with a method make_expert(seed=...)."
             )
         noise = self.noise
         if noise is None and self.env.name.partition("/")[0] in ENVIRONMENTS:

@@ -144,3 +144,15 @@ def test_the_same_seed_gives_the_same_demo(demo, tmp_path):
     assert again == results
     page = (tmp_path / "report.html").read_text()
     assert "data:image" not in page  # no video_env, no clip
+
+
+def test_an_environment_that_renders_on_demand_goes_the_whole_way(tmp_path):
+    settings = replace(
+        SETTINGS, improve=None, head="regression", image_interval=2, clips=1
+    )
+    env = TabletopEnv(4, image_size=16, seed=0, render_on_demand=True)
+    results = run_demo(env, tmp_path, settings, video_env=env, progress=False)
+    assert len(results["after"]) == 6
+    dataset = DemonstrationDataset.from_folder(tmp_path / "dataset")
+    assert dataset.provenance["image_interval"] == 2
+    assert len(list(tmp_path.glob("clip_*.png"))) == 1
