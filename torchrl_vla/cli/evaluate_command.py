@@ -19,7 +19,7 @@ from torchrl_vla.cli.options import (
     read_json,
     read_result,
 )
-from torchrl_vla.envs.known_presets import PRESETS, KnownPreset
+from torchrl_vla.envs.known_presets import PRESETS
 from torchrl_vla.recipes.environment_options import (
     DEFAULT_ENVIRONMENT,
     EnvironmentOptions,
@@ -113,15 +113,14 @@ class Evaluate:
         if self.device and library.runs_on_device_of_environment(self.policy):
             device = self.device
         env = open_environment(self.env, self.seed, device, num_envs=num_envs)
-        preset = PRESETS[self.env.preset] if self.env.preset else None
         replan_interval = self.replan_interval
-        if preset is not None and replan_interval is None:
-            replan_interval = preset.replan_interval
+        if self.env.preset is not None and replan_interval is None:
+            replan_interval = PRESETS[self.env.preset].replan_interval
         executor = library.load_any_executor(
             self.policy,
             env,
             replan_interval=replan_interval,
-            **self._policy_options(preset),
+            **self._policy_options(),
         )
         if self.convert:
             print(library.describe_conversion(executor))
@@ -239,10 +238,11 @@ class Evaluate:
             return None
         return self.json.with_suffix(f".{self.ablate}{self.json.suffix}")
 
-    def _policy_options(self, preset: KnownPreset | None) -> dict[str, Any]:
+    def _policy_options(self) -> dict[str, Any]:
         renamed = read_json("--rename-map", self.rename_map)
         empty = self.empty_cameras
-        if preset is not None:
+        if self.env.preset is not None:
+            preset = PRESETS[self.env.preset]
             renamed = {**preset.rename_map, **renamed}
             empty = empty or preset.empty_cameras
         options = {
