@@ -16,7 +16,7 @@ class EnvironmentOptions:
 
     Args:
         name: Environment: tabletop, metaworld, libero, pusht or aloha; one of its
-                tasks, e.g. metaworld/reach, metaworld/mt50 (all), libero/object/6 (without
+            tasks, e.g. metaworld/reach, metaworld/mt50 (all), libero/object/6 (without
             a number, the whole suite), aloha/transfer_cube or tabletop/reach-red; or a
             function of your own as module:function, which is called with those of
             num_envs, seed, tasks, image_size, num_workers and render_on_demand that it
