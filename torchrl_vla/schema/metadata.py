@@ -31,12 +31,8 @@ from torchrl_vla.schema.conventions import (
 from torchrl_vla.schema.feature_statistics import FeatureStatistics
 from torchrl_vla.schema.metadata_spellings import takes_torchrls_arguments
 
-_NAMES_PER_ACTION_DIM = (
-    "action_names",
-    "action_units",
-    "action_reference",
-    "action_space",
-)
+_NAMES = ("names", "units", "reference", "space")
+_NAMES_PER_ACTION_DIM = tuple(f"action_{name}" for name in _NAMES)
 _NAMES_PER_STATE_DIM = ("state_names", "state_units")
 
 
@@ -357,18 +353,18 @@ class RobotDatasetMetadata:
         """
         out = TensorDict({}, [len(records)])
         for feature in ("action", "state"):
-            dims = [getattr(record, f"{feature}_dim") for record in records]
+            dims = [vars(record)[f"{feature}_dim"] for record in records]
             if len(set(dims)) > 1:
                 raise MetadataError(
                     f"RobotDatasetMetadata.stack: expected one {feature}_dim, got "
                     f"{dims} for {[record.dataset_id for record in records]}. Pad the "
                     "data of the smaller robots first."
                 )
-            stats = [getattr(record, f"{feature}_statistics") for record in records]
+            stats = [vars(record)[f"{feature}_statistics"] for record in records]
             if any(value is None for value in stats):
                 continue
             for name in ("mean", "std", "min", "max", "q01", "q99"):
-                rows = torch.stack([getattr(value, name) for value in stats])
+                rows = torch.stack([vars(value)[name] for value in stats])
                 out.set((feature, name), rows)
             out.set((feature, "count"), torch.tensor([value.count for value in stats]))
         return out
