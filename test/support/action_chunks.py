@@ -6,7 +6,6 @@ import json
 
 import numpy as np
 import torch
-from scipy.fft import dct
 
 
 def smooth_chunks(count, size=8, width=2, seed=0):
@@ -23,6 +22,7 @@ def published_folder(
     folder, chunks, *, vocab_size=400, scale=10.0, sizes=True, low=None
 ):
     """Write a folder as the published processor's fit does: BPE of UTF-8 bytes."""
+    from scipy.fft import dct
     from tokenizers import ByteLevelBPETokenizer
     from tokenizers.pre_tokenizers import ByteLevel
     from tokenizers.trainers import BpeTrainer

@@ -1,5 +1,6 @@
 import json
 import pickle
+import sys
 
 import hypothesis.extra.numpy as arrays
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.fft import dct, idct
 from tokenizers import Tokenizer
 
-from torchrl_vla.errors import TokenError
+from torchrl_vla.errors import MissingExtraError, TokenError
 from torchrl_vla.tokenizers import FASTActionTokenizer, tokenizer_from_config
 
 CHUNKS = smooth_chunks(300)
@@ -234,3 +235,15 @@ def test_a_policy_in_bfloat16_does_not_round_it(fitted):
     half = tokenizer_from_config(fitted.to_config()).bfloat16()
     assert torch.equal(half.encode(CHUNKS), tokens)
     assert torch.equal(half.decode(tokens), expected)
+
+
+def test_without_the_library_fitting_names_the_extra_and_a_fitted_one_works(
+    fitted, monkeypatch
+):
+    tokens = fitted.encode(CHUNKS)
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(MissingExtraError, match=r"torchrl-vla\[vlm\]"):
+        FASTActionTokenizer.fit(CHUNKS)
+    again = tokenizer_from_config(fitted.to_config())
+    assert torch.equal(again.encode(CHUNKS), tokens)
+    assert torch.equal(again.decode(tokens), fitted.decode(tokens))
