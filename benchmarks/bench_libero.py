@@ -39,14 +39,9 @@ class Stock:
             camera_heights=size,
             camera_widths=size,
         )
-        self._state = env.provider.initial_states(task)[0]
         self._env.seed(0)
         self._env.reset()
-        self.begin()
-
-    def begin(self) -> None:
-        """Begin from the first official state."""
-        self.raw = self._env.set_init_state(self._state)
+        self.raw = self._env.set_init_state(env.provider.initial_states(task)[0])
 
     def play(self, chunk: Tensor) -> None:
         """Execute a chunk."""
@@ -66,11 +61,7 @@ class Ours:
 
     def __init__(self, env: LiberoEnv) -> None:
         self._env = env
-        self.begin()
-
-    def begin(self) -> None:
-        """Begin from the first official state."""
-        self._now = self._env.reset(episode_seeds=SEEDS)
+        self._now = env.reset(episode_seeds=SEEDS)
 
     def play(self, chunk: Tensor) -> None:
         """Execute a chunk."""
@@ -87,7 +78,7 @@ class Ours:
 
 
 class Player:
-    """Play the chunks in turn, from the first state again after the last one."""
+    """Play the chunks in turn."""
 
     def __init__(self, env: Stock | Ours) -> None:
         self.env, self._position = env, 0
@@ -96,8 +87,6 @@ class Player:
 
     def __call__(self) -> None:
         """Execute the next chunk."""
-        if self._position % CHUNKS == 0:
-            self.env.begin()
         self.env.play(self._chunks[self._position % CHUNKS])
         self._position += 1
 

@@ -131,10 +131,10 @@ class LiberoSimulation:
     def step(self, action: np.ndarray) -> bool:
         """Execute an action ``[7]``; return whether the task is done.
 
-        The numbers are those of LIBERO's own step, bit for bit, which computes the
-        same positions and velocities three times; its constraints are solved as often
-        here, since each solution begins from the last one. LIBERO observes one physics
-        step (2 ms) before the end.
+        The numbers are those of LIBERO's own step, which computes the same positions
+        and velocities three times; its constraints are solved as often here, since
+        each solution begins from the last one. LIBERO observes one physics step (2 ms)
+        before the end.
         """
         action = np.asarray(action, dtype=np.float64)
         mujoco, model, data = self._mujoco, self.model, self.data
