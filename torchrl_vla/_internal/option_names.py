@@ -36,6 +36,7 @@ Resize = Literal["refuse", "stretch", "pad", "crop"]
 
 #: What a head on a vision-language model emits.
 VLMHead = Literal["flow", "parallel", "tokens"]
+AnyHead = Literal["regression", "tokens", "gaussian", "flow", "diffusion", "parallel"]
 
 #: Where a vision-language policy's state goes: to the action head, behind the prompt as
 #: one projected token, or behind the prompt as the numbers of its bins, written out.

@@ -10,7 +10,7 @@ from tyro.conf import OmitArgPrefixes
 
 from torchrl_vla import recipes
 from torchrl_vla._internal.named_objects import is_named_object
-from torchrl_vla._internal.option_names import Head, Resize, VLMHead
+from torchrl_vla._internal.option_names import AnyHead, Head, Resize, VLMHead
 from torchrl_vla.cli import library
 from torchrl_vla.cli.options import OptionError, read_json
 from torchrl_vla.profiling.profile_options import NO_PROFILE, ProfileOptions
@@ -68,7 +68,7 @@ class Train:
     '{"front": "camera1"}'."""
     train_on_padding: bool = False
     """Accept a LeRobot policy whose loss counts the padding past an episode's end."""
-    head: Head | VLMHead | None = None
+    head: AnyHead | None = None
     """Head of `tiny`: regression (left out), tokens, gaussian, flow or diffusion; of
     `vlm`: flow (left out), parallel or tokens. `torchrl-vla finetune` takes all."""
     chunk_size: int | None = None
@@ -249,7 +249,7 @@ class Train:
         self,
         policy: TensorDictModuleBase,
         dataset: library.Demonstrations,
-        head: Head | VLMHead = "regression",
+        head: AnyHead = "regression",
     ) -> recipes.TrainingLog:
         if self.device is not None:
             policy = policy.to(library.parse_device("train", self.device))
