@@ -45,6 +45,8 @@ class Stock:
 
     def play(self, chunk: Tensor) -> None:
         """Execute a chunk."""
+        # It takes for granted that no other OpenGL context is current.
+        self._env.sim._render_context_offscreen.gl_ctx.make_current()
         for action in chunk.double().numpy():
             self.raw, *_ = self._env.step(action)
 

@@ -4,7 +4,12 @@ import mujoco
 import numpy as np
 import pytest
 
-from torchrl_vla.envs.mujoco_renderer import MujocoRenderer, RenderingError
+from torchrl_vla.envs.mujoco_renderer import (
+    MujocoRenderer,
+    RenderingError,
+    RenderStyle,
+    _graphics_class,
+)
 
 # From the south, red is above green, and blue is to the east of it: to its right.
 SCENE = """
@@ -102,3 +107,13 @@ def test_where_nothing_can_draw_the_error_says_what_to_install(scene, monkeypatc
         RenderingError, match=r"no display here\. Install libegl1.*'glfw'"
     ):
         MujocoRenderer(scene[0], ["upright"], 32).render(scene[1])
+
+
+def test_egl_is_taken_where_another_package_asks_for_it_late(monkeypatch):
+    """Importing robosuite sets the variable after mujoco has chosen its library."""
+    egl = pytest.importorskip("mujoco.egl")
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    for value in ("egl", ""):
+        monkeypatch.setenv("MUJOCO_GL", value)
+        assert _graphics_class(RenderStyle()) is egl.GLContext

@@ -166,7 +166,9 @@ class Framebuffer:
 
 def _graphics_class(style: RenderStyle) -> Any:
     headless = not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
-    if sys.platform == "linux" and headless and not os.environ.get("MUJOCO_GL"):
+    # robosuite sets "egl" when it is imported, which may be after mujoco has chosen.
+    chosen = os.environ.get("MUJOCO_GL") or ("egl" if headless else "")
+    if sys.platform == "linux" and chosen == "egl":
         return import_extra("mujoco.egl", style.extra, style.caller).GLContext
     return import_extra("mujoco", style.extra, style.caller).GLContext
 
