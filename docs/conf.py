@@ -67,6 +67,7 @@ LINKS = {
     "](docs/inspect_and_doctor.md)": "](inspect_and_doctor.md)",
     "](notebooks/)": "](auto_tutorials/index.rst)",
     "](docs/gpu.md)": "](gpu.md)",
+    "](docs/profiling.md)": "](profiling.md)",
     "](docs/collectors.md)": "](collectors.md)",
     "](docs/glossary.md)": "](glossary.md)",
     "](docs/scope.md)": "](scope.md)",

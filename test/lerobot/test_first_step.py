@@ -7,7 +7,7 @@ import pytest
 import torch
 from lerobot_checkpoints import observe
 from lerobot_streams import Stream
-from test_loss import TRAINED, batch, wrap
+from lerobot_training_batches import TRAINED, batch, wrap
 
 from torchrl_vla.errors import NoTrainingError
 from torchrl_vla.objectives import LeRobotLoss

@@ -132,7 +132,7 @@ def _fingerprint(
         _seeded(seed, device),
         _kept_buffers(module),
         torch.no_grad(),
-        profile(activities=activities) as recorded,
+        profile(activities=activities, acc_events=True) as recorded,
     ):
         answer = module(tensordict.copy())
     averages = recorded.key_averages()
