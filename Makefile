@@ -40,7 +40,7 @@ test-core: .venv-core/.done
 test-oldest: .venv-oldest/.done
 	PYTHONPATH=test/support $(call PYTEST,.venv-oldest) -p required_only $(CORE_TESTS)
 
-CORE_TESTS = test/schema test/tokenizers test/transforms $(wildcard test/rollout) test/policies \
+CORE_TESTS = test/schema test/distributed test/tokenizers test/transforms $(wildcard test/rollout) test/policies \
 	test/execution $(wildcard test/spaces) test/objectives test/evaluation test/data test/recipes \
 	test/profiling test/envs test/testing test/cli test/test_extras.py torchrl_vla
 
