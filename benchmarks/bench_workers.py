@@ -220,7 +220,7 @@ def main() -> None:
             whole = {"ours": ours(makers, cameras), "ParallelEnv": torchrl_s(turned)}
             if not quick:
                 whole["AsyncVectorEnv"] = wrapped_gymnasium(turned)
-            compare(f"tensordict, {title}", whole, cameras, rounds)
+            compare(f"dicts, {title}", whole, cameras, rounds)
 
 
 if __name__ == "__main__":
