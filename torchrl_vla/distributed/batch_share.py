@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torchrl.data.replay_buffers import ReplayBuffer, Sampler, Storage
 
+from torchrl_vla._internal.constructor_signature import ConstructorSignature
 from torchrl_vla.distributed.ranks import Ranks
 from torchrl_vla.errors import SettingsError
 
@@ -39,6 +40,8 @@ class ShareSampler(Sampler):
         >>> drawn
         [[0, 2], [1, 3]]
     """
+
+    __signature__ = ConstructorSignature()
 
     def __init__(self, sampler: Sampler, ranks: Ranks) -> None:
         super().__init__()

@@ -91,6 +91,9 @@ class MetaWorldEnv(GymnasiumEnv):
     (2025), https://meta-world.github.io.
     """
 
+    #: True = consecutive episode seeds have the tasks in turn.
+    tasks_take_turns = True
+
     def __init__(
         self,
         tasks: str | Sequence[str],

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from torchrl_vla._internal.durable_files import flush_to_disk, write_text
-from torchrl_vla._internal.file_origin import Origin
+from torchrl_vla._internal.file_origin import Origin, read_bytes
 from torchrl_vla._internal.json_source import parse
 from torchrl_vla._internal.typed_values import typed
 from torchrl_vla.errors import VLAError
@@ -93,7 +93,7 @@ class EpisodeJournal:
 
     def _read(self) -> None:
         origin = Origin.of_file("evaluate", self.path, _REMEDY)
-        content = self.path.read_bytes()
+        content = read_bytes(origin, self.path)
         whole = content[: content.rfind(b"\n") + 1]
         if len(whole) < len(content):
             os.truncate(self.path, len(whole))

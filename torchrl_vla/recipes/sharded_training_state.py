@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from torchrl_vla._internal.durable_files import commit_folder, remove
+from torchrl_vla._internal.durable_files import commit_folder, remove, write_bytes
 from torchrl_vla.distributed import Ranks
 from torchrl_vla.distributed.shard_files import (
     PLAIN_FILE,
@@ -37,7 +37,8 @@ class ShardedTrainingState(TrainingState):
         ranks.wait()
         if ranks.is_first:
             plain = {n: p for n, p in self.parts.items() if n not in SHARDED_PARTS}
-            torch.save(self._values(iteration, plain), partial / PLAIN_FILE)
+            values = self._values(iteration, plain)
+            write_bytes(partial / PLAIN_FILE, lambda file: torch.save(values, file))
             final = sharded_folder(parent, iteration)
             older = [folder for folder in older if folder != final]
             remove(final)

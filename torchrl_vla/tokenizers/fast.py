@@ -14,6 +14,7 @@ from torch import Tensor
 
 from torchrl_vla._internal.durable_files import write_json, write_text
 from torchrl_vla._internal.extras import import_extra
+from torchrl_vla._internal.file_origin import Origin, read_text
 from torchrl_vla.schema import TokenError, check_positive_int
 from torchrl_vla.tokenizers.byte_pair_merges import BytePairMerges
 from torchrl_vla.tokenizers.byte_pair_vocabulary import BytePairVocabulary
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from torchrl_vla.tokenizers.byte_pair_vocabulary import LibraryTokenizer
 
 _PROCESSOR, _TOKENIZER = "processor_config.json", "tokenizer.json"
+_REMEDY = "Pass the folder of a FAST processor, or write one with to_folder."
 _EXTRA = "vlm"
 
 
@@ -187,7 +189,7 @@ class FASTActionTokenizer(ChunkActionTokenizer):
             "action_dim": _agreed("action_dim", config, "action_dim", action_dim),
         }
         made = cls(
-            files[0].read_text("utf-8"),
+            _read_text(files[0]),
             min_token=int(cast(int, config["min_token"])),
             scale=float(cast(float, config["scale"])),
             **sizes,
@@ -331,9 +333,14 @@ def _text(codes: Tensor) -> str:
     return "".join(map(chr, codes.tolist()))
 
 
+def _read_text(path: Path) -> str:
+    caller = "FASTActionTokenizer.from_folder"
+    return read_text(Origin.of_file(caller, path, _REMEDY, TokenError), path)
+
+
 def _read_config(path: Path) -> dict[str, object]:
     try:
-        config = json.loads(path.read_text("utf-8"))
+        config = json.loads(_read_text(path))
         for key in ("min_token", "scale"):
             float(config[key])
     except (ValueError, TypeError, KeyError) as error:

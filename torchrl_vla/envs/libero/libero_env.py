@@ -81,6 +81,9 @@ class LiberoEnv(GymnasiumEnv):
     (2025), arXiv 2510.03827.
     """
 
+    #: True = consecutive episode seeds have the tasks in turn.
+    tasks_take_turns = True
+
     def __init__(
         self,
         suite: str = "object",

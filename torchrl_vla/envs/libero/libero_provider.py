@@ -24,6 +24,8 @@ from typing import Any
 
 import numpy as np
 
+from torchrl_vla._internal.durable_files import write_text
+from torchrl_vla._internal.file_origin import Origin, read_text
 from torchrl_vla._internal.suggestions import did_you_mean
 from torchrl_vla.envs.libero.libero_suites import is_reworded
 from torchrl_vla.errors import MissingExtraError, VLAError
@@ -230,8 +232,13 @@ def find_tasks(
     return tuple(dict.fromkeys(found))
 
 
+def _text_of(file: Path) -> str:
+    remedy = f"Install the provider again: {_INSTALL}"
+    return read_text(Origin.of_file("LiberoEnv", file, remedy, ProviderError), file)
+
+
 def _instruction(file: Path) -> str:
-    match = re.search(r"\(:language\s+([^)]*)\)", file.read_text())
+    match = re.search(r"\(:language\s+([^)]*)\)", _text_of(file))
     if match is None:
         raise ProviderError(
             f"LiberoEnv: expected '(:language ...)' in the task's file {file}, got "
@@ -292,5 +299,5 @@ def _default_configuration() -> str:
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     # JSON is YAML.
     text = json.dumps({name: str(path) for name, path in paths.items()})
-    Path(folder, "config.yaml").write_text(text)
+    write_text(Path(folder, "config.yaml"), text)
     return folder

@@ -114,6 +114,11 @@ class VLMGaussianPolicy(VLMPolicy, GaussianVLAWrapper):
         ValueError: the standard deviation is to be predicted.
     """
 
+    without_gradient = {
+        **VLMPolicy.without_gradient,
+        **GaussianVLAWrapper.without_gradient,
+    }
+
     def __init__(
         self,
         trunk: VLATrunk,

@@ -141,6 +141,14 @@ class VLMFlowPolicy(VLMPolicy, FlowVLAWrapper):
             chunk_size=chunk_size,
             action_dim=action_dim,
         )
+        decoder = trunk.decoder
+        path = next(name for name, part in self.named_modules() if part is decoder)
+        unread = (f"{path}.layers.{trunk.num_layers - 1}.*", f"{path}.norm.*")
+        reason = "the expert reads no more than the keys and values of the last layer"
+        self.without_gradient = {
+            **VLMPolicy.without_gradient,
+            **dict.fromkeys(unread, reason),
+        }
         self.time_alpha = training.time_alpha
         self.action_bins: ActionBins | None = None
         if training.num_bins is not None:

@@ -27,6 +27,11 @@ class VLMPolicy(VLAWrapperBase):
 
     needs_model_space: ClassVar[bool] = True
     trunk: VLATrunk
+    #: Weights that no loss of the policy reaches, with the reasons.
+    without_gradient = {
+        "trunk.*lm_head.*": "a head with rows of its own asks for no words",
+        "trunk.*.vision_*.head.*": "pools an image to a vector, which is not read",
+    }
 
     @property
     def instructions(self) -> InstructionTable | None:

