@@ -56,22 +56,7 @@ suppress_warnings = ["config.cache"]
 #: Where links of the repository's own pages lead in the documentation.
 LINKS = {
     "](docs/images/": "](images/",
-    "](docs/architecture.md)": "](architecture.md)",
-    "](docs/lerobot.md)": "](lerobot.md)",
-    "](docs/finetuning.md)": "](finetuning.md)",
-    "](docs/silent_errors.md)": "](silent_errors.md)",
-    "](docs/own_policy.md)": "](own_policy.md)",
-    "](docs/own_environment.md)": "](own_environment.md)",
-    "](docs/own_data.md)": "](own_data.md)",
-    "](docs/conversions.md)": "](conversions.md)",
-    "](docs/inspect_and_doctor.md)": "](inspect_and_doctor.md)",
     "](notebooks/)": "](auto_tutorials/index.rst)",
-    "](docs/gpu.md)": "](gpu.md)",
-    "](docs/profiling.md)": "](profiling.md)",
-    "](docs/collectors.md)": "](collectors.md)",
-    "](docs/glossary.md)": "](glossary.md)",
-    "](docs/scope.md)": "](scope.md)",
-    "](docs/releasing.md)": "](releasing.md)",
     "](SECURITY.md)": "](security.md)",
     "](CHANGELOG.md)": "](changelog.md)",
     "](tutorials/)": "](auto_tutorials/index.rst)",
@@ -84,6 +69,7 @@ ALL_MARKER = "<!-- every public name -->"
 def rewrite_links(app: Sphinx, path: Any, parent: str, content: list[str]) -> None:
     for link, page in LINKS.items():
         content[0] = content[0].replace(link, page)
+    content[0] = re.sub(r"\]\(docs/(\w+\.md)\)", r"](\1)", content[0])
 
 
 def list_public_names(app: Sphinx, docname: str, content: list[str]) -> None:

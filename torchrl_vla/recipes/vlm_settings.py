@@ -13,7 +13,7 @@ class VLMSettings:
 
     Args:
         backbone: Vision-language model: a folder with weights, configuration, processor
-            and tokenizer, a repo id of the Hugging Face Hub, or a *.gguf file of a
+            and tokenizer, a repo id of the Hugging Face Hub, or a ``.gguf`` file of a
             language model. One that reads text alone needs an image encoder.
         prompt: Text around the instruction, with one {instruction}.
         text_length: Tokens kept for the text; longer prompts are refused.
