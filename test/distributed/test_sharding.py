@@ -4,7 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from torchrl_vla.distributed import Ranks, ShareSampler, clip_gradients, shard
+from torchrl_vla.distributed import (
+    Ranks,
+    ShareSampler,
+    clip_gradients,
+    joined_ranks,
+    shard,
+)
 from torchrl_vla.distributed.gradient_sharing import average_gradients
 from torchrl_vla.distributed.sharding import _owners
 from torchrl_vla.errors import SettingsError
@@ -52,3 +58,17 @@ def test_shares_of_a_batch_add_up_to_it():
     assert torch.cat(shares).sort().values.tolist() == list(range(9))
     with pytest.raises(SettingsError, match="3 ranks share evenly, got 8"):
         ShareSampler(Counting(), Ranks(0, 3)).sample(None, 8)
+
+
+def test_a_process_group_alone_shares_nothing():
+    """TorchRL's distributed collectors make one in the process that learns."""
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        assert Ranks.current() == Ranks()
+        with joined_ranks() as ranks:
+            assert Ranks.current() is ranks
+            assert ranks == Ranks(0, 1)
+        assert torch.distributed.is_initialized()
+    finally:
+        torch.distributed.destroy_process_group()

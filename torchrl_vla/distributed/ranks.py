@@ -23,6 +23,9 @@ _TIMEOUT = timedelta(hours=2)  # others wait while the first rank evaluates
 
 Value = TypeVar("Value")
 
+#: The ranks of the innermost ``joined_ranks``, last.
+_joined: list[Ranks] = []
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -44,10 +47,11 @@ class Ranks:
 
     @classmethod
     def current(cls) -> Ranks:
-        """Return those of PyTorch's process group; without one, this process alone."""
-        if dist.is_available() and dist.is_initialized():
-            return cls(dist.get_rank(), dist.get_world_size())
-        return cls()
+        """Return those of :func:`joined_ranks`; outside of it, this process alone.
+
+        A process group alone says nothing: TorchRL's distributed collectors make one.
+        """
+        return _joined[-1] if _joined else cls()
 
     @property
     def is_first(self) -> bool:
@@ -178,15 +182,19 @@ def rank_seed(seed: int, step: int, ranks: Ranks) -> int:
 def joined_ranks(device: str | None = None) -> Iterator[Ranks]:
     """Join the processes that ``torchrun`` started, and leave them at the end.
 
-    A process that ``torchrun`` did not start, or that has joined already, is left as
-    it is. On GPUs each process uses the one of its ``LOCAL_RANK``.
+    Trainings inside share their work. A process group of your own is taken as it is; a
+    process that ``torchrun`` did not start stays alone. On GPUs each process uses the
+    one of its ``LOCAL_RANK``.
 
     Args:
         device: that networks run on, ``"cpu"`` or ``"cuda"``; None = the CPU.
     """
-    is_launched = "RANK" in os.environ and "WORLD_SIZE" in os.environ
-    if not is_launched or dist.is_initialized():
-        yield Ranks.current()
+    if dist.is_initialized():
+        with _current(Ranks(dist.get_rank(), dist.get_world_size())) as ranks:
+            yield ranks
+        return
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        yield Ranks()
         return
     uses_cuda = device is not None and torch.device(device).type == "cuda"
     if uses_cuda:
@@ -194,6 +202,16 @@ def joined_ranks(device: str | None = None) -> Iterator[Ranks]:
     backend = "cpu:gloo,cuda:nccl" if uses_cuda else "gloo"
     dist.init_process_group(backend, timeout=_TIMEOUT)
     try:
-        yield Ranks.current()
+        with _current(Ranks(dist.get_rank(), dist.get_world_size())) as ranks:
+            yield ranks
     finally:
         dist.destroy_process_group()
+
+
+@contextmanager
+def _current(ranks: Ranks) -> Iterator[Ranks]:
+    _joined.append(ranks)
+    try:
+        yield ranks
+    finally:
+        _joined.pop()

@@ -58,7 +58,7 @@ def shard(
     if not dist.is_initialized():
         raise SettingsError(
             "shard: expected a process group, got none. Start the training with "
-            "torchrun, inside joined_ranks()."
+            "torchrun, inside `with joined_ranks():`."
         )
     chosen = list(_owners(policy)) if blocks is None else list(blocks)
     for block in chosen:
