@@ -61,6 +61,10 @@ TESTS = [
     ["execution/test_stream_watch.py::test_two_robots_that_start_together_raise"],
     ["evaluation/test_comparison.py::test_"],
     ["recipes/finetuning/test_learner.py::test_acting_in_another_precision_is_refus"],
+    [
+        "testing/test_training_step_checks.py::test_a_detached_head_raises_at_the_first",
+        "testing/test_training_step_checks.py::test_a_fine_tuning_raises_for_a_detached",
+    ],
     ["policies/test_policy_folder.py::test_"],
     [
         "test_damaged_files.py::test_lerobot_folders",
