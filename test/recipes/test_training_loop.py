@@ -9,6 +9,7 @@ from counting_dataset import counting_dataset
 from tensordict import TensorDict
 from torch import nn
 
+from torchrl_vla.distributed.gradient_sharing import total_loss
 from torchrl_vla.objectives import BCLoss, FlowMatchingLoss, TokenBCLoss
 from torchrl_vla.policies import ContinuousVLAWrapper
 from torchrl_vla.recipes import (
@@ -22,7 +23,6 @@ from torchrl_vla.recipes.training_loop import (
     _Loop,
     constant_rate,
     count_elements,
-    total_loss,
     warmup_cosine,
 )
 from torchrl_vla.recipes.weight_average import ramped_average

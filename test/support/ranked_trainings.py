@@ -17,7 +17,7 @@ from torchrl_vla.errors import SettingsError
 from torchrl_vla.objectives import BCLoss, FlowMatchingLoss, TokenBCLoss
 from torchrl_vla.policies import BackboneConfig, TinyVLA
 from torchrl_vla.recipes import TrainingSettings, run_training, train_behavior_cloning
-from torchrl_vla.recipes.training_loop import constant_rate, total_loss
+from torchrl_vla.recipes.training_loop import constant_rate
 
 ROWS, H, A, VOCABULARY = 8, 3, 2, 5
 
@@ -224,7 +224,7 @@ def shard_at_the_root(name):
     policy = make_policy(name)
     fully_shard(policy, ignored_params={policy.scale})
     try:
-        share_gradients(policy, LOSSES[name](policy), total_loss, Ranks.current())
+        share_gradients(policy, LOSSES[name](policy), Ranks.current())
     except SettingsError as error:
         return str(error)
     return "no refusal"

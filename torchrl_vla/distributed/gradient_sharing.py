@@ -119,23 +119,25 @@ class _Sharded(GradientSharing):
 class _TotalLoss(nn.Module):
     """Sum of the losses of a loss module, as a module that returns a tensor."""
 
-    def __init__(
-        self,
-        loss_module: LossModule,
-        total: Callable[[LossModule, TensorDictBase], Tensor],
-    ) -> None:
+    def __init__(self, loss_module: LossModule) -> None:
         super().__init__()
-        self.loss_module, self.total = loss_module, total
+        self.loss_module = loss_module
 
     def forward(self, batch: TensorDictBase) -> Tensor:
         """Return the sum of the losses."""
-        return self.total(self.loss_module, batch)
+        return total_loss(self.loss_module, batch)
+
+
+def total_loss(loss_module: LossModule, batch: TensorDictBase) -> Tensor:
+    """Return the sum of the losses of a batch."""
+    out = loss_module(batch)
+    names = [name for name in loss_module.out_keys if name.startswith("loss_")]
+    return sum(out.get(name) for name in names)
 
 
 def share_gradients(
     policy: nn.Module,
     loss_module: LossModule,
-    total: Callable[[LossModule, TensorDictBase], Tensor],
     ranks: Ranks,
     section: Section = nullcontext,
 ) -> GradientSharing:
@@ -143,8 +145,7 @@ def share_gradients(
 
     Args:
         policy: is trained; sharded (:func:`shard`) or the same on every rank.
-        loss_module: made from the policy.
-        total: sums the losses of a batch.
+        loss_module: made from the policy; the sum of its losses is minimized.
         ranks: that train it.
         section: of :class:`GradientSharing`.
 
@@ -152,7 +153,7 @@ def share_gradients(
         SettingsError: the policy is sharded so that it would train nothing.
     """
     check_shards("share_gradients", policy)
-    loss = _TotalLoss(loss_module, total)
+    loss = _TotalLoss(loss_module)
     if is_sharded(policy):
         return _Sharded(loss, section, policy, ranks)
     if ranks.is_alone:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -40,17 +40,28 @@ def check_ranks(
             f"{caller}: expected no max_seconds on {ranks.count} ranks, whose clocks "
             f"differ, got {settings.max_seconds}. Pass steps."
         )
-    remedy = "Start every rank with the same command and environment."
-    versions: dict[str, object] = dict(package_versions())
-    ranks.agree(caller, "library versions", versions, remedy)
-    ranks.agree(caller, "settings", settings.as_values(), remedy)
-    ranks.agree(caller, "number of frames", len(buffer), remedy)
-    ranks.agree(
+    check_agreement(
         caller,
-        "initial weights",
-        hash_weights(policy)[:12],
-        "Seed PyTorch alike on every rank before the policy is made.",
+        ranks,
+        {"settings": settings.as_values(), "number of frames": len(buffer)},
+        {"initial weights": [policy]},
     )
+
+
+def check_agreement(
+    caller: str,
+    ranks: Ranks,
+    values: Mapping[str, object],
+    modules: Mapping[str, Sequence[nn.Module]],
+) -> None:
+    """Refuse ranks whose library versions, values or weights differ."""
+    remedy = "Start every rank with the same command and environment."
+    for what, value in {"library versions": package_versions(), **values}.items():
+        ranks.agree(caller, what, value, remedy)
+    remedy = "Seed PyTorch alike on every rank before the policy is made."
+    for what, trained in modules.items():
+        hashes = [hash_weights(module)[:12] for module in trained]
+        ranks.agree(caller, what, hashes, remedy)
 
 
 @contextmanager

@@ -185,9 +185,7 @@ class _Loop:
         ]
         self.device = next(policy.parameters()).device
         self.ranks = Ranks.current()
-        self.gradients = share_gradients(
-            policy, loss_module, total_loss, self.ranks, self.section
-        )
+        self.gradients = share_gradients(policy, loss_module, self.ranks, self.section)
         self.random = torch.Generator().manual_seed(settings.seed)
         ShareSampler.share(buffer, self.ranks)
         buffer.set_rng(self.random)
@@ -241,10 +239,12 @@ class _Loop:
         """Accumulate the gradient of a batch over parts and ranks; return its loss."""
         parts = batch.chunk(self.settings.accumulation_steps)
         sizes = [count_elements(self.loss_module, part) for part in parts]
-        total = self.ranks.total(torch.stack(sizes).sum()) / self.ranks.count
+        own = torch.stack(sizes).sum()
         # A part whose rows all have weight 0 has no mean; its gradient is 0.
         filled = [p for p in zip(parts, sizes, strict=True) if p[1] != 0]
-        if min(self.ranks.collect(len(filled))) == 0:
+        total, ready = self.ranks.total(torch.stack([own, (own != 0).to(own)]))
+        total = total / self.ranks.count
+        if ready < self.ranks.count:
             raise SettingsError(
                 "train: expected a frame with a weight above 0 in the share of "
                 f"each of {self.ranks.count} ranks, got none. Pass a larger batch_size."
@@ -347,13 +347,6 @@ def warmup_cosine(
 def constant_rate(optimizer: Optimizer) -> LRScheduler:
     """Return a schedule that leaves the learning rate as it is."""
     return LambdaLR(optimizer, lambda step: 1.0)
-
-
-def total_loss(loss_module: LossModule, batch: TensorDictBase) -> Tensor:
-    """Return the sum of the losses of a batch."""
-    out = loss_module(batch)
-    names = [name for name in loss_module.out_keys if name.startswith("loss_")]
-    return sum(out.get(name) for name in names)
 
 
 def count_elements(loss_module: LossModule, batch: TensorDictBase) -> Tensor:

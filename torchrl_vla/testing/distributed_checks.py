@@ -102,18 +102,13 @@ def _gradients(
     counted = count or getattr(type(loss), "count_elements", None)
     if counted is not None:
         own = counted(loss, share).double()
-    sharing = share_gradients(policy, loss, _total, ranks)
+    sharing = share_gradients(policy, loss, ranks)
     sharing.backward(share, own / ranks.mean(own))
     return {
         name: None if p.grad is None else full(p.grad).flatten().tolist()
         for name, p in policy.named_parameters()
         if p.requires_grad
     }
-
-
-def _total(loss: LossModule, batch: TensorDictBase) -> Tensor:
-    out = loss(batch)
-    return sum(out.get(name) for name in loss.out_keys if name.startswith("loss_"))
 
 
 def _compare(

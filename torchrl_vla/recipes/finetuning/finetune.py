@@ -24,7 +24,6 @@ from torchrl_vla.evaluation import (
     compare,
     evaluate,
     hash_weights,
-    package_versions,
 )
 from torchrl_vla.policies import StochasticVLAWrapper, as_policy
 from torchrl_vla.policies.protocol import check_module
@@ -44,6 +43,7 @@ from torchrl_vla.recipes.finetuning.rollouts import (
     make_decision_env,
 )
 from torchrl_vla.recipes.finetuning.run_log import RunLog
+from torchrl_vla.recipes.parallel_training import check_agreement
 from torchrl_vla.recipes.training_state import TrainingState, check_training_folder
 from torchrl_vla.rollout import check_device, check_environment, iteration_seed
 from torchrl_vla.spaces import ModelSpace
@@ -223,14 +223,13 @@ def _check_ranks(learner: Learner, collector: Any | None) -> None:
             f"collects by itself, got {type(collector).__name__}. Leave it out, or "
             "start one process."
         )
-    remedy = "Start every rank with the same command and environment."
-    versions: dict[str, object] = dict(package_versions())
-    ranks.agree(caller, "library versions", versions, remedy)
-    ranks.agree(caller, "settings", learner.settings.as_values(), remedy)
-    trained = (learner.policy, learner.critic)
-    hashes = [hash_weights(part)[:12] for part in trained if part is not None]
-    remedy = "Seed PyTorch alike on every rank before the policy is made."
-    ranks.agree(caller, "initial weights of policy and critic", hashes, remedy)
+    trained = [part for part in (learner.policy, learner.critic) if part is not None]
+    check_agreement(
+        caller,
+        ranks,
+        {"settings": learner.settings.as_values()},
+        {"initial weights of policy and critic": trained},
+    )
 
 
 def _resume(state: TrainingState, settings: FinetuneSettings) -> int:
