@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_vlms import tiny_vlm_folder
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 SCRIPTS = sorted(path.name for path in FOLDER.glob("bench_*.py"))
@@ -61,6 +62,20 @@ def test_the_wordings_run_resume_and_print_their_tables(monkeypatch, capsys, tmp
         lines = (tmp_path / "results.jsonl").read_text().splitlines()
         assert len(lines) == 5 + 6
     assert re.search(r"\| `bytes` \| 1 \| \d+ \[", capsys.readouterr().out)
+
+
+def test_a_vision_language_policy_is_cloned_and_improved(monkeypatch, tmp_path):
+    script, folder = "vlm_tabletop.py", str(tmp_path / "run")
+    model = str(tiny_vlm_folder("causal"))
+    options = ["--folder", folder, "--device", "cpu", "--vlm.backbone", model]
+    monkeypatch.setattr(sys, "argv", [script, "--quick", *options])
+    runpy.run_path(str(FOLDER / script), run_name="__main__")
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    for name in ("clone", "shuffled instruction", "blank images"):
+        low, high = report[name]["interval"]
+        assert 0 <= low <= report[name]["success"] <= high <= 1
+    assert "6 paired episodes" in report["PPO"]["comparison"]
+    assert report["weights that are trained"] < report["weights"]
 
 
 def test_the_readme_names_every_benchmark():

@@ -13,8 +13,9 @@ class VLMSettings:
 
     Args:
         backbone: Vision-language model: a folder with weights, configuration, processor
-            and tokenizer, a repo id of the Hugging Face Hub, or a ``.gguf`` file of a
-            language model. One that reads text alone needs an image encoder.
+            and tokenizer, a repo id of the Hugging Face Hub, or a language model: a
+            ``.gguf`` file, or smollm2, whose weights are a package. One that reads text
+            alone needs an image encoder.
         prompt: Text around the instruction, with one {instruction}.
         text_length: Tokens kept for the text; longer prompts are refused.
         state_input: Where the state goes: to the head, as one token behind the prompt,

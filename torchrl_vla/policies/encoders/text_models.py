@@ -67,7 +67,7 @@ def find_model(caller: str, source: str) -> tuple[str, str | None]:
 
     Args:
         caller: opens the error messages.
-        source: ``"minilm"``, ``"smollm2"``, a folder or a repo id.
+        source: ``"minilm"``, ``"smollm2"``, a folder, a file ``*.gguf`` or a repo id.
 
     Raises:
         MissingExtraError: the package with the weights is not installed.
@@ -83,14 +83,17 @@ def find_model(caller: str, source: str) -> tuple[str, str | None]:
         if path.is_dir():
             return str(path), None
         return str(path.parent), path.name
-    folder = Path(source).expanduser()
-    if folder.is_dir():
-        return str(folder), None
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return str(path), None
+    if path.is_file() and path.suffix == ".gguf":
+        return str(path.parent), path.name
     if is_repo_id(source):
         return source, None
     raise FileNotFoundError(
-        f"{caller}: expected one of {sorted(_PACKAGES)}, a folder of transformers or a "
-        f"repo id 'owner/name', got {source!r}. There is no such folder."
+        f"{caller}: expected one of {sorted(_PACKAGES)}, a folder, a file *.gguf or a "
+        f"repo id 'owner/name', got {source!r}. There is no such folder: pass the one "
+        "that save_pretrained wrote."
     )
 
 

