@@ -47,10 +47,10 @@ class Stage:
 
 #: In the order of their value; those that measure time run alone.
 STAGES = (
-    Stage("numerics", 100, ("gpu_numerics.py",), beside=True),
+    Stage("numerics", 150, ("gpu_numerics.py",), beside=True),
     Stage("suite", 240, ("gpu_suite.py",), beside=True),
-    Stage("smolvla", 120, ("gpu_vlm.py", "--shape=smolvla")),
-    Stage("pi0", 120, ("gpu_vlm.py", "--shape=pi0")),
+    Stage("smolvla", 150, ("gpu_vlm.py", "--shape=smolvla")),
+    Stage("pi0", 150, ("gpu_vlm.py", "--shape=pi0")),
     Stage("steps", 60, ("bench_bc_step.py",)),
     Stage("tabletop", 50, ("gpu_tabletop.py",)),
     Stage("demo", 200, ("gpu_demo.py",), beside=True),

@@ -6,9 +6,8 @@
 #     bash benchmarks/gpu_day.sh --folder runs/gpu-day --minutes 12.5
 #     bash benchmarks/gpu_day.sh --rehearse
 #
-# benchmarks/mt50.sh says how the wheels are prepared; add hypothesis for the suite. A
-# package that Python finds already is not installed, so a rehearsal in an environment
-# with everything needs no wheels.
+# benchmarks/mt50.sh says how the wheels are prepared; add hypothesis and
+# sortedcontainers for the suite. A rehearsal in an environment with everything needs none.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 wheels=${WHEELS:-.gpu}

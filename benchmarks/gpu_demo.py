@@ -2,15 +2,19 @@
 
     python benchmarks/gpu_demo.py --device cuda --out rows.json --iterations 10
 
-It is the command `torchrl-vla demo --device DEVICE`; its folder stays beside the rows.
+It is the command `torchrl-vla demo --device DEVICE`; report and results of it are copied
+to a folder beside the rows, without the demonstrations.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 from gpu_rows import Rows, read_arguments
 
@@ -21,7 +25,7 @@ def main() -> None:
     sizes = {"demonstrations": 960, "steps": 1600, "iterations": 10, "episodes": 500}
     given = read_arguments(__doc__, **sizes)
     sizes = TINY if given.rehearse else {name: vars(given)[name] for name in sizes}
-    rows, folder = Rows(given.out), given.out.parent / "demo"
+    rows, folder = Rows(given.out), Path(tempfile.mkdtemp()) / "demo"
     arguments = [f"--{name}={value}" for name, value in sizes.items()]
     started = time.perf_counter()
     with rows.trial("demo", device=given.device):
@@ -36,6 +40,10 @@ def main() -> None:
         subprocess.run([*command, "--folder", str(folder), *arguments], check=True)
     seconds = time.perf_counter() - started
     rows.add("demo", device=given.device, part="everything", seconds=round(seconds, 1))
+    kept = given.out.parent / "demo"
+    kept.mkdir(exist_ok=True)
+    for path in sorted(folder.glob("*.*")):
+        shutil.copy(path, kept)
     for path in sorted(folder.glob("*.json")):
         found = json.loads(path.read_text())
         episodes = found.get("episodes", [])
