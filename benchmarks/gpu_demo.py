@@ -2,7 +2,7 @@
 
     python benchmarks/gpu_demo.py --device cuda --out rows.json --iterations 10
 
-It is the command `torchrl-vla demo --device DEVICE`; report and results of it are copied
+It is the command `torchrl-vla demo --device DEVICE`. Report and results are copied
 to a folder beside the rows, without the demonstrations.
 """
 
