@@ -37,6 +37,18 @@ def read_quick(description: str) -> bool:
 
     A run with full sizes appends a line to the history when it ends.
     """
+    return read_options(description).quick
+
+
+def read_options(description: str, *, device: bool = False) -> argparse.Namespace:
+    """Read the command line: ``quick``, True = tiny sizes, and ``history``.
+
+    A run with full sizes appends a line to the history when it ends.
+
+    Args:
+        description: of the script.
+        device: True = there is a ``device``, where the contestants run.
+    """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -51,11 +63,13 @@ def read_quick(description: str) -> bool:
         default=HISTORY,
         help="file that receives a line of JSON with the ratios of a full run",
     )
+    if device:
+        parser.add_argument("--device", default="cpu", help="cpu or cuda")
     given = parser.parse_args()
     _RATIOS.clear()
     if not given.quick:
         atexit.register(write_history, Path(sys.argv[0]).stem, given.history)
-    return given.quick
+    return given
 
 
 def record_ratios(row: str, ratios: Sequence[float], baseline: str) -> None:

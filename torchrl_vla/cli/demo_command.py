@@ -46,6 +46,9 @@ class Demo:
     MetaWorld and that of LIBERO have none."""
     episodes: int | None = None
     """Episodes of the evaluation after training; the ablations get no more."""
+    device: str | None = None
+    """Device of the policy, e.g. `cuda`, and of the tabletop, which simulates and
+    renders there. Left out, the CPU."""
     seed: int = 0
     """Seed of demonstrations, training and evaluations, whose episodes differ."""
 
@@ -58,10 +61,10 @@ class Demo:
             render_on_demand=settings.image_interval > 1,
         )
         num_envs = min(options.num_envs, settings.control_episodes, settings.num_envs)
-        env = open_environment(options, self.seed, num_envs=num_envs)
+        env = self._open(options, num_envs)
         train_env = None
         if settings.improve is not None:
-            train_env = open_environment(options, self.seed, num_envs=_TRAIN_ENVS)
+            train_env = self._open(options, _TRAIN_ENVS)
         results = recipes.run_demo(
             env,
             self.folder,
@@ -73,6 +76,9 @@ class Demo:
         for name, result in results.items():
             print(f"\n{name}: {result}")
         print(f"\nreport: {self.folder / 'report.html'}")
+
+    def _open(self, options: EnvironmentOptions, num_envs: int) -> EnvBase:
+        return open_environment(options, self.seed, self.device, num_envs=num_envs)
 
     def _settings(self) -> DemoSettings:
         if self.env.name not in DEMO_SETTINGS:
@@ -109,9 +115,9 @@ class Demo:
         """Return where to record clips, or None on a machine that cannot render."""
         if settings.image_size is not None:  # the policy reads images of this size
             return env
-        options = replace(self.env, num_envs=settings.clips, image_size=_CLIP_SIZE)
+        options = replace(self.env, image_size=_CLIP_SIZE, num_workers=0)
         try:
-            video_env = open_environment(replace(options, num_workers=0), self.seed)
+            video_env = self._open(options, settings.clips)
             video_env.reset()
         except library.RenderingError as error:
             print(f"torchrl-vla: the report has no clips: {error}", file=sys.stderr)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -73,9 +74,12 @@ got (4, 4). Ask for resizing by name: resize="stretch", "pad" or "crop".
         x = images / 255.0 if not images.is_floating_point() else images
         if self.size is not None and shape[2:] != self.size:
             x = self._resized(caller, x, self.size)
-        shape_of_channels = (1, -1, 1, 1)
-        mean = x.new_tensor(self.mean).view(shape_of_channels)
-        return (x - mean) / x.new_tensor(self.std).view(shape_of_channels)
+        # Filled on the device: a CUDA graph takes no copy of numbers from the host.
+        mean, std = (
+            torch.cat([x.new_full((1, 1, 1, 1), value) for value in values], 1)
+            for values in (self.mean, self.std)
+        )
+        return (x - mean) / std
 
     def _resized(self, caller: str, x: Tensor, size: tuple[int, int]) -> Tensor:
         height, width = x.shape[-2:]

@@ -67,8 +67,10 @@ class CausalTrunk(VLATrunk):
     def _see(self, images: Tensor) -> Tensor:
         """Return the tokens ``[N, P, F]`` of images ``[N, C, h, w]``."""
         assert self.image_encoder is not None, "checked by load_trunk"
-        # In whole blocks of images: convolutions round as matrix products do.
-        filling = images[-1:].expand(-len(images) % BLOCK, -1, -1, -1)
+        # In whole blocks of images: convolutions round as matrix products do. Only the
+        # CPU keeps a row's bits so; elsewhere it would be work for nothing.
+        missing = -len(images) % BLOCK if images.device.type == "cpu" else 0
+        filling = images[-1:].expand(missing, -1, -1, -1)
         patches = self.image_encoder.encode(torch.cat([images, filling])).patches
         return self.image_projection(patches)[: len(images)]
 

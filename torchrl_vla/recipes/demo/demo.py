@@ -68,7 +68,8 @@ def run_demo(
     """Clone a scripted expert, improve the clone, and write a report to a folder.
 
     Args:
-        env: with ``make_expert``, ``instructions``, ``metadata`` and episode seeds.
+        env: with ``make_expert``, ``instructions``, ``metadata`` and episode seeds. The
+            policy acts and learns on its device.
         folder: receives ``dataset/``, ``policy/``, ``learning_curve.csv``,
             ``finetuning/``, one JSON file per evaluation, clip strips and
             ``report.html``. A dataset and a fine-tuning already there are replaced.
@@ -95,6 +96,7 @@ def run_demo(
         head=settings.head,
         hidden=settings.hidden,
     ).eval()
+    policy = policy.to(env.device or "cpu")
     space = make_space(dataset.metadata, settings.head)
     executor = space.executor(policy, replan_interval=settings.replan_interval)
 
