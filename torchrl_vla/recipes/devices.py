@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from tensordict import TensorDictBase
 from torchrl.envs import DeviceCastTransform, EnvBase, TransformedEnv
 
 from torchrl_vla.envs import TabletopEnv
@@ -48,5 +51,23 @@ def on_device(env: EnvBase, device: str | None) -> EnvBase:
         return env
     if isinstance(env, TabletopEnv):
         return env.to(device)
-    cast = DeviceCastTransform(torch.device(device), orig_device=own)
-    return TransformedEnv(env, cast)
+    return _CastEnv(env, torch.device(device), own)
+
+
+class _CastEnv(TransformedEnv):
+    """An environment whose tensors are cast, also those that ``reset`` is given.
+
+    ``DeviceCastTransform`` does not see the keywords of ``reset``, such as
+    ``episode_seeds``.
+    """
+
+    def __init__(self, env: EnvBase, device: torch.device, own: torch.device) -> None:
+        super().__init__(env, DeviceCastTransform(device, orig_device=own))
+
+    def _reset(
+        self, tensordict: TensorDictBase | None = None, **kwargs: Any
+    ) -> TensorDictBase:
+        own = self.base_env.device or "cpu"
+        for name, value in kwargs.items():
+            kwargs[name] = value.to(own) if torch.is_tensor(value) else value
+        return super()._reset(tensordict, **kwargs)
