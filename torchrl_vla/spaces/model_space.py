@@ -170,6 +170,8 @@ class ModelSpace:
     ) -> ChunkExecutor:
         """Make an executor: observations to one action per step, both in robot space.
 
+        It lies on the policy's device.
+
         Args:
             policy: reads and writes this space; ``action_chunk`` is its chunk.
             executor_class: takes a policy of robot space and the options, such as
@@ -210,7 +212,10 @@ class ModelSpace:
                 keys=GuardKeys(action=ACTION_CHUNK_KEY),
             )
         options.setdefault("keys", ExecutorKeys(chunk=ACTION_CHUNK_KEY))
-        return executor_class(robot_policy, **options)
+        executor = executor_class(robot_policy, **options)
+        devices = {parameter.device for parameter in policy.parameters()}
+        # Scaling and limits go where the policy is, if it is in one place.
+        return executor.to(*devices) if len(devices) == 1 else executor
 
 
 def chunk_targets(chunk_size: int, storage: Storage) -> ActionChunkTransform:

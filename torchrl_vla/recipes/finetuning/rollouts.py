@@ -108,7 +108,8 @@ def make_decision_env(
         transforms.append(scaling)
         if space.state_scaling is not None:
             transforms.append(space.state_scaling)
-    return TransformedEnv(scheduled, Compose(*transforms))
+    compose = Compose(*transforms).to(env.device or "cpu")
+    return TransformedEnv(scheduled, compose)
 
 
 class Rollouts:
