@@ -14,7 +14,7 @@ CREATE = $(PYTHON) -m venv $(VENV)
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 endif
 
-.PHONY: demo demo-metaworld test test-main test-lerobot test-core test-oldest
+.PHONY: demo demo-metaworld test test-main test-device test-lerobot test-core test-oldest
 .PHONY: coverage lint format docs notebooks bench bench-report dist api fingerprints clean
 
 # One thread per worker: small networks on two threads each wait for one another.
@@ -43,6 +43,20 @@ test-oldest: .venv-oldest/.done
 CORE_TESTS = test/schema test/distributed test/tokenizers test/transforms $(wildcard test/rollout) test/policies \
 	test/execution $(wildcard test/spaces) test/objectives test/evaluation test/data test/recipes \
 	test/profiling test/envs test/testing test/cli test/test_extras.py torchrl_vla
+
+# The suite on a GPU, with whatever Python and packages the machine has, or
+# `make test-device DEVICE=rehearsal` on a device without hardware.
+DEVICE ?= rehearsal
+DEVICE_PYTHON ?= $(BIN)/python
+DEVICE_WORKERS ?= 2
+DEVICE_TESTS = test/device test/schema test/transforms test/tokenizers test/policies \
+	test/objectives test/execution test/rollout test/spaces test/testing \
+	test/profiling test/recipes/finetuning test/recipes/test_training_loop.py \
+	test/recipes/test_behavior_cloning.py test/recipes/test_devices.py \
+	test/test_log_prob_consistency.py test/test_noise.py test/test_corrections.py
+test-device:
+	OMP_NUM_THREADS=1 $(DEVICE_PYTHON) -m pytest --device $(DEVICE) -n $(DEVICE_WORKERS) \
+		-q --tb=short $(DEVICE_TESTS)
 
 coverage: $(VENV)/.all
 	$(call PYTEST,$(VENV)) --cov --cov-report=term:skip-covered test torchrl_vla

@@ -47,7 +47,8 @@ def make_clock(device: str) -> Callable[[], float]:
         return time.process_time
 
     def clock() -> float:
-        torch.cuda.synchronize()
+        if torch.device(device).type == "cuda":
+            torch.cuda.synchronize()
         return time.perf_counter()
 
     return clock

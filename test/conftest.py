@@ -4,8 +4,12 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    import torch
 
 SCENE = '<mujoco><worldbody><camera name="eye"/></worldbody></mujoco>'
 
@@ -17,6 +21,29 @@ collect_ignore = (
 
 # Nothing in the suite may wait for the Hub.
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def pytest_addoption(parser) -> None:
+    parser.addoption(
+        "--device",
+        default="cpu",
+        help="of the tests: cpu, cuda, or rehearsal (one without hardware)",
+    )
+
+
+def pytest_configure(config) -> None:
+    if (name := config.getoption("--device")) != "cpu":
+        import device_lane
+
+        device_lane.begin(name)
+
+
+@pytest.fixture
+def device(request) -> torch.device:
+    """The device of the option ``--device``."""
+    import torch
+
+    return torch.device(request.config.getoption("--device"))
 
 
 def _lerobot_lane() -> str:
@@ -32,12 +59,17 @@ def pytest_report_header() -> str:
 
 
 def pytest_collection_modifyitems(config, items) -> None:
-    """Leave the tests of LeRobot and LIBERO out where they are not installed."""
+    """Leave out what is not installed, and on another device what runs on the CPU."""
     missing = [
         package
         for package in ("lerobot", "libero")
         if importlib.util.find_spec(package) is None
     ]
+    if config.getoption("--device") != "cpu":
+        import device_lane
+
+        device_lane.mark_cpu_only(items)
+        missing.append("cpu_only")
     left_out = [item for item in items if any(map(item.get_closest_marker, missing))]
     if left_out:
         items[:] = [item for item in items if item not in left_out]

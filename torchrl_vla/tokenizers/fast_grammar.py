@@ -51,7 +51,8 @@ class FASTGrammar(TokenGrammar):
 
     def _find_fillable(self) -> Tensor:
         """Return from which (missing, half) an end is reached, bool ``[n+1, S]``."""
-        fillable = torch.zeros(self.numbers + 1, self._tails, dtype=torch.bool)
+        shape = (self.numbers + 1, self._tails)
+        fillable = torch.zeros(shape, dtype=torch.bool, device=self._fits.device)
         fillable[0, 0] = True
         for missing in range(1, self.numbers + 1):
             # Entries with a half first: a token without a whole code leads to them.

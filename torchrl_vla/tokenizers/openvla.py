@@ -148,9 +148,11 @@ class OpenVLAActionTokenizer(VocabTailActionTokenizer):
     def _decode_table(self) -> Tensor:
         """Compute every token's action ``[A, num_bins]`` in float64, return float32."""
         edges = np.linspace(-1.0, 1.0, self.num_bins)
-        actions = ((edges[:-1] + edges[1:]) / 2.0)[self._middle_of_token().numpy()]
+        actions = ((edges[:-1] + edges[1:]) / 2.0)[
+            self._middle_of_token().cpu().numpy()
+        ]
         low, high, mask = (
-            value.numpy()[:, None]
+            value.cpu().numpy()[:, None]
             for value in (self.norm_low, self.norm_high, self.norm_mask)
         )
         scaled = 0.5 * (actions + 1.0) * (high - low + 1e-8) + low
@@ -160,4 +162,4 @@ class OpenVLAActionTokenizer(VocabTailActionTokenizer):
             table = np.where(mask, table, binary)
         if self.gripper_invert:
             table = np.where(mask, table, -table)
-        return torch.from_numpy(table).float()
+        return torch.from_numpy(table).float().to(self.norm_low.device)

@@ -82,7 +82,8 @@ class UniformActionTokenizer(ActionTokenizerBase):
 
     def _check_resolution(self) -> None:
         shape = (self.num_bins, *self.low.shape)
-        bins = torch.arange(self.num_bins).view(-1, *[1] * self.low.ndim).expand(shape)
+        bins = torch.arange(self.num_bins, device=self.low.device)
+        bins = bins.view(-1, *[1] * self.low.ndim).expand(shape)
         if not torch.equal(self.encode(self.decode(bins)), bins):
             raise ValueError(
                 f"UniformActionTokenizer: expected {self.num_bins} bins that float32 "

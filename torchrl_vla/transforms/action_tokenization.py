@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import torch
 from tensordict import NestedKey, TensorDictBase, unravel_key
 from torchrl.data import Categorical, Composite
@@ -80,6 +82,7 @@ class ActionTokenizerTransform(Transform):
         # No forward keys: the specs of an environment's output do not change.
         super().__init__(in_keys_inv=[in_key], out_keys_inv=[out_key])
         self.tokenizer = tokenizer
+        self._copies: dict[torch.device, ActionTokenizerBase] = {}
 
     @property
     def in_key(self) -> NestedKey:
@@ -99,13 +102,28 @@ class ActionTokenizerTransform(Transform):
             case ChunkActionTokenizer() if pad is not None:
                 action = _hold(action, pad)
         tensordict = tensordict.copy()  # buffer[:] hands out the storage itself
-        return tensordict.set(self.out_key, self.tokenizer.encode(action))
+        tokens = self._tokenizer_on(action.device).encode(action)
+        return tensordict.set(self.out_key, tokens)
 
     def _inv_call(self, tensordict: TensorDictBase) -> TensorDictBase:
         if not acts_in_environment(self):
             return tensordict  # written to a buffer
         tokens = self._get(tensordict, self.out_key, "tokens to decode")
-        return tensordict.set(self.in_key, self.tokenizer.decode(tokens))
+        action = self._tokenizer_on(tokens.device).decode(tokens)
+        return tensordict.set(self.in_key, action)
+
+    def _tokenizer_on(self, device: torch.device) -> ActionTokenizerBase:
+        """Return the tokenizer, or a copy where a policy took its own elsewhere.
+
+        A policy on an accelerator shares its tokenizer with the transform of a buffer
+        that stays on the CPU.
+        """
+        constant = next(self.tokenizer.buffers(), None)
+        if constant is None or constant.device == device:
+            return self.tokenizer
+        if device not in self._copies:
+            self._copies[device] = deepcopy(self.tokenizer).to(device)
+        return self._copies[device]
 
     def _call(self, next_tensordict: TensorDictBase) -> TensorDictBase:
         return next_tensordict  # an environment's output has no action
