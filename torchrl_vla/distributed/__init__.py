@@ -8,6 +8,7 @@ Alone, without a group, all of them change nothing.
 from torchrl_vla.distributed.batch_share import ShareSampler
 from torchrl_vla.distributed.gradient_sharing import (
     GradientSharing,
+    TotalLoss,
     clip_gradients,
     share_gradients,
 )
@@ -23,6 +24,7 @@ __all__ = [
     "GradientSharing",
     "Ranks",
     "ShareSampler",
+    "TotalLoss",
     "check_shards",
     "clip_gradients",
     "copy_full_weights",

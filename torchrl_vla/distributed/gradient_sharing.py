@@ -16,7 +16,7 @@ from torchrl.objectives import LossModule
 from torchrl_vla.distributed.ranks import Ranks
 from torchrl_vla.distributed.sharding import check_shards, full, is_sharded
 
-TotalLoss = Callable[[TensorDictBase], Tensor]
+_LossOf = Callable[[TensorDictBase], Tensor]
 Section = Callable[[str], AbstractContextManager[object]]
 
 
@@ -37,7 +37,7 @@ class GradientSharing:
         2.0
     """
 
-    def __init__(self, loss: TotalLoss, section: Section = nullcontext) -> None:
+    def __init__(self, loss: _LossOf, section: Section = nullcontext) -> None:
         self.loss, self.section = loss, section
 
     def backward(
@@ -116,15 +116,44 @@ class _Sharded(GradientSharing):
         average_gradients(self.whole, self.ranks)
 
 
-class _TotalLoss(nn.Module):
-    """Sum of the losses of a loss module, as a module that returns a tensor."""
+class TotalLoss(nn.Module):
+    """Sum of the losses of a loss module, as a module that returns a tensor.
+
+    What wraps one module, such as ``DistributedDataParallel``, ``accelerate`` or Ray
+    Train, wraps this one: the weights that it holds are the policy's own.
+
+    Args:
+        loss_module: its entries ``loss_*`` are added.
+
+    Examples:
+        >>> import torch
+        >>> from tensordict import TensorDict
+        >>> from tensordict.nn import TensorDictModule
+        >>> from torchrl_vla.objectives import BCLoss
+        >>> network = torch.nn.Sequential(
+        ...     torch.nn.Linear(2, 6), torch.nn.Unflatten(-1, (3, 2))
+        ... )
+        >>> state = ("observation", "state")
+        >>> policy = TensorDictModule(network, [state], ["action_chunk"])
+        >>> loss = TotalLoss(BCLoss(policy))
+        >>> batch = TensorDict(
+        ...     {
+        ...         "observation": {"state": torch.randn(4, 2)},
+        ...         "action_chunk": torch.randn(4, 3, 2),
+        ...         "action_is_pad": torch.zeros(4, 3, dtype=torch.bool),
+        ...     },
+        ...     [4],
+        ... )
+        >>> loss(batch).shape
+        torch.Size([])
+    """
 
     def __init__(self, loss_module: LossModule) -> None:
         super().__init__()
         self.loss_module = loss_module
 
     def forward(self, batch: TensorDictBase) -> Tensor:
-        """Return the sum of the losses."""
+        """Return the sum of the losses of a batch, a scalar."""
         return total_loss(self.loss_module, batch)
 
 
@@ -153,7 +182,7 @@ def share_gradients(
         SettingsError: the policy is sharded so that it would train nothing.
     """
     check_shards("share_gradients", policy)
-    loss = _TotalLoss(loss_module)
+    loss = TotalLoss(loss_module)
     if is_sharded(policy):
         return _Sharded(loss, section, policy, ranks)
     if ranks.is_alone:
