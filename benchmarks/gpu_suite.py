@@ -16,8 +16,9 @@ from pathlib import Path
 from gpu_rows import Rows, read_arguments
 
 ROOT = Path(__file__).parent.parent
-#: Folders with tests that compute on a device.
-PATHS = ("test", "torchrl_vla")
+_MAKEFILE = (ROOT / "Makefile").read_text().replace("\\\n", " ")
+#: The tests that `make test-device` names.
+PATHS = re.search(r"^DEVICE_TESTS = (.*)$", _MAKEFILE, re.MULTILINE)[1].split()
 TINY = ("test/objectives/test_bc.py",)
 _SUMMARY = re.compile(r"(\d+) (passed|failed|skipped|errors?|xfailed|deselected)")
 _FAILED = re.compile(r"(FAILED|ERROR) (\S+)(?: - (.*))?")
@@ -28,6 +29,7 @@ def main() -> None:
     rows = Rows(given.out)
     has_option = "--device" in (ROOT / "test/conftest.py").read_text()
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    command += ["-p", "no:benchmark"]  # its warning beside xdist is an error here
     command += ["--device", given.device] if has_option else []
     command += ["-n", "0" if given.rehearse else str(given.workers), "-rfE"]
     command += TINY if given.rehearse else PATHS

@@ -13,6 +13,7 @@ from tensordict import NonTensorData, NonTensorStack, is_non_tensor
 from torch import Tensor
 
 from torchrl_vla._internal.json_source import read_json
+from torchrl_vla._internal.readable_values import can_be_read
 from torchrl_vla.errors import SchemaError, UnknownInstructionError
 
 _MASK_63_BITS = (1 << 63) - 1
@@ -119,8 +120,8 @@ class InstructionTable:
             int64 tensor of the same shape, each in ``[0, len(table))``.
 
         Raises:
-            UnknownInstructionError: an id is not in the table. Inside
-                ``torch.compile`` the check is a device-side assertion.
+            UnknownInstructionError: an id is not in the table. While
+                it is compiled or captured the check is a device-side assertion.
         """
         if ids.dtype != torch.int64:
             raise TypeError(
@@ -138,7 +139,7 @@ class InstructionTable:
         if torch._C._functorch.is_batchedtensor(ids):  # in vmap a value cannot be read
             known = torch._C._functorch.get_unwrapped(known)
             ids = torch._C._functorch.get_unwrapped(ids)
-        if torch.compiler.is_compiling() or ids.is_cuda:
+        if not can_be_read(ids):
             torch._assert_async(known.all(), "InstructionTable: an id is unknown.")
         elif not known.all():
             foreign = ids[~known].flatten().unique().tolist()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from torchrl_vla._internal.readable_values import can_be_read
 from torchrl_vla.schema import TokenError
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ class ActionTokenizerBase(nn.Module, ABC):
     def _check_actions(self, actions: Tensor) -> None:
         # A sum is finite only if every term is: one cheap pass for good data.
         total = actions.sum().isfinite()
-        if torch.compiler.is_compiling() or actions.is_cuda:
+        if not can_be_read(actions):
             torch._assert_async(
                 total, "action tokenizer: expected finite actions, got NaN or inf."
             )
@@ -99,7 +100,7 @@ class ActionTokenizerBase(nn.Module, ABC):
         if not tokens.numel():
             return
         smallest, largest = torch.aminmax(tokens)
-        if torch.compiler.is_compiling() or tokens.is_cuda:
+        if not can_be_read(tokens):
             ours = (smallest >= low) & (largest < high)
             torch._assert_async(
                 ours, "action tokenizer: expected action tokens, got another token."

@@ -145,6 +145,8 @@ class UniformActionTokenizer(ActionTokenizerBase):
     def _middles_of(self, tokens: Tensor) -> Tensor:
         """Return the middles of the bins of ``[0, 1]``; a lookup checks its index."""
         self._check_dtype(tokens)
+        if tokens.device.type != "cpu":  # where a lookup raises nothing by name
+            self._check_tokens(tokens, 0, self.num_bins)
         table = torch.arange(self.num_bins, dtype=self.low.dtype, device=tokens.device)
         table = table.add_(0.5).div_(self.num_bins)
         try:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from torchrl_vla._internal.readable_values import can_be_read
 from torchrl_vla.policies.chunk_distribution import ChunkDistribution
 from torchrl_vla.policies.tokens.token_sampling import TokenSampling
 from torchrl_vla.rollout import uniforms
@@ -116,7 +117,7 @@ class TokenDistribution(ChunkDistribution):
     def _check_tokens(self, tokens: Tensor) -> None:
         size = self.logits.shape[-1]
         ours = (tokens >= 0) & (tokens < size)
-        if torch.compiler.is_compiling() or tokens.is_cuda:
+        if not can_be_read(tokens):
             torch._assert_async(ours.all(), "TokenDistribution: a foreign token.")
         elif not ours.all():
             raise TokenError(
@@ -128,7 +129,7 @@ class TokenDistribution(ChunkDistribution):
             return
         mask = self._allowed_tokens.expand(*tokens.shape, -1)
         allowed = mask.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
-        if torch.compiler.is_compiling() or tokens.is_cuda:
+        if not can_be_read(tokens):
             torch._assert_async(allowed.all(), "TokenDistribution: a masked token.")
         elif not allowed.all():
             where = (~allowed).nonzero()[0].tolist()

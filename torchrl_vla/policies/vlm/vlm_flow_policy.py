@@ -9,6 +9,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from torchrl_vla._internal.readable_values import can_be_read
 from torchrl_vla.policies.denoising.denoising_distribution import Guide
 from torchrl_vla.policies.denoising.flow_matching_policy import FlowVLAWrapper
 from torchrl_vla.policies.denoising.flow_noise import FlowNoise
@@ -291,7 +292,7 @@ class VLMFlowPolicy(VLMPolicy, FlowVLAWrapper):
 
     def _check_committed(self, committed: Tensor) -> None:
         most = self.flow_training.max_delay
-        if committed.is_cuda or torch.compiler.is_compiling():
+        if not can_be_read(committed):
             return
         longest = int(committed.sum(1).max())
         if longest > most:
