@@ -68,8 +68,9 @@ class BackgroundExecutor(ChunkExecutor):
         super().__init__(policy, keys=keys)
         self.action_reference = action_reference
         self.worker = worker
-        is_named = isinstance(when_late, str)
-        self.lateness = Lateness(when_late) if is_named else when_late
+        if isinstance(when_late, str):
+            when_late = Lateness(when_late)
+        self.lateness: Lateness = when_late
         self._late_action = LateAction(
             self._name, self.lateness, action_reference, self.training_metadata
         )
