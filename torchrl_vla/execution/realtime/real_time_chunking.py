@@ -171,9 +171,6 @@ class RealTimeChunking(BackgroundExecutor):
         if isinstance(self.inference_delay, LatencyTracker):
             self.inference_delay.record(steps)
 
-    def _is_due(self, positions: Tensor, size: int) -> Tensor:
-        return positions >= self.replan_interval
-
     def _steps_until_due(self, positions: Tensor, size: int) -> Tensor:
         return self.replan_interval - positions
 
