@@ -212,7 +212,8 @@ class BackgroundExecutor(ChunkExecutor):
         if state.chunks is not None:
             positions, size = state.chunks.positions, state.chunks.chunk_size
             due = begins | self._is_due(positions, size) & ~state.in_flight
-        deadline = _deadline(self.lateness.timeout_s)
+        timeout = self.lateness.timeout_s
+        deadline = None if timeout is None else time.monotonic() + timeout
         if due.any():
             request = self._request(state, tensordict, due, begins)
             state.add(request)
@@ -395,7 +396,3 @@ class BackgroundExecutor(ChunkExecutor):
             f"when_late={self.lateness.reaction!r}, waits={self.waits}, "
             f"holds={self.holds}"
         )
-
-
-def _deadline(timeout_s: float | None) -> float | None:
-    return None if timeout_s is None else time.monotonic() + timeout_s

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import isfinite
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from tensordict import NestedKey
 from torch import Tensor
 
+from torchrl_vla._internal.option_names import Reaction
 from torchrl_vla.execution.action_reference import MAKE_ABSOLUTE
 from torchrl_vla.schema import RobotDatasetMetadata
-
-#: What a step does for which no action is left.
-Reaction = Literal["wait", "hold", "repeat", "zero", "stop"]
 
 
 @dataclass(frozen=True)
