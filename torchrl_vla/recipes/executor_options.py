@@ -101,8 +101,9 @@ class ExecutorOptions:
                 them).
 
         Raises:
-            SettingsError: of :meth:`check`; the interval is not the executor's; or, when it is called,
-                the metadata do not say what actions are measured from.
+            SettingsError: as :meth:`check`; the interval is not the executor's. What is
+                returned raises it where the metadata do not say what actions are
+                measured from.
 
         Examples:
             >>> from tensordict.nn import TensorDictModule

@@ -192,7 +192,7 @@ class BackgroundExecutor(ChunkExecutor):
                 self._measure(state.step - request.step)
         if state.step >= request.step + request.delay:
             return True
-        return bool((request.envs & state.empty).any())
+        return state.has_empty and bool((request.envs & state.empty).any())
 
     def _update(
         self,

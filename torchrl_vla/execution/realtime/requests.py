@@ -58,6 +58,7 @@ class AsyncState:
         self.requested_at = torch.zeros_like(begins, dtype=torch.int64)
         #: Environments that have had no chunk in their episode, bool ``[*B]``.
         self.empty = torch.ones_like(begins)
+        self.has_empty = True
         #: The action of the step before, ``[*B, A]``.
         self.last_action: Tensor | None = None
         #: Steps without motion since the request, int64 ``[*B]``; None = none.
@@ -113,6 +114,7 @@ class AsyncState:
         """Drop what environments whose episode begins have had, bool ``[*B]``."""
         self.drop(envs)
         self.empty = self.empty | envs
+        self.has_empty = True
 
     def number(self, envs: Tensor, serial: int) -> None:
         """Number what environments do that have no chunk yet."""
@@ -148,7 +150,9 @@ class AsyncState:
                 self.chunks = StaggeredChunks(_spread(answer, envs))
                 self.chunks.serials = self._serials
             self.chunks.replace(envs, answer, position)
-        self.empty = self.empty & ~envs
+        if self.has_empty:
+            self.empty = self.empty & ~envs
+            self.has_empty = bool(self.empty.any())
         self.late_steps = self.late_steps.masked_fill(envs, 0)
 
     def remove(self, request: InFlightRequest, envs: Tensor) -> None:
