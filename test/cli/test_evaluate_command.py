@@ -234,3 +234,30 @@ def test_a_preset_of_another_environment_is_refused(policy, capsys):
     err = capsys.readouterr().err
     assert "expected the environment 'libero' with the preset 'lerobot-libero'" in err
     assert "got 'tabletop'" in err
+
+
+def test_the_executor_is_chosen_by_name(tmp_path, capsys):
+    torch.manual_seed(0)
+    env = TabletopEnv(4, image_size=16, seed=0)
+    dataset = collect(env, env.make_expert(), 4, folder=tmp_path / "d", progress=False)
+    flow = make_policy(dataset, chunk_size=8, hidden=16, head="flow")
+    folder = save_checkpoint(tmp_path / "flow", flow, ModelSpace(dataset.metadata))
+    successes = {}
+    for name, options in {
+        "default": [],
+        "chunks": ["--executor", "chunks"],
+        "rtc": ["--executor", "rtc", "--inference-delay", "2"],
+        "thread": ["--executor", "rtc", "--worker", "thread"],
+        "async": ["--executor", "async", "--request-at", "3"],
+    }.items():
+        out = tmp_path / f"{name}.json"
+        arguments = ["--policy", str(folder), "--json", str(out), *SMALL, *options]
+        assert main(["evaluate", *arguments]) == 0
+        result = EvaluationResult.from_json(out)
+        successes[name] = [episode.length for episode in result.episodes]
+        chosen = result.provenance["command"]["execution"]["executor"]
+        assert chosen == {"default": "chunks", "thread": "rtc"}.get(name, name)
+    assert successes["default"] == successes["chunks"]
+    assert all(len(lengths) == 6 for lengths in successes.values())
+    assert main(["evaluate", "--policy", str(folder), *SMALL, "--worker", "thread"])
+    assert "They would have no effect" in capsys.readouterr().err

@@ -47,3 +47,16 @@ Attention = Literal["sdpa", "eager"]
 
 #: What a vision-language model computes in.
 Precision = Literal["float32", "bfloat16"]
+
+#: What a step does for which no action is left; see ``Lateness``.
+Reaction = Literal["wait", "hold", "repeat", "zero", "stop"]
+
+#: How chunks are executed: each to its end, ACT's mean of all, the next one planned
+#: ahead, or continued by the next one (real-time chunking).
+ExecutorName = Literal["chunks", "ensemble", "async", "rtc"]
+
+#: Where an executor runs its policy: within the step, in a thread or in a process.
+WorkerName = Literal["step", "thread", "process"]
+
+#: How a new chunk is blended with the rest of the old one.
+OverlapName = Literal["replace", "average", "ensemble"]

@@ -24,6 +24,7 @@ from torchrl_vla.recipes.environment_options import (
     DEFAULT_ENVIRONMENT,
     EnvironmentOptions,
 )
+from torchrl_vla.recipes.executor_options import DEFAULT_EXECUTOR, ExecutorOptions
 
 if TYPE_CHECKING:
     from tensordict.nn import TensorDictModuleBase
@@ -45,6 +46,7 @@ class Evaluate:
     replan_interval: int | None = None
     """Actions of a chunk to execute before the policy is called again. Left out, the
     whole chunk, or as many as LeRobot executes of it."""
+    execution: OmitArgPrefixes[ExecutorOptions] = DEFAULT_EXECUTOR
     rename_map: str = "{}"
     """For a LeRobot checkpoint: the environment's cameras to the policy's, as JSON,
     e.g. '{"corner2": "top"}'; null hides one from the policy."""
@@ -108,18 +110,21 @@ class Evaluate:
                 "--policy: expected a policy, got none. Name a checkpoint; only "
                 "--merge needs none."
             )
+        self.execution.check()
         num_envs = min(self.env.num_envs, self.episodes)
         device = None
         if self.device and library.runs_on_device_of_environment(self.policy):
             device = self.device
         env = open_environment(self.env, self.seed, device, num_envs=num_envs)
         replan_interval = self.replan_interval
-        if self.env.preset is not None and replan_interval is None:
+        is_plain = self.execution.executor == "chunks"
+        if self.env.preset is not None and replan_interval is None and is_plain:
             replan_interval = PRESETS[self.env.preset].replan_interval
         executor = library.load_any_executor(
             self.policy,
             env,
             replan_interval=replan_interval,
+            execution=self.execution,
             **self._policy_options(),
         )
         if self.convert:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     )
     from torchrl_vla.recipes.environment_options import EnvironmentOptions
     from torchrl_vla.recipes.environment_registry import make_environment
+    from torchrl_vla.recipes.executor_options import ExecutorOptions
     from torchrl_vla.recipes.finetuning.algorithms import (
         ALGORITHMS,
         GRPO,
@@ -88,6 +89,7 @@ _MODULES = {
     f"{_HERE}.dataset_options": ("DatasetOptions",),
     f"{_HERE}.encoded_demonstrations": ("EncodedDemonstrations", "encode_images"),
     f"{_HERE}.environment_options": ("EnvironmentOptions",),
+    f"{_HERE}.executor_options": ("ExecutorOptions",),
     f"{_HERE}.environment_registry": ("make_environment",),
     f"{_HERE}.finetuning.algorithms": (
         "ALGORITHMS",
@@ -134,6 +136,7 @@ __all__ = [
     "EncodedDemonstrations",
     "EnvironmentName",
     "EnvironmentOptions",
+    "ExecutorOptions",
     "ExpertEnvironmentName",
     "FinetuneResult",
     "FinetuneSettings",

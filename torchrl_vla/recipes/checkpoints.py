@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
@@ -17,11 +18,7 @@ from torchrl_vla._internal.durable_files import (
 )
 from torchrl_vla._internal.file_origin import Origin
 from torchrl_vla._internal.json_source import read_json
-from torchrl_vla.execution import (
-    ChunkExecutor,
-    MultiStepActorWrapper,
-    TemporalEnsemble,
-)
+from torchrl_vla.execution import ChunkExecutor, TemporalEnsemble
 from torchrl_vla.policies import (
     VLAWrapperBase,
     as_policy,
@@ -31,6 +28,7 @@ from torchrl_vla.policies import (
     save_policy,
 )
 from torchrl_vla.policies.module_policy import declared
+from torchrl_vla.recipes.executor_options import DEFAULT_EXECUTOR, ExecutorOptions
 from torchrl_vla.schema import (
     InstructionTable,
     RobotDatasetMetadata,
@@ -156,6 +154,7 @@ def load_executor(
     instructions: InstructionTable | None = None,
     replan_interval: int | None = None,
     convert: bool = False,
+    execution: ExecutorOptions = DEFAULT_EXECUTOR,
     **options: Any,
 ) -> ChunkExecutor:
     """Load a checkpoint, ours or LeRobot's, as an executor for an environment or robot.
@@ -180,6 +179,8 @@ def load_executor(
             None or 1.
         convert: True = convert between the conventions of the training and of the
             robot where they differ, with :class:`ConvertedPolicy`.
+        execution: which executor; an ACT that is ensembled takes "chunks" or
+            "ensemble".
         options: for LeRobot checkpoints, of ``LeRobotPolicyWrapper.from_pretrained``,
             such as ``rename_map``, ``empty_cameras``, ``device`` and ``overrides``.
 
@@ -207,10 +208,14 @@ def load_executor(
     if folder.is_dir() and is_lerobot_folder(folder):
         source = folder
     elif folder.is_dir():
-        return _load_ours(folder, metadata, convert, replan_interval, options)
+        return _load_ours(
+            folder, metadata, convert, (replan_interval, execution), options
+        )
     if instructions is not None:
         options["instructions"] = instructions
-    return _load_lerobot(source, metadata, convert, replan_interval, options)
+    return _load_lerobot(
+        source, metadata, convert, (replan_interval, execution), options
+    )
 
 
 def interval_of(policy: nn.Module, replan_interval: int | None) -> int | None:
@@ -223,6 +228,21 @@ def interval_of(policy: nn.Module, replan_interval: int | None) -> int | None:
     if replan_interval is None:
         return declared(policy, "n_action_steps", None)
     return replan_interval
+
+
+def make_executor(
+    policy: nn.Module, replan_interval: int | None, execution: ExecutorOptions
+) -> Callable[..., ChunkExecutor]:
+    """Return what makes the executor around a policy, or around what wraps it.
+
+    Args:
+        policy: names its own interval, see :func:`interval_of`.
+        replan_interval: that was asked for.
+        execution: which executor.
+    """
+    if execution.executor == "chunks":
+        replan_interval = interval_of(policy, replan_interval)
+    return execution.maker(replan_interval)
 
 
 def prepare_environment(env: EnvBase, executor: TensorDictModuleBase) -> EnvBase:
@@ -245,11 +265,18 @@ def _load_lerobot(
     source: Path | str,
     metadata: RobotDatasetMetadata,
     convert: bool,
-    replan_interval: int | None,
+    execution: tuple[int | None, ExecutorOptions],
     options: dict[str, Any],
 ) -> ChunkExecutor:
     policy = load_lerobot_policy(source, **options)
     coefficient = policy.ensemble_coefficient
+    replan_interval, chosen = execution
+    if coefficient is not None and chosen.executor not in ("chunks", "ensemble"):
+        raise SchemaError(
+            f"load_executor: expected no executor {chosen.executor!r} for a policy "
+            f"with temporal_ensemble_coeff={coefficient}, whose chunks are averaged. "
+            "Execute them as they are with overrides={'temporal_ensemble_coeff': None}."
+        )
     if coefficient is not None and replan_interval not in (None, 1):
         raise SchemaError(
             "load_executor: expected no replan_interval for a policy with "
@@ -261,10 +288,9 @@ def _load_lerobot(
     assert trained is not None
     policy.training_metadata = trained
     policy.eval()
-    replan_interval = interval_of(policy, replan_interval)
     acting = _converted(policy, trained, metadata, convert)
     if coefficient is None:
-        return MultiStepActorWrapper(acting, replan_interval=replan_interval)
+        return make_executor(policy, replan_interval, chosen)(acting)
     # LeRobot does not say what an action is relative to; it averages them all.
     known = trained.action_reference or ("absolute",)
     reference = next((r for r in ("relative", "delta") if r in known), "absolute")
@@ -290,9 +316,9 @@ def _load_ours(
     folder: Path,
     metadata: RobotDatasetMetadata,
     convert: bool,
-    replan_interval: int | None,
+    execution: tuple[int | None, ExecutorOptions],
     options: dict[str, Any],
-) -> MultiStepActorWrapper:
+) -> ChunkExecutor:
     if options:
         raise SchemaError(
             f"load_executor: expected no {sorted(options)} for {str(folder)!r}, a "
@@ -302,11 +328,10 @@ def _load_ours(
     policy, space = load_checkpoint(folder)
     trained = policy.training_metadata
     assert trained is not None
-    replan_interval = interval_of(policy, replan_interval)
+    make = make_executor(policy, *execution)
 
-    def execute(acting: TensorDictModuleBase, **keys: Any) -> MultiStepActorWrapper:
-        acting = _converted(acting, trained, metadata, convert)
-        return MultiStepActorWrapper(acting, replan_interval=replan_interval, **keys)
+    def execute(acting: TensorDictModuleBase, **keys: Any) -> ChunkExecutor:
+        return make(_converted(acting, trained, metadata, convert), **keys)
 
     return execute(policy) if space is None else space.executor(policy, execute)
 

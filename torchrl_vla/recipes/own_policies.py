@@ -11,9 +11,9 @@ from torchrl.envs import EnvBase
 from torchrl_vla import policies
 from torchrl_vla._internal.named_objects import is_named_object
 from torchrl_vla.errors import SettingsError
-from torchrl_vla.execution import MultiStepActorWrapper
-from torchrl_vla.recipes.checkpoints import interval_of, load_executor
+from torchrl_vla.recipes.checkpoints import load_executor, make_executor
 from torchrl_vla.recipes.dataset_opening import Demonstrations
+from torchrl_vla.recipes.executor_options import DEFAULT_EXECUTOR, ExecutorOptions
 from torchrl_vla.spaces import ConvertedPolicy
 
 
@@ -54,6 +54,7 @@ def load_any_executor(
     *,
     replan_interval: int | None = None,
     device: str | None = None,
+    execution: ExecutorOptions = DEFAULT_EXECUTOR,
     **options: Any,
 ) -> TensorDictModuleBase:
     """Load a checkpoint, or make the policy of a user's function, as an executor.
@@ -67,6 +68,7 @@ def load_any_executor(
         replan_interval: actions of a chunk to execute; None = all, or LeRobot's
             ``n_action_steps``.
         device: of the policy; None = the CPU, or where a LeRobot policy was trained.
+        execution: which executor.
         options: of :func:`load_executor`; a function takes none.
 
     Raises:
@@ -83,8 +85,7 @@ def load_any_executor(
             source, metadata=env.metadata, instructions=env.instructions
         )
         policy = policy.eval().to(device or "cpu")
-        replan_interval = interval_of(policy, replan_interval)
-        return MultiStepActorWrapper(policy, replan_interval=replan_interval)
+        return make_executor(policy, replan_interval, execution)(policy)
     is_moved = device is not None and runs_on_device_of_environment(source)
     if device is not None and not is_moved:
         options["device"] = device
@@ -93,6 +94,7 @@ def load_any_executor(
         metadata=env.metadata,
         instructions=env.instructions,
         replan_interval=replan_interval,
+        execution=execution,
         **options,
     )
     return executor.to(device) if is_moved else executor
