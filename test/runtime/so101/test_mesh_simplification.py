@@ -1,0 +1,24 @@
+from __future__ import annotations
+
+import numpy as np
+
+from torchrl_vla.runtime.so101.mesh_simplification import simplify_mesh
+
+
+def test_vertices_of_a_cell_become_their_mean_and_flat_faces_vanish():
+    vertices = np.array([[0.0, 0, 0], [0.1, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0]])
+    faces = np.array([[0, 1, 2], [0, 2, 3], [1, 2, 3], [0, 3, 4]])
+    light, kept = simplify_mesh(vertices, faces, 0.5)
+    assert len(light) == 4
+    # (0, 1, 2) is a line now; (1, 2, 3) is (0, 2, 3) again.
+    assert np.allclose(light[kept[0]], [[0.05, 0, 0], [1, 0, 0], [1, 1, 0]])
+    assert np.allclose(light[kept[1]], [[0.05, 0, 0], [1, 1, 0], [0, 1, 0]])
+    assert len(kept) == 2
+
+
+def test_cells_smaller_than_every_distance_change_nothing():
+    draw = np.random.default_rng(0)
+    vertices = draw.uniform(size=(20, 3))
+    faces = np.array([[3 * i, 3 * i + 1, 3 * i + 2] for i in range(6)])
+    light, kept = simplify_mesh(vertices, faces, 1e-9)
+    assert np.allclose(light[kept], vertices[faces])
