@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from torchrl_vla.runtime.so101.mesh_simplification import simplify_mesh
+from torchrl_vla.runtime.so101.mesh_simplification import read_stl, simplify_mesh
 from torchrl_vla.schema import import_extra
 
 JOINTS = (
@@ -68,7 +68,7 @@ def _compiled(colors: tuple[str, ...]) -> Any:
         raise AssertionError("a package without a file was imported")
     path = Path(found.origin).parent / "assets" / "so101_new_calib.xml"
     spec = mujoco.MjSpec.from_file(str(path))
-    _simplify_meshes(mujoco, spec, mujoco.MjModel.from_xml_path(str(path)))
+    _simplify_meshes(mujoco, spec, path.parent / spec.meshdir)
     spec.option.timestep = 0.002
     spec.option.noslip_iterations = 5  # without it a held cube creeps out of the jaws
     spec.option.cone = mujoco.mjtCone.mjCONE_ELLIPTIC
@@ -106,21 +106,12 @@ def _compiled(colors: tuple[str, ...]) -> Any:
     return spec.compile()
 
 
-def _simplify_meshes(mujoco: Any, spec: Any, full: Any) -> None:
-    """Replace the meshes of a spec, of which ``full`` is the model, by light ones."""
+def _simplify_meshes(mujoco: Any, spec: Any, folder: Path) -> None:
+    """Replace the meshes of a spec by ones with fewer faces."""
     for mesh in spec.meshes:
-        mesh.name = Path(mesh.file).stem
-        index = full.mesh(mesh.name).id
-        start, count = full.mesh_vertadr[index], full.mesh_vertnum[index]
-        turn = np.zeros(9)
-        mujoco.mju_quat2Mat(turn, full.mesh_quat[index])
-        # The compiler moved them to the center and axes of inertia.
-        vertices = full.mesh_vert[start : start + count] @ turn.reshape(3, 3).T
-        vertices = vertices + full.mesh_pos[index]
-        start, count = full.mesh_faceadr[index], full.mesh_facenum[index]
-        faces = full.mesh_face[start : start + count]
+        vertices, faces = read_stl(folder / mesh.file)
         vertices, faces = simplify_mesh(vertices, faces, _CELL_M)
-        mesh.file = ""
+        mesh.name, mesh.file = Path(mesh.file).stem, ""
         mesh.uservert, mesh.userface = vertices.ravel(), faces.ravel()
         # Simplified surfaces are not closed, as volumes have to be.
         mesh.inertia = mujoco.mjtMeshInertia.mjMESH_INERTIA_CONVEX

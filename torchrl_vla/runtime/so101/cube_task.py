@@ -36,10 +36,9 @@ class CubeTask:
     positions: np.ndarray
 
     @classmethod
-    def from_seed(cls, colors: Sequence[str], seed: int) -> CubeTask:
-        """Draw an episode: a function of the seed alone."""
+    def from_seed(cls, colors: Sequence[str], target: str, seed: int) -> CubeTask:
+        """Draw where arm and cubes start: a function of the seed alone."""
         draw = np.random.default_rng(seed)
-        target = colors[draw.integers(len(colors))]
         start = HOME + _SPREAD_DEG * draw.uniform(-1, 1, len(JOINTS))
         places: list[np.ndarray] = []
         while len(places) < len(colors):
@@ -52,11 +51,6 @@ class CubeTask:
         cubes = [[*place, CUBE_HALF_M, *upright] for place in places]
         positions = np.concatenate([to_radians(start), *cubes])
         return cls(tuple(colors), target, positions)
-
-    @property
-    def instruction(self) -> str:
-        """What the robot is told."""
-        return f"reach the {self.target} cube"
 
     def goal(self, positions: np.ndarray) -> np.ndarray:
         """Return the place that the tip has to reach, m ``[3]``, at a ``qpos``."""

