@@ -85,6 +85,7 @@ from torchrl_vla.schema.keys import (
     REFERENCE_LOG_PROBS_KEY,
     ROW_INDEX_KEY,
     SAMPLE_WEIGHT_KEY,
+    SESSION_KEY,
     STATE_DIM_IS_PAD_KEY,
     STATE_KEY,
     SUCCESS_KEY,
@@ -98,6 +99,11 @@ from torchrl_vla.schema.policy_space import (
     check_robot_space,
     mark_space,
     space_of,
+)
+from torchrl_vla.schema.robot_observations import (
+    ROBOT_FIELDS,
+    declared_observations,
+    position_of,
 )
 from torchrl_vla.schema.validation import (
     check_images_are_fresh,
@@ -147,9 +153,11 @@ __all__ = [
     "OBSERVED_AT_KEY",
     "PREVIOUS_ACTION_KEY",
     "REFERENCE_LOG_PROBS_KEY",
+    "ROBOT_FIELDS",
     "ROBOT_SPACE",
     "ROW_INDEX_KEY",
     "SAMPLE_WEIGHT_KEY",
+    "SESSION_KEY",
     "STATE_DIM_IS_PAD_KEY",
     "STATE_KEY",
     "SUCCESS_KEY",
@@ -185,6 +193,7 @@ __all__ = [
     "check_robot_space",
     "check_statistics",
     "check_tensordict",
+    "declared_observations",
     "describe_place",
     "environment_metadata",
     "import_extra",
@@ -193,6 +202,7 @@ __all__ = [
     "mark_metadata",
     "mark_space",
     "metadata_of",
+    "position_of",
     "read_action",
     "read_flag",
     "read_flags",

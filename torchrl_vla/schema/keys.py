@@ -101,6 +101,8 @@ key                            dtype     shape            meaning
                                                           robot's process when the
                                                           observation was taken; no
                                                           instant leaves the process
+``session_id``                 int64     ``[*B, 1]``      random number of the robot's
+                                                          session, begun by each reset
 ``is_waiting``                 bool      ``[*B, 1]``      True = this environment waits
                                                           for the others
 ``executed_steps``             int64     ``[*B, 1]``      base steps that an outer
@@ -165,6 +167,7 @@ OBSERVATION_AGE_KEY: NestedKey = "observation_age"
 OBSERVATION_NEEDED_KEY: NestedKey = "observation_needed"
 IMAGE_IS_STALE_KEY: NestedKey = "image_is_stale"
 OBSERVED_AT_KEY: NestedKey = "observed_at_s"
+SESSION_KEY: NestedKey = "session_id"
 IS_WAITING_KEY: NestedKey = "is_waiting"
 EXECUTED_STEPS_KEY: NestedKey = "executed_steps"
 IS_EXECUTED_KEY: NestedKey = "is_executed"

@@ -10,12 +10,20 @@ from torchrl_vla.testing.executor_checks import (
     check_executor,
     predicted_action,
 )
+from torchrl_vla.testing.fake_clock import FakeClock
+from torchrl_vla.testing.fake_robot import (
+    FakeRobot,
+    FakeRobotOptions,
+    FakeTeleoperator,
+)
 from torchrl_vla.testing.log_prob_consistency import (
     LogProbConsistencyReport,
     check_log_prob_consistency,
 )
 from torchrl_vla.testing.loss_checks import check_loss
 from torchrl_vla.testing.policy_checks import check_policy
+from torchrl_vla.testing.robot_checks import check_robot
+from torchrl_vla.testing.slow_policy import FakePolicyWorker, SlowPolicy
 from torchrl_vla.testing.training_step_checks import (
     FirstStepCheck,
     check_training_step,
@@ -23,15 +31,22 @@ from torchrl_vla.testing.training_step_checks import (
 from torchrl_vla.testing.transform_checks import check_transform
 
 __all__ = [
+    "FakeClock",
+    "FakePolicyWorker",
+    "FakeRobot",
+    "FakeRobotOptions",
+    "FakeTeleoperator",
     "FirstStepCheck",
     "LogProbConsistencyReport",
     "ServedStep",
+    "SlowPolicy",
     "check_distributed",
     "check_env",
     "check_executor",
     "check_log_prob_consistency",
     "check_loss",
     "check_policy",
+    "check_robot",
     "check_training_step",
     "check_transform",
     "predicted_action",
