@@ -2,6 +2,11 @@
 
 from torchrl_vla.runtime.clock import Clock, MonotonicClock
 from torchrl_vla.runtime.control_loop import ControlLoop
+from torchrl_vla.runtime.deadline_policy import (
+    DeadlinePolicy,
+    PolicyThread,
+    PolicyWorker,
+)
 from torchrl_vla.runtime.gate_checks import RobotStoppedError, StaleActionError
 from torchrl_vla.runtime.gate_log import GateIntervention, GateLog
 from torchrl_vla.runtime.gate_options import GateOptions
@@ -15,11 +20,14 @@ __all__ = [
     "ActionOrigin",
     "Clock",
     "ControlLoop",
+    "DeadlinePolicy",
     "GateIntervention",
     "GateLog",
     "GateOptions",
     "LoopStatistics",
     "MonotonicClock",
+    "PolicyThread",
+    "PolicyWorker",
     "Robot",
     "RobotEnv",
     "RobotStoppedError",
