@@ -28,7 +28,8 @@ def test_the_pan_joint_turns_the_tip_about_the_shoulder(kinematics, pan_deg):
     # A positive pan turns clockwise, seen from above.
     cos, sin = np.cos(turned[0]), np.sin(-turned[0])
     arm = before[:2] - PAN_AXIS
-    expected = PAN_AXIS + [cos * arm[0] - sin * arm[1], sin * arm[0] + cos * arm[1]]
+    turn = np.array([[cos, -sin], [sin, cos]])
+    expected = PAN_AXIS + turn @ arm
     assert after[:2] == pytest.approx(expected, abs=1e-6)
     assert after[2] == pytest.approx(before[2], abs=1e-9)
 

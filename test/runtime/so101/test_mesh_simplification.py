@@ -33,5 +33,7 @@ def test_a_binary_stl_is_read_and_a_cut_one_is_refused(tmp_path):
     vertices, faces = read_stl(tmp_path / "a.stl")
     assert np.array_equal(vertices[faces], corners)
     (tmp_path / "cut.stl").write_bytes(bytes(84) + facets[:-5])
-    with pytest.raises(SchemaError, match=r"read_stl: expected a binary STL .*cut\.stl"):
+    with pytest.raises(
+        SchemaError, match=r"read_stl: expected a binary STL .*cut\.stl"
+    ):
         read_stl(tmp_path / "cut.stl")

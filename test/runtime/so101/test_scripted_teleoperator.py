@@ -60,5 +60,5 @@ def test_misuse_is_refused():
     robot = SO101Robot(cameras=(), clock=FakeClock())
     with pytest.raises(SettingsError, match="expected max_step_deg > 0, got 0"):
         SO101Teleoperator(robot, max_step_deg=0.0)
-    with robot, pytest.raises(ExecutionError, match="SO101Teleoperator.*connect"):
+    with robot, pytest.raises(ExecutionError, match=r"SO101Teleoperator.*connect"):
         SO101Teleoperator(robot).read(robot.observe())

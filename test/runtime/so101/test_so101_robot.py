@@ -185,7 +185,11 @@ def test_actions_that_are_no_numbers_do_not_reach_the_servos():
 
 def test_without_a_connection_nothing_is_observed_or_sent():
     robot = SO101Robot(cameras=())
-    for call in (robot.observe, lambda: robot.send(torch.zeros(6)), lambda: robot.place(0)):
+    for call in (
+        robot.observe,
+        lambda: robot.send(torch.zeros(6)),
+        lambda: robot.place(0),
+    ):
         with pytest.raises(ExecutionError, match="Call connect"):
             call()
 

@@ -13,12 +13,15 @@ from torch import Tensor
 from torchrl_vla.errors import IncompatibleMetadataError, SettingsError
 from torchrl_vla.schema import ExecutionError, RobotDatasetMetadata, SchemaError
 
+#: What LeRobot's drivers answer and take: numbers and arrays by name; or their types.
+Answer = Mapping[str, Any]
+
 
 class Device(Protocol):
     """What LeRobot's robots and teleoperators have in common."""
 
     @property
-    def action_features(self) -> dict[str, Any]:
+    def action_features(self) -> Answer:
         """Name of each number of an action, to its type."""
         ...
 
@@ -89,12 +92,12 @@ def check_names(
     )
 
 
-def numbers_of(features: Mapping[str, Any]) -> tuple[str, ...]:
+def numbers_of(features: Answer) -> tuple[str, ...]:
     """Return the names of the features that are single numbers, in order."""
     return tuple(name for name, kind in features.items() if kind in (float, int, bool))
 
 
-def images_of(features: Mapping[str, Any]) -> dict[str, tuple[int, int, int]]:
+def images_of(features: Answer) -> dict[str, tuple[int, int, int]]:
     """Return ``(C, h, w)`` of each feature that is an RGB image, in order."""
     shapes = {name: kind for name, kind in features.items() if type(kind) is tuple}
     return {
@@ -104,9 +107,7 @@ def images_of(features: Mapping[str, Any]) -> dict[str, tuple[int, int, int]]:
     }
 
 
-def read_numbers(
-    caller: str, names: Sequence[str], values: Mapping[str, Any]
-) -> Tensor:
+def read_numbers(caller: str, names: Sequence[str], values: Answer) -> Tensor:
     """Return the named numbers of a driver's answer, float32 ``[N]``.
 
     Raises:
@@ -115,16 +116,16 @@ def read_numbers(
     try:
         return torch.tensor([float(values[name]) for name in names])
     except (KeyError, TypeError, ValueError) as error:
+        got = {name: values[name] for name in names if name in values}
         raise SchemaError(
             f"{caller}: expected a number for each of {list(names)}, got "
-            f"{ {name: values[name] for name in values if name in names} }. Look at the "
-            "driver: its answer is not what its features promise."
+            f"{got}. Look at the driver: its answer is not what its features promise."
         ) from error
 
 
 def describe_driver(
-    action_features: Mapping[str, Any],
-    observation_features: Mapping[str, Any],
+    action_features: Answer,
+    observation_features: Answer,
     declared: RobotDatasetMetadata,
 ) -> RobotDatasetMetadata:
     """Complete metadata with what a driver's features say.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from torchrl_vla.errors import IncompatibleMetadataError
 from torchrl_vla.runtime.clock import Clock, MonotonicClock
 from torchrl_vla.runtime.lerobot.driver_features import (
+    Answer,
     Device,
     check_names,
     connect_device,
@@ -37,15 +38,15 @@ class RobotDriver(Device, Protocol):
     """The part of ``lerobot.robots.Robot`` that is used."""
 
     @property
-    def observation_features(self) -> dict[str, Any]:
+    def observation_features(self) -> Answer:
         """Name of each part of an observation, to its type or shape."""
         ...
 
-    def get_observation(self) -> dict[str, Any]:
+    def get_observation(self) -> Answer:
         """Return numbers, and images ``[h, w, C]``, by name."""
         ...
 
-    def send_action(self, action: dict[str, Any]) -> dict[str, Any]:
+    def send_action(self, action: Answer) -> Answer:
         """Command numbers by name, and return those that were commanded."""
         ...
 
@@ -148,7 +149,8 @@ class LeRobotRobot(Robot):
         out = TensorDict({STATE_KEY: read_numbers("LeRobotRobot", names, values)}, [])
         sizes = self._metadata.image_sizes or ()
         for camera, size in zip(self._metadata.cameras, sizes, strict=True):
-            out[(*IMAGE_KEY, camera)] = self._read_image(camera, size, values)
+            key = (*IMAGE_KEY, camera)
+            out[key] = self._read_image(camera, size, values)
         out[OBSERVED_AT_KEY] = torch.tensor([taken_s], dtype=torch.float64)
         return out
 
@@ -178,21 +180,22 @@ class LeRobotRobot(Robot):
         known = {name: size for name, size in images.items() if name in cameras}
         if wanted != known or len(wanted) < len(cameras):
             raise IncompatibleMetadataError(
-                f"LeRobotRobot: expected cameras (C, h, w) of the driver, {images}, got "
-                f"{list(cameras)} with {list(sizes)} from the metadata. Declare some of "
-                "the driver's, or leave cameras and image_sizes out. Nothing is "
-                "connected."
+                f"LeRobotRobot: expected cameras (C, h, w) of the driver, {images}, "
+                f"got {list(cameras)} with {list(sizes)} from the metadata. Declare "
+                "some of the driver's, or leave cameras and image_sizes out. Nothing "
+                "is connected."
             )
 
     def _read_image(
-        self, camera: str, size: tuple[int, int, int], values: dict[str, Any]
+        self, camera: str, size: tuple[int, int, int], values: Answer
     ) -> Tensor:
         image = np.asarray(values.get(camera))
-        if image.dtype != np.uint8 or image.shape != (*size[1:], size[0]):
+        wanted = (*size[1:], size[0])
+        if image.dtype != np.uint8 or image.shape != wanted:
             raise SchemaError(
-                f"LeRobotRobot: expected uint8 {[*size[1:], size[0]]} at {camera!r}, "
-                f"got {image.dtype} {list(image.shape)}. Look at the camera: its answer "
-                "is not what the driver's features promise."
+                f"LeRobotRobot: expected uint8 {list(wanted)} at {camera!r}, got "
+                f"{image.dtype} {list(image.shape)}. Look at the camera: its answer is "
+                "not what the driver's features promise."
             )
         return torch.from_numpy(image.copy()).permute(2, 0, 1)
 

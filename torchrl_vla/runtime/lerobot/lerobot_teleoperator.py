@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from tensordict import TensorDict
 from torch import Tensor
 
 from torchrl_vla.runtime.lerobot.driver_features import (
+    Answer,
     Device,
     check_names,
     connect_device,
@@ -23,15 +24,15 @@ class TeleoperatorDriver(Device, Protocol):
     """The part of ``lerobot.teleoperators.Teleoperator`` that is used."""
 
     @property
-    def feedback_features(self) -> dict[str, Any]:
+    def feedback_features(self) -> Answer:
         """Name of each number of a feedback, to its type."""
         ...
 
-    def get_action(self) -> dict[str, Any]:
+    def get_action(self) -> Answer:
         """Return the numbers that are commanded, by name."""
         ...
 
-    def send_feedback(self, feedback: dict[str, Any]) -> None:
+    def send_feedback(self, feedback: Answer) -> None:
         """Move the device."""
         ...
 
@@ -143,6 +144,6 @@ class LeRobotTeleoperator(Teleoperator):
     def _check_is_connected(self) -> None:
         if not self._driver.is_connected:
             raise ExecutionError(
-                "LeRobotTeleoperator: expected a connected driver, got one that is not. "
-                "Call connect() first, or use `with teleoperator:`."
+                "LeRobotTeleoperator: expected a connected driver, got one that is "
+                "not. Call connect() first, or use `with teleoperator:`."
             )

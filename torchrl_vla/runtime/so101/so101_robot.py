@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from torchrl_vla.errors import SettingsError
 from torchrl_vla.envs.mujoco_renderer import MujocoRenderer, RenderStyle
+from torchrl_vla.errors import SettingsError
 from torchrl_vla.runtime.clock import Clock, MonotonicClock
 from torchrl_vla.runtime.robot import Robot
 from torchrl_vla.runtime.so101.arm_kinematics import ArmKinematics
@@ -42,6 +43,9 @@ from torchrl_vla.schema import (
     check_actions,
 )
 
+if TYPE_CHECKING:
+    from mujoco import MjModel
+
 _DIM = len(JOINTS)
 
 
@@ -56,8 +60,8 @@ class SO101Robot(Robot):
     middle of their range, and the gripper in percent, 100 = open.
 
     The arm is asked to bring its tip to 3 cm above the cube that :attr:`instruction`
-    names, within 3 cm; :attr:`is_successful` says whether it is there. So the arm becomes
-    an environment::
+    names, within 3 cm; :attr:`is_successful` says whether it is there. That makes it an
+    environment::
 
         RobotEnv(
             robot,
@@ -69,8 +73,9 @@ class SO101Robot(Robot):
     **Reads** (``send``) an action float32 ``[6]``, the goals of the servos, which clip
     it to their limits.
 
-    **Writes** (``observe``) ``("observation", "state")`` float32 ``[6]``, ``("observation",
-    "image", camera)`` uint8 ``[3, h, w]`` and ``observed_at_s`` float64 ``[1]``.
+    **Writes** (``observe``) ``("observation", "state")`` float32 ``[6]``;
+    ``("observation", "image", camera)`` uint8 ``[3, h, w]``; ``observed_at_s`` float64
+    ``[1]``.
 
     Keyword Args:
         colors: of the cubes; ``"red"``, ``"green"``, ``"blue"``.
@@ -176,7 +181,9 @@ class SO101Robot(Robot):
             ExecutionError: the action is no finite ``[6]``.
         """
         arm = self._connected()
-        check_actions("SO101Robot", ACTION_KEY, action, [], [_DIM], error=ExecutionError)
+        check_actions(
+            "SO101Robot", ACTION_KEY, action, [], [_DIM], error=ExecutionError
+        )
         goal = action.detach().to("cpu", torch.float32)
         goal = goal.clamp(torch.tensor(LOW), torch.tensor(HIGH))
         arm.command(goal.double().numpy(), self._clock.now_s())
@@ -219,12 +226,14 @@ class ConnectedArm:
     task: CubeTask  # of the episode
 
     def __init__(
-        self, model: object, metadata: RobotDatasetMetadata, effects: HardwareEffects
+        self, model: MjModel, metadata: RobotDatasetMetadata, effects: HardwareEffects
     ) -> None:
         self._model, self._effects = model, effects
         self._mujoco = import_mujoco()
         self._frame_s = 1 / (metadata.control_frequency_hz or 30.0)
-        oldest_s = max(effects.state_latency_s, effects.camera_latency_s + self._frame_s)
+        oldest_s = max(
+            effects.state_latency_s, effects.camera_latency_s + self._frame_s
+        )
         self._simulation = ArmSimulation(model, effects, oldest_s)
         self._kinematics = ArmKinematics(model)
         self._shown = self._mujoco.MjData(model)
