@@ -22,6 +22,15 @@ from torchrl_vla.execution.realtime.inference_workers import (
     StepClockWorker,
     ThreadWorker,
 )
+from torchrl_vla.execution.realtime.latency_tracker import LatencyTracker
+from torchrl_vla.execution.realtime.lateness import Lateness, Reaction
+from torchrl_vla.execution.realtime.overlap_blending import (
+    ACTEnsemble,
+    OverlapBlending,
+    Replace,
+    WeightedAverage,
+)
+from torchrl_vla.execution.realtime.process_worker import ProcessWorker
 from torchrl_vla.execution.realtime.real_time_chunking import RealTimeChunking
 from torchrl_vla.execution.realtime.rtc_weights import (
     ExponentialPrefix,
@@ -35,6 +44,7 @@ from torchrl_vla.execution.temporal_ensemble import TemporalEnsemble
 from torchrl_vla.execution.transparent_wrapper import PolicyWrapper
 
 __all__ = [
+    "ACTEnsemble",
     "ActionGuard",
     "ActionInterpolation",
     "AsyncExecutor",
@@ -48,18 +58,25 @@ __all__ = [
     "GuardKeys",
     "InferenceWorker",
     "InterventionPolicy",
+    "LatencyTracker",
+    "Lateness",
     "LinearPrefix",
     "MultiAction",
     "MultiStepActorWrapper",
     "OnViolation",
     "OnesPrefix",
+    "OverlapBlending",
     "PolicyWrapper",
     "PrefixSchedule",
+    "ProcessWorker",
+    "Reaction",
     "RealTimeChunking",
+    "Replace",
     "SkipWaiting",
     "StepClockWorker",
     "TemporalEnsemble",
     "ThreadWorker",
+    "WeightedAverage",
     "ZerosPrefix",
     "select_decisions",
 ]

@@ -31,6 +31,11 @@ from torchrl_vla.schema import (
 _serials = itertools.count(1)
 
 
+def new_serial() -> int:
+    """Return the number of a new decision, unique in this process."""
+    return next(_serials)
+
+
 class ChunkExecutor(Executor):
     """Execute the chunks of a policy, one action per control step (abstract).
 
@@ -139,7 +144,7 @@ class ChunkExecutor(Executor):
         chunk = self._read(answer, self.chunk_key)
         self._check_chunk(chunk, batch_size)
         outputs = {key: self._read(answer, key) for key in self._output_keys}
-        return chunk, outputs, next(_serials)
+        return chunk, outputs, new_serial()
 
     def _read(self, answer: TensorDictBase, key: NestedKey) -> Tensor:
         value = answer.get(key, None)

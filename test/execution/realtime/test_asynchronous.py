@@ -248,18 +248,26 @@ def test_the_last_action_is_held_until_the_answer_is_there():
         run(executor, 1, start=5)
 
 
-def test_a_held_answer_is_entered_where_it_would_be_by_then():
+def test_a_held_answer_is_entered_at_the_index_where_the_motion_stopped():
     gate = Takeover()
     executor = make(4, 1, worker=gate, when_late="hold")
-    run(executor, 5)
+    run(executor, 5)  # asked at step 3; step 3 moves, step 4 stands still
     gate.open = True
     rollout = run(executor, 1, start=5)
-    assert rollout["action"].item() == 4002
+    assert rollout["action"].item() == 4001
     assert rollout["observation_age"].item() == 2
 
 
+def test_a_repeated_action_moves_on_and_so_does_the_index():
+    gate = Takeover()
+    executor = make(4, 1, worker=gate, when_late="repeat", action_reference="delta")
+    assert run(executor, 5)["action"].flatten().tolist()[3:] == [1003, 1003]
+    gate.open = True
+    assert run(executor, 1, start=5)["action"].item() == 4002
+
+
 def test_without_an_action_it_raises_where_it_is_told_to_and_plans_afresh():
-    executor = make(3, 1, worker=Takeover(), when_late="raise")
+    executor = make(3, 1, worker=Takeover(), when_late="stop")
     run(executor, 3)
     match = r"an action for env indices \[0\], got none.*No action was sent"
     with pytest.raises(ExecutionError, match=match):
@@ -393,7 +401,7 @@ def test_copies_begin_without_a_chunk_and_with_a_thread_of_their_own():
     run(executor, 3)
     for fresh in (copy.deepcopy(executor), pickle.loads(pickle.dumps(executor))):
         assert run(fresh, 1, begins=())["action"].item() == 1000
-        assert fresh.worker._pool is not executor.worker._pool
+        assert fresh.worker._thread is not executor.worker._thread
         fresh.close()
     executor.close()
 
@@ -439,12 +447,15 @@ def test_a_rollout_in_an_environment_is_the_same_every_time():
     ("options", "match"),
     [
         ({"request_at": 0.5}, r"number of actions at argument 'request_at', got 0.5"),
-        ({"request_at": -1}, r"expected request_at >= 0 .*, got -1 and 'wait'"),
-        ({"when_late": "guess"}, r"\['wait', 'hold', 'raise'\], got 2 and 'guess'"),
+        ({"request_at": -1}, r"expected request_at >= 0, got -1"),
+        (
+            {"when_late": "guess"},
+            r"\['wait', 'hold', 'repeat', 'zero', 'stop'\], got 'guess'",
+        ),
         ({"action_reference": "relative"}, r"'absolute' or 'delta', got 'relative'"),
         (
             {"action_reference": "delta", "when_late": "hold"},
-            r"'wait' or 'raise' .* got 'hold': a delta that is held moves on",
+            r"'zero' or 'stop' .* got 'hold': a delta that is held moves on",
         ),
     ],
 )

@@ -325,5 +325,8 @@ def test_data_without_is_init_are_refused():
 
 
 def test_it_prints_when_it_asks():
-    expected = "replan_interval=3, inference_delay=2, schedule=ExponentialPrefix()"
+    expected = (
+        "replan_interval=3, inference_delay=2, schedule=ExponentialPrefix(), "
+        "worker=StepClockWorker, when_late='wait', waits=0, holds=0"
+    )
     assert make().extra_repr() == expected

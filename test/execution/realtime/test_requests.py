@@ -9,7 +9,9 @@ from torchrl_vla.execution.realtime.staggered_chunks import StaggeredChunks
 
 
 def make_state():
-    return AsyncState(StaggeredChunks((torch.zeros(3, 4, 1), {}, 1)))
+    state = AsyncState(torch.ones(3, dtype=torch.bool))
+    state.chunks = StaggeredChunks((torch.zeros(3, 4, 1), {}, 1))
+    return state
 
 
 def ask(state, rows, step):

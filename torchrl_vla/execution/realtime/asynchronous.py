@@ -1,39 +1,25 @@
-"""Asynchronous executor: the policy runs in a thread while a chunk is executed."""
+"""Asynchronous executor: the policy runs in a worker while a chunk is executed."""
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Literal, get_args
-
 import torch
-from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
-from torchrl_vla.execution.action_reference import MAKE_ABSOLUTE, check_reference
-from torchrl_vla.execution.chunk_executor import ChunkExecutor
 from torchrl_vla.execution.executor_keys import ExecutorKeys
+from torchrl_vla.execution.realtime.background_executor import BackgroundExecutor
 from torchrl_vla.execution.realtime.inference_workers import (
-    CallersModes,
     InferenceWorker,
     ThreadWorker,
 )
-from torchrl_vla.execution.realtime.requests import AsyncState, InFlightRequest
-from torchrl_vla.execution.realtime.staggered_chunks import (
-    Answer,
-    StaggeredChunks,
-    select_envs,
-)
-from torchrl_vla.schema import (
-    OBSERVATION_AGE_KEY,
-    ExecutionError,
-)
-
-WhenLate = Literal["wait", "hold", "raise"]
+from torchrl_vla.execution.realtime.lateness import Lateness, Reaction
+from torchrl_vla.execution.realtime.overlap_blending import OverlapBlending, Replace
+from torchrl_vla.execution.realtime.requests import AsyncState
+from torchrl_vla.schema import ExecutionError
 
 
-class AsyncExecutor(ChunkExecutor):
-    """Call the policy in a worker thread before the chunk is used up.
+class AsyncExecutor(BackgroundExecutor):
+    """Call the policy in a worker before the chunk is used up.
 
     The policy runs on a copy of the present observation while the old chunk is
     executed. When its answer arrives, the actions for the steps that have passed are
@@ -41,10 +27,11 @@ class AsyncExecutor(ChunkExecutor):
     ``chunk[t - t_observed]``. A delay of up to ``request_at`` steps costs no waiting.
 
     Note:
-        Nothing makes the new chunk continue the old one, so the motion may jump where
-        they meet; :class:`RealTimeChunking` prevents that, for policies that take a
-        guide. At the beginning of an episode there is nothing to execute, and the step
-        waits for the answer, whatever ``when_late`` says.
+        Nothing makes the policy's new chunk continue the old one, so the motion may
+        jump where they meet. ``overlap`` blends the two where both have an action;
+        :class:`RealTimeChunking` prevents the jump, for policies that take a guide. At
+        the beginning of an episode there is nothing to execute, and the step waits for
+        the answer, as long as ``when_late`` allows.
 
     The policy runs under the interaction type that the process has at that moment,
     which is not the thread's own: keep it while a request is in flight. Environments
@@ -68,15 +55,15 @@ class AsyncExecutor(ChunkExecutor):
         action_reference: what the actions are measured from, ``"absolute"`` or
             ``"delta"``; chunks that are relative to a state cannot be entered late.
         worker: where the policy runs; None = a :class:`ThreadWorker` of its own.
-        when_late: what to do on a step for which no action is left: ``"wait"`` for the
-            answer, as a simulator can; ``"hold"`` the last action, for absolute
-            targets; ``"raise"``.
+        when_late: what to do on a step for which no action is left, a
+            :class:`Lateness` or its reaction alone, such as ``"hold"``.
+        overlap: how a new chunk is blended with what is left of the old one.
         keys: of what is read and written; None = ``ExecutorKeys()``.
 
     Raises:
         ValueError: an argument is none of the above.
-        ExecutionError: the policy failed in its thread; an answer came after its last
-            action; none was left and ``when_late="raise"``; and as
+        ExecutionError: the policy failed in its worker; an answer came after its last
+            action; none was left and ``when_late`` stops; and as
             :class:`ChunkExecutor`.
 
     Examples:
@@ -115,7 +102,8 @@ class AsyncExecutor(ChunkExecutor):
         request_at: int,
         action_reference: str,
         worker: InferenceWorker | None = None,
-        when_late: WhenLate = "wait",
+        when_late: Reaction | Lateness = "wait",
+        overlap: OverlapBlending = Replace(),  # noqa: B008 (has no state)
         keys: ExecutorKeys | None = None,
     ) -> None:
         if isinstance(request_at, bool) or not isinstance(request_at, int):
@@ -123,187 +111,70 @@ class AsyncExecutor(ChunkExecutor):
                 "AsyncExecutor: expected a number of actions at argument 'request_at', "
                 f"got {request_at!r}. Multiply a fraction by the chunk's length."
             )
-        if request_at < 0 or when_late not in get_args(WhenLate):
+        if request_at < 0:
             raise ValueError(
-                "AsyncExecutor: expected request_at >= 0 and when_late in "
-                f"{list(get_args(WhenLate))}, got {request_at} and {when_late!r}."
+                f"AsyncExecutor: expected request_at >= 0, got {request_at}."
             )
-        check_reference("AsyncExecutor", action_reference)
-        if when_late == "hold" and action_reference == "delta":
-            raise ValueError(
-                "AsyncExecutor: expected when_late 'wait' or 'raise' for actions of "
-                "reference 'delta', got 'hold': a delta that is held moves on. "
-                f"{MAKE_ABSOLUTE}"
-            )
-        super().__init__(policy, keys=keys)
+        super().__init__(
+            policy,
+            action_reference=action_reference,
+            worker=ThreadWorker() if worker is None else worker,
+            when_late=when_late,
+            keys=keys,
+        )
         self.request_at = request_at
-        self.action_reference = action_reference
-        self.when_late: WhenLate = when_late
-        self.worker = ThreadWorker() if worker is None else worker
-        #: Steps that waited for an answer in mid-episode.
-        self.waits = 0
-        #: Environment steps that held their last action.
-        self.holds = 0
-        self.out_keys = [*self.out_keys, OBSERVATION_AGE_KEY]
+        self.overlap = overlap
 
-    def reset(self) -> None:
-        """Drop every chunk and request; return when the policy no longer runs."""
-        state: AsyncState | None = self._state
-        super().reset()
-        for request in state.requests if state is not None else ():
-            if not request.answer.cancel():
-                request.answer.exception()
+    _earlier = "increase request_at"
 
-    def close(self) -> None:
-        """End the worker; a later step starts it and plans again."""
-        self.reset()
-        self.worker.close()
+    def _is_due(self, positions: Tensor, size: int) -> Tensor:
+        return size - positions <= self.request_at
 
-    def __enter__(self) -> AsyncExecutor:
-        return self
+    def _steps_until_due(self, positions: Tensor, size: int) -> Tensor:
+        return size - self.request_at - positions
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _serve(self, tensordict: TensorDictBase, begins: Tensor) -> TensorDictBase:
-        state: AsyncState | None = self._state
-        switched = None
-        if state is None:
-            self._state = state = self._first_state(tensordict, begins)
-            switched = begins
-        else:
-            state.step += 1
-            if state.steps_until_event <= 0 or begins.any():
-                switched = self._update(state, tensordict, begins)
-        if switched is not None:
-            state.steps_until_event = self._steps_to_next_request(state)
-        state.steps_until_event -= 1
-        action = state.chunks.pop()
-        needed = self._is_due(state, state.newest_positions())
-        return self._write(tensordict, action, switched, state.chunks.outputs, needed)
-
-    def _first_state(self, tensordict: TensorDictBase, begins: Tensor) -> AsyncState:
-        request = self._request(tensordict, begins, step=0)
-        chunk, outputs, serial = self._answer_of(request)
-        if chunk.shape[-2] <= self.request_at:
+    def _check_length(self, chunk: Tensor, size: int | None) -> None:
+        length = chunk.shape[-2]
+        if length <= self.request_at:
             raise ExecutionError(
                 f"AsyncExecutor: expected chunks of more than request_at="
-                f"{self.request_at} actions at {self.chunk_key!r}, got "
-                f"{chunk.shape[-2]}: it would plan from the same observation again. No "
-                "action was sent."
+                f"{self.request_at} actions at {self.chunk_key!r}, got {length}: it "
+                "would plan from the same observation again. No action was sent."
             )
-        outputs[OBSERVATION_AGE_KEY] = torch.zeros_like(begins.unsqueeze(-1)).long()
-        return AsyncState(StaggeredChunks((chunk, outputs, serial)))
-
-    def _update(
-        self, state: AsyncState, tensordict: TensorDictBase, begins: Tensor
-    ) -> Tensor:
-        """Enter answers, send requests; return the environments that begin a chunk."""
-        state.drop(begins)
-        switched = begins.clone()
-        for request in list(state.requests):
-            if self.worker.is_ready(request.answer, state.step):
-                switched |= self._enter(state, request, request.envs)
-        due = begins | self._is_due(state, state.chunks.positions) & ~state.in_flight
-        if due.any():
-            request = self._request(tensordict, due, state.step)
-            state.add(request)
-            self._enter(state, request, begins)  # nothing else could be executed
-            if self.worker.is_ready(request.answer, state.step):
-                switched |= self._enter(state, request, request.envs)
-        late = state.chunks.positions >= state.chunks.chunk_size
-        return switched | self._meet_late(state, late) if late.any() else switched
-
-    def _meet_late(self, state: AsyncState, late: Tensor) -> Tensor:
-        """Treat environments without an action; return those that begin a chunk."""
-        if self.when_late == "hold":
-            self.holds += int(late.sum())
-            return torch.zeros_like(late)
-        if self.when_late == "raise":
-            envs = late.reshape(-1).nonzero().flatten().tolist()
-            self._state = None
+        if size not in (None, length):
             raise ExecutionError(
-                f"AsyncExecutor: expected an action for env indices {envs}, got none: "
-                f"the policy has not answered within request_at={self.request_at} "
-                "steps. Increase request_at, or choose when_late='hold'. No action was "
-                "sent; the last one may still be in execution."
+                f"AsyncExecutor: expected a chunk of {size} actions at "
+                f"{self.chunk_key!r} as before, got {length}. No action was sent."
             )
-        self.waits += 1
-        for request in list(state.requests):
-            self._enter(state, request, request.envs & late)
-        return late
 
-    def _request(
-        self, tensordict: TensorDictBase, envs: Tensor, step: int
-    ) -> InFlightRequest:
-        """Give the worker a copy of the present observation of some environments."""
-        some = None if envs.all() else envs
-        inputs = self._inputs(tensordict, some)
-        if some is None:
-            inputs = inputs.clone()
-        job = partial(_run, self.policy, inputs, CallersModes())
-        answer = self.worker.submit(job, step)
-        return InFlightRequest(envs, some, inputs.batch_size, step, answer)
+    @property
+    def _blends(self) -> bool:
+        return self.overlap != Replace()
 
-    def _enter(
-        self, state: AsyncState, request: InFlightRequest, envs: Tensor
+    def _join(
+        self, state: AsyncState, envs: Tensor, chunk: Tensor, position: int | Tensor
     ) -> Tensor:
-        """Let some of a request's environments execute its answer; return them."""
-        if envs.any():
-            position, size = state.step - request.step, state.chunks.chunk_size
-            chunk, outputs, serial = select_envs(
-                self._answer_of(request),
-                envs if request.planned is None else envs[request.planned],
-            )
-            if position >= size or chunk.shape[-2] != size:
-                self._state = None
-                raise ExecutionError(
-                    f"AsyncExecutor: expected a chunk of {size} actions within as many "
-                    f"steps, got {chunk.shape[-2]} at {self.chunk_key!r} after "
-                    f"{position}. The policy is too slow for its chunks, or changes "
-                    "their length. No action was sent."
-                )
-            age = torch.full((len(chunk), 1), position, device=chunk.device)
-            outputs[OBSERVATION_AGE_KEY] = age
-            state.chunks.replace(envs, (chunk, outputs, serial), position)
-        state.remove(request, envs)
-        return envs
-
-    def _answer_of(self, request: InFlightRequest) -> Answer:
-        """Return a request's answer; wait for it if it is not there."""
-        if request.read is None:
-            try:
-                answer = request.answer.result()
-            except Exception as error:
-                self._state = None
-                raise ExecutionError(
-                    f"AsyncExecutor: expected {type(self.policy).__name__} to return "
-                    f"a chunk in its worker, got {type(error).__name__}: {error}. The "
-                    "next step plans again. No action was sent."
-                ) from error
-            request.read = self._read_answer(answer, request.batch_size)
-        return request.read
-
-    def _is_due(self, state: AsyncState, positions: Tensor) -> Tensor:
-        return state.chunks.chunk_size - positions <= self.request_at
-
-    def _steps_to_next_request(self, state: AsyncState) -> int:
-        """Return the number of steps on which only a reset can change the plan."""
-        if state.requests:
-            return 0
-        position = int(state.chunks.positions.max())
-        return state.chunks.chunk_size - self.request_at - position
+        """Blend new chunks ``[N, H, A]`` with the rest of those in execution."""
+        counts = torch.ones_like(chunk[..., :1], dtype=torch.int64)
+        if state.chunks is None:
+            state.blended = counts.new_ones(*envs.shape, *counts.shape[-2:])
+            return chunk
+        assert state.blended is not None
+        chunks, size = state.chunks, chunk.shape[-2]
+        index = torch.arange(size, device=chunk.device)
+        # New action h is due together with the old one at h + shift.
+        shift = chunks.positions[envs] - position
+        old_index = index + shift.unsqueeze(-1)
+        both = (old_index < size) & (old_index >= 0) & ~state.empty[envs].unsqueeze(-1)
+        at = old_index.clamp(0, size - 1).unsqueeze(-1)
+        old = chunks.actions[envs].gather(-2, at.expand(chunk.shape))
+        count = state.blended[envs].gather(-2, at)
+        both = both.unsqueeze(-1)
+        blended = torch.where(both, self.overlap(old, chunk, count), chunk)
+        state.blended = state.blended.clone()
+        state.blended[envs] = torch.where(both, count + 1, counts)
+        return blended
 
     def extra_repr(self) -> str:
         """Show when the policy is called, where it runs, and how often it was late."""
-        return (
-            f"request_at={self.request_at}, worker={type(self.worker).__name__}, "
-            f"when_late={self.when_late!r}, waits={self.waits}, holds={self.holds}"
-        )
-
-
-def _run(
-    policy: TensorDictModuleBase, inputs: TensorDictBase, modes: CallersModes
-) -> TensorDictBase:
-    with modes:
-        return policy(inputs)
+        return f"request_at={self.request_at}, {super().extra_repr()}"

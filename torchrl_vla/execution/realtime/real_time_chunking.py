@@ -8,18 +8,20 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
 from torchrl_vla.execution.action_reference import check_reference
-from torchrl_vla.execution.chunk_executor import ChunkExecutor
+from torchrl_vla.execution.chunk_cache import Outputs
 from torchrl_vla.execution.executor_keys import ExecutorKeys
-from torchrl_vla.execution.realtime.rtc_weights import ExponentialPrefix, PrefixSchedule
-from torchrl_vla.execution.realtime.staggered_chunks import (
-    Answer,
-    StaggeredChunks,
-    select_envs,
+from torchrl_vla.execution.realtime.background_executor import BackgroundExecutor
+from torchrl_vla.execution.realtime.inference_workers import (
+    InferenceWorker,
+    StepClockWorker,
 )
+from torchrl_vla.execution.realtime.latency_tracker import LatencyTracker
+from torchrl_vla.execution.realtime.lateness import Lateness, Reaction
+from torchrl_vla.execution.realtime.requests import AsyncState, InFlightRequest
+from torchrl_vla.execution.realtime.rtc_weights import ExponentialPrefix, PrefixSchedule
 from torchrl_vla.schema import (
     GUIDE_CHUNK_KEY,
     GUIDE_WEIGHT_KEY,
-    OBSERVATION_AGE_KEY,
     ExecutionError,
     check_positive_int,
 )
@@ -27,7 +29,7 @@ from torchrl_vla.schema import (
 _GUIDE_KEYS = (GUIDE_CHUNK_KEY, GUIDE_WEIGHT_KEY)
 
 
-class RealTimeChunking(ChunkExecutor):
+class RealTimeChunking(BackgroundExecutor):
     """Call the policy early and have its new chunk continue the old one.
 
     A large policy takes several control steps to answer. Every ``replan_interval``
@@ -37,11 +39,18 @@ class RealTimeChunking(ChunkExecutor):
     chunk (``guide_chunk``) and how strictly to continue it (``guide_weight``):
     strictly for the steps that are executed anyway.
 
+    An answer is entered on the step that it was planned for and never before it, so
+    that the actions are those of the deterministic worker as long as every answer comes
+    in time. One that comes later is entered when it is there, at the action that is due
+    then; the old chunk is executed meanwhile, and ``when_late`` counts when it ends.
+
     Note:
-        The policy is called within the step and its answer is held back, so that a
-        simulator behaves as a robot with that delay would. At the beginning of an
-        episode there is nothing to continue, and the first chunk is executed from its
-        first action, without delay.
+        Without a ``worker`` the policy is called within the step and its answer is held
+        back, so that a simulator behaves as a robot with that delay would; a step takes
+        as long as the policy does. A robot needs ``worker=ThreadWorker()`` and a
+        ``when_late`` with a ``timeout_s``. At the beginning of an episode there is
+        nothing to continue: the step waits as long as ``when_late`` allows, and the
+        first chunk is executed from its first action.
 
     **Reads** the policy's ``in_keys``; ``is_init`` bool ``[*B, 1]``; ``decision_index``
     and ``action`` of the step before, if they are there.
@@ -60,20 +69,26 @@ class RealTimeChunking(ChunkExecutor):
     Keyword Args:
         replan_interval: ``s``, actions executed per decision.
         inference_delay: ``d``, steps that an answer takes, ``0 .. s`` and at most
-            ``H - s``.
+            ``H - s``; or a :class:`LatencyTracker`, which measures them: ``d`` is then
+            at most what is left of the old chunk.
         action_reference: what the actions are measured from, ``"absolute"`` or
             ``"delta"``; chunks that are relative to a state cannot continue each other.
         schedule: how strictly the new chunk continues the old one.
+        worker: where the policy runs; None = within the step.
+        when_late: what to do on a step for which no action is left, a
+            :class:`Lateness` or its reaction alone, such as ``"hold"``.
         keys: of what is read and written; None = ``ExecutorKeys()``.
 
     Raises:
-        ValueError: the policy takes no guide; the delay is longer than the interval;
-            the actions are relative.
-        ExecutionError: the chunk is shorter than ``s + d``; and as
-            :class:`ChunkExecutor`.
+        ValueError: the policy takes no guide; the delay is longer than the interval, or
+            measured without a worker; the actions are relative, or ``when_late`` does
+            not suit them.
+        ExecutionError: the chunk is shorter than ``s + d``; the policy failed in its
+            worker; an answer came after its last action; no action was left and
+            ``when_late`` stops; and as :class:`ChunkExecutor`.
 
     Source: Black, Galliker and Levine, "Real-Time Execution of Action Chunking Flow
-    Policies" (2025), algorithm 1 with a constant delay.
+    Policies" (2025), algorithm 1; an answer is not entered before its planned step.
 
     Examples:
         >>> import torch
@@ -109,166 +124,118 @@ class RealTimeChunking(ChunkExecutor):
         policy: TensorDictModuleBase,
         *,
         replan_interval: int,
-        inference_delay: int,
+        inference_delay: int | LatencyTracker,
         action_reference: str,
         schedule: PrefixSchedule = ExponentialPrefix(),  # noqa: B008 (has no state)
+        worker: InferenceWorker | None = None,
+        when_late: Reaction | Lateness = "wait",
         keys: ExecutorKeys | None = None,
     ) -> None:
         check_positive_int("RealTimeChunking", "replan_interval", replan_interval)
         check_reference("RealTimeChunking", action_reference)
-        if not 0 <= inference_delay <= replan_interval:
+        is_measured = isinstance(inference_delay, LatencyTracker)
+        if not is_measured and not 0 <= inference_delay <= replan_interval:
             raise ValueError(
                 "RealTimeChunking: expected inference_delay in 0..replan_interval="
                 f"{replan_interval}, got {inference_delay}. An answer has to "
                 "arrive before the next call of the policy."
             )
+        if is_measured and worker is None:
+            raise ValueError(
+                "RealTimeChunking: expected a worker for an inference_delay that is "
+                "measured, got None: a policy that is called within the step takes no "
+                "steps. Pass ThreadWorker(), or a number at inference_delay."
+            )
         _check_takes_guide(policy)
-        super().__init__(policy, keys=keys)
+        super().__init__(
+            policy,
+            action_reference=action_reference,
+            worker=StepClockWorker(delay_steps=0) if worker is None else worker,
+            when_late=when_late,
+            keys=keys,
+        )
         self.replan_interval = replan_interval
         self.inference_delay = inference_delay
-        self.action_reference = action_reference
         self.schedule = schedule
-        self.out_keys = [*self.out_keys, OBSERVATION_AGE_KEY, *_GUIDE_KEYS]
+        self.out_keys = [*self.out_keys, *_GUIDE_KEYS]
 
-    def _serve(self, tensordict: TensorDictBase, begins: Tensor) -> TensorDictBase:
-        plans: _Plans | None = self._state
-        switched = None
-        if plans is None:
-            answer = self._plan(tensordict, begins, begins, None)
-            self._state = plans = _Plans(StaggeredChunks(answer))
-            switched = begins
-        elif plans.steps_until_event == 0 or begins.any():
-            switched = begins | self._enter_pending(plans, begins)
-            switched = switched | self._replan(plans, tensordict, begins)
-        if switched is not None:
-            plans.steps_until_event = self._steps_to_next_event(plans.running)
-        plans.steps_until_event -= 1
-        action = plans.running.pop()
-        due = self._is_due(plans.running.positions)
-        return self._write(tensordict, action, switched, plans.running.outputs, due)
+    _earlier = "decrease replan_interval"
 
-    def _enter_pending(self, plans: _Plans, begins: Tensor) -> Tensor:
-        """Enter the chunks that are due, and return their environments."""
+    @property
+    def delay_steps(self) -> int:
+        """The delay that the next answer is planned with, in steps."""
         delay = self.inference_delay
-        entered = plans.running.positions == self.replan_interval + delay
-        entered = entered & ~begins & (delay > 0)
-        if entered.any():
-            answer = plans.pending.take(entered)
-            plans.running.replace(entered, answer, position=delay)
-        return entered
+        return delay.delay_steps if isinstance(delay, LatencyTracker) else delay
 
-    def _replan(
-        self, plans: _Plans, tensordict: TensorDictBase, begins: Tensor
-    ) -> Tensor:
-        """Plan where it is due; return the environments that switch without delay."""
-        due = (plans.running.positions == self.replan_interval) & ~begins
-        planned = due | begins
-        if not planned.any():
-            return planned
-        everyone = bool(planned.all())
-        answer = self._plan(tensordict, planned, begins, plans.running)
-        at_once = self.inference_delay == 0
-        later = plans.running if at_once else plans.pending
-        for envs, chunks in ((begins, plans.running), (due, later)):
-            if envs.any():
-                part = select_envs(answer, envs if everyone else envs[planned])
-                chunks.replace(envs, part, position=0)
-        return due & at_once
+    def _measure(self, steps: int) -> None:
+        if isinstance(self.inference_delay, LatencyTracker):
+            self.inference_delay.record(steps)
 
-    def _plan(
-        self,
-        tensordict: TensorDictBase,
-        planned: Tensor,
-        begins: Tensor,
-        running: StaggeredChunks | None,
-    ) -> Answer:
-        """Call the policy for some environments; those that do not begin are guided."""
-        envs = None if planned.all() else planned
-        inputs = tensordict.exclude(*_GUIDE_KEYS)  # the last decision's may be there
-        if running is not None:
-            guide, weight = self._guide(running, ~begins)
-            inputs.set(GUIDE_CHUNK_KEY, guide).set(GUIDE_WEIGHT_KEY, weight)
-        chunk, outputs, serial = self._call_policy(inputs, envs)
-        self._check_length(chunk, running)
-        if running is None:
-            guide, weight = torch.zeros_like(chunk), torch.zeros_like(chunk[..., 0])
-        age = torch.where(begins, 0, self.inference_delay).unsqueeze(-1)
-        added = dict(
-            zip((OBSERVATION_AGE_KEY, *_GUIDE_KEYS), (age, guide, weight), strict=True)
-        )
-        if envs is not None:
-            added = {key: value[envs] for key, value in added.items()}
-        return chunk, {**outputs, **added}, serial
+    def _is_due(self, positions: Tensor, size: int) -> Tensor:
+        return positions >= self.replan_interval
 
-    def _guide(self, running: StaggeredChunks, guided: Tensor) -> tuple[Tensor, Tensor]:
+    def _steps_until_due(self, positions: Tensor, size: int) -> Tensor:
+        return self.replan_interval - positions
+
+    def _guide(
+        self, state: AsyncState, planned: Tensor, begins: Tensor
+    ) -> tuple[int, Outputs]:
         """Return the rest of each chunk, from the present step on, and its weights."""
-        size, interval = running.chunk_size, self.replan_interval
-        overlap, free = size - interval, ~guided.unsqueeze(-1)
-        guide = torch.zeros_like(running.actions)
-        rest = running.actions[..., interval:, :]
-        guide[..., :overlap, :] = rest.masked_fill(free.unsqueeze(-1), 0)
-        weight = self.schedule(self.inference_delay, overlap, size).to(guide)
-        return guide, weight.expand(guide.shape[:-1]).masked_fill(free, 0)
+        running = state.chunks
+        if running is None:
+            return self.delay_steps, {}
+        size = running.chunk_size
+        guided = planned & ~begins
+        positions = running.positions.clamp(max=size)
+        at = [int(position) for position in positions[guided].unique()]
+        # The committed actions: no answer may be planned to arrive after them.
+        delay = min([self.delay_steps, *(size - position for position in at)])
+        index = torch.arange(size, device=positions.device) + positions.unsqueeze(-1)
+        is_left = (index < size) & guided.unsqueeze(-1)
+        index = index.clamp(max=size - 1).unsqueeze(-1).expand(running.actions.shape)
+        rest = running.actions.gather(-2, index)
+        guide = rest.masked_fill(~is_left.unsqueeze(-1), 0)
+        weight = torch.zeros_like(guide[..., 0])
+        for position in at:
+            weights = self.schedule(delay, size - position, size).to(guide)
+            weight[guided & (positions == position)] = weights
+        return delay, {GUIDE_CHUNK_KEY: guide, GUIDE_WEIGHT_KEY: weight}
+
+    def _added(self, request: InFlightRequest, chunk: Tensor) -> Outputs:
+        zeros = torch.zeros_like(chunk), torch.zeros_like(chunk[..., 0])
+        return {**dict(zip(_GUIDE_KEYS, zeros, strict=True)), **request.outputs}
 
     def _inputs(
         self, tensordict: TensorDictBase, envs: Tensor | None
     ) -> TensorDictBase:
-        inputs = super()._inputs(tensordict, envs)
-        for key, value in tensordict.select(*_GUIDE_KEYS, strict=False).items():
-            inputs.set(key, value if envs is None else value[envs])
-        return inputs
+        # The guide of the last decision may be there.
+        return super()._inputs(tensordict.exclude(*_GUIDE_KEYS), envs)
 
-    def _is_due(self, positions: Tensor) -> Tensor:
-        """Return the environments that are planned for at these positions."""
-        interval, delay = self.replan_interval, self.inference_delay
-        due = positions == interval
-        return due | (positions == interval + delay) if delay == interval else due
-
-    def _steps_to_next_event(self, running: StaggeredChunks) -> int:
-        positions, interval = running.positions, self.replan_interval
-        later = interval + self.inference_delay - positions
-        return int(torch.where(positions < interval, interval - positions, later).min())
-
-    def _check_length(self, chunk: Tensor, running: StaggeredChunks | None) -> None:
-        size = chunk.shape[-2]
-        needed = self.replan_interval + self.inference_delay
-        if size < needed:
+    def _check_length(self, chunk: Tensor, size: int | None) -> None:
+        length = chunk.shape[-2]
+        needed = self.replan_interval
+        if not isinstance(self.inference_delay, LatencyTracker):
+            needed += self.inference_delay
+        if length < needed:
             raise ExecutionError(
                 "RealTimeChunking: expected chunks of at least replan_interval + "
                 f"inference_delay = {needed} actions at {self.chunk_key!r}, got "
-                f"{size}: there would be nothing to execute while the policy runs. "
+                f"{length}: there would be nothing to execute while the policy runs. "
                 "Decrease replan_interval. No action was sent."
             )
-        if running is not None and size != running.chunk_size:
+        if size not in (None, length):
             raise ExecutionError(
-                f"RealTimeChunking: expected chunks of {running.chunk_size} actions "
-                f"at {self.chunk_key!r} as before, got {size}. No action was sent."
+                f"RealTimeChunking: expected chunks of {size} actions "
+                f"at {self.chunk_key!r} as before, got {length}. No action was sent."
             )
 
     def extra_repr(self) -> str:
-        """Show when the policy is called and how it is guided."""
+        """Show when the policy is called, where it runs and how it is guided."""
         return (
             f"replan_interval={self.replan_interval}, "
-            f"inference_delay={self.inference_delay}, schedule={self.schedule}"
+            f"inference_delay={self.inference_delay}, schedule={self.schedule}, "
+            f"{super().extra_repr()}"
         )
-
-
-class _Plans:
-    """The chunks in execution and the answers that are held back."""
-
-    def __init__(self, running: StaggeredChunks) -> None:
-        self.running = running
-        answer = (running.actions, dict(running.outputs), running.serials)
-        self.pending = StaggeredChunks(answer)  # without meaning until replaced
-        self.steps_until_event = 0
-
-    @property
-    def batch_size(self) -> torch.Size:
-        return self.running.batch_size
-
-    @property
-    def serials(self) -> Tensor:
-        return self.running.serials
 
 
 def _check_takes_guide(policy: TensorDictModuleBase) -> None:
