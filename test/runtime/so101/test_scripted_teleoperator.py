@@ -58,7 +58,21 @@ def test_a_step_is_at_most_as_long_as_it_may_be():
 
 def test_misuse_is_refused():
     robot = SO101Robot(cameras=(), clock=FakeClock())
-    with pytest.raises(SettingsError, match="expected max_step_deg > 0, got 0"):
-        SO101Teleoperator(robot, max_step_deg=0.0)
+    for options in ({"max_step_deg": 0.0}, {"hands_off_s": -1.0}):
+        with pytest.raises(SettingsError, match="max_step_deg > 0 and hands_off_s >= 0"):
+            SO101Teleoperator(robot, **options)
     with robot, pytest.raises(ExecutionError, match=r"SO101Teleoperator.*connect"):
         SO101Teleoperator(robot).read(robot.observe())
+
+
+def test_hands_off_means_nothing_until_the_time_is_over_in_every_episode():
+    clock = FakeClock()
+    robot = SO101Robot(cameras=(), clock=clock)
+    with robot, SO101Teleoperator(robot, hands_off_s=0.5) as teleoperator:
+        for seed in (0, 1):
+            robot.place(seed)
+            assert teleoperator.read(robot.observe()) is None
+            clock.advance_s(0.49)
+            assert teleoperator.read(robot.observe()) is None
+            clock.advance_s(0.01)
+            assert teleoperator.read(robot.observe()) is not None

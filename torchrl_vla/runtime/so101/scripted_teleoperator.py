@@ -30,9 +30,12 @@ class SO101Teleoperator(Teleoperator):
 
     Keyword Args:
         max_step_deg: largest distance from the observed joint to its goal.
+        hands_off_s: so long it only watches in each episode, then takes over until the
+            tip is at the goal: corrections, as a person makes them. 0 = it always
+            commands.
 
     Raises:
-        SettingsError: the step is not positive.
+        SettingsError: the step is not positive, or the time is negative.
 
     Examples:
         >>> from torchrl_vla.testing import FakeClock
@@ -44,11 +47,15 @@ class SO101Teleoperator(Teleoperator):
         tensor(True)
     """
 
-    def __init__(self, robot: SO101Robot, *, max_step_deg: float = 12.0) -> None:
-        if not max_step_deg > 0:
+    def __init__(
+        self, robot: SO101Robot, *, max_step_deg: float = 12.0, hands_off_s: float = 0.0
+    ) -> None:
+        if not (max_step_deg > 0 and hands_off_s >= 0):
             raise SettingsError(
-                f"SO101Teleoperator: expected max_step_deg > 0, got {max_step_deg}."
+                "SO101Teleoperator: expected max_step_deg > 0 and hands_off_s >= 0, "
+                f"got {max_step_deg} and {hands_off_s}."
             )
+        self._hands_off_s = hands_off_s
         self._robot, self._max_step_deg = robot, max_step_deg
         self._is_connected = False
 
@@ -66,13 +73,15 @@ class SO101Teleoperator(Teleoperator):
         """Begin; the robot is connected by itself."""
         self._is_connected = True
 
-    def read(self, observation: TensorDict) -> Tensor:
-        """Return the next step towards the goal."""
+    def read(self, observation: TensorDict) -> Tensor | None:
+        """Return the next step towards the goal; None = it only watches."""
         if not self._is_connected:
             raise ExecutionError(
                 "SO101Teleoperator: expected a connected teleoperator, got one that is "
                 "not. Call connect() first, or use `with teleoperator:`."
             )
+        if self._robot.elapsed_s < self._hands_off_s - 1e-6:
+            return None
         state = observation[STATE_KEY].double().numpy()
         step = self._robot.goal_joints(state) - state
         step = np.clip(step, -self._max_step_deg, self._max_step_deg)

@@ -158,6 +158,11 @@ class SO101Robot(Robot):
         """True = the tip is at its goal now."""
         return self._connected().is_successful(self._clock.now_s())
 
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the episode began."""
+        return self._clock.now_s() - self._connected().start_s
+
     def connect(self) -> None:
         """Start the simulation with the episode of the constructor's seed."""
         if self._arm is None:
@@ -224,6 +229,7 @@ class ConnectedArm:
     """
 
     task: CubeTask  # of the episode
+    start_s: float  # of the episode, on the clock
 
     def __init__(
         self, model: MjModel, metadata: RobotDatasetMetadata, effects: HardwareEffects
@@ -247,7 +253,7 @@ class ConnectedArm:
 
     def begin(self, task: CubeTask, seed: int, now_s: float) -> None:
         """Start an episode at an instant."""
-        self.task, self._start_s = task, now_s
+        self.task, self.start_s = task, now_s
         self._simulation.reset(task.positions, now_s)
         self._state_noise, self._image_noise = (
             np.random.default_rng([seed, stream]) for stream in (1, 2)
@@ -262,7 +268,7 @@ class ConnectedArm:
     def observe(self, now_s: float) -> TensorDict:
         """Read the encoders and the newest frames that have arrived."""
         self._simulation.advance_to(now_s)
-        taken_s = max(now_s - self._effects.state_latency_s, self._start_s)
+        taken_s = max(now_s - self._effects.state_latency_s, self.start_s)
         positions = self._simulation.positions_at(taken_s)
         state = from_radians(positions[:_DIM])
         state = state + self._effects.state_noise * self._state_noise.normal(size=_DIM)
@@ -278,9 +284,9 @@ class ConnectedArm:
 
     def _take_frame(self, renderer: MujocoRenderer, now_s: float) -> float:
         """Render the newest frame that has arrived; return when it was taken."""
-        age_s = now_s - self._start_s - self._effects.camera_latency_s
+        age_s = now_s - self.start_s - self._effects.camera_latency_s
         frame = max(int(age_s / self._frame_s + 1e-6), 0)
-        taken_s = self._start_s + frame * self._frame_s
+        taken_s = self.start_s + frame * self._frame_s
         if frame > self._frame:
             self._shown.qpos[:] = self._simulation.positions_at(taken_s)
             self._mujoco.mj_fwdPosition(self._model, self._shown)
