@@ -1,0 +1,1 @@
+"""Recording of a run beside its control loop."""
