@@ -7,12 +7,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tensordict import TensorDict
+from tensordict import NonTensorStack, TensorDict
 from tensordict.nn import TensorDictModuleBase
+from tiny_options import make_tiny
 from torchrl.envs import InitTracker, TransformedEnv
 
 from torchrl_vla.envs.toy import ToyVLAEnv
 from torchrl_vla.execution.decisions import select_decisions
+from torchrl_vla.execution.realtime.inference_workers import StepClockWorker
+from torchrl_vla.execution.realtime.latency_tracker import LatencyTracker
 from torchrl_vla.execution.realtime.real_time_chunking import RealTimeChunking
 from torchrl_vla.execution.realtime.rtc_weights import (
     ExponentialPrefix,
@@ -20,6 +23,7 @@ from torchrl_vla.execution.realtime.rtc_weights import (
     OnesPrefix,
     ZerosPrefix,
 )
+from torchrl_vla.policies import TinyFlowVLA
 from torchrl_vla.schema import ExecutionError, MissingKeyError
 
 GUIDE_KEYS = ("guide_chunk", "guide_weight")
@@ -330,3 +334,52 @@ def test_it_prints_when_it_asks():
         "worker=StepClockWorker, when_late='wait', waits=0, holds=0"
     )
     assert make().extra_repr() == expected
+
+
+def naive_flow_loop(policy, frames, interval, delay, schedule):
+    """Execute one environment by the definition; return its actions."""
+    out, size = [], policy.chunk_size
+    for t, frame in enumerate(frames):
+        if t == 0:
+            running, seen_at, pending = policy(frame.clone())["action_chunk"], 0, None
+        if pending is not None and t - pending[1] == delay:
+            (running, seen_at), pending = pending, None
+        if pending is None and t - seen_at == interval:
+            guide = torch.zeros_like(running)
+            guide[:, : size - interval] = running[:, interval:]
+            weight = schedule(delay, size - interval, size).unsqueeze(0)
+            asked = frame.clone().update({"guide_chunk": guide, "guide_weight": weight})
+            pending = policy(asked)["action_chunk"], t
+            if delay == 0:
+                (running, seen_at), pending = pending, None
+        out.append(running[:, t - seen_at])
+    return torch.stack(out, 1)
+
+
+@pytest.mark.parametrize("delay", [0, 1, 4])
+@pytest.mark.parametrize("worker", [None, StepClockWorker(0)])
+def test_a_flow_policy_acts_as_in_a_naive_loop_bit_for_bit(delay, worker):
+    torch.manual_seed(0)
+    policy = make_tiny(TinyFlowVLA, action_dim=2, chunk_size=9, state_dim=3, hidden=8)
+    policy.eval()
+    frames = torch.rand(17, 1, 3)
+    steps = []
+    for t, state in enumerate(frames):
+        td = TensorDict({("observation", "state"): state}, [1])
+        td["observation", "image"] = torch.zeros(1, 3, 16, 16, dtype=torch.uint8)
+        td["language_instruction"] = NonTensorStack("lift")
+        steps.append(td.set("is_init", torch.tensor([[t == 0]])))
+    with torch.no_grad():
+        torch.manual_seed(1)  # the policy's noise
+        expected = naive_flow_loop(policy, steps, 4, delay, LINEAR)
+        torch.manual_seed(1)
+        executor = make(
+            actor=policy, horizon=4, delay=delay, worker=worker, schedule=LINEAR
+        )
+        got = [executor(td.clone())["action"] for td in steps]
+    assert torch.equal(torch.stack(got, 1), expected)
+
+
+def test_a_measured_delay_needs_a_worker():
+    with pytest.raises(ValueError, match=r"expected a worker for an inference_delay"):
+        make(delay=LatencyTracker())

@@ -127,9 +127,6 @@ class AsyncExecutor(BackgroundExecutor):
 
     _earlier = "increase request_at"
 
-    def _is_due(self, positions: Tensor, size: int) -> Tensor:
-        return size - positions <= self.request_at
-
     def _steps_until_due(self, positions: Tensor, size: int) -> Tensor:
         return size - self.request_at - positions
 

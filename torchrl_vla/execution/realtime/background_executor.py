@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from abc import abstractmethod
 from concurrent.futures import wait
@@ -68,8 +69,9 @@ class BackgroundExecutor(ChunkExecutor):
         super().__init__(policy, keys=keys)
         self.action_reference = action_reference
         self.worker = worker
-        is_named = isinstance(when_late, str)
-        self.lateness = Lateness(when_late) if is_named else when_late
+        if isinstance(when_late, str):
+            when_late = Lateness(when_late)
+        self.lateness: Lateness = when_late
         self._late_action = LateAction(
             self._name, self.lateness, action_reference, self.training_metadata
         )
@@ -88,12 +90,11 @@ class BackgroundExecutor(ChunkExecutor):
         return False
 
     @abstractmethod
-    def _is_due(self, positions: Tensor, size: int) -> Tensor:
-        """Return where the policy is called next to positions in chunks of a size."""
-
-    @abstractmethod
     def _steps_until_due(self, positions: Tensor, size: int) -> Tensor:
-        """Return the steps until :meth:`_is_due` is True."""
+        """Return the steps from positions in chunks of a size to the next request."""
+
+    def _is_due(self, positions: Tensor, size: int) -> Tensor:
+        return self._steps_until_due(positions, size) <= 0
 
     @abstractmethod
     def _check_length(self, chunk: Tensor, size: int | None) -> None:
@@ -249,10 +250,9 @@ class BackgroundExecutor(ChunkExecutor):
         if reaction == "stop":
             self._stop(late, "in time")
         state.note_late(late, is_idle=reaction != "repeat")
-        if most is not None and (state.late_steps > most).any():
-            self._stop(
-                state.late_steps > most, f"for more than max_late_steps={most} steps"
-            )
+        too_late = state.late_steps > (most if most is not None else math.inf)
+        if too_late.any():
+            self._stop(too_late, f"for more than max_late_steps={most} steps")
         self.holds += int(late.sum())
         return late
 
@@ -350,7 +350,7 @@ class BackgroundExecutor(ChunkExecutor):
                 f"steps, got {size} at {self.chunk_key!r} after {age}. The policy is "
                 "too slow for its chunks. No action was sent."
             )
-        position = _position(state, age, envs)
+        position = state.entry_position(age, envs)
         planned = request.planned
         is_all = (
             not self._blends
@@ -395,15 +395,6 @@ class BackgroundExecutor(ChunkExecutor):
             f"when_late={self.lateness.reaction!r}, waits={self.waits}, "
             f"holds={self.holds}"
         )
-
-
-def _position(state: AsyncState, age: int, envs: Tensor) -> int | Tensor:
-    """Return the index at which chunks of an age are entered, for all or ``[N]``."""
-    if state.idle is None:
-        return age
-    positions = age - state.idle[envs]
-    first = int(positions[0])
-    return positions if (positions != first).any() else first
 
 
 def _deadline(timeout_s: float | None) -> float | None:

@@ -103,9 +103,9 @@ class Lateness:
             )
         if self.reaction != "zero":
             return None
-        known = metadata is not None and metadata.action_reference is not None
-        references = metadata.action_reference if known else (action_reference,)  # type: ignore[union-attr]
         units = None if metadata is None else metadata.action_units
+        declared = None if metadata is None else metadata.action_reference
+        references = (action_reference,) if declared is None else declared
         zeroed = torch.tensor([reference == "delta" for reference in references])
         if units is not None:
             zeroed = zeroed | torch.tensor([unit.endswith("/s") for unit in units])

@@ -133,18 +133,18 @@ class RealTimeChunking(BackgroundExecutor):
     ) -> None:
         check_positive_int("RealTimeChunking", "replan_interval", replan_interval)
         check_reference("RealTimeChunking", action_reference)
-        is_measured = isinstance(inference_delay, LatencyTracker)
-        if not is_measured and not 0 <= inference_delay <= replan_interval:
+        if isinstance(inference_delay, LatencyTracker):
+            if worker is None:
+                raise ValueError(
+                    "RealTimeChunking: expected a worker for an inference_delay that "
+                    "is measured, got None: a policy that is called within the step "
+                    "takes no steps. Pass ThreadWorker(), or a number of steps."
+                )
+        elif not 0 <= inference_delay <= replan_interval:
             raise ValueError(
                 "RealTimeChunking: expected inference_delay in 0..replan_interval="
                 f"{replan_interval}, got {inference_delay}. An answer has to "
                 "arrive before the next call of the policy."
-            )
-        if is_measured and worker is None:
-            raise ValueError(
-                "RealTimeChunking: expected a worker for an inference_delay that is "
-                "measured, got None: a policy that is called within the step takes no "
-                "steps. Pass ThreadWorker(), or a number at inference_delay."
             )
         _check_takes_guide(policy)
         super().__init__(
@@ -170,9 +170,6 @@ class RealTimeChunking(BackgroundExecutor):
     def _measure(self, steps: int) -> None:
         if isinstance(self.inference_delay, LatencyTracker):
             self.inference_delay.record(steps)
-
-    def _is_due(self, positions: Tensor, size: int) -> Tensor:
-        return positions >= self.replan_interval
 
     def _steps_until_due(self, positions: Tensor, size: int) -> Tensor:
         return self.replan_interval - positions

@@ -87,13 +87,21 @@ class AsyncState:
         assert self.chunks is not None
         if not self.requests:
             return self.chunks.positions
-        requested = self.entry_positions(self.step + 1, self.requested_at)
+        requested = self.step + 1 - self.requested_at
+        if self.idle is not None:
+            requested = requested - self.idle
         return torch.where(self.in_flight, requested, self.chunks.positions)
 
-    def entry_positions(self, step: int, requested_at: Tensor) -> Tensor:
-        """Return the index at which a chunk is entered at a step, int64 ``[*B]``."""
-        passed = step - requested_at
-        return passed if self.idle is None else passed - self.idle
+    def entry_position(self, age: int, envs: Tensor) -> int | Tensor:
+        """Return the index at which chunks of an age are entered, for all or ``[N]``.
+
+        Steps on which the robot stood still do not count.
+        """
+        if self.idle is None:
+            return age
+        positions = age - self.idle[envs]
+        first = int(positions[0])
+        return positions if (positions != first).any() else first
 
     def note_late(self, envs: Tensor, is_idle: bool) -> None:
         """Count a step on which environments had no action; idle = without motion."""
