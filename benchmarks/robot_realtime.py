@@ -151,7 +151,7 @@ def play(robot: SO101Robot, executor: ChunkExecutor, steps: int) -> tuple:
 
 
 def check_indices(name: str, played: Played, chunks: list) -> int:
-    """Check that step ``t`` executed ``chunk[t - t_observed]``, and count the chunks."""
+    """Check that step ``t`` executed ``chunk[t - t_observed]``; count the chunks."""
     step_of = {instant: step for step, instant in enumerate(played.observed_at_s)}
     of_step = {step_of[instant]: chunk for instant, chunk in chunks}
     entered: list[int] = []

@@ -3,7 +3,7 @@
 
 ``robot --record--> dataset --train--> policy --gate--> robot``, and around again.
 
-An SO-101 arm stands before three cubes. A person shows it the red one, a policy learns
+An SO-101 arm stands before a red cube. A person shows how to reach it, a policy learns
 it, the doctor checks that acting is what training was, the policy moves the arm behind
 a safety gate, the person corrects it where it fails, and the corrected policy is
 compared with the first one on the same episodes. The arm is simulated, with the delays,
@@ -50,7 +50,9 @@ folder = Path(tempfile.mkdtemp())
 RATE_HZ, H, CAMERAS = 30.0, 8, ("front",)
 
 clock = FakeClock()
-robot = SO101Robot(cameras=CAMERAS, image_size=32, rate_hz=RATE_HZ, clock=clock)
+robot = SO101Robot(
+    colors=("red",), cameras=CAMERAS, image_size=32, rate_hz=RATE_HZ, clock=clock
+)
 for name, unit, low, high in zip(
     robot.metadata.action_names,
     robot.metadata.action_units,
