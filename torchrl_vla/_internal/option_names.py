@@ -11,6 +11,9 @@ Purpose = Literal["demonstrations", "evaluation", "training"]
 #: apart), or the end of the evaluation.
 OnError = Literal["failure", "apart", "raise"]
 
+#: What a guard does with an illegal action.
+OnViolation = Literal["refuse", "clip", "hold"]
+
 #: What becomes of a label beyond the bounds of the actions.
 Labels = Literal["refuse", "clamp"]
 

@@ -1,7 +1,8 @@
 """The ``torchrl-vla`` command.
 
 Its subcommands are ``demo``, ``collect``, ``train``, ``finetune``, ``evaluate``,
-``compare``, ``inspect``, ``doctor``, ``profile``, ``compare-profiles`` and ``plan``.
+``compare``, ``inspect``, ``doctor``, ``profile``, ``compare-profiles``, ``plan``,
+``run``, ``record``, ``replay`` and ``teleoperate``.
 Each is a frozen dataclass whose fields are its options; its ``run`` calls the library.
 ``--help`` is the documentation.
 """
@@ -29,6 +30,10 @@ from torchrl_vla.cli.inspect_command import Inspect
 from torchrl_vla.cli.options import check_launch
 from torchrl_vla.cli.plan_command import Plan
 from torchrl_vla.cli.profile_command import Profile
+from torchrl_vla.cli.record_command import Record
+from torchrl_vla.cli.replay_command import Replay
+from torchrl_vla.cli.run_command import Run
+from torchrl_vla.cli.teleoperate_command import Teleoperate
 from torchrl_vla.cli.train_command import Train
 from torchrl_vla.errors import VLAError
 
@@ -78,6 +83,10 @@ def _parse(arguments: list[str]) -> Any:
         "profile": Profile,
         "compare-profiles": CompareProfiles,
         "plan": Plan,
+        "run": Run,
+        "record": Record,
+        "replay": Replay,
+        "teleoperate": Teleoperate,
     }
     kinds: list[Any] = [
         Annotated[command, tyro.conf.subcommand(name)]

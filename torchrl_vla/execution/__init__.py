@@ -1,14 +1,11 @@
 """Executors: from a chunk of actions to one action per control step."""
 
+from torchrl_vla._internal.option_names import OnViolation
 from torchrl_vla.execution.chunk_executor import ChunkExecutor
 from torchrl_vla.execution.decisions import select_decisions
 from torchrl_vla.execution.executor import Executor
 from torchrl_vla.execution.executor_keys import ExecutorKeys
-from torchrl_vla.execution.guard.action_guard import (
-    ActionGuard,
-    GuardKeys,
-    OnViolation,
-)
+from torchrl_vla.execution.guard.action_guard import ActionGuard, GuardKeys
 from torchrl_vla.execution.guard.action_translator import EmbodimentActionTranslator
 from torchrl_vla.execution.guard.embodiment_contract import EmbodimentContract
 from torchrl_vla.execution.interpolation import ActionInterpolation

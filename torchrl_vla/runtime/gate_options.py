@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import get_args
 
-from torchrl_vla.execution import OnViolation
+from torchrl_vla._internal.option_names import OnViolation
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from tensordict import NestedKey, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
+from torchrl_vla._internal.option_names import OnViolation
 from torchrl_vla.execution.action_reference import MAKE_ABSOLUTE
 from torchrl_vla.execution.guard.action_limits import StepLimit
 from torchrl_vla.execution.guard.action_translator import EmbodimentActionTranslator
@@ -26,9 +27,6 @@ from torchrl_vla.schema import (
     instruction_texts,
     is_text,
 )
-
-#: What a guard does with an illegal action.
-OnViolation = Literal["refuse", "clip", "hold"]
 
 
 class ActionGuard(PolicyWrapper):
