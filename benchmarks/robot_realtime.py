@@ -1,6 +1,6 @@
 """Hold a control rate in real time with a policy that takes 150 ms.
 
-    OMP_NUM_THREADS=1 python benchmarks/robot_realtime.py [--seconds 60] [--quick]
+    OMP_NUM_THREADS=1 python benchmarks/robot_realtime.py [--seconds 60] [--fifo] [--quick]
 
 A flow policy is trained on the scripted demonstrations of the simulated SO-101 arm.
 It does not see the cubes: every call foresees a way to another place, so its chunks
@@ -198,6 +198,12 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument(
+        "--fifo",
+        action="store_true",
+        help="real-time scheduling, as a robot's process has it: on a busy machine the "
+        "wall times are those of the machine otherwise; needs the right to ask for it",
+    )
     arguments = parser.parse_args()
     seconds = 1.5 if arguments.quick else arguments.seconds
     torch.set_num_threads(1)
@@ -206,6 +212,8 @@ def main() -> None:
     policy, space = train_policy(
         SO101Robot(cameras=(), clock=clock), clock, 20 if arguments.quick else 600
     )
+    if arguments.fifo:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
     load = os.getloadavg()[0] / (os.cpu_count() or 1)
     print(f"{seconds:.0f} s at {RATE_HZ:.0f} Hz, policy of {1e3 * LATENCY_S:.0f} ms; ")
     print(f"1 thread, load of {load:.1f} per core before")

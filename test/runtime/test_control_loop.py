@@ -58,6 +58,20 @@ def test_statistics_are_those_worked_out_by_hand():
     assert "10.00 Hz of 10 Hz, 1 late" in str(found)
 
 
+def test_a_pause_is_no_period():
+    clock = FakeClock()
+    loop = ControlLoop(10.0, clock=clock)
+    run(loop, clock, [0.02] * 4)
+    clock.advance_s(3.0)
+    loop.restart()
+    run(loop, clock, [0.02] * 4)
+    found = loop.statistics
+    assert (found.ticks, found.late) == (10, 0)
+    assert found.rate_hz == pytest.approx(10.0)
+    assert found.period.max_ms == pytest.approx(100)
+    assert found.duration_s == pytest.approx(0.4 + 3.0 + 0.4)
+
+
 @pytest.mark.parametrize(("rate_hz", "duration_s"), [(30.0, 2.0), (10.0, 0.5)])
 def test_a_duration_holds_its_ticks(rate_hz, duration_s):
     clock = FakeClock(3.0)

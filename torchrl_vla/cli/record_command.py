@@ -14,6 +14,7 @@ from torchrl_vla.cli.robot_options import (
     RobotOptions,
     RobotPolicyOptions,
     TeleoperatorOptions,
+    open_keys,
 )
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ class Record:
             None if self.teleoperator.name is None else self.teleoperator.make(base)
         )
         env, policy = self._policy(base, person)
-        run = robots.RobotRun(env, policy, robots.make_keys())
+        run = robots.RobotRun(env, policy, open_keys())
         recorder = self._recorder(base, person is not None, self.policy.policy)
         self.robot.run(run, self._strategy(recorder), person, recorder)
         print(f"{self.folder}: {recorder.num_episodes} episodes")

@@ -9,7 +9,7 @@ from tyro.conf import OmitArgPrefixes
 
 from torchrl_vla.cli import robots
 from torchrl_vla.cli.options import OptionError
-from torchrl_vla.cli.robot_options import RobotOptions
+from torchrl_vla.cli.robot_options import RobotOptions, open_keys
 
 
 @dataclass(frozen=True)
@@ -44,5 +44,5 @@ class Replay:
         policy = robots.RecordedActions(
             frames["action"], env.loop, approach_s=self.approach_s
         )
-        run = robots.RobotRun(env, policy, robots.make_keys())
+        run = robots.RobotRun(env, policy, open_keys())
         self.robot.run(run, robots.PlainRollout())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -160,6 +161,16 @@ class RobotPolicyOptions:
             executor, deadline_s=self.deadline / env.loop.rate_hz
         )
         return robots.prepare_environment(env, executor), policy
+
+
+def open_keys() -> robots.KeyEvents:
+    """Return the keys of the terminal, or say that there are none."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        keys = robots.make_keys()
+    for warning in told:
+        print(warning.message)
+    return keys
 
 
 def _made(option: str, make: Callable[[], Made]) -> Made:

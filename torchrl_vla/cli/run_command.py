@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from tyro.conf import OmitArgPrefixes
 
 from torchrl_vla.cli import robots
-from torchrl_vla.cli.robot_options import RobotOptions, RobotPolicyOptions
+from torchrl_vla.cli.robot_options import RobotOptions, RobotPolicyOptions, open_keys
 
 
 @dataclass(frozen=True)
@@ -29,5 +29,5 @@ class Run:
         """Run, and print the report."""
         base = self.robot.make_env()
         env, policy = self.policy.open(base)
-        run = robots.RobotRun(env, policy, robots.make_keys())
+        run = robots.RobotRun(env, policy, open_keys())
         self.robot.run(run, robots.PlainRollout(self.episodes))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from tyro.conf import OmitArgPrefixes
 
 from torchrl_vla.cli import robots
-from torchrl_vla.cli.robot_options import RobotOptions, TeleoperatorOptions
+from torchrl_vla.cli.robot_options import RobotOptions, TeleoperatorOptions, open_keys
 
 
 @dataclass(frozen=True)
@@ -24,5 +24,5 @@ class Teleoperate:
         env = self.robot.make_env()
         person = self.teleoperator.make(env)
         policy = self.teleoperator.make_policy(person, env)
-        run = robots.RobotRun(env, policy, robots.make_keys())
+        run = robots.RobotRun(env, policy, open_keys())
         self.robot.run(run, robots.PlainRollout(), person)

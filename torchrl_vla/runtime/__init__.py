@@ -87,8 +87,6 @@ _MODULES = {
     f"{_HERE}.gate_options": ("GateOptions",),
     f"{_HERE}.handover": (
         "linear_path",
-        "make_robot",
-        "make_teleoperator",
         "move_robot",
         "move_teleoperator",
     ),
@@ -105,8 +103,6 @@ _MODULES = {
         "Spread",
     ),
     f"{_HERE}.recorded_actions": ("RecordedActions",),
-    f"{_HERE}.robot_registry": ("make_robot", "make_teleoperator"),
-    f"{_HERE}.run_report": ("RunReport",),
     f"{_HERE}.recording.background_recorder": (
         "BackgroundRecorder",
         "EpisodeWriter",
@@ -118,9 +114,13 @@ _MODULES = {
     f"{_HERE}.recording.ring_buffer": ("FrameRing",),
     f"{_HERE}.robot": ("Robot",),
     f"{_HERE}.robot_env": ("RobotEnv",),
+    f"{_HERE}.robot_registry": (
+        "make_robot",
+        "make_teleoperator",
+    ),
+    f"{_HERE}.run_report": ("RunReport",),
     f"{_HERE}.safety_gate": (
         "ActionOrigin",
-        "RunReport",
         "SafetyGate",
     ),
     f"{_HERE}.strategies.plain_rollout": ("PlainRollout",),
@@ -129,7 +129,6 @@ _MODULES = {
         "CorrectionRecording",
         "EpisodicRecording",
         "HighlightRecording",
-        "RecordedActions",
         "Recording",
     ),
     f"{_HERE}.strategies.robot_run": (

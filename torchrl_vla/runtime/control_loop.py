@@ -96,6 +96,7 @@ class ControlLoop:
     def wait(self) -> None:
         """Wait for the next tick; the first one is now."""
         now_s, period_s = self.clock.now_s(), 1 / self.rate_hz
+        begins = self._next_s is None
         if self._next_s is None:
             self._next_s = now_s
         scheduled_s, work_s = self._next_s, now_s - self.statistics.last_s
@@ -105,7 +106,7 @@ class ControlLoop:
                 self._next_s = now_s
         else:
             self.clock.sleep_until_s(scheduled_s)
-        self.statistics.add(self.clock.now_s(), scheduled_s, work_s)
+        self.statistics.add(self.clock.now_s(), scheduled_s, work_s, begins)
         self._next_s += period_s
 
     def restart(self) -> None:

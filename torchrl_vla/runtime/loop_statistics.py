@@ -62,18 +62,30 @@ class LoopStatistics:
 
     def __init__(self, rate_hz: float) -> None:
         self.wanted_hz = rate_hz
-        self.ticks = self.late = 0
+        self.ticks = self.late = self._periods = 0
+        self._period_s = 0.0
         self.first_s: float | None = None
         self.last_s = 0.0
         self.periods_s: deque[float] = deque(maxlen=_KEPT)
         self.jitters_s: deque[float] = deque(maxlen=_KEPT)
         self.works_s: deque[float] = deque(maxlen=_KEPT)
 
-    def add(self, begun_s: float, scheduled_s: float, work_s: float) -> None:
-        """Record a tick, and the work of the one before it."""
+    def add(
+        self, begun_s: float, scheduled_s: float, work_s: float, begins: bool = False
+    ) -> None:
+        """Record a tick, and the work of the one before it.
+
+        Args:
+            begun_s: when it began.
+            scheduled_s: its place in the schedule.
+            work_s: of the one before it.
+            begins: True = it is the first one after a pause: only counted.
+        """
         if self.first_s is None:
             self.first_s = begun_s
-        else:
+        elif not begins:
+            self._periods += 1
+            self._period_s += begun_s - self.last_s
             self.periods_s.append(begun_s - self.last_s)
             self.jitters_s.append(abs(begun_s - scheduled_s))
             self.works_s.append(work_s)
@@ -82,13 +94,13 @@ class LoopStatistics:
 
     @property
     def duration_s(self) -> float:
-        """From the first tick to the last."""
+        """From the first tick to the last, with the pauses."""
         return 0.0 if self.first_s is None else self.last_s - self.first_s
 
     @property
     def rate_hz(self) -> float:
-        """Ticks per second that were reached."""
-        return (self.ticks - 1) / self.duration_s if self.duration_s > 0 else 0.0
+        """Ticks per second that were reached, but for pauses."""
+        return self._periods / self._period_s if self._period_s > 0 else 0.0
 
     @property
     def period(self) -> Spread:

@@ -49,7 +49,7 @@ class EpisodicRecording(Recording):
 
     Args:
         recorder: of the dataset.
-        episodes: how many to keep.
+        episodes: how many to keep, with those of a recording that is resumed.
 
     Keyword Args:
         episode_s: the longest episode; None = no limit.
@@ -72,7 +72,7 @@ class EpisodicRecording(Recording):
         super().__init__(recorder)
         self.episodes, self.episode_s, self.reset_s = episodes, episode_s, reset_s
         self.on_saved = on_saved
-        self.finished = self.rerecorded = 0
+        self.finished, self.rerecorded = recorder.num_episodes, 0
 
     def run(self, run: RobotRun) -> None:
         """Record the episodes."""
