@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tensordict import TensorDict
 
 from torchrl_vla.schema import (
     FeatureStatistics,
@@ -311,3 +312,18 @@ def test_the_statistics_travel_in_the_state_dict():
     fresh.load_state_dict(trained.state_dict())
     assert fresh.normalize(torch.tensor([4.0, 6.0])).tolist() == [1.0, 1.0]
     assert repr(fresh) == "ActionScaling(loc=[1.0, 2.0], scale=[3.0, 4.0])"
+
+
+def test_a_gripper_in_percent_is_scaled_and_one_within_one_is_not():
+    samples = torch.tensor([[0.0, 10.0], [0.0, 30.0]])
+    for open_, scaled in ((100.0, [-1.0, 1.0]), (1.0, [10.0, 30.0])):
+        metadata = RobotDatasetMetadata(
+            "arm",
+            action_dim=2,
+            grippers=(Gripper(1, open=open_, closed=0.0),),
+            action_statistics=FeatureStatistics.from_samples(samples),
+        )
+        scaling = ActionScaling.from_metadata(metadata, "min_max")
+        out = scaling(TensorDict({"action": samples.clone()}, [2]))["action"]
+        assert out[:, 1].tolist() == scaled
+        assert torch.equal(scaling.denormalize(out), samples)

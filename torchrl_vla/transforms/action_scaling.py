@@ -129,7 +129,9 @@ class ActionScaling(AffineScaling):
         if metadata.action_dim is None:
             return None, None
         moving = torch.ones(metadata.action_dim, dtype=torch.bool)
-        moving[list(metadata.gripper_dims)] = False
+        # A gripper in percent would drown every other dimension in the loss.
+        unit = [g.dim for g in metadata.grippers if g.low >= -1 and g.high <= 1]
+        moving[unit] = False
         return metadata.action_statistics, moving
 
     @staticmethod

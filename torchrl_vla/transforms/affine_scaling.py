@@ -180,7 +180,7 @@ class AffineScaling(Transform, ABC):
                 ``"mean_std"``; where there are no statistics, the declared bounds of
                 the action map to ``[-1, 1]``.
             mask: bool ``[D]``, True = scale this dimension. By default everything but
-                the grippers of an action.
+                the grippers of an action whose range lies in -1..1.
             **keys: the keys of the class.
 
         Raises:
