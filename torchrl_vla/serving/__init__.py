@@ -25,10 +25,10 @@ from torchrl_vla.serving.openpi_connection import OpenPIConnection
 from torchrl_vla.serving.openpi_keys import OpenPIKeys
 from torchrl_vla.serving.policy_server import PolicyServer
 from torchrl_vla.serving.remote_policy import ClientOptions, RemotePolicy
-from torchrl_vla.serving.server_manifest import ServerManifest
+from torchrl_vla.serving.server_manifest import ServerManifest, ServingMode
 from torchrl_vla.serving.server_options import ServerOptions
 from torchrl_vla.serving.serving_metrics import ServingMetrics
-from torchrl_vla.serving.serving_mode import ServingMode, serving_mode
+from torchrl_vla.serving.serving_mode import describe_policy, serving_mode
 from torchrl_vla.serving.session_rules import check_robot_of_client, serving_capacity
 from torchrl_vla.serving.wire_format import SCHEMA_VERSION, Message, TensorDictCodec
 
@@ -60,6 +60,7 @@ __all__ = [
     "TensorDictCodec",
     "ZeroAction",
     "check_robot_of_client",
+    "describe_policy",
     "is_server_address",
     "serving_capacity",
     "serving_mode",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,7 +13,9 @@ from torch import Tensor
 from torchrl_vla.errors import WireError
 from torchrl_vla.schema import IMAGE_KEY, INSTRUCTION_KEY
 from torchrl_vla.serving.observation_leaves import Leaves, Path, path_of
-from torchrl_vla.serving.server_manifest import ServerManifest
+
+if TYPE_CHECKING:
+    from torchrl_vla.serving.server_manifest import ServerManifest
 
 #: What an openpi message holds.
 Values = Mapping[str, object]
@@ -32,6 +35,7 @@ class OpenPIKeys:
         actions: openpi's name of the chunk.
 
     Examples:
+        >>> from torchrl_vla.serving import ServerManifest
         >>> manifest = ServerManifest(
         ...     "p", 4, 2, in_keys=(("observation", "state"),), out_keys=()
         ... )

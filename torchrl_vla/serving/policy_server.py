@@ -26,6 +26,7 @@ from torchrl_vla.serving.server_core import ServerCore
 from torchrl_vla.serving.server_manifest import ServerManifest
 from torchrl_vla.serving.server_options import ServerOptions
 from torchrl_vla.serving.serving_metrics import ServingMetrics
+from torchrl_vla.serving.serving_mode import describe_policy
 
 if TYPE_CHECKING:
     from websockets.asyncio.server import Request, Response, ServerConnection
@@ -46,7 +47,7 @@ class PolicyServer:
     Args:
         policy: of robot space, with all its processing; stateless, or
             ``keeps_state = True``.
-        manifest: what it is; None = :meth:`ServerManifest.of` it.
+        manifest: what it is; None = :func:`describe_policy` of it.
 
     Keyword Args:
         options: of the server.
@@ -87,7 +88,7 @@ class PolicyServer:
             "websockets.asyncio.server", "serving", "PolicyServer"
         )
         import_extra("msgpack", "serving", "PolicyServer")
-        self.manifest = ServerManifest.of(policy) if manifest is None else manifest
+        self.manifest = describe_policy(policy) if manifest is None else manifest
         self.options = options
         self.openpi_keys = openpi_keys or OpenPIKeys.of(self.manifest)
         self._core = ServerCore(ServedPolicy(policy, self.manifest), options)

@@ -38,11 +38,12 @@ class ServedPolicy:
 
     Examples:
         >>> from tensordict.nn import TensorDictModule
+        >>> from torchrl_vla.serving import describe_policy
         >>> policy = TensorDictModule(
         ...     lambda s: s.unsqueeze(-2).repeat(1, 2, 1), ["state"], ["action_chunk"]
         ... )
         >>> policy.chunk_size, policy.action_dim = 2, 1
-        >>> served = ServedPolicy(policy, ServerManifest.of(policy))
+        >>> served = ServedPolicy(policy, describe_policy(policy))
         >>> numbers = [torch.tensor([[value]]) for value in (1.0, 2.0)]
         >>> asked = [Leaves((1,), {("state",): number}) for number in numbers]
         >>> [a.tensors["action_chunk",].tolist() for a in served.answer(asked)]

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, replace
-from itertools import chain
 from pathlib import Path
-
-import torch
-from tensordict.nn import TensorDictModuleBase
+from typing import Literal
 
 from torchrl_vla._internal.json_source import read_json
 from torchrl_vla.errors import SchemaError
-from torchrl_vla.policies import as_policy
-from torchrl_vla.policies.module_policy import declared
-from torchrl_vla.schema import RobotDatasetMetadata, metadata_of
-from torchrl_vla.serving.observation_leaves import path_of
-from torchrl_vla.serving.serving_mode import ServingMode, serving_mode
+from torchrl_vla.schema import RobotDatasetMetadata
+
+#: ``"shared"`` = any number of clients; ``"exclusive"`` = one, since the policy
+#: remembers; ``"refused"`` = none, since it writes no chunk.
+ServingMode = Literal["shared", "exclusive", "refused"]
 
 _Paths = tuple[tuple[str, ...], ...]
 
@@ -40,12 +37,9 @@ class ServerManifest:
         device: where it runs.
 
     Examples:
-        >>> from tensordict.nn import TensorDictModule
-        >>> policy = TensorDictModule(lambda s: s, ["state"], ["action_chunk"])
-        >>> policy.chunk_size, policy.action_dim = 4, 2
-        >>> manifest = ServerManifest.of(policy, revision="3f2a")
-        >>> manifest.chunk_size, manifest.in_keys
-        (4, (('state',),))
+        >>> manifest = ServerManifest(
+        ...     "p", 4, 2, in_keys=(("state",),), out_keys=(("action_chunk",),)
+        ... )
         >>> ServerManifest.from_json(manifest.to_json()) == manifest
         True
     """
@@ -71,46 +65,6 @@ class ServerManifest:
                     "policy's own."
                 )
 
-    @classmethod
-    def of(
-        cls,
-        policy: TensorDictModuleBase,
-        *,
-        metadata: RobotDatasetMetadata | None = None,
-        revision: str = "",
-        name: str | None = None,
-    ) -> ServerManifest:
-        """Describe a policy.
-
-        Args:
-            policy: of robot space.
-
-        Keyword Args:
-            metadata: of the robot; None = those of the policy's training data.
-            revision: of the weights.
-            name: of the policy; None = its class.
-
-        Raises:
-            SpaceError: the policy is of model space.
-            SchemaError: its sizes are unknown.
-        """
-        optional = declared(policy, "optional_in_keys", ())
-        sizes = policy if _says_sizes(policy) else as_policy(policy)
-        tensors = chain(policy.parameters(), policy.buffers())
-        return cls(
-            policy=name or type(policy).__name__,
-            chunk_size=sizes.chunk_size,
-            action_dim=sizes.action_dim,
-            in_keys=tuple(path_of(key) for key in policy.in_keys),
-            out_keys=tuple(path_of(key) for key in policy.out_keys),
-            optional_in_keys=tuple(path_of(key) for key in optional),
-            mode=serving_mode(policy),
-            metadata=metadata_of(policy) if metadata is None else metadata,
-            replan_interval=declared(policy, "n_action_steps", None),
-            revision=revision,
-            device=str(next((t.device for t in tensors), torch.device("cpu"))),
-        )
-
     def to_json(self) -> str:
         """Write every field as JSON."""
         values = asdict(replace(self, metadata=None))
@@ -132,8 +86,3 @@ class ServerManifest:
     def differences(self, other: ServerManifest) -> list[str]:
         """Return the names of the fields in which another manifest differs."""
         return [name for name in vars(self) if vars(self)[name] != vars(other)[name]]
-
-
-def _says_sizes(policy: TensorDictModuleBase) -> bool:
-    sizes = [declared(policy, name, None) for name in ("chunk_size", "action_dim")]
-    return None not in sizes
