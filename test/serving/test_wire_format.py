@@ -201,7 +201,7 @@ def test_a_boolean_is_zero_or_one():
 
 def test_complex_numbers_are_refused_where_they_are_sent():
     leaves = Leaves((), {("z",): torch.zeros(1, dtype=torch.complex64)})
-    with pytest.raises(WireError, match="at \\('z',\\), got torch.complex64"):
+    with pytest.raises(WireError, match=r"at \('z',\\), got torch.complex64"):
         CODEC.encode(Message("request", 1, {}, leaves))
 
 
@@ -265,7 +265,7 @@ ATTRIBUTES = {"torch.load", "np.load", "numpy.load"}
 
 
 class WithoutTypeChecking(ast.NodeTransformer):
-    def visit_If(self, node: ast.If) -> ast.AST | None:  # noqa: N802
+    def visit_If(self, node: ast.If) -> ast.AST | None:
         return None if ast.unparse(node.test) == "TYPE_CHECKING" else node
 
 

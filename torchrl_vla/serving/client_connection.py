@@ -106,7 +106,7 @@ class Link:
             {} if self.token is None else {"Authorization": f"Bearer {self.token}"}
         )
         try:
-            socket = client.connect(
+            opening = client.connect(
                 self.address.rstrip("/") + path,
                 ssl=tls,
                 additional_headers=headers,
@@ -116,6 +116,7 @@ class Link:
                 proxy=None,
                 max_size=self.max_message_bytes,
             )
+            socket = opening.__enter__()  # left by close()
             seconds, rest = divmod(self.send_timeout_s, 1)
             limit = struct.pack("@ll", int(seconds), int(rest * 1e6))
             socket.socket.setsockopt(SOL_SOCKET, SO_SNDTIMEO, limit)

@@ -237,7 +237,8 @@ class RemotePolicy(TensorDictModuleBase):
             can_wait = self.options.fallback is None or wait == 0
             if not can_wait or self._clock.now() + wait >= end:
                 return None
-            self._clock.sleep(wait)
+            if wait > 0:
+                self._clock.sleep(wait)
         raise ServingError(
             f"RemotePolicy: expected a server, got one that is given up: "
             f"{self._problem} Make a new RemotePolicy. No action was sent."
