@@ -1,7 +1,8 @@
 """The ``torchrl-vla`` command.
 
 Its subcommands are ``demo``, ``collect``, ``train``, ``finetune``, ``evaluate``,
-``compare``, ``inspect``, ``doctor``, ``profile``, ``compare-profiles`` and ``plan``.
+``compare``, ``inspect``, ``doctor``, ``profile``, ``compare-profiles``, ``plan`` and
+``serve``.
 Each is a frozen dataclass whose fields are its options; its ``run`` calls the library.
 ``--help`` is the documentation.
 """
@@ -29,6 +30,7 @@ from torchrl_vla.cli.inspect_command import Inspect
 from torchrl_vla.cli.options import check_launch
 from torchrl_vla.cli.plan_command import Plan
 from torchrl_vla.cli.profile_command import Profile
+from torchrl_vla.cli.serve_command import Serve
 from torchrl_vla.cli.train_command import Train
 from torchrl_vla.errors import VLAError
 
@@ -78,6 +80,7 @@ def _parse(arguments: list[str]) -> Any:
         "profile": Profile,
         "compare-profiles": CompareProfiles,
         "plan": Plan,
+        "serve": Serve,
     }
     kinds: list[Any] = [
         Annotated[command, tyro.conf.subcommand(name)]

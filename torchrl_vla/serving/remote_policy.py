@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 import warnings
+import weakref
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -153,6 +154,7 @@ class RemotePolicy(TensorDictModuleBase):
         self._last: Tensor | None = None
         self._problem = "it has not been asked yet"
         self._open_first()
+        weakref.finalize(self, self.connection.close)
         if options.fallback is not None:
             options.fallback.check(self.manifest)
 
