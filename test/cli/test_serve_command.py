@@ -95,6 +95,8 @@ def test_another_robot_is_refused(checkpoint, tmp_path, capsys):
 
 def test_a_server_is_warmed_up_with_the_sizes_of_its_robot(checkpoint):
     policy, manifest = load_served_policy(str(checkpoint))
+    robot = replace(manifest.metadata, image_sizes=((3, 16, 16),))
+    manifest = replace(manifest, metadata=robot)
     example = example_observation(manifest)
     assert example["observation", "image"].shape == (1, 3, 16, 16)
     PolicyServer(policy, manifest).warm_up(example)

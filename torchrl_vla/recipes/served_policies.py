@@ -112,9 +112,9 @@ def example_observation(manifest: ServerManifest) -> TensorDict | None:
         else:
             if robot.image_sizes is None:
                 return None
-            black = [torch.zeros(1, *s, dtype=torch.uint8) for s in robot.image_sizes]
-            pairs = zip(robot.cameras, black, strict=False)
-            made.set(path, dict(pairs) if robot.cameras else black[0])
+            places = manifest.image_paths.values()
+            for place, size in zip(places, robot.image_sizes, strict=True):
+                made.set(place, torch.zeros(1, *size, dtype=torch.uint8))
     return made
 
 

@@ -56,20 +56,14 @@ class OpenPIKeys:
         metadata is ``observation/<camera>``, an image without cameras
         ``observation/image``; the instruction is ``prompt``.
         """
-        images: dict[str, Path] = {}
+        named = manifest.image_paths.items()
+        images = {f"{path[0]}/{name}": path for name, path in named}
         vectors: dict[str, Path] = {}
         prompt = None
-        cameras = () if manifest.metadata is None else manifest.metadata.cameras
         for path in manifest.in_keys:
-            if path == path_of(IMAGE_KEY):
-                images |= {f"{path[0]}/{name}": (*path, name) for name in cameras}
-                if not cameras:
-                    images["/".join(path)] = path
-            elif path[:-1] == path_of(IMAGE_KEY):
-                images[f"{path[0]}/{path[-1]}"] = path
-            elif path == path_of(INSTRUCTION_KEY):
+            if path == path_of(INSTRUCTION_KEY):
                 prompt = "prompt"
-            else:
+            elif path[:2] != path_of(IMAGE_KEY):
                 vectors["/".join(path)] = path
         return cls(images, vectors, prompt)
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 from torchrl_vla._internal.json_source import read_json
 from torchrl_vla.errors import SchemaError
-from torchrl_vla.schema import RobotDatasetMetadata
+from torchrl_vla.schema import IMAGE_KEY, RobotDatasetMetadata
 
 #: ``"shared"`` = any number of clients; ``"exclusive"`` = one, since the policy
 #: remembers; ``"refused"`` = none, since it writes no chunk.
@@ -64,6 +64,28 @@ class ServerManifest:
                     f"ServerManifest: expected {name} >= 1, got {size}. Take the "
                     "policy's own."
                 )
+
+    @property
+    def image_paths(self) -> dict[str, tuple[str, ...]]:
+        """Name of each image to its path; ``"image"`` is one without a camera's name.
+
+        Examples:
+            >>> robot = RobotDatasetMetadata("arm", cameras=("front", "wrist"))
+            >>> image = ("observation", "image")
+            >>> ServerManifest("p", 4, 2, (image,), (), metadata=robot).image_paths
+            {'front': ('observation', 'image', 'front'), \
+'wrist': ('observation', 'image', 'wrist')}
+        """
+        cameras = () if self.metadata is None else self.metadata.cameras
+        made: dict[str, tuple[str, ...]] = {}
+        for path in self.in_keys:
+            if path[:-1] == IMAGE_KEY:
+                made[path[-1]] = path
+            elif path == IMAGE_KEY and cameras in ((), ("image",)):
+                made["image"] = path
+            elif path == IMAGE_KEY:
+                made |= {name: (*path, name) for name in cameras}
+        return made
 
     def to_json(self) -> str:
         """Write every field as JSON."""
