@@ -30,6 +30,7 @@ from torchrl_vla.serving.server_options import ServerOptions
 from torchrl_vla.serving.serving_metrics import ServingMetrics
 from torchrl_vla.serving.serving_mode import describe_policy, serving_mode
 from torchrl_vla.serving.session_rules import check_robot_of_client, serving_capacity
+from torchrl_vla.serving.vla_eval_server import make_vla_eval_server
 from torchrl_vla.serving.wire_format import SCHEMA_VERSION, Message, TensorDictCodec
 
 __all__ = [
@@ -62,6 +63,7 @@ __all__ = [
     "check_robot_of_client",
     "describe_policy",
     "is_server_address",
+    "make_vla_eval_server",
     "serving_capacity",
     "serving_mode",
 ]
