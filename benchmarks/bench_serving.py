@@ -6,23 +6,22 @@ own client at a server written with openpi's codec alone; and, as the floor, the
 number of bytes copied once and sent through a socket. Each server is a process. They
 take turns within one run, and first prove that they get the same chunk.
 
-    python benchmarks/bench_serving.py [--rounds 400] [--json FILE]
+    OMP_NUM_THREADS=1 python benchmarks/bench_serving.py
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import socket
-import statistics
 import subprocess
 import sys
 import threading
-import time
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import numpy as np
 import torch
+from contest import check_equal, print_head, print_rows, read_quick, time_in_turns
 from openpi_client import msgpack_numpy
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
 from tensordict import TensorDict
@@ -110,12 +109,16 @@ def serve_ours() -> None:
 SERVERS = {"floor": serve_floor, "openpi": serve_openpi, "ours": serve_ours}
 
 
-def start(name: str) -> tuple[subprocess.Popen, int]:
-    """Return a server's process and port."""
+@contextmanager
+def started(name: str) -> Iterator[int]:
+    """Run a server in a process of its own; give its port."""
     command = [sys.executable, __file__, "--serve", name]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    return process, int(process.stdout.readline())
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield int(process.stdout.readline())
+        finally:
+            process.kill()
 
 
 def parts_of(seen: TensorDict) -> list[bytes]:
@@ -153,60 +156,55 @@ def percentile(times: list[float], share: float) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=400)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--serve", choices=tuple(SERVERS))
-    options = parser.parse_args()
+    quick = read_quick(__doc__)
     torch.set_num_threads(1)
-    if options.serve is not None:
-        SERVERS[options.serve]()
-        return
     seen = observation()
     sent = as_openpi(seen)
-    started = {name: start(name) for name in SERVERS}
-    ports = {name: port for name, (_, port) in started.items()}
+    with ExitStack() as ends:
+        ports = {name: ends.enter_context(started(name)) for name in SERVERS}
+        clients = make_clients(ports, ends)
+        print_contest(clients, seen, sent, quick)
+
+
+def make_clients(ports: dict[str, int], ends: ExitStack) -> dict[str, Any]:
+    """Return the clients by name, which are closed at the end."""
     remote = RemotePolicy(f"ws://127.0.0.1:{ports['ours']}", robot=ARM)
-    openpi_here = WebsocketClientPolicy("127.0.0.1", ports["ours"])
-    openpi_there = WebsocketClientPolicy("127.0.0.1", ports["openpi"])
-    floor = Floor(seen, ports["floor"])
+    ends.callback(remote.close)
+    clients = {"RemotePolicy": remote}
+    for name in ("ours", "openpi"):
+        client = WebsocketClientPolicy("127.0.0.1", ports[name])
+        ends.callback(client._ws.close)
+        clients[f"openpi, {name}"] = client
+    floor = Floor(observation(), ports["floor"])
+    ends.callback(floor.connection.close)
+    return {"memcpy + socket": floor, **clients}
+
+
+def print_contest(
+    clients: dict[str, Any], seen: TensorDict, sent: dict, quick: bool
+) -> None:
+    floor, remote = clients["memcpy + socket"], clients["RemotePolicy"]
+    ours, theirs = clients["openpi, ours"], clients["openpi, openpi"]
     contestants = {
         "memcpy + socket": floor,
         "RemotePolicy": lambda: remote(seen.copy())["action_chunk"][0].numpy(),
-        "openpi's client, our server": lambda: openpi_here.infer(sent)["actions"],
-        "openpi's client, openpi's codec": lambda: openpi_there.infer(sent)["actions"],
+        "openpi, ours": lambda: ours.infer(sent)["actions"],
+        "openpi, openpi": lambda: theirs.infer(sent)["actions"],
     }
-    for name, ask in contestants.items():
-        assert np.array_equal(ask(), CHUNK[0].numpy()), name
-        for _ in range(20):
-            ask()
-    times: dict[str, list[float]] = {name: [] for name in contestants}
-    for _ in range(options.rounds):
-        for name, ask in contestants.items():
-            begin = time.perf_counter()
-            ask()
-            times[name].append(1e3 * (time.perf_counter() - begin))
-    size = sum(map(len, floor.parts)) / 1e3
-    print(f"{options.rounds} round trips of {size:.0f} kB, milliseconds")
-    print(f"{'':34}{'median':>8}{'p90':>8}{'p99':>8}{'ratio of medians':>20}")
-    base = statistics.median(times["memcpy + socket"])
-    rows = {}
-    for name, values in times.items():
-        median = statistics.median(values)
-        rows[name] = {
-            "median_ms": median,
-            "p90_ms": percentile(values, 0.9),
-            "p99_ms": percentile(values, 0.99),
-            "ratio": median / base,
-        }
-        cells = "".join(f"{rows[name][key]:8.3f}" for key in list(rows[name])[:3])
-        print(f"{name:34}{cells}{median / base:20.2f}")
-    if options.json is not None:
-        options.json.write_text(json.dumps(rows, indent=2))
-    remote.close()
-    for process, _ in started.values():
-        process.kill()
+    answers = {n: torch.from_numpy(np.array(ask())) for n, ask in contestants.items()}
+    check_equal("chunk", answers)
+    times = time_in_turns(contestants, 5 if quick else 2000)
+    tails = {
+        name: tuple(f"{percentile(spent, share):.3f}" for share in (0.9, 0.99))
+        for name, spent in times.items()
+    }
+    print(f"Round trips of {sum(map(len, floor.parts)) / 1e3:.0f} kB, 1 thread.")
+    print_head("memcpy + socket", "p90", "p99")
+    print_rows("client, server", times, "memcpy + socket", tails)
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["--serve"]:
+        SERVERS[sys.argv[2]]()
+    else:
+        main()

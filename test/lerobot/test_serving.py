@@ -28,21 +28,25 @@ STEPS, SESSIONS = 50, 8
 PATIENT = ClientOptions(request_timeout_s=300.0, max_age_s=None)
 
 
-def seen_by(made, session: int, steps: int = STEPS) -> list:
-    observations = observe(made, steps, 1, seed=session)
+def views_of(made, steps: int = STEPS) -> list:
+    observations = observe(made, steps, 1)
     for step, td in enumerate(observations):
-        td["noise_seed"] = torch.tensor([1000 * session + step])
+        td["noise_seed"] = torch.tensor([step])
     return observations
 
 
-@pytest.mark.parametrize("name", ["act-cameras", "smolvla"])
+@pytest.mark.parametrize("name", ["act", "smolvla"])
 def test_eight_interleaved_sessions_of_fifty_steps_have_the_bits_of_a_local_policy(
     name, checkpoint
 ):
     made = checkpoint(name)
     served, manifest = load_served_policy(str(made.folder))
     local = LeRobotPolicyWrapper.from_pretrained(made.folder)
-    views = [seen_by(made, session) for session in range(SESSIONS)]
+    views, expected = views_of(made), []
+    for td in views:
+        with torch.no_grad():
+            expected.append(local(td.copy())["action_chunk"])
+    assert len({float(chunk.sum()) for chunk in expected}) == STEPS
     turns = [session for session in range(SESSIONS) for _ in range(STEPS)]
     random.Random(0).shuffle(turns)
     steps = [0] * SESSIONS
@@ -53,11 +57,11 @@ def test_eight_interleaved_sessions_of_fifty_steps_have_the_bits_of_a_local_poli
             for _ in range(SESSIONS)
         ]
         for session in turns:
-            td, steps[session] = views[session][steps[session]], steps[session] + 1
-            with torch.no_grad():
-                expected = local(td.copy())["action_chunk"]
-            found = clients[session](td.copy())["action_chunk"]
-            assert torch.equal(found, expected), (session, steps[session])
+            # Each session sees them in an order of its own.
+            at = (7 * steps[session] + 5 * session) % STEPS
+            steps[session] += 1
+            found = clients[session](views[at].copy())["action_chunk"]
+            assert torch.equal(found, expected[at]), (session, steps[session])
         for client in clients:
             client.close()
     assert steps == [STEPS] * SESSIONS
@@ -75,7 +79,7 @@ def test_sessions_that_share_a_call_get_their_own_answers(checkpoint):
     """A batch may differ from single calls in the last bits."""
     made = checkpoint("act-cameras")
     policy, manifest = load_served_policy(str(made.folder))
-    views = [seen_by(made, session, 1)[0] for session in range(3)]
+    views = views_of(made, 3)
     with PolicyServer(policy, manifest, options=ServerOptions(max_rows=8)) as server:
         client = RemotePolicy(server.address, robot=manifest.metadata, options=PATIENT)
         together = client(torch.cat(views))["action_chunk"]
