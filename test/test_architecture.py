@@ -14,6 +14,7 @@ OPTIONAL = (
     *("metaworld", "mujoco", "gym_pusht", "gym_aloha", "pygame", "pymunk"),
     *("libero", "robosuite"),
     "rerun",
+    *("msgpack", "websockets", "openpi_client", "vla_eval"),
 )
 SUBPACKAGES = sorted(
     path.parent.name for path in (ROOT / "torchrl_vla").glob("*/__init__.py")

@@ -11,9 +11,13 @@ DOCS = Path(__file__).parent.parent / "docs"
 PAGES = (
     *("action_tokens.md", "collectors.md", "language.md", "own_data.md"),
     *("own_environment.md", "own_policy.md", "profiling.md", "robots.md"),
-    "vlm.md",
+    *("serving.md", "vlm.md"),
 )
-NEEDS = {"action_tokens.md": "tokenizers", "vlm.md": "transformers"}
+NEEDS = {
+    "action_tokens.md": "tokenizers",
+    "serving.md": "websockets",
+    "vlm.md": "transformers",
+}
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -19,6 +19,7 @@ from torchrl_vla.evaluation import write_video
 from torchrl_vla.policies import (
     EfficientNetLiteEncoder,
     LeRobotPolicyWrapper,
+    TinyVLA,
     TransformersImageEncoder,
     TransformersTextEncoder,
     make_image_encoder,
@@ -28,6 +29,12 @@ from torchrl_vla.policies import (
 from torchrl_vla.recipes import RunLog
 from torchrl_vla.runtime import LiveView
 from torchrl_vla.schema import MissingExtraError, RobotDatasetMetadata
+from torchrl_vla.serving import (
+    PolicyServer,
+    RemotePolicy,
+    TensorDictCodec,
+    make_vla_eval_server,
+)
 from torchrl_vla.transforms import OpenVLAImages
 
 METADATA = RobotDatasetMetadata("d", action_dim=2, control_frequency_hz=10.0)
@@ -106,6 +113,19 @@ ENTRY_POINTS = {
         lambda folder: make_text_encoder(str(folder)),
     ),
     "LiveView": (("rerun", "rerun"), lambda folder: LiveView(METADATA)),
+    "PolicyServer": (
+        ("websockets.asyncio.server", "serving"),
+        lambda folder: PolicyServer(TinyVLA(action_dim=2, chunk_size=4)),
+    ),
+    "RemotePolicy": (
+        ("websockets.exceptions", "serving"),
+        lambda folder: RemotePolicy("ws://127.0.0.1:1"),
+    ),
+    "TensorDictCodec": (("msgpack", "serving"), lambda folder: TensorDictCodec()),
+    "make_vla_eval_server": (
+        ("vla_eval.model_servers.predict", "vla-eval"),
+        lambda folder: make_vla_eval_server(TinyVLA(action_dim=2, chunk_size=4)),
+    ),
     "write_video": (
         ("av", "video"),
         lambda folder: write_video(

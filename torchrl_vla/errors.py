@@ -61,6 +61,26 @@ class ActionGuardError(VLAError, ValueError):
     """A chunk of actions is not what the embodiment takes; none of it was sent."""
 
 
+class ServingError(VLAError, RuntimeError):
+    """A policy server refuses, cannot be reached or does not answer in time."""
+
+
+class WireError(ServingError, ValueError):
+    """Bytes from the network are no message of this schema version."""
+
+
+class SessionRefusedError(ServingError):
+    """A policy server does not take a client; another try would not change it.
+
+    ``reason`` names the rule: ``"metadata"``, ``"capacity"``, ``"draining"``,
+    ``"schema"``, ``"token"`` or ``"manifest"``.
+    """
+
+    def __init__(self, message: str, reason: str = "metadata") -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
 class ArgumentTypeError(VLAError, TypeError):
     """An argument is of another kind than a function takes."""
 

@@ -37,9 +37,10 @@ class Evaluate:
 
     policy: str | None = None
     """Policy: a folder that `train` or `finetune` wrote; a LeRobot checkpoint (needs
-    the extra `lerobot`), a folder or a repo id `owner/name`; or a function of your own
-    as module:function, which returns a policy in robot space. An environment with other
-    conventions than the training data is refused."""
+    the extra `lerobot`), a folder or a repo id `owner/name`; a function of your own as
+    module:function, which returns a policy in robot space; or that of a server,
+    ws://host:port (needs the extra `serving`). An environment with other conventions
+    than the training data is refused."""
     env: OmitArgPrefixes[EnvironmentOptions] = DEFAULT_ENVIRONMENT
     episodes: int = 200
     """Number of episodes, exactly."""
@@ -226,12 +227,7 @@ class Evaluate:
 
     def _policy(self, source: str, executor: TensorDictModuleBase) -> dict[str, str]:
         """Return which policy it is; one of the Hub has no folder of its own."""
-        folder = Path(source).expanduser()
-        if folder.is_dir():
-            digest = library.hash_folder(folder)
-        else:
-            digest = library.hash_weights(executor)
-        return {"source": source, "sha256": digest}
+        return {"source": source, "sha256": library.policy_digest(source, executor)}
 
     def _command(self) -> dict[str, Any]:
         """Return the command line, option by option, as JSON holds it."""

@@ -32,8 +32,6 @@ if TYPE_CHECKING:
         Shard,
         compare,
         evaluate,
-        hash_folder,
-        hash_weights,
         make_ablation,
         merge_shards,
         regression_gate,
@@ -64,12 +62,19 @@ if TYPE_CHECKING:
         make_own_policy,
         runs_on_device_of_environment,
     )
+    from torchrl_vla.recipes.served_policies import (
+        TOKEN_VARIABLE,
+        example_observation,
+        load_served_policy,
+        policy_digest,
+    )
     from torchrl_vla.recipes.training_state import (
         check_training_folder,
         finish_training,
     )
     from torchrl_vla.rollout import episode_seeds
     from torchrl_vla.schema import Wordings
+    from torchrl_vla.serving import PolicyServer, ServerOptions
 
 _MODULES = {
     "torch": (
@@ -97,8 +102,6 @@ _MODULES = {
         "Recorder",
         "compare",
         "evaluate",
-        "hash_folder",
-        "hash_weights",
         "Shard",
         "make_ablation",
         "merge_shards",
@@ -138,19 +141,29 @@ _MODULES = {
         "finish_training",
     ),
     "torchrl_vla.schema": ("Wordings",),
+    "torchrl_vla.serving": ("PolicyServer", "ServerOptions"),
+    "torchrl_vla.recipes.served_policies": (
+        "TOKEN_VARIABLE",
+        "example_observation",
+        "load_served_policy",
+        "policy_digest",
+    ),
     "torchrl_vla.rollout": ("episode_seeds",),
 }
 
 __all__ = [
     "KINDS",
+    "TOKEN_VARIABLE",
     "Demonstrations",
     "Diagnosis",
     "EvaluationResult",
     "HubPublisher",
+    "PolicyServer",
     "Ranks",
     "Recorder",
     "RenderingError",
     "RunProvenance",
+    "ServerOptions",
     "Shard",
     "TrainingProfiler",
     "Wordings",
@@ -166,15 +179,15 @@ __all__ = [
     "diagnose",
     "episode_seeds",
     "evaluate",
+    "example_observation",
     "find_cases",
     "finish_training",
     "full_repo_id",
-    "hash_folder",
-    "hash_weights",
     "inspect_path",
     "is_installed",
     "joined_ranks",
     "load_any_executor",
+    "load_served_policy",
     "make_ablation",
     "make_image_encoder",
     "make_own_policy",
@@ -183,6 +196,7 @@ __all__ = [
     "merge_shards",
     "on_device",
     "parse_device",
+    "policy_digest",
     "read_rows",
     "regression_gate",
     "reword_demonstrations",

@@ -69,6 +69,7 @@ class ModulePolicy(ContinuousVLAWrapper):
         super().__init__(action_dim=action_dim, chunk_size=chunk_size, keys=keys)
         self.module = module
         self.cloning_loss = declared(module, "cloning_loss", "chunk")
+        self.keeps_state = declared(module, "keeps_state", False)
         self.in_keys = _keys_of(module, "in_keys", self.in_keys)
         self.out_keys = _keys_of(module, "out_keys", self.out_keys)
         if self.chunk_key not in self.out_keys:

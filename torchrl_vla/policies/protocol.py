@@ -10,6 +10,8 @@ of :class:`VLAWrapperBase`:
 ``policy_space``                   space of its numbers, set by training (None)
 ``training_metadata``              of the data, set by training (None)
 ``has_likelihood``                 True = it has ``get_dist`` and log-probabilities
+``keeps_state``                    True = a call depends on those before it, so that it
+                                   serves one robot at a time (False)
 ``make_critic()``                  an untrained critic (None)
 ``to_stochastic(...)``             itself with log-probabilities (None)
 ``make_target_transform()``        chunks to the head's targets (None)

@@ -72,6 +72,9 @@ class VLAWrapperBase(TensorDictModuleBase, ABC):
     stochastic_options: ClassVar[tuple[str, ...]] = ("initial_std",)
     #: Whose files :meth:`to_folder` writes, e.g. ``"lerobot"``; None = ours.
     folder_format: str | None = None
+    #: True = a call depends on those before it; what it needs from step to step should
+    #: travel in the tensordict, so none of ours does.
+    keeps_state: bool = False
     #: Of the data that it was trained on, set by training and checkpoints.
     training_metadata: RobotDatasetMetadata | None = None
     #: What to do for log-probabilities, in error messages.

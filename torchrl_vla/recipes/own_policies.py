@@ -14,6 +14,8 @@ from torchrl_vla.errors import SettingsError
 from torchrl_vla.recipes.checkpoints import load_executor, make_executor
 from torchrl_vla.recipes.dataset_opening import Demonstrations
 from torchrl_vla.recipes.executor_options import DEFAULT_EXECUTOR, ExecutorOptions
+from torchrl_vla.recipes.served_policies import load_remote_executor
+from torchrl_vla.serving import is_server_address
 from torchrl_vla.spaces import ConvertedPolicy
 
 
@@ -60,8 +62,9 @@ def load_any_executor(
     """Load a checkpoint, or make the policy of a user's function, as an executor.
 
     Args:
-        source: of :func:`load_executor`, or ``"module:function"``: a policy in robot
-            space that is evaluated as the function makes it.
+        source: of :func:`load_executor`; ``"module:function"``: a policy in robot
+            space that is evaluated as the function makes it; or ``"ws://host:port"``,
+            a server's, see :func:`load_remote_executor`.
         env: where the policy acts.
 
     Keyword Args:
@@ -69,11 +72,22 @@ def load_any_executor(
             ``n_action_steps``.
         device: of the policy; None = the CPU, or where a LeRobot policy was trained.
         execution: which executor.
-        options: of :func:`load_executor`; a function takes none.
+        options: of :func:`load_executor`; a function takes none, a server ``convert``.
 
     Raises:
-        SettingsError: there are options for a function, which would have no effect.
+        SettingsError: there are options for a function, or a server, which would have
+            no effect.
     """
+    if is_server_address(source):
+        if device is not None:
+            options["device"] = device
+        return load_remote_executor(
+            source,
+            env,
+            replan_interval=replan_interval,
+            execution=execution,
+            **options,
+        )
     if is_named_object(source) and not Path(source).is_dir():
         if options:
             raise SettingsError(
