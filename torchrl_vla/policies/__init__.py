@@ -1,6 +1,11 @@
 """Policies: from images, state and an instruction to a chunk of actions."""
 
 from torchrl_vla.policies.chunk_distribution import ChunkDistribution
+from torchrl_vla.policies.critics.chunk_critic import (
+    ChunkCriticConfig,
+    TinyChunkCritic,
+)
+from torchrl_vla.policies.critics.observation_encoder import ObservationEncoder
 from torchrl_vla.policies.denoising.denoising_distribution import DenoisingDistribution
 from torchrl_vla.policies.denoising.denoising_policy import DenoisingVLAWrapper
 from torchrl_vla.policies.denoising.diffusion_policy import (
@@ -67,6 +72,13 @@ from torchrl_vla.policies.protocol import (
     target_transform,
     to_stochastic,
 )
+from torchrl_vla.policies.steering.best_of_n import BestOfN
+from torchrl_vla.policies.steering.bounded_head import HeadConfig
+from torchrl_vla.policies.steering.noise_space_policy import NoiseSpacePolicy
+from torchrl_vla.policies.steering.one_step_policy import OneStepPolicy
+from torchrl_vla.policies.steering.residual_policy import ResidualPolicy
+from torchrl_vla.policies.steering.squashed_chunk import SquashedChunkDistribution
+from torchrl_vla.policies.steering.steering_policy import SteeringPolicy
 from torchrl_vla.policies.stochastic_policy import OutputKeys, StochasticVLAWrapper
 from torchrl_vla.policies.tiny.backbone import BackboneConfig
 from torchrl_vla.policies.tiny.heads import HEADS
@@ -105,7 +117,9 @@ __all__ = [
     "LEROBOT_POLICY_TYPES",
     "VLM_HEADS",
     "BackboneConfig",
+    "BestOfN",
     "ByteTextEncoder",
+    "ChunkCriticConfig",
     "ChunkDistribution",
     "ContinuousVLAWrapper",
     "DenoisingDistribution",
@@ -122,6 +136,7 @@ __all__ = [
     "GaussianAround",
     "GaussianDistribution",
     "GaussianVLAWrapper",
+    "HeadConfig",
     "HealthReport",
     "ImageEncoder",
     "ImageFeatures",
@@ -135,14 +150,21 @@ __all__ = [
     "LearnedNoise",
     "LoRAConfig",
     "ModulePolicy",
+    "NoiseSpacePolicy",
+    "ObservationEncoder",
+    "OneStepPolicy",
     "OutputKeys",
     "PolicyFactory",
     "Prefix",
+    "ResidualPolicy",
+    "SquashedChunkDistribution",
     "StdConfig",
+    "SteeringPolicy",
     "StochasticVLAWrapper",
     "TextEncoder",
     "TextFeature",
     "TimmImageEncoder",
+    "TinyChunkCritic",
     "TinyCritic",
     "TinyDiffusionVLA",
     "TinyFlowVLA",
