@@ -107,6 +107,8 @@ key                            dtype     shape            meaning
                                                           of the observation
 ``base_chunk``                 float     ``[*B, H, A]``   chunk of the frozen policy
                                                           that another one corrects
+``candidate_chunks``           float     ``[*B, n,        chunks that a frozen policy
+                                         H, A]``          sampled, to choose from
 ``chunk_noise``                float     ``[*B, H, A]``   initial noise that a denoising
                                                           policy starts from
 ``return_to_go``               float     ``[*B, 1]``      discounted rewards from a
@@ -175,5 +177,6 @@ ROW_INDEX_KEY: NestedKey = "row_index"
 
 OBSERVATION_FEATURES_KEY: NestedKey = "observation_features"
 BASE_CHUNK_KEY: NestedKey = "base_chunk"
+CANDIDATE_CHUNKS_KEY: NestedKey = "candidate_chunks"
 CHUNK_NOISE_KEY: NestedKey = "chunk_noise"
 RETURN_TO_GO_KEY: NestedKey = "return_to_go"

@@ -53,16 +53,13 @@ def test_with_one_sample_and_one_action_it_is_torchrls_loss_without_entropy():
 def test_the_target_is_the_best_of_n_by_hand():
     policy, critic = parts(chunk_size=2)
     loss = QChunkingLoss(policy, critic, num_samples=3)
-    values = iter(
-        torch.tensor(
-            [
-                [[1.0, 5.0], [2.0, 6.0]],
-                [[4.0, 3.0], [7.0, 8.0]],
-                [[0.0, 9.0], [9.0, 1.0]],
-            ]
-        )
-    )  # three samples, two members, two rows
-    loss.critic.values = lambda features, chunk, counts=None: next(values)
+    by_sample = [
+        [[1.0, 5.0], [2.0, 6.0]],
+        [[4.0, 3.0], [7.0, 8.0]],
+        [[0.0, 9.0], [9.0, 1.0]],
+    ]
+    values = torch.tensor(by_sample).movedim(1, 0)  # two members, three samples
+    loss.critic.values = lambda features, chunk, counts=None: values
     # least of the members: (1, 5), (4, 3), (0, 1); best of the samples: 4 and 5
     best = loss.next_value(decisions(2, 2)["next"], torch.zeros(2, 3))
     assert best.tolist() == [4.0, 5.0]

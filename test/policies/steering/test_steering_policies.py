@@ -195,7 +195,7 @@ def test_policies_that_cannot_be_steered_that_way_are_refused():
     critic = TinyChunkCritic.from_policy(plain)
     with pytest.raises(SchemaError, match=r"BestOfN: expected a policy with get_dist"):
         BestOfN(plain, critic, 4)
-    with pytest.raises(ValueError, match=r"BestOfN: expected a positive int at argument 'n'"):
+    with pytest.raises(ValueError, match=r"positive int at argument 'n'"):
         BestOfN(make_base(), critic, 0)
     noisy = TinyChunkCritic(
         encoder_of(plain), action_dim=2, chunk_size=4, action_key="chunk_noise"

@@ -15,7 +15,7 @@ from torchrl_vla.objectives.off_policy.chunk_q_loss import (
     ChunkCritic,
     ChunkQLoss,
 )
-from torchrl_vla.schema import check_positive_int
+from torchrl_vla.schema import CANDIDATE_CHUNKS_KEY, check_positive_int
 
 
 class SamplesChunks(Protocol):
@@ -33,8 +33,9 @@ class QChunkingLoss(ChunkQLoss):
     tried is one that the data's policy could have made. A decision of ``k`` steps is
     discounted by ``gamma ** k``.
 
-    **Reads** what :class:`ChunkSACLoss` reads. **Writes** ``loss_qvalue``; for logging
-    ``q_value`` and ``td_error``.
+    **Reads** what :class:`ChunkSACLoss` reads; where it is, ``("next",
+    "candidate_chunks")`` float ``[N, n, H, A]`` instead of new samples. **Writes**
+    ``loss_qvalue``; for logging ``q_value`` and ``td_error``.
 
     Args:
         policy: with ``get_dist`` and ``decode``, such as ``TinyFlowVLA``; has no
@@ -94,11 +95,14 @@ class QChunkingLoss(ChunkQLoss):
 
     def next_value(self, following: TensorDictBase, features: Tensor) -> Tensor:
         """Return the value of the best of ``N`` chunks."""
-        dist = self.policy.get_dist(following)
-        chunks = self.policy.decode(dist.sample((self.num_samples,)))
-        # One sample after the other: [N * n, ...] images of features take no memory.
-        values = torch.stack([self.critic.values(features, each) for each in chunks])
-        return torch.stack([self.pessimistic(each) for each in values]).max(0)[0]
+        chunks = following.get(CANDIDATE_CHUNKS_KEY, None)
+        if chunks is None:
+            dist = self.policy.get_dist(following)
+            chunks = self.policy.decode(dist.sample((self.num_samples,)))
+        else:
+            chunks = chunks.movedim(-3, 0)
+        each = features.expand(len(chunks), *features.shape)
+        return self.pessimistic(self.critic.values(each, chunks)).max(0)[0]
 
 
 class QCFQLLoss(ChunkQLoss):

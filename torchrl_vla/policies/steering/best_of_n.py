@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import torch
 from tensordict import TensorDictBase
+from tensordict.nn import InteractionType, set_interaction_type
 from torch import Tensor
 
 from torchrl_vla.policies.critics.chunk_critic import TinyChunkCritic
 from torchrl_vla.policies.steering.steering_policy import SteeringPolicy, seeds_of
 from torchrl_vla.policies.stochastic_policy import StochasticVLAWrapper
 from torchrl_vla.rollout import hash_numbers
-from torchrl_vla.schema import SchemaError, check_positive_int
+from torchrl_vla.schema import (
+    CANDIDATE_CHUNKS_KEY,
+    SchemaError,
+    check_positive_int,
+)
 
 
 class BestOfN(SteeringPolicy):
@@ -85,9 +90,16 @@ class BestOfN(SteeringPolicy):
         """The critic's encoder of observations."""
         return self.critic.encoder
 
+    @torch.no_grad()
     def store(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Write the features that the critic's encoder computes, if it is frozen."""
-        return self.encoder.store(tensordict)
+        """Write the features, and ``candidate_chunks`` float ``[*B, n, H, A]``.
+
+        The policy is frozen: a target needs no new candidates in each update.
+        """
+        self.encoder.store(tensordict)
+        with set_interaction_type(InteractionType.RANDOM):
+            candidates = self.candidates(tensordict)
+        return tensordict.set(CANDIDATE_CHUNKS_KEY, candidates.movedim(0, -3))
 
     @torch.no_grad()
     def predict_chunk(self, tensordict: TensorDictBase) -> Tensor:
