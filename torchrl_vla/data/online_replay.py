@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDict, TensorDictBase, is_leaf_nontensor
 from torch import Tensor
 
 from torchrl_vla._internal.durable_files import remove, write_bytes
@@ -248,7 +248,7 @@ def _length(segment: str) -> int:
 def _tensors(rows: TensorDictBase) -> dict[str, Tensor]:
     """Return the entries by flat names, on the CPU."""
     flat = {}
-    for key, value in rows.items(True, True):
+    for key, value in rows.items(True, True, is_leaf=is_leaf_nontensor):
         name = key if type(key) is str else _SEPARATOR.join(key)
         if not torch.is_tensor(value):
             raise SchemaError(

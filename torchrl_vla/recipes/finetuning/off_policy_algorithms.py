@@ -35,6 +35,7 @@ class OffPolicy:
         members: Critics of the ensemble.
         target_members: Members, drawn anew for each batch, whose least value is the
             target.
+        hidden: Width of the critics and of a small actor.
         critic_lr: Learning rate of the critic.
         tau: How far the target critic moves towards the critic in each step.
         truncated_is_failure: True = an episode that ran out of time counts as a
@@ -51,6 +52,7 @@ class OffPolicy:
     capacity: int = 100_000
     members: int = 5
     target_members: int = 2
+    hidden: int = 256
     critic_lr: float = 3e-4
     tau: float = 0.005
     truncated_is_failure: bool = True
@@ -71,6 +73,7 @@ class OffPolicy:
             "capacity": (1, 1e12),
             "members": (1, 1e3),
             "target_members": (1, self.members),
+            "hidden": (1, 1e6),
             "critic_lr": (1e-12, 1e3),
             "tau": (1e-9, 1.0),
         }

@@ -108,7 +108,7 @@ def make_residual(
         policy,
         observation_encoder(policy, env),
         bound=float(algorithm.bound),
-        head=HeadConfig(initial_std=algorithm.initial_std),
+        head=HeadConfig(hidden=algorithm.hidden, initial_std=algorithm.initial_std),
     )
     loss = _soft(algorithm, around, critic)
     return OffPolicyParts(around, critic, loss, around, around)
@@ -135,7 +135,7 @@ def make_noise_space(
         policy,
         observation_encoder(policy, env),
         bound=algorithm.bound,
-        head=HeadConfig(initial_std=algorithm.initial_std),
+        head=HeadConfig(hidden=algorithm.hidden, initial_std=algorithm.initial_std),
     )
     loss = _soft(algorithm, around, critic)
     return OffPolicyParts(around, critic, loss, around, around)
@@ -153,7 +153,9 @@ def _make_critic(
         action_dim=policy.action_dim,
         chunk_size=policy.chunk_size,
         config=ChunkCriticConfig(
-            members=algorithm.members, replan_interval=replan_interval
+            members=algorithm.members,
+            hidden=algorithm.hidden,
+            replan_interval=replan_interval,
         ),
         action_key=algorithm.action_key,
     )
