@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import cast
 
 import torch
 from tensordict import TensorDict, TensorDictBase, is_leaf_nontensor
@@ -187,7 +188,7 @@ class OnlineReplay:
                     remedy=_REMEDY,
                     error=ResumeError,
                 )
-                self._rows[name].append(_unflatten(flat))
+                self._rows[name].append(_unflatten(cast("dict[str, Tensor]", flat)))
         self.prune()
 
     def _known(self, source: str) -> str:
@@ -259,6 +260,6 @@ def _tensors(rows: TensorDictBase) -> dict[str, Tensor]:
     return flat
 
 
-def _unflatten(flat: Mapping[str, object]) -> TensorDict:
+def _unflatten(flat: Mapping[str, Tensor]) -> TensorDict:
     rows = {tuple(name.split(_SEPARATOR)): value for name, value in flat.items()}
     return TensorDict(rows, batch_size=[len(next(iter(rows.values())))])

@@ -24,7 +24,11 @@ from torchrl_vla.objectives.log_prob_recomputation import (
 )
 from torchrl_vla.objectives.off_policy.chunk_calql import ChunkCalQLLoss
 from torchrl_vla.objectives.off_policy.chunk_iql import ChunkIQLLoss
-from torchrl_vla.objectives.off_policy.chunk_q_loss import BackupConfig, ChunkQLoss
+from torchrl_vla.objectives.off_policy.chunk_q_loss import (
+    BackupConfig,
+    ChunkCritic,
+    ChunkQLoss,
+)
 from torchrl_vla.objectives.off_policy.chunk_sac import ChunkSACLoss, EntropyConfig
 from torchrl_vla.objectives.off_policy.decision_targets import (
     DecisionKeys,
@@ -39,6 +43,7 @@ __all__ = [
     "BCLoss",
     "BackupConfig",
     "ChunkCalQLLoss",
+    "ChunkCritic",
     "ChunkIQLLoss",
     "ChunkPPOLoss",
     "ChunkQLoss",

@@ -79,6 +79,13 @@ from torchrl_vla.policies.steering.noise_space_policy import NoiseSpacePolicy
 from torchrl_vla.policies.steering.one_step_policy import OneStepPolicy
 from torchrl_vla.policies.steering.residual_policy import ResidualPolicy
 from torchrl_vla.policies.steering.squashed_chunk import SquashedChunkDistribution
+from torchrl_vla.policies.steering.steered_policies import (
+    StoresFeatures,
+    make_best_of_n,
+    make_chunk_critic,
+    make_noise_space_policy,
+    make_residual_policy,
+)
 from torchrl_vla.policies.steering.steering_policy import SteeringPolicy
 from torchrl_vla.policies.stochastic_policy import OutputKeys, StochasticVLAWrapper
 from torchrl_vla.policies.tiny.backbone import BackboneConfig
@@ -162,6 +169,7 @@ __all__ = [
     "StdConfig",
     "SteeringPolicy",
     "StochasticVLAWrapper",
+    "StoresFeatures",
     "TextEncoder",
     "TextFeature",
     "TimmImageEncoder",
@@ -205,11 +213,15 @@ __all__ = [
     "load_lerobot_policy",
     "load_policy",
     "load_trunk",
+    "make_best_of_n",
+    "make_chunk_critic",
     "make_critic",
     "make_critic_for",
     "make_from_factory",
     "make_image_encoder",
     "make_lerobot_policy",
+    "make_noise_space_policy",
+    "make_residual_policy",
     "make_text_encoder",
     "observation_encoder",
     "prompted_smollm2",

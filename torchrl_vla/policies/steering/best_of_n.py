@@ -85,18 +85,13 @@ class BestOfN(SteeringPolicy):
         """The constructor's arguments."""
         return {"policy": self.policy, "critic": self.critic, "n": self.n}
 
-    @property
-    def encoder(self):
-        """The critic's encoder of observations."""
-        return self.critic.encoder
-
     @torch.no_grad()
     def store(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write the features, and ``candidate_chunks`` float ``[*B, n, H, A]``.
 
         The policy is frozen: a target needs no new candidates in each update.
         """
-        self.encoder.store(tensordict)
+        super().store(tensordict)
         with set_interaction_type(InteractionType.RANDOM):
             candidates = self.candidates(tensordict)
         return tensordict.set(CANDIDATE_CHUNKS_KEY, candidates.movedim(0, -3))

@@ -87,24 +87,28 @@ class SteeringPolicy(ContinuousVLAWrapper):
     @instructions.setter
     def instructions(self, table: InstructionTable | None) -> None:
         cast(Marked, self.policy).instructions = table
-        for part in self.children():
-            match part:
-                case ObservationEncoder():
-                    part.instructions = table
+        for encoder in self._encoders():
+            encoder.instructions = table
 
     def make_environment_transform(self) -> Compose:
         """Return what the policy inside needs from step to step."""
         return self.policy.make_environment_transform()
+
+    @property
+    def frozen(self) -> bool:
+        """True = all that an update reads is in what :meth:`store` writes."""
+        return all(encoder.frozen for encoder in self._encoders())
+
+    def _encoders(self) -> list[ObservationEncoder]:
+        return [m for m in self.modules() if type(m) is ObservationEncoder]
 
     def store(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write what the frozen parts make of an observation; returns the same.
 
         It is what a replay keeps, so that no update computes it again.
         """
-        for part in self.children():
-            match part:
-                case ObservationEncoder():
-                    part.store(tensordict)
+        for encoder in self._encoders():
+            encoder.store(tensordict)
         return tensordict
 
 

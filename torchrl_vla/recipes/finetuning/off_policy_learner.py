@@ -29,8 +29,11 @@ from torchrl_vla.recipes.finetuning.off_policy_algorithms import OffPolicy
 from torchrl_vla.recipes.training_loop import check_finite
 from torchrl_vla.rollout import iteration_seed
 from torchrl_vla.schema import (
+    BASE_CHUNK_KEY,
+    CANDIDATE_CHUNKS_KEY,
     EXECUTED_STEPS_KEY,
     IS_EXECUTED_KEY,
+    OBSERVATION_FEATURES_KEY,
     metadata_of,
 )
 from torchrl_vla.spaces import ModelSpace
@@ -39,6 +42,7 @@ from torchrl_vla.testing import FirstStepCheck
 REPLAY = "replay"
 _ONLINE, _DEMONSTRATIONS = "online", "demonstrations"
 _OUTCOME = ("reward", "done", "terminated", EXECUTED_STEPS_KEY, IS_EXECUTED_KEY)
+_STORED = (OBSERVATION_FEATURES_KEY, BASE_CHUNK_KEY, CANDIDATE_CHUNKS_KEY)
 #: Settings of on-policy learning, which have no effect here.
 _ON_POLICY = (
     *("epochs", "lr_decay", "target_kl", "clip_epsilon", "granularity"),
@@ -177,14 +181,13 @@ class OffPolicyLearner:
         """Return the entries that the replay keeps."""
         device = next(self.policy.parameters()).device
         policy, key = self.policy, self.loss.tensor_keys.action
-        seen = [*policy.in_keys, "observation_features", "base_chunk"]
-        seen += ["candidate_chunks"]
+        seen = [*policy.in_keys, *_STORED]
         with torch.no_grad():
             root = decisions.select(*policy.in_keys).to(device)
             root = self.made.stores.store(root)
             after = decisions["next"].select(*policy.in_keys).to(device)
             after = self.made.stores.store(after)
-        if self._reads_features_alone:
+        if not self.made.keeps_observations:
             seen = [name for name in seen if name not in policy.in_keys]
         rows = TensorDict(
             root.select(*seen, strict=False).to_dict(), batch_size=[len(decisions)]
@@ -195,13 +198,6 @@ class OffPolicyLearner:
         outcome = {name: decisions["next", name] for name in _OUTCOME}
         rows["next"].update(outcome)
         return rows
-
-    @property
-    def _reads_features_alone(self) -> bool:
-        """True = no update reads an observation again."""
-        encoders = [self.made.critic.encoder.frozen]
-        actor = self.made.actor
-        return all(encoders) and actor is not self._demonstrations[1]
 
     def _shares(self, demonstrations: Demonstrations | None) -> dict[str, float]:
         if demonstrations is None:

@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, cast
 
-from tensordict import TensorDictBase
 from torch import nn
 from torchrl.envs import EnvBase
 
 from torchrl_vla.objectives import (
     BackupConfig,
+    ChunkCritic,
     ChunkQLoss,
     ChunkSACLoss,
     EntropyConfig,
     QChunkingLoss,
 )
 from torchrl_vla.policies import (
-    BestOfN,
     ChunkCriticConfig,
-    DenoisingVLAWrapper,
     HeadConfig,
-    NoiseSpacePolicy,
-    ObservationEncoder,
-    ResidualPolicy,
     StochasticVLAWrapper,
-    TinyChunkCritic,
+    StoresFeatures,
     VLAWrapperBase,
-    observation_encoder,
+    make_best_of_n,
+    make_chunk_critic,
+    make_noise_space_policy,
+    make_residual_policy,
 )
 from torchrl_vla.recipes.finetuning.finetune_settings import SettingsError
 from torchrl_vla.recipes.finetuning.off_policy_algorithms import (
@@ -39,13 +36,6 @@ from torchrl_vla.recipes.finetuning.off_policy_algorithms import (
 )
 
 
-class Stores(Protocol):
-    """What writes to rows of a replay what its frozen parts make of them."""
-
-    def store(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Write features; return the same tensordict."""
-
-
 @dataclass(frozen=True)
 class OffPolicyParts:
     """What acts, what is trained, and by which loss.
@@ -54,15 +44,17 @@ class OffPolicyParts:
         policy: acts, and is saved.
         critic: of chunks; shares its weights with the loss.
         loss: of decisions.
-        actor: weights that ``lr`` trains; none where only the critic learns.
+        actor: weights that ``lr`` trains; None = only the critic learns.
         stores: completes rows of the replay.
+        keeps_observations: True = updates read observations, not features alone.
     """
 
     policy: VLAWrapperBase
-    critic: TinyChunkCritic
+    critic: nn.Module
     loss: ChunkQLoss
     actor: nn.Module | None
-    stores: Stores
+    stores: StoresFeatures
+    keeps_observations: bool
 
 
 def make_rlpd(
@@ -78,22 +70,21 @@ def make_rlpd(
                 f"gradient, got {type(policy).__name__}. Call to_stochastic on a "
                 "regression policy; or use Residual, or NoiseSpace for a flow."
             )
-    critic = _make_critic(algorithm, policy, env, replan_interval)
+    critic = make_chunk_critic(policy, env, _sizes(algorithm, replan_interval))
     loss = _soft(algorithm, policy, critic)
-    return OffPolicyParts(policy, critic, loss, policy, critic.encoder)
+    return OffPolicyParts(policy, critic, loss, policy, critic.encoder, True)
 
 
 def make_qc(
     algorithm: QC, policy: VLAWrapperBase, env: EnvBase, replan_interval: int | None
 ) -> OffPolicyParts:
     """Return the best of N around a policy, and the critic's loss."""
-    critic = _make_critic(algorithm, policy, env, replan_interval)
-    stochastic = cast(StochasticVLAWrapper, policy)
-    best = BestOfN(stochastic, critic, algorithm.num_samples)
+    critic = make_chunk_critic(policy, env, _sizes(algorithm, replan_interval))
+    best = make_best_of_n(policy, critic, algorithm.num_samples)
     loss = QChunkingLoss(
         policy, critic, num_samples=algorithm.num_samples, backup=_backup(algorithm)
     )
-    return OffPolicyParts(best, critic, loss, None, best)
+    return OffPolicyParts(best, critic, loss, None, best, not best.frozen)
 
 
 def make_residual(
@@ -103,15 +94,12 @@ def make_residual(
     replan_interval: int | None,
 ) -> OffPolicyParts:
     """Return the residual policy, and soft actor-critic."""
-    critic = _make_critic(algorithm, policy, env, replan_interval)
-    around = ResidualPolicy(
-        policy,
-        observation_encoder(policy, env),
-        bound=float(algorithm.bound),
-        head=HeadConfig(hidden=algorithm.hidden, initial_std=algorithm.initial_std),
+    critic = make_chunk_critic(policy, env, _sizes(algorithm, replan_interval))
+    around = make_residual_policy(
+        policy, env, bound=algorithm.bound, head=_head(algorithm)
     )
     loss = _soft(algorithm, around, critic)
-    return OffPolicyParts(around, critic, loss, around, around)
+    return OffPolicyParts(around, critic, loss, around, around, not around.frozen)
 
 
 def make_noise_space(
@@ -121,44 +109,25 @@ def make_noise_space(
     replan_interval: int | None,
 ) -> OffPolicyParts:
     """Return the noise-space policy, and soft actor-critic."""
-    match policy:
-        case DenoisingVLAWrapper():
-            pass
-        case _:
-            raise SettingsError(
-                "finetune: expected a flow or diffusion policy for NoiseSpace, which "
-                f"chooses the noise that it starts from, got {type(policy).__name__}. "
-                "Use Residual, which takes a policy of any kind."
-            )
-    critic = _make_critic(algorithm, policy, env, replan_interval)
-    around = NoiseSpacePolicy(
-        policy,
-        observation_encoder(policy, env),
-        bound=algorithm.bound,
-        head=HeadConfig(hidden=algorithm.hidden, initial_std=algorithm.initial_std),
+    around = make_noise_space_policy(
+        policy, env, bound=algorithm.bound, head=_head(algorithm)
     )
+    sizes = _sizes(algorithm, replan_interval)
+    critic = make_chunk_critic(policy, env, sizes, action_key=algorithm.action_key)
     loss = _soft(algorithm, around, critic)
-    return OffPolicyParts(around, critic, loss, around, around)
+    return OffPolicyParts(around, critic, loss, around, around, not around.frozen)
 
 
-def _make_critic(
-    algorithm: OffPolicy,
-    policy: VLAWrapperBase,
-    env: EnvBase,
-    replan_interval: int | None,
-) -> TinyChunkCritic:
-    encoder: ObservationEncoder = observation_encoder(policy, env)
-    return TinyChunkCritic(
-        encoder,
-        action_dim=policy.action_dim,
-        chunk_size=policy.chunk_size,
-        config=ChunkCriticConfig(
-            members=algorithm.members,
-            hidden=algorithm.hidden,
-            replan_interval=replan_interval,
-        ),
-        action_key=algorithm.action_key,
+def _sizes(algorithm: OffPolicy, replan_interval: int | None) -> ChunkCriticConfig:
+    return ChunkCriticConfig(
+        members=algorithm.members,
+        hidden=algorithm.hidden,
+        replan_interval=replan_interval,
     )
+
+
+def _head(algorithm: Residual | NoiseSpace) -> HeadConfig:
+    return HeadConfig(hidden=algorithm.hidden, initial_std=algorithm.initial_std)
 
 
 def _backup(algorithm: OffPolicy) -> BackupConfig:
@@ -172,7 +141,7 @@ def _backup(algorithm: OffPolicy) -> BackupConfig:
 def _soft(
     algorithm: RLPD | Residual | NoiseSpace,
     policy: VLAWrapperBase,
-    critic: TinyChunkCritic,
+    critic: ChunkCritic,
 ) -> ChunkSACLoss:
     loss = ChunkSACLoss(
         policy,
