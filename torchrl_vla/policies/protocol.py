@@ -37,6 +37,10 @@ from torchrl_vla.policies.module_description import PolicyFactory
 from torchrl_vla.policies.module_policy import ModulePolicy, declared
 from torchrl_vla.policies.policy_folder import read_policy
 from torchrl_vla.policies.readable_weights import uncompiled
+from torchrl_vla.policies.steering.steering_folder import (
+    is_steering_folder,
+    read_steering,
+)
 from torchrl_vla.policies.tiny.tiny_critic import TinyCritic
 from torchrl_vla.policies.tiny.tiny_policy import TinyPolicy
 from torchrl_vla.policies.vla_policy import ContinuousVLAWrapper, VLAWrapperBase
@@ -297,6 +301,8 @@ def load_policy(folder: Path | str) -> VLAWrapperBase:
         SchemaError: its class is not there, or its weights do not fit.
     """
     folder = Path(folder).expanduser()
+    if is_steering_folder(folder):
+        return as_policy(read_steering(folder, load_policy)).eval()
     if is_vlm_folder(folder):
         return read_vlm_policy(folder)
     if is_lerobot_folder(folder):

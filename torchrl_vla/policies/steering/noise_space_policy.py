@@ -14,7 +14,7 @@ from torchrl_vla.policies.steering.steering_policy import (
     SteeringPolicy,
     is_sampling,
 )
-from torchrl_vla.schema import CHUNK_NOISE_KEY, NOISE_SEED_KEY, SchemaError
+from torchrl_vla.schema import CHUNK_NOISE_KEY, NOISE_SEED_KEY
 
 
 class NoiseSpacePolicy(SteeringPolicy):
@@ -24,7 +24,8 @@ class NoiseSpacePolicy(SteeringPolicy):
     denoises it without further noise. Whatever is chosen, the chunk is one that the
     policy makes of some noise. Untrained and without sampling the noise is 0: the
     policy's own mode. The critic and the replay speak of the noise (``chunk_noise``),
-    not of the chunk.
+    not of the chunk. Numbers that the policy moves and does not emit (SmolVLA pads its
+    actions) start from 0.
 
     **Reads** what the policy and the encoder read. **Writes** ``action_chunk`` and
     ``chunk_noise`` float ``[*B, H, A]``.
@@ -40,7 +41,6 @@ class NoiseSpacePolicy(SteeringPolicy):
 
     Raises:
         ValueError: the bound is not positive.
-        SchemaError: the policy moves more numbers than it emits.
 
     Examples:
         >>> from tensordict import TensorDict
@@ -69,12 +69,6 @@ class NoiseSpacePolicy(SteeringPolicy):
         super().__init__(policy, tuple(encoder.in_keys))
         if not bound > 0:
             raise ValueError(f"NoiseSpacePolicy: expected bound > 0, got {bound}.")
-        if policy.path_dim != policy.action_dim:
-            raise SchemaError(
-                "NoiseSpacePolicy: expected a policy whose noise has the shape of its "
-                f"chunk, [H, {policy.action_dim}], got [H, {policy.path_dim}] of "
-                f"{type(policy).__name__}, which pads its actions. Use ResidualPolicy."
-            )
         self.bound, self.head = bound, head
         self.encoder = encoder
         self.choice = BoundedHead(
@@ -119,5 +113,7 @@ class NoiseSpacePolicy(SteeringPolicy):
 
     @torch.no_grad()
     def _denoise(self, tensordict: TensorDictBase, noise: Tensor) -> Tensor:
-        path = self.policy.get_dist(tensordict).flow_from(noise)
+        padding = self.policy.path_dim - self.action_dim
+        start = torch.nn.functional.pad(noise, (0, padding))
+        path = self.policy.get_dist(tensordict).flow_from(start)
         return self.policy.decode(path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from pathlib import Path
 from typing import cast
 
 import torch
@@ -14,6 +16,10 @@ from torchrl.envs import Compose
 from torchrl_vla.policies.critics.observation_encoder import ObservationEncoder
 from torchrl_vla.policies.module_policy import declared
 from torchrl_vla.policies.policy_folder import Marked
+from torchrl_vla.policies.steering.steering_folder import (
+    describe_steering,
+    write_steering,
+)
 from torchrl_vla.policies.vla_policy import ContinuousVLAWrapper, VLAWrapperBase
 from torchrl_vla.schema import (
     NOISE_SEED_KEY,
@@ -93,6 +99,26 @@ class SteeringPolicy(ContinuousVLAWrapper):
     def make_environment_transform(self) -> Compose:
         """Return what the policy inside needs from step to step."""
         return self.policy.make_environment_transform()
+
+    @property
+    @abstractmethod
+    def config(self) -> dict[str, object]:
+        """The constructor's arguments, with the policy inside at ``policy``."""
+
+    def to_folder(self, folder: str | Path) -> None:
+        """Write the policy inside to ``policy/``, and what is around it beside."""
+        self.check_writable()
+        write_steering(Path(folder), self, self.config, self.policy)
+
+    def check_writable(self) -> None:
+        """Refuse what :meth:`to_folder` could not write.
+
+        Raises:
+            SchemaError: says why.
+        """
+        describe_steering(self, self.config)
+        if self.policy.folder_format is None:
+            self.policy.check_writable()
 
     @property
     def frozen(self) -> bool:
