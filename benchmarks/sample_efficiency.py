@@ -39,13 +39,20 @@ TASKS = {
     "tabletop": {"regression": "tabletop-gaussian-ppo", "flow": "tabletop-flow-ppo"},
     "reach": {"regression": "metaworld-reach-gaussian-ppo"},
 }
-SHARED = {"members": 4, "hidden": 128, "gamma": 0.99, "updates_per_decision": 2.0}
+SHARED = {
+    "members": 4,
+    "hidden": 128,
+    "gamma": 0.99,
+    "updates_per_decision": 2.0,
+    "critic_lr": 1e-3,
+    "tau": 0.01,
+}
 OFF_POLICY = FinetuneSettings(
-    iterations=60,
+    iterations=40,
     minibatch_size=128,
-    lr=3e-4,
-    eval_interval=3,
-    eval_episodes=300,
+    lr=1e-3,
+    eval_interval=5,
+    eval_episodes=200,
     max_grad_norm=10.0,
 )
 
@@ -68,18 +75,18 @@ METHODS = {
     "ppo-flow": Method("flow"),
     "residual": Method(
         "regression",
-        replace(OFF_POLICY, algorithm=Residual(bound=0.5, warm_up=500, **SHARED)),
+        replace(OFF_POLICY, algorithm=Residual(bound=0.5, warm_up=300, **SHARED)),
         demonstrations=True,
     ),
     "rlpd": Method(
         "regression",
-        replace(OFF_POLICY, lr=1e-4, algorithm=RLPD(warm_up=500, **SHARED)),
+        replace(OFF_POLICY, lr=1e-4, algorithm=RLPD(warm_up=300, **SHARED)),
         demonstrations=True,
     ),
     "dsrl": Method("flow", replace(OFF_POLICY, algorithm=NoiseSpace(**SHARED))),
     "qc": Method(
         "flow",
-        replace(OFF_POLICY, algorithm=QC(num_samples=16, warm_up=500, **SHARED)),
+        replace(OFF_POLICY, algorithm=QC(num_samples=16, warm_up=300, **SHARED)),
         demonstrations=True,
     ),
 }
