@@ -170,3 +170,18 @@ def test_every_script_gives_its_ratios_to_the_history():
         for script, text in texts.items()
         if "print_rows(" not in text and "record_ratios(" not in text
     ] == []
+
+
+def test_the_sample_efficiency_runs_resumes_and_prints_its_table(
+    monkeypatch, capsys, tmp_path
+):
+    script = "sample_efficiency.py"
+    arguments = ["--quick", "--seeds", "0", "--tasks", "tabletop", "reach"]
+    arguments += ["--methods", "dsrl", "--folder", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", [script, *arguments])
+    for _ in range(2):  # the second run finds everything done
+        runpy.run_path(str(FOLDER / script), run_name="__main__")
+        *_, head, _, row = capsys.readouterr().out.splitlines()
+        assert head.startswith("| task | method | seed | before | after |")
+        assert re.match(r"\| tabletop \| dsrl \| 0 \| \d+ % \| \d+ % \|", row)
+    assert len(list((tmp_path / "clones").iterdir())) == 1  # reach has none of a flow

@@ -18,15 +18,17 @@ from torchrl_vla.recipes.dataset_options import NO_DATASET_OPTIONS, DatasetOptio
 from torchrl_vla.recipes.environment_options import EnvironmentOptions
 from torchrl_vla.recipes.finetuning.algorithms import ALGORITHMS, GRPO, PPO, RLOO
 from torchrl_vla.recipes.finetuning.finetune_settings import FinetuneSettings
+from torchrl_vla.recipes.finetuning.off_policy_algorithms import OFF_POLICY, OffPolicy
 
 _ENVIRONMENT = EnvironmentOptions(num_envs=256)
 _PPO = PPO()
 _SETTINGS = FinetuneSettings(algorithm=_PPO)
+_ALGORITHMS: dict[str, Any] = {**ALGORITHMS, **OFF_POLICY}
 
 
 @dataclass(frozen=True)
 class Finetune:
-    """Fine-tune a policy by PPO, GRPO or RLOO; run the command again to resume.
+    """Fine-tune a policy by reinforcement learning; run the command again to resume.
 
     `--algorithm grpo --help` lists the options of GRPO, and so on.
     """
@@ -39,12 +41,15 @@ class Finetune:
     env: OmitArgPrefixes[EnvironmentOptions] = _ENVIRONMENT
     algorithm: str = "ppo"
     """Algorithm: `ppo` estimates advantages with a critic, `grpo` and `rloo` compare
-    episodes that began alike."""
+    episodes that began alike. `rlpd` trains a Gaussian policy on a replay; `residual`
+    (any policy), `dsrl` (a flow or diffusion policy) and `qc` (one that samples) keep
+    the policy and learn around it, with far fewer steps."""
     algorithm_options: OmitArgPrefixes[AvoidSubcommands[PPO | GRPO | RLOO]] = _PPO
     settings: OmitArgPrefixes[FinetuneSettings] = _SETTINGS
     demonstrations: str | None = None
-    """Dataset to clone beside the reinforcement learning: a folder, an HDF5 file, a
-    repo id or module:function. It needs --bc-coeff."""
+    """Dataset to clone beside the reinforcement learning, with --bc-coeff, or to mix
+    into the batches of `rlpd`, `residual` and `qc`: a folder, an HDF5 file, a repo id
+    or module:function."""
     dataset_options: OmitArgPrefixes[DatasetOptions] = NO_DATASET_OPTIONS
     initial_std: float | None = None
     """First standard deviation of a regression head, which becomes a Gaussian. Left
@@ -65,6 +70,22 @@ class Finetune:
                 print(result.comparison)
                 print(f"policy in {self.folder / 'policy'}")
 
+    def _sampling(self, policy: Any) -> Any:
+        """Return the policy with log-probabilities, if the algorithm needs them."""
+        match self.algorithm_options:
+            case OffPolicy(trains_policy=False):
+                given = [self.initial_std, self.flow_noise]
+                if given != [None, None]:
+                    raise OptionError(
+                        "finetune: expected neither --initial-std of a Gaussian policy "
+                        f"nor --flow-noise with --algorithm {self.algorithm}, which "
+                        f"keeps the policy as it is, got {given}."
+                    )
+                return policy
+        return recipes.to_stochastic(
+            policy, initial_std=self.initial_std, flow_noise=self.flow_noise
+        )
+
     def _finetune(self) -> recipes.FinetuneResult:
         given = self.dataset_options.given()
         if self.demonstrations is None and given:
@@ -75,9 +96,7 @@ class Finetune:
         settings = replace(self.settings, algorithm=self.algorithm_options)
         library.manual_seed(settings.seed)
         policy, space = recipes.load_checkpoint(self.policy)
-        policy = recipes.to_stochastic(
-            policy, initial_std=self.initial_std, flow_noise=self.flow_noise
-        )
+        policy = self._sampling(policy)
         num_envs, device = self.env.num_envs, self.device
         env = open_environment(self.env, settings.seed, device)
         eval_env = open_environment(
@@ -117,12 +136,12 @@ def finetune_command(arguments: Sequence[str]) -> type[Finetune]:
         OptionError: there is no such algorithm.
     """
     name = _value_of("--algorithm", arguments) or Finetune.algorithm
-    if name not in ALGORITHMS:
+    if name not in _ALGORITHMS:
         raise OptionError(
-            f"--algorithm: expected one of {sorted(ALGORITHMS)}, got {name!r}."
-            f"{did_you_mean(name, ALGORITHMS)}"
+            f"--algorithm: expected one of {sorted(_ALGORITHMS)}, got {name!r}."
+            f"{did_you_mean(name, _ALGORITHMS)}"
         )
-    kind: Any = ALGORITHMS[name]
+    kind: Any = _ALGORITHMS[name]
     made = make_dataclass(
         "Finetune",
         [("algorithm_options", _flat(kind), field(default=kind()))],

@@ -33,8 +33,8 @@ from torchrl_vla.cli.profile_command import Profile
 from torchrl_vla.cli.record_command import Record
 from torchrl_vla.cli.replay_command import Replay
 from torchrl_vla.cli.run_command import Run
-from torchrl_vla.cli.teleoperate_command import Teleoperate
 from torchrl_vla.cli.serve_command import Serve
+from torchrl_vla.cli.teleoperate_command import Teleoperate
 from torchrl_vla.cli.train_command import Train
 from torchrl_vla.errors import VLAError
 

@@ -19,6 +19,7 @@ from torchrl_vla.data.lerobot_writer import (
     write_lerobot,
 )
 from torchrl_vla.data.mixture import Embodiment, MixtureReplay, MixtureSizes
+from torchrl_vla.data.online_replay import OnlineReplay
 from torchrl_vla.data.openx import OpenXConvention, OpenXExperienceReplay
 from torchrl_vla.data.reworded_demonstrations import (
     RewordedDemonstrations,
@@ -38,6 +39,7 @@ __all__ = [
     "LeRobotWriter",
     "MixtureReplay",
     "MixtureSizes",
+    "OnlineReplay",
     "OpenXConvention",
     "OpenXExperienceReplay",
     "RecordedObservations",

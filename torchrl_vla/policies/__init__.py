@@ -1,6 +1,11 @@
 """Policies: from images, state and an instruction to a chunk of actions."""
 
 from torchrl_vla.policies.chunk_distribution import ChunkDistribution
+from torchrl_vla.policies.critics.chunk_critic import (
+    ChunkCriticConfig,
+    TinyChunkCritic,
+)
+from torchrl_vla.policies.critics.observation_encoder import ObservationEncoder
 from torchrl_vla.policies.denoising.denoising_distribution import DenoisingDistribution
 from torchrl_vla.policies.denoising.denoising_policy import DenoisingVLAWrapper
 from torchrl_vla.policies.denoising.diffusion_policy import (
@@ -63,10 +68,25 @@ from torchrl_vla.policies.protocol import (
     make_critic,
     make_critic_for,
     make_from_factory,
+    observation_encoder,
     save_policy,
     target_transform,
     to_stochastic,
 )
+from torchrl_vla.policies.steering.best_of_n import BestOfN
+from torchrl_vla.policies.steering.bounded_head import HeadConfig
+from torchrl_vla.policies.steering.noise_space_policy import NoiseSpacePolicy
+from torchrl_vla.policies.steering.one_step_policy import OneStepPolicy
+from torchrl_vla.policies.steering.residual_policy import ResidualPolicy
+from torchrl_vla.policies.steering.squashed_chunk import SquashedChunkDistribution
+from torchrl_vla.policies.steering.steered_policies import (
+    StoresFeatures,
+    make_best_of_n,
+    make_chunk_critic,
+    make_noise_space_policy,
+    make_residual_policy,
+)
+from torchrl_vla.policies.steering.steering_policy import SteeringPolicy
 from torchrl_vla.policies.stochastic_policy import OutputKeys, StochasticVLAWrapper
 from torchrl_vla.policies.tiny.backbone import BackboneConfig
 from torchrl_vla.policies.tiny.heads import HEADS
@@ -105,7 +125,9 @@ __all__ = [
     "LEROBOT_POLICY_TYPES",
     "VLM_HEADS",
     "BackboneConfig",
+    "BestOfN",
     "ByteTextEncoder",
+    "ChunkCriticConfig",
     "ChunkDistribution",
     "ContinuousVLAWrapper",
     "DenoisingDistribution",
@@ -122,6 +144,7 @@ __all__ = [
     "GaussianAround",
     "GaussianDistribution",
     "GaussianVLAWrapper",
+    "HeadConfig",
     "HealthReport",
     "ImageEncoder",
     "ImageFeatures",
@@ -135,14 +158,22 @@ __all__ = [
     "LearnedNoise",
     "LoRAConfig",
     "ModulePolicy",
+    "NoiseSpacePolicy",
+    "ObservationEncoder",
+    "OneStepPolicy",
     "OutputKeys",
     "PolicyFactory",
     "Prefix",
+    "ResidualPolicy",
+    "SquashedChunkDistribution",
     "StdConfig",
+    "SteeringPolicy",
     "StochasticVLAWrapper",
+    "StoresFeatures",
     "TextEncoder",
     "TextFeature",
     "TimmImageEncoder",
+    "TinyChunkCritic",
     "TinyCritic",
     "TinyDiffusionVLA",
     "TinyFlowVLA",
@@ -182,12 +213,17 @@ __all__ = [
     "load_lerobot_policy",
     "load_policy",
     "load_trunk",
+    "make_best_of_n",
+    "make_chunk_critic",
     "make_critic",
     "make_critic_for",
     "make_from_factory",
     "make_image_encoder",
     "make_lerobot_policy",
+    "make_noise_space_policy",
+    "make_residual_policy",
     "make_text_encoder",
+    "observation_encoder",
     "prompted_smollm2",
     "save_adapter",
     "save_policy",

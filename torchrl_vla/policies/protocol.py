@@ -29,6 +29,7 @@ from torch import nn
 from torchrl.envs import Compose, EnvBase, Transform
 
 from torchrl_vla.errors import SettingsError
+from torchrl_vla.policies.critics.observation_encoder import ObservationEncoder
 from torchrl_vla.policies.gaussian.gaussian_around import GaussianAround
 from torchrl_vla.policies.lerobot.lerobot_folder import (
     is_lerobot_folder,
@@ -38,7 +39,12 @@ from torchrl_vla.policies.module_description import PolicyFactory
 from torchrl_vla.policies.module_policy import ModulePolicy, declared
 from torchrl_vla.policies.policy_folder import read_policy
 from torchrl_vla.policies.readable_weights import uncompiled
+from torchrl_vla.policies.steering.steering_folder import (
+    is_steering_folder,
+    read_steering,
+)
 from torchrl_vla.policies.tiny.tiny_critic import TinyCritic
+from torchrl_vla.policies.tiny.tiny_policy import TinyPolicy
 from torchrl_vla.policies.vla_policy import ContinuousVLAWrapper, VLAWrapperBase
 from torchrl_vla.policies.vlm.vlm_folder import is_vlm_folder, read_vlm_policy
 from torchrl_vla.schema import (
@@ -175,6 +181,29 @@ def make_critic_for(env: EnvBase) -> TensorDictModuleBase:
     return TinyCritic.from_env(env)
 
 
+def observation_encoder(policy: nn.Module, env: EnvBase) -> ObservationEncoder:
+    """Return an encoder for the critic or the small actor around a policy.
+
+    That of a tiny policy computes its features and is frozen; for any other policy it
+    is an untrained one of the environment's observations, and is trained.
+
+    Raises:
+        SchemaError: the environment writes no instruction.
+    """
+    inside = uncompiled(policy)
+    match inside:
+        case TinyPolicy():
+            return ObservationEncoder.from_policy(inside)
+        case GaussianAround():
+            return observation_encoder(inside.policy, env)
+    critic = TinyCritic.from_env(env)
+    encoder = ObservationEncoder(
+        critic.backbone.config, keys=critic.backbone.keys, frozen=False
+    )
+    encoder.instructions = critic.instructions
+    return encoder
+
+
 def environment_transforms(policy: nn.Module) -> Compose:
     """Return what a policy, or any module, needs in its environment for each step."""
     make = declared(policy, "make_environment_transform", Compose)
@@ -274,6 +303,8 @@ def load_policy(folder: Path | str) -> VLAWrapperBase:
         SchemaError: its class is not there, or its weights do not fit.
     """
     folder = Path(folder).expanduser()
+    if is_steering_folder(folder):
+        return as_policy(read_steering(folder, load_policy)).eval()
     if is_vlm_folder(folder):
         return read_vlm_policy(folder)
     if is_lerobot_folder(folder):

@@ -45,6 +45,14 @@ if TYPE_CHECKING:
     )
     from torchrl_vla.recipes.finetuning.finetune import FinetuneResult, finetune
     from torchrl_vla.recipes.finetuning.finetune_settings import FinetuneSettings
+    from torchrl_vla.recipes.finetuning.off_policy_algorithms import (
+        OFF_POLICY,
+        QC,
+        RLPD,
+        NoiseSpace,
+        OffPolicy,
+        Residual,
+    )
     from torchrl_vla.recipes.finetuning.rollouts import (
         Reward,
         Rollouts,
@@ -100,6 +108,9 @@ _MODULES = {
     ),
     f"{_HERE}.finetuning.finetune": ("FinetuneResult", "finetune"),
     f"{_HERE}.finetuning.finetune_settings": ("FinetuneSettings",),
+    f"{_HERE}.finetuning.off_policy_algorithms": (
+        *("OFF_POLICY", "QC", "RLPD", "NoiseSpace", "OffPolicy", "Residual"),
+    ),
     f"{_HERE}.finetuning.rollouts": (
         "Reward",
         "Rollouts",
@@ -128,8 +139,11 @@ __all__ = [
     "DEMO_SETTINGS",
     "ENVIRONMENTS",
     "GRPO",
+    "OFF_POLICY",
     "PPO",
+    "QC",
     "RLOO",
+    "RLPD",
     "Algorithm",
     "DatasetOptions",
     "DemoSettings",
@@ -141,6 +155,9 @@ __all__ = [
     "FinetuneResult",
     "FinetuneSettings",
     "Head",
+    "NoiseSpace",
+    "OffPolicy",
+    "Residual",
     "ResumeError",
     "Reward",
     "Rollouts",

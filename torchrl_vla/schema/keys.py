@@ -109,6 +109,16 @@ key                            dtype     shape            meaning
                                                           step ran
 ``is_executed``                bool      ``[*B, H]``      True = this position of the
                                                           chunk was executed
+``observation_features``       float     ``[*B, F]``      what a frozen encoder makes
+                                                          of the observation
+``base_chunk``                 float     ``[*B, H, A]``   chunk of the frozen policy
+                                                          that another one corrects
+``candidate_chunks``           float     ``[*B, n,        chunks that a frozen policy
+                                         H, A]``          sampled, to choose from
+``chunk_noise``                float     ``[*B, H, A]``   initial noise that a denoising
+                                                          policy starts from
+``return_to_go``               float     ``[*B, 1]``      discounted rewards from a
+                                                          decision to the episode's end
 ``row_index``                  int64     ``[N]``          row of the flattened ``[*B]``
                                                           that a decision is from
 ============================== ========= ================ ========================
@@ -172,3 +182,9 @@ IS_WAITING_KEY: NestedKey = "is_waiting"
 EXECUTED_STEPS_KEY: NestedKey = "executed_steps"
 IS_EXECUTED_KEY: NestedKey = "is_executed"
 ROW_INDEX_KEY: NestedKey = "row_index"
+
+OBSERVATION_FEATURES_KEY: NestedKey = "observation_features"
+BASE_CHUNK_KEY: NestedKey = "base_chunk"
+CANDIDATE_CHUNKS_KEY: NestedKey = "candidate_chunks"
+CHUNK_NOISE_KEY: NestedKey = "chunk_noise"
+RETURN_TO_GO_KEY: NestedKey = "return_to_go"

@@ -72,6 +72,12 @@ class GaussianDistribution(ChunkDistribution):
             noise = noise.view(self._extended_shape()).to(self._mean.dtype)
             return self._mean + self.log_std.exp() * noise
 
+    def rsample_with_log_probs(self) -> tuple[Tensor, Tensor]:
+        """Return a chunk with its gradient, and its log-density, ``[*B, H, A]``."""
+        noise = torch.randn_like(self._mean)
+        terms = -0.5 * noise.square() - self.log_std - _LOG_SQRT_2PI
+        return self._mean + self.log_std.exp() * noise, terms
+
     def element_log_probs(self, choice: Tensor) -> Tensor:
         """Return the log-density ``[*B, H, A]`` of each number of a chunk."""
         self._check_sample(choice, self._mean.dtype)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from tensordict.nn import TensorDictModuleBase
@@ -22,16 +22,21 @@ from torchrl_vla.evaluation import (
     Comparison,
     EvaluationResult,
     compare,
-    evaluate,
     hash_weights,
 )
-from torchrl_vla.policies import StochasticVLAWrapper, as_policy
+from torchrl_vla.policies import StochasticVLAWrapper, VLAWrapperBase, as_policy
 from torchrl_vla.policies.protocol import check_module
 from torchrl_vla.profiling import Sections, TrainingProfiler
 from torchrl_vla.recipes.checkpoints import interval_of
 from torchrl_vla.recipes.dataset_opening import Demonstrations
 from torchrl_vla.recipes.finetuning.finetune_settings import FinetuneSettings
 from torchrl_vla.recipes.finetuning.learner import Learner
+from torchrl_vla.recipes.finetuning.off_policy_algorithms import OffPolicy
+from torchrl_vla.recipes.finetuning.off_policy_learner import (
+    REPLAY,
+    OffPolicyLearner,
+    check_off_policy,
+)
 from torchrl_vla.recipes.finetuning.policies import (
     check_finetunable,
     make_executor,
@@ -43,6 +48,7 @@ from torchrl_vla.recipes.finetuning.rollouts import (
     make_decision_env,
 )
 from torchrl_vla.recipes.finetuning.run_log import RunLog
+from torchrl_vla.recipes.finetuning.training_evaluations import TrainingEvaluations
 from torchrl_vla.recipes.parallel_training import check_agreement
 from torchrl_vla.recipes.training_state import TrainingState, check_training_folder
 from torchrl_vla.rollout import check_device, check_environment, iteration_seed
@@ -51,30 +57,29 @@ from torchrl_vla.spaces import ModelSpace
 #: What a fine-tuning writes to its folder beside its state.
 _OWN_NAMES = (
     *("comparison.json", "evaluations", "log.csv", "policy", "profiling"),
-    "tensorboard",
+    *("tensorboard", REPLAY),
 )
-_COLUMNS = (
+_COUNTS = (
     "iteration",
     "seconds",
     "env_steps",
     "decisions",
     "episodes",
     "train_success",
-    "loss_objective",
-    "loss_critic",
-    "loss_entropy",
-    "loss_reference_kl",
-    "loss_bc",
-    "clip_fraction",
-    "kl_approx",
-    "max_ratio",
-    "entropy",
-    "reference_kl",
-    "explained_variance",
-    "policy_update_fraction",
-    "success",
-    "success_low",
-    "success_high",
+)
+_SUCCESS = ("success", "success_low", "success_high")
+_COLUMNS = (
+    *_COUNTS,
+    *("loss_objective", "loss_critic", "loss_entropy", "loss_reference_kl", "loss_bc"),
+    *("clip_fraction", "kl_approx", "max_ratio", "entropy", "reference_kl"),
+    *("explained_variance", "policy_update_fraction"),
+    *_SUCCESS,
+)
+_OFF_POLICY_COLUMNS = (
+    *_COUNTS,
+    *("updates", "replay", "loss_qvalue", "loss_actor", "loss_alpha", "q_value"),
+    *("td_error", "alpha", "entropy"),
+    *_SUCCESS,
 )
 
 
@@ -96,7 +101,7 @@ class FinetuneResult:
 
 
 def finetune(
-    policy: StochasticVLAWrapper,
+    policy: VLAWrapperBase,
     space: ModelSpace | None,
     env: EnvBase,
     folder: Path | str,
@@ -113,7 +118,9 @@ def finetune(
     """Improve a policy by reinforcement learning, and say by how much.
 
     Each iteration collects a batch of decisions with the current weights, estimates
-    their advantages and takes optimizer steps on :class:`ChunkPPOLoss`. A folder that
+    their advantages and takes optimizer steps on :class:`ChunkPPOLoss`; with an
+    off-policy algorithm it adds the batch to a replay and takes optimizer steps on
+    batches of that. A folder that
     holds an unfinished training of the same policy with the same settings is resumed:
     in one process the weights become those of an uninterrupted training, bit for bit.
 
@@ -126,7 +133,8 @@ def finetune(
 
     Args:
         policy: trained in place; a head with log-probabilities. Weights that require
-            no gradient stay as they are.
+            no gradient stay as they are. An off-policy algorithm takes a policy of any
+            kind, which it may keep as it is and act around.
         space: that the policy was trained in; None = it reads and writes robot space
             by itself, as ``LeRobotFlowPolicy`` does.
         env: where it learns; batched, with episode seeds.
@@ -139,7 +147,8 @@ def finetune(
             the policy would: observations in its space. Writes ``state_value`` float
             ``[*B, 1]``. None = the policy makes one, as a tiny policy does.
         eval_env: where the policy is evaluated; None = in ``env``.
-        demonstrations: cloned beside the reinforcement learning, with ``bc_coeff``.
+        demonstrations: cloned beside the reinforcement learning, with ``bc_coeff``; or
+            mixed into the batches of an off-policy algorithm.
         collector: a TorchRL collector of several processes or machines over
             environments of :func:`make_decision_env`, which then decide how much is
             executed, what is rewarded and how many decisions a batch has; None =
@@ -171,48 +180,65 @@ def finetune(
         check_demonstrations("finetune", demonstrations)
     policy = as_policy(policy)
     check_device("finetune", policy, env)
-    check_finetunable(policy, space, env)
+    is_off_policy = isinstance(settings.algorithm, OffPolicy)
+    check_finetunable(policy, space, env, needs_likelihood=not is_off_policy)
     folder = Path(folder)
     check_training_folder("finetune", folder, _OWN_NAMES)
     (folder / "evaluations").mkdir(parents=True, exist_ok=True)
     policy.eval()  # dropout would make every ratio differ from 1
+    sections, given = Sections(profiler), policy
+    learner: Learner | OffPolicyLearner
+    if is_off_policy:
+        check_off_policy(settings, critic, collector)
+        learner = OffPolicyLearner(
+            policy, space, settings, demonstrations, env, folder, sections
+        )
+        policy = learner.policy.eval()
+    else:
+        stochastic = cast(StochasticVLAWrapper, policy)
+        learner = Learner(
+            stochastic, space, settings, demonstrations, critic, env, sections
+        )
     initial_weights = hash_weights(policy)
-    sections = Sections(profiler)
-    learner = Learner(policy, space, settings, demonstrations, critic, env, sections)
     ranks = learner.ranks
     _check_ranks(learner, collector)
     ranks.check_shared("finetune", folder)
     state = TrainingState(folder, learner.parts, settings.as_values(), initial_weights)
     done = _resume(state, settings)
-    log = RunLog(folder, _COLUMNS, tensorboard=tensorboard and ranks.is_first)
+    learner.begin()
+    columns = _OFF_POLICY_COLUMNS if is_off_policy else _COLUMNS
+    log = RunLog(folder, columns, tensorboard=tensorboard and ranks.is_first)
     ranks.wait()
     numbers = ranks.collect(log.keep_until(done) if ranks.is_first else [])[0]
     rollouts = _open_rollouts(policy, space, env, settings, collector)
-    executor = make_executor(policy, space, settings.replan_interval)
-    evaluations = _Evaluations(
-        folder, policy, executor, env if eval_env is None else eval_env, settings, done
+    where = env if eval_env is None else eval_env
+    before, evaluations = (
+        TrainingEvaluations(folder, acting, executor, where, settings, done)
+        for acting in (given, policy)
+        for executor in [make_executor(acting, space, settings.replan_interval)]
     )
     # Worker processes that nobody stops would keep a failed training from ending.
     device = next(policy.parameters()).device
     with closing(rollouts), closing(log), sections.running(device):
-        before = evaluations.run(0)
+        first = before.run(0)
         iterations = _iterate(learner, rollouts, evaluations, done, sections)
         progress = progress and ranks.is_first
         for row in _show_progress(iterations, settings.iterations, done, progress):
             numbers.append(row)
             if ranks.is_first:
                 log.append(row)
-            _write_state(state, int(row["iteration"]), settings)
+            if _write_state(state, int(row["iteration"]), settings):
+                learner.commit()
     after = evaluations.run(settings.iterations)
-    comparison = compare(after, before, names=("after", "before"))
+    comparison = compare(after, first, names=("after", "before"))
     if ranks.is_first:
         save_finetuned(folder / "policy", policy, space, env)
         write_text(folder / "comparison.json", comparison.to_json())
     ranks.wait()
-    return FinetuneResult(before, after, comparison, numbers)
+    return FinetuneResult(first, after, comparison, numbers)
 
 
-def _check_ranks(learner: Learner, collector: Any | None) -> None:
+def _check_ranks(learner: Learner | OffPolicyLearner, collector: Any | None) -> None:
     """Refuse ranks that would not train one policy."""
     ranks, caller = learner.ranks, "finetune"
     if ranks.is_alone:
@@ -246,16 +272,19 @@ def _resume(state: TrainingState, settings: FinetuneSettings) -> int:
 
 def _write_state(
     state: TrainingState, iteration: int, settings: FinetuneSettings
-) -> None:
+) -> bool:
+    """Write the state where it is due; return whether it was."""
     is_last = iteration == settings.iterations
-    if is_last or iteration % settings.checkpoint_interval == 0:
+    is_due = is_last or iteration % settings.checkpoint_interval == 0
+    if is_due:
         state.write(iteration)
+    return is_due
 
 
 def _iterate(
-    learner: Learner,
+    learner: Learner | OffPolicyLearner,
     rollouts: Rollouts | WorkerRollouts,
-    evaluations: _Evaluations,
+    evaluations: TrainingEvaluations,
     done: int,
     sections: Sections,
 ) -> Iterator[dict[str, float]]:
@@ -303,49 +332,8 @@ def _show_progress(
             bar.update()
 
 
-class _Evaluations:
-    """Evaluations of a training, each once, in its folder."""
-
-    def __init__(
-        self,
-        folder: Path,
-        policy: StochasticVLAWrapper,
-        executor: TensorDictModuleBase,
-        env: EnvBase,
-        settings: FinetuneSettings,
-        done: int,
-    ) -> None:
-        self.folder, self.done = folder / "evaluations", done
-        self.policy, self.executor, self.env = policy, executor, env
-        self.settings = settings
-
-    def run(self, iteration: int) -> EvaluationResult:
-        """Return the evaluation after an iteration, which the first rank makes."""
-        ranks = Ranks.current()
-        first, *_ = ranks.collect(self._run(iteration) if ranks.is_first else None)
-        assert first is not None
-        return first
-
-    def _run(self, iteration: int) -> EvaluationResult:
-        path = self.folder / f"{iteration:05d}.json"
-        # Before the first state, the file may be cut off, or of other weights.
-        if 0 < self.done >= iteration and path.exists():
-            return EvaluationResult.from_json(path)
-        digest = hash_weights(self.policy)
-        result = evaluate(
-            self.env,
-            self.executor,
-            self.settings.eval_episodes,
-            seed=self.settings.seed,
-            provenance={"policy": {"sha256": digest, "iteration": iteration}},
-            progress=False,
-        )
-        write_text(path, result.to_json())
-        return result
-
-
 def _open_rollouts(
-    policy: StochasticVLAWrapper,
+    policy: VLAWrapperBase,
     space: ModelSpace | None,
     env: EnvBase,
     settings: FinetuneSettings,
@@ -354,7 +342,7 @@ def _open_rollouts(
     if collector is not None:
         return WorkerRollouts(
             collector,
-            policy,
+            cast(StochasticVLAWrapper, policy),
             group_size=settings.algorithm.group_size,
             may_lag=settings.recompute,
         )

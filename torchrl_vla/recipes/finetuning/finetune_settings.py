@@ -11,6 +11,7 @@ from tyro.conf import Suppress
 from torchrl_vla._internal.option_names import Granularity, Reward
 from torchrl_vla.errors import SettingsError as SettingsError
 from torchrl_vla.recipes.finetuning.algorithms import PPO, Algorithm
+from torchrl_vla.recipes.finetuning.off_policy_algorithms import OffPolicy
 
 #: Settings that change when something is evaluated or written, and no weight.
 _REPORTING = ("eval_interval", "checkpoint_interval")
@@ -22,7 +23,9 @@ class FinetuneSettings:
     """Settings of fine-tuning by reinforcement learning.
 
     Args:
-        algorithm: Estimates advantages: :class:`PPO`, :class:`GRPO` or :class:`RLOO`.
+        algorithm: Estimates advantages: :class:`PPO`, :class:`GRPO` or :class:`RLOO`;
+            or learns from a replay: :class:`RLPD`, :class:`QC`, :class:`Residual` or
+            :class:`NoiseSpace`, which read no setting that speaks of ratios.
         iterations: Number of batches that are collected and learned from.
         num_decisions: Decisions per environment index and batch. With None, an episode
             of the environment's ``max_steps`` fits.
@@ -61,7 +64,7 @@ class FinetuneSettings:
         SettingsError: a number is out of its range.
     """
 
-    algorithm: Annotated[Algorithm, Suppress] = field(default_factory=PPO)
+    algorithm: Annotated[Algorithm | OffPolicy, Suppress] = field(default_factory=PPO)
     iterations: int = 60
     num_decisions: int | None = None
     replan_interval: int | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from tensordict import TensorDictBase
@@ -28,6 +28,7 @@ from torchrl_vla.profiling import Sections
 from torchrl_vla.recipes.behavior_cloning import make_training_transform
 from torchrl_vla.recipes.dataset_opening import Demonstrations
 from torchrl_vla.recipes.finetuning.advantage_estimation import count_outcomes
+from torchrl_vla.recipes.finetuning.algorithms import Algorithm
 from torchrl_vla.recipes.finetuning.finetune_settings import (
     FinetuneSettings,
     SettingsError,
@@ -79,7 +80,8 @@ class Learner:
         self.policy = policy
         self.ranks = Ranks.current()
         self.cloning = _Cloning(policy, space, settings, demonstrations)
-        algorithm = settings.algorithm
+        algorithm = cast(Algorithm, settings.algorithm)
+        self.algorithm = algorithm
         self.critic = choose_critic(policy, critic, algorithm, env)
         self.reference = _frozen_copy(policy) if settings.reference_kl_coeff else None
         self.loss = ChunkPPOLoss(
@@ -109,6 +111,12 @@ class Learner:
             None if self.critic is None else check("finetune", self.critic)
         )
 
+    def begin(self) -> None:
+        """Nothing to do before the first batch."""
+
+    def commit(self) -> None:
+        """Nothing to do after a state was written."""
+
     def learn(self, rollout: TensorDictBase, iteration: int) -> dict[str, float]:
         """Take the optimizer steps of a batch; return the numbers for the log."""
         settings = self.settings
@@ -117,7 +125,7 @@ class Learner:
             self.optimizer.param_groups[0]["lr"] = settings.lr * left  # the policy's
         episodes, successes = count_outcomes(rollout)
         with self.section("advantage"):
-            decisions = settings.algorithm.estimate_advantages(rollout, self.critic)
+            decisions = self.algorithm.estimate_advantages(rollout, self.critic)
         numbers = {
             "env_steps": int(rollout["next", EXECUTED_STEPS_KEY].sum()),
             "decisions": len(decisions),
@@ -135,7 +143,7 @@ class Learner:
             decisions = shuffled[order.argsort()]
         if self.reference is not None:
             add_reference_log_probs(self.reference, decisions, minibatch_size=size)
-        warmup = settings.algorithm.critic_warmup
+        warmup = self.algorithm.critic_warmup
         self.cloning.begin(iteration)
         history: dict[str, list[Tensor]] = {}
         for epoch in range(settings.epochs):

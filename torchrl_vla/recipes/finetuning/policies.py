@@ -29,7 +29,11 @@ _VALUE = "state_value"
 
 
 def check_finetunable(
-    policy: VLAWrapperBase, space: ModelSpace | None, env: EnvBase
+    policy: VLAWrapperBase,
+    space: ModelSpace | None,
+    env: EnvBase,
+    *,
+    needs_likelihood: bool = True,
 ) -> None:
     """Refuse a policy that would learn nothing, or could not be saved afterwards.
 
@@ -37,6 +41,10 @@ def check_finetunable(
         policy: to be trained; marked with the space.
         space: that it was trained in; None = robot space.
         env: where it learns.
+
+    Keyword Args:
+        needs_likelihood: False = the algorithm does without log-probabilities, and may
+            keep a policy whose weights are frozen.
 
     Raises:
         TypeError: the policy has no log-probabilities.
@@ -48,7 +56,7 @@ def check_finetunable(
             environment's.
     """
     name = type(policy).__name__
-    if not policy.has_likelihood:
+    if needs_likelihood and not policy.has_likelihood:
         raise TypeError(
             "finetune: expected a policy with log-probabilities of its samples, got "
             f"{name}. {policy.likelihood_advice}"
@@ -72,7 +80,9 @@ def check_finetunable(
         _metadata_of(env)
     acting = policy if space is None else space.robot_policy(policy)
     check_meeting("finetune", acting, env)
-    if not any(parameter.requires_grad for parameter in policy.parameters()):
+    if needs_likelihood and not any(
+        parameter.requires_grad for parameter in policy.parameters()
+    ):
         raise SettingsError(
             f"finetune: expected a {name} with weights to train, got one whose "
             "requires_grad is False everywhere. Unfreeze some of them."

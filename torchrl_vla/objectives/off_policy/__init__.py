@@ -1,0 +1,1 @@
+"""Losses of off-policy learning over decisions."""

@@ -1,0 +1,1 @@
+"""Critics of chunks, and the features that they read."""

@@ -1,0 +1,1 @@
+"""Policies that steer a frozen policy, and what they are made of."""
