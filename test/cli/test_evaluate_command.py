@@ -234,3 +234,21 @@ def test_a_preset_of_another_environment_is_refused(policy, capsys):
     err = capsys.readouterr().err
     assert "expected the environment 'libero' with the preset 'lerobot-libero'" in err
     assert "got 'tabletop'" in err
+
+
+@pytest.mark.parametrize(("name", "rate"), [("random", 0.0), ("scripted", 1.0)])
+def test_policies_without_training_are_evaluated_by_name(name, rate, tmp_path):
+    out = tmp_path / "result.json"
+    on_demand = [*SMALL, "--render-on-demand", "--json", str(out)]
+    assert main(["evaluate", "--policy", name, *on_demand]) == 0
+    result = EvaluationResult.from_json(out)
+    assert result.success_rate == rate
+    assert result.provenance["policy"]["source"] == name
+
+
+def test_options_of_a_policy_are_refused_for_one_without(capsys):
+    assert main(["evaluate", "--policy", "scripted", "--convert", *SMALL]) == 1
+    err = capsys.readouterr().err
+    assert "evaluate: expected no ['convert'] (--convert) for 'scripted'" in err
+    assert main(["evaluate", "--policy", "scripted", "--env", "pusht", *SMALL]) == 1
+    assert "scripted expert at --env, got PushTEnv" in capsys.readouterr().err

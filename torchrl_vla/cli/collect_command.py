@@ -101,22 +101,7 @@ class Collect:
         )
 
     def _make_expert(self, env: EnvBase) -> TensorDictModuleBase:
-        make_expert = getattr(env, "make_expert", None)
-        if make_expert is None:
-            raise OptionError(
-                f"collect: expected an environment with a scripted expert at --env, "
-                f"got {self.env.name!r}, which has none. Use tabletop, metaworld, "
-                "libero, or your own with a method make_expert(seed=...)."
-            )
         noise = self.noise
         if noise is None and self.env.name.partition("/")[0] in ENVIRONMENTS:
             noise = ENVIRONMENTS[self.env.name.partition("/")[0]].noise
-        options = {} if noise is None else {"noise": noise}
-        try:
-            return make_expert(**options, seed=self.seed)
-        except TypeError as error:
-            raise OptionError(
-                f"collect: expected {type(env).__name__}.make_expert to take "
-                f"{[*options, 'seed']} by name, got {error}. Declare them, or leave "
-                "--noise out."
-            ) from error
+        return library.make_expert("collect", env, noise=noise, seed=self.seed)

@@ -36,9 +36,10 @@ class Evaluate:
 
     policy: str | None = None
     """Policy: a folder that `train` or `finetune` wrote; a LeRobot checkpoint (needs
-    the extra `lerobot`), a folder or a repo id `owner/name`; or a function of your own
-    as module:function, which returns a policy in robot space. An environment with other
-    conventions than the training data is refused."""
+    the extra `lerobot`), a folder or a repo id `owner/name`; a function of your own as
+    module:function, which returns a policy in robot space; `random`, actions drawn
+    between their bounds; or `scripted`, the environment's expert, where it has one. An
+    environment with other conventions than the training data is refused."""
     env: OmitArgPrefixes[EnvironmentOptions] = DEFAULT_ENVIRONMENT
     episodes: int = 200
     """Number of episodes, exactly."""
@@ -114,7 +115,8 @@ class Evaluate:
             device = self.device
         env = open_environment(self.env, self.seed, device, num_envs=num_envs)
         replan_interval = self.replan_interval
-        if self.env.preset is not None and replan_interval is None:
+        is_builtin = library.is_builtin_policy(self.policy)
+        if self.env.preset is not None and replan_interval is None and not is_builtin:
             replan_interval = PRESETS[self.env.preset].replan_interval
         executor = library.load_any_executor(
             self.policy,
@@ -222,7 +224,7 @@ class Evaluate:
     def _policy(self, source: str, executor: TensorDictModuleBase) -> dict[str, str]:
         """Return which policy it is; one of the Hub has no folder of its own."""
         folder = Path(source).expanduser()
-        if folder.is_dir():
+        if folder.is_dir() and not library.is_builtin_policy(source):
             digest = library.hash_folder(folder)
         else:
             digest = library.hash_weights(executor)
@@ -241,7 +243,8 @@ class Evaluate:
     def _policy_options(self) -> dict[str, Any]:
         renamed = read_json("--rename-map", self.rename_map)
         empty = self.empty_cameras
-        if self.env.preset is not None:
+        is_builtin = self.policy is not None and library.is_builtin_policy(self.policy)
+        if self.env.preset is not None and not is_builtin:
             preset = PRESETS[self.env.preset]
             renamed = {**preset.rename_map, **renamed}
             empty = empty or preset.empty_cameras

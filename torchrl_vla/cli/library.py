@@ -122,6 +122,7 @@ _MODULES = {
         "snapshot_table",
         "write_profile_report",
     ),
+    "torchrl_vla.recipes.builtin_policies": ("is_builtin_policy", "make_expert"),
     "torchrl_vla.recipes.dataset_opening": ("Demonstrations",),
     "torchrl_vla.recipes.devices": (
         "on_device",

@@ -67,6 +67,7 @@ from torchrl_vla.policies.protocol import (
     target_transform,
     to_stochastic,
 )
+from torchrl_vla.policies.random_actions import RandomActions
 from torchrl_vla.policies.stochastic_policy import OutputKeys, StochasticVLAWrapper
 from torchrl_vla.policies.tiny.backbone import BackboneConfig
 from torchrl_vla.policies.tiny.heads import HEADS
@@ -138,6 +139,7 @@ __all__ = [
     "OutputKeys",
     "PolicyFactory",
     "Prefix",
+    "RandomActions",
     "StdConfig",
     "StochasticVLAWrapper",
     "TextEncoder",

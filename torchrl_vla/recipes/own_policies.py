@@ -1,4 +1,4 @@
-"""Policies of the user's own, by ``module:function``."""
+"""Policies of any origin: checkpoints, the user's own functions, built-in ones."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ from torchrl_vla import policies
 from torchrl_vla._internal.named_objects import is_named_object
 from torchrl_vla.errors import SettingsError
 from torchrl_vla.execution import MultiStepActorWrapper
+from torchrl_vla.recipes.builtin_policies import (
+    is_builtin_policy,
+    make_builtin_policy,
+)
 from torchrl_vla.recipes.checkpoints import interval_of, load_executor
 from torchrl_vla.recipes.dataset_opening import Demonstrations
 from torchrl_vla.spaces import ConvertedPolicy
@@ -35,6 +39,8 @@ def runs_on_device_of_environment(source: str) -> bool:
 
     LeRobot's policies move what they read; ours and the user's do not.
     """
+    if is_builtin_policy(source):
+        return False
     folder = Path(source).expanduser()
     return is_named_object(source) or (folder / "policy").is_dir()
 
@@ -59,8 +65,9 @@ def load_any_executor(
     """Load a checkpoint, or make the policy of a user's function, as an executor.
 
     Args:
-        source: of :func:`load_executor`, or ``"module:function"``: a policy in robot
-            space that is evaluated as the function makes it.
+        source: of :func:`load_executor`; ``"module:function"``: a policy in robot
+            space that is evaluated as the function makes it; or ``"random"`` and
+            ``"scripted"``, which need no executor.
         env: where the policy acts.
 
     Keyword Args:
@@ -70,8 +77,12 @@ def load_any_executor(
         options: of :func:`load_executor`; a function takes none.
 
     Raises:
-        SettingsError: there are options for a function, which would have no effect.
+        SettingsError: there are options for a function or a built-in policy, which
+            would have no effect; or the environment has no scripted expert.
     """
+    if is_builtin_policy(source):
+        chunked = {"replan_interval": replan_interval, "device": device}
+        return make_builtin_policy(source, env, **chunked, **options)
     if is_named_object(source) and not Path(source).is_dir():
         if options:
             raise SettingsError(

@@ -11,7 +11,11 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 from torchrl.envs import EnvBase
 
-from torchrl_vla.rollout.acting_border import check_acting, check_device
+from torchrl_vla.rollout.acting_border import (
+    check_acting,
+    check_device,
+    check_initial_states,
+)
 from torchrl_vla.rollout.evaluation_mode import evaluation_mode
 from torchrl_vla.rollout.interrupted_episodes import EpisodeFailure, EpisodeQueue
 from torchrl_vla.rollout.random_numbers import noise_seeds
@@ -96,7 +100,8 @@ def run_episodes(
         ExecutionError: a batched environment without episode seeds, or an episode
             longer than ``max_steps``.
         MissingKeyError: the policy writes no action.
-        SettingsError: the policy fails, and is on another device than the environment.
+        SettingsError: the policy fails, and is on another device than the environment;
+            or an evaluation has more episodes than the environment has initial states.
         SchemaError: an action is not finite or not what the environment's action spec
             says, success is something else than bool, or 0 and 1, or the reward is not
             finite.
@@ -107,6 +112,7 @@ def run_episodes(
     if not seeds:
         return
     check_meeting(caller, policy, env)
+    check_initial_states(caller, env, seeds)
     episodes = _Episodes(env, seeds, caller)
     with evaluation_mode(policy):
         while episodes.queue:
