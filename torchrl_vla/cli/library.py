@@ -56,6 +56,7 @@ if TYPE_CHECKING:
         snapshot_table,
         write_profile_report,
     )
+    from torchrl_vla.recipes.builtin_policies import is_builtin_policy, make_expert
     from torchrl_vla.recipes.dataset_opening import Demonstrations
     from torchrl_vla.recipes.devices import on_device, parse_device
     from torchrl_vla.recipes.own_policies import (

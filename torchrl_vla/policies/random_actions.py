@@ -34,7 +34,7 @@ class RandomActions(TensorDictModuleBase):
         >>> from torchrl_vla.envs import TabletopEnv
         >>> env = TabletopEnv(3, image_size=16)
         >>> actions = RandomActions(env.action_spec)(env.reset())["action"]
-        >>> env.action_spec.is_in(actions)
+        >>> bool(env.action_spec.is_in(actions))
         True
     """
 

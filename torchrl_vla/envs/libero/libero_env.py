@@ -173,7 +173,7 @@ def _make_metadata(
         action_units=("5 cm",) * 3 + ("0.5 rad",) * 3 + ("1",),
         action_reference=("delta",) * 6 + ("absolute",),
         action_space=("end_effector",) * 6 + ("gripper",),
-        rotations=(RotationConvention(dims=(3, 4, 5), layout="axis_angle"),),
+        rotations=(RotationConvention((3, 4, 5), "axis_angle", frame="world"),),
         grippers=(GripperConvention(dim=6, open=-1.0, closed=1.0),),
         action_low=(-1.0,) * 7,
         action_high=(1.0,) * 7,
