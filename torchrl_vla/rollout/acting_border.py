@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import nn
 from torchrl.envs import EnvBase
 
-from torchrl_vla.errors import ArgumentTypeError, SettingsError
+from torchrl_vla.errors import ArgumentTypeError, SchemaError, SettingsError
 from torchrl_vla.rollout.seeds import seed_purpose
+from torchrl_vla.schema import SUCCESS_KEY, read_flags
 
 
 def check_environment(caller: str, env: EnvBase) -> None:
@@ -80,6 +82,28 @@ def check_device(caller: str, policy: nn.Module, env: EnvBase) -> None:
             "the environment: TransformedEnv(env, DeviceCastTransform("
             f"{str(weight.device)!r}))."
         )
+
+
+def check_outcome(caller: str, outcome: TensorDictBase) -> None:
+    """Refuse a success that is no bool, and a reward that is not finite.
+
+    Args:
+        caller: opens the error message.
+        outcome: of a step or reset, ``[*B]``; its success becomes bool.
+
+    Raises:
+        SchemaError: one of them is something else.
+    """
+    success = outcome.get(SUCCESS_KEY, None)
+    if success is not None:
+        outcome.set(SUCCESS_KEY, read_flags(caller, SUCCESS_KEY, success))
+    reward = outcome.get("reward", None)
+    if reward is not None and not reward.isfinite().all():
+        bad = ~reward.isfinite()
+        raise SchemaError(
+            f"{caller}: expected finite rewards, got {reward[bad][0].item()}. The "
+            "simulation diverged, or the reward is undefined."
+        ).at_envs(bad.reshape(outcome.numel(), -1).any(-1))
 
 
 def check_initial_states(caller: str, env: EnvBase, seeds: Sequence[int]) -> None:
