@@ -241,9 +241,7 @@ def test_a_checked_environment_executes_what_is_within_the_bounds():
 
 def test_a_checked_environment_refuses_or_passes_on_what_is_beyond_by_name():
     env = ForeignEnv(FLOATS)
-    with pytest.raises(
-        SchemaError, match=r"within -1 .. 1 at .*, got 3 at index \[1"
-    ):
+    with pytest.raises(SchemaError, match=r"within -1 .. 1 at .*, got 3 at index \[1"):
         CheckedEnv(env, beyond="refuse").rollout(1, says(BEYOND))
     assert env.executed == []
     CheckedEnv(env, beyond="pass").rollout(1, says(BEYOND))

@@ -11,11 +11,14 @@ if TYPE_CHECKING:
     from torch import cat, manual_seed
 
     from torchrl_vla.data import (
+        DemonstrationDataset,
         clamp_labels,
         collect,
+        convert_demonstrations,
         reword_demonstrations,
         write_lerobot,
     )
+    from torchrl_vla.data.dataset_conversion import frame_conversion
     from torchrl_vla.data.demonstrations import check_folder_is_free
     from torchrl_vla.data.lerobot_writer.lerobot_writer import check_writer_extras
     from torchrl_vla.diagnosis import (
@@ -57,7 +60,7 @@ if TYPE_CHECKING:
         write_profile_report,
     )
     from torchrl_vla.recipes.builtin_policies import is_builtin_policy, make_expert
-    from torchrl_vla.recipes.dataset_opening import Demonstrations
+    from torchrl_vla.recipes.dataset_opening import Demonstrations, metadata_in
     from torchrl_vla.recipes.devices import on_device, parse_device
     from torchrl_vla.recipes.own_policies import (
         describe_conversion,
@@ -70,7 +73,7 @@ if TYPE_CHECKING:
         finish_training,
     )
     from torchrl_vla.rollout import episode_seeds
-    from torchrl_vla.schema import Wordings
+    from torchrl_vla.schema import RobotDatasetMetadata, Wordings
 
 _MODULES = {
     "torch": (
@@ -78,11 +81,14 @@ _MODULES = {
         "manual_seed",
     ),
     "torchrl_vla.data": (
+        "DemonstrationDataset",
+        "convert_demonstrations",
         "clamp_labels",
         "collect",
         "reword_demonstrations",
         "write_lerobot",
     ),
+    "torchrl_vla.data.dataset_conversion": ("frame_conversion",),
     "torchrl_vla.data.demonstrations": ("check_folder_is_free",),
     "torchrl_vla.data.lerobot_writer.lerobot_writer": ("check_writer_extras",),
     "torchrl_vla.diagnosis": (
@@ -124,7 +130,7 @@ _MODULES = {
         "write_profile_report",
     ),
     "torchrl_vla.recipes.builtin_policies": ("is_builtin_policy", "make_expert"),
-    "torchrl_vla.recipes.dataset_opening": ("Demonstrations",),
+    "torchrl_vla.recipes.dataset_opening": ("Demonstrations", "metadata_in"),
     "torchrl_vla.recipes.devices": (
         "on_device",
         "parse_device",
@@ -139,12 +145,13 @@ _MODULES = {
         "check_training_folder",
         "finish_training",
     ),
-    "torchrl_vla.schema": ("Wordings",),
+    "torchrl_vla.schema": ("RobotDatasetMetadata", "Wordings"),
     "torchrl_vla.rollout": ("episode_seeds",),
 }
 
 __all__ = [
     "KINDS",
+    "DemonstrationDataset",
     "Demonstrations",
     "Diagnosis",
     "EvaluationResult",
@@ -152,6 +159,7 @@ __all__ = [
     "Ranks",
     "Recorder",
     "RenderingError",
+    "RobotDatasetMetadata",
     "RunProvenance",
     "Shard",
     "TrainingProfiler",
@@ -164,12 +172,14 @@ __all__ = [
     "collect",
     "compare",
     "compare_profiles",
+    "convert_demonstrations",
     "describe_conversion",
     "diagnose",
     "episode_seeds",
     "evaluate",
     "find_cases",
     "finish_training",
+    "frame_conversion",
     "full_repo_id",
     "hash_folder",
     "hash_weights",
@@ -185,6 +195,7 @@ __all__ = [
     "make_text_encoder",
     "manual_seed",
     "merge_shards",
+    "metadata_in",
     "on_device",
     "parse_device",
     "read_rows",
