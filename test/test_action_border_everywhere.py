@@ -12,10 +12,12 @@ from torchrl.envs import EnvBase, TransformedEnv
 
 from torchrl_vla.data import collect
 from torchrl_vla.envs import AlohaEnv, MetaWorldEnv, PushTEnv, TabletopEnv, ToyVLAEnv
+from torchrl_vla.errors import SettingsError
 from torchrl_vla.evaluation import evaluate
 from torchrl_vla.execution import MultiAction, MultiStepActorWrapper, TemporalEnsemble
 from torchrl_vla.policies import LeRobotPolicyWrapper
-from torchrl_vla.recipes import make_decision_env
+from torchrl_vla.recipes import make_decision_env, make_environment
+from torchrl_vla.rollout import CheckedEnv, checked_env
 from torchrl_vla.schema import (
     ArgumentTypeError,
     ExecutionError,
@@ -183,6 +185,7 @@ RUNS = {
     "collect": lambda env, policy, folder: collect(
         env, policy, 1, folder=folder / "data", progress=False
     ),
+    "CheckedEnv": lambda env, policy, _: checked_env(env).rollout(2, policy),
 }
 FLOATS = Bounded(-1.0, 1.0, (3,))
 
@@ -224,6 +227,68 @@ def test_an_environment_of_others_gets_the_dtype_of_its_spec():
     choices = ForeignEnv(Categorical(5))
     evaluate(choices, says(torch.tensor(4)), 1, progress=False)
     assert [int(a) for a in choices.executed] == [4, 4]
+
+
+BEYOND = torch.tensor([0.5, 3.0, -2.0])
+
+
+def test_a_checked_environment_executes_what_is_within_the_bounds():
+    env = ForeignEnv(FLOATS)
+    rollout = CheckedEnv(env).rollout(1, says(BEYOND))
+    assert env.executed[0].tolist() == [0.5, 1.0, -1.0]
+    assert rollout["action"][0].tolist() == [0.5, 3.0, -2.0]
+
+
+def test_a_checked_environment_refuses_or_passes_on_what_is_beyond_by_name():
+    env = ForeignEnv(FLOATS)
+    with pytest.raises(SchemaError, match=r"within -1 .. 1 at .*, got 3 at index \[1"):
+        CheckedEnv(env, beyond="refuse").rollout(1, says(BEYOND))
+    assert env.executed == []
+    CheckedEnv(env, beyond="pass").rollout(1, says(BEYOND))
+    assert env.executed[0].tolist() == BEYOND.tolist()
+    with pytest.raises(SettingsError, match=r"beyond of .*'clip'.*, got 'ignore'"):
+        CheckedEnv(env, beyond="ignore")
+
+
+def test_a_checked_environment_refuses_what_is_no_outcome():
+    class Scored(ForeignEnv):
+        def _step(self, tensordict):
+            out = super()._step(tensordict)
+            return out.set("success", torch.tensor([0.4]))
+
+    class Diverged(ForeignEnv):
+        def _step(self, tensordict):
+            return super()._step(tensordict).set("reward", torch.tensor([torch.nan]))
+
+    policy = says(torch.zeros(3))
+    with pytest.raises(SchemaError, match="CheckedEnv: expected bool, or 0 and 1"):
+        CheckedEnv(Scored(FLOATS)).rollout(1, policy)
+    with pytest.raises(SchemaError, match="CheckedEnv: expected finite rewards, got n"):
+        CheckedEnv(Diverged(FLOATS)).rollout(1, policy)
+
+
+def test_an_environment_by_name_is_checked_once():
+    env = make_environment(f"{__name__}:make_foreign")
+    assert type(env) is CheckedEnv
+    with pytest.raises(SchemaError, match=r"A = 3 at 'action', got \[1\]"):
+        env.rollout(1, says(torch.zeros(1)))
+    assert checked_env(env) is env
+    inside = TransformedEnv(make_point(), MultiAction(2))
+    assert checked_env(inside) is inside
+    assert evaluate(env, says(torch.zeros(3)), 1, progress=False).success_rate == 1.0
+    chunk = TensorDictModule(lambda s: torch.zeros(2, 3), ["state"], ["action_chunk"])
+    outside = TransformedEnv(env, MultiAction(2))
+    assert outside.rollout(2, chunk)["next", "done"].any()
+    with pytest.raises(
+        MissingKeyError, match=r"expected an action at .*'action'.*Multi"
+    ):
+        env.step(env.reset().set("action_chunk", torch.zeros(2, 3)))
+    with pytest.raises(ArgumentTypeError, match="checked_env: expected an environment"):
+        checked_env("tabletop")
+
+
+def make_foreign():
+    return ForeignEnv(FLOATS)
 
 
 def test_an_environment_of_others_gets_chunks_of_its_width():

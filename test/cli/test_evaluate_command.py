@@ -261,3 +261,21 @@ def test_the_executor_is_chosen_by_name(tmp_path, capsys):
     assert all(len(lengths) == 6 for lengths in successes.values())
     assert main(["evaluate", "--policy", str(folder), *SMALL, "--worker", "thread"])
     assert "They would have no effect" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "rate"), [("random", 0.0), ("scripted", 1.0)])
+def test_policies_without_training_are_evaluated_by_name(name, rate, tmp_path):
+    out = tmp_path / "result.json"
+    on_demand = [*SMALL, "--render-on-demand", "--json", str(out)]
+    assert main(["evaluate", "--policy", name, *on_demand]) == 0
+    result = EvaluationResult.from_json(out)
+    assert result.success_rate == rate
+    assert result.provenance["policy"]["source"] == name
+
+
+def test_options_of_a_policy_are_refused_for_one_without(capsys):
+    assert main(["evaluate", "--policy", "scripted", "--convert", *SMALL]) == 1
+    err = capsys.readouterr().err
+    assert "evaluate: expected no ['convert'] (--convert) for 'scripted'" in err
+    assert main(["evaluate", "--policy", "scripted", "--env", "pusht", *SMALL]) == 1
+    assert "scripted expert at --env, got PushTEnv" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import av
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 from torchrl_vla.cli.main import main
 from torchrl_vla.data import DemonstrationDataset, LeRobotDemonstrations
+from torchrl_vla.envs import TabletopEnv
 from torchrl_vla.evaluation import EvaluationResult
 
 
@@ -54,6 +56,42 @@ def test_collect_writes_a_lerobot_dataset_on_request(tmp_path, capsys, images):
         "lerobot",
         "ours",
     ]
+
+
+def test_collect_writes_the_conventions_of_another_dataset(tmp_path, capsys):
+    small = ["--episodes", "6", "--image-size", "16", "--num-envs", "4"]
+    ours, theirs, swapped = (str(tmp_path / x) for x in ("ours", "theirs", "swapped"))
+    assert main(["collect", "--folder", ours, *small]) == 0
+    robot = DemonstrationDataset.from_folder(ours).metadata
+    other = replace(robot, dataset_id="other", state_names=robot.state_names[::-1])
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs/metadata.json").write_text(other.to_json())
+    convert = ["collect", *small, "--convert-to", theirs, "--folder"]
+    assert main([*convert, swapped]) == 0
+    assert "converted:\n  - state_names: " in capsys.readouterr().out
+    found = DemonstrationDataset.from_folder(swapped)
+    state = DemonstrationDataset.from_folder(ours).frames["observation", "state"]
+    assert torch.equal(found.frames["observation", "state"], state.flip(-1))
+    assert found.metadata.state_names == other.state_names
+    assert found.provenance["converted"][0].startswith("state_names: ")
+    lerobot = [str(tmp_path / "lerobot"), "--format", "lerobot", "--images", "png"]
+    assert main([*convert, *lerobot]) == 0
+    read = LeRobotDemonstrations.from_folder(lerobot[0], cache_folder=tmp_path / "c")
+    assert torch.equal(read.frames["observation", "state"], state.flip(-1))
+    assert not list(tmp_path.glob("*.recording"))
+
+
+def test_collect_refuses_before_the_first_episode_what_has_no_conversion(
+    tmp_path, capsys
+):
+    robot = TabletopEnv(1, image_size=16).metadata
+    other = replace(robot, action_units=("deg", "deg"))
+    (tmp_path / "metadata.json").write_text(other.to_json())
+    folder = tmp_path / "dataset"
+    arguments = ["--folder", str(folder), "--convert-to", str(tmp_path)]
+    assert main(["collect", *arguments, "--image-size", "16"]) == 1
+    assert "action_units: " in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["metadata.json"]
 
 
 def test_collect_renders_every_nth_frame_and_training_samples_these(tmp_path, capsys):

@@ -10,6 +10,7 @@ import lerobot_checkpoints
 import pytest
 import torch
 from sending import Sending
+from tensordict import NonTensorStack
 from torch.nn.functional import interpolate
 from torchrl.envs import Compose
 
@@ -26,6 +27,7 @@ from torchrl_vla.policies.lerobot.load.robot_fit import (
     replace_statistics,
 )
 from torchrl_vla.recipes import fit_lerobot_policy, open_dataset, save_checkpoint
+from torchrl_vla.recipes.lerobot_backbones import make_tiny_pi0, make_tiny_smolvla
 
 pytestmark = [
     pytest.mark.lerobot,
@@ -208,3 +210,49 @@ def test_a_checkpoint_of_act_is_inspected(act, data, tmp_path):
     found = inspect_path(folder)
     assert found.exit_code == 1
     assert "model.safetensors" in str(found)
+
+
+@pytest.fixture(scope="module", params=["smolvla", "pi0"])
+def vla(request, data):
+    make = {"smolvla": make_tiny_smolvla, "pi0": make_tiny_pi0}[request.param]
+    return make(data)
+
+
+def in_words(change):
+    def observe(tensordict, table):
+        texts = table.decode(tensordict["language_instruction"])
+        return NonTensorStack(*map(change, texts))
+
+    return observe
+
+
+INSTRUCTIONS = {
+    "another text": (in_words(lambda text: "do it"), "is 'do it' in acting"),
+    "no text": (in_words(lambda text: ""), "is '' in acting"),
+    "capitals": (in_words(str.upper), "is 'REACH THE .* BLOCK' in acting"),
+    "a newline behind": (in_words(lambda text: f"{text}\n"), r"block\\n' in acting"),
+    "cut off": (in_words(lambda text: text[:9]), "is 'reach the' in acting"),
+    "the text of another episode": (
+        lambda tensordict, table: tensordict["language_instruction"].roll(1),
+        "'reach the .* block' in training is 'reach the .* block' in acting",
+    ),
+}
+
+
+def test_nothing_is_found_on_the_clean_chain_of_a_vla(vla, data):
+    diagnosis = diagnose(vla, data)
+    assert diagnosis.findings == (), str(diagnosis)
+    assert "instruction text" not in diagnosis.without_data
+
+
+@pytest.mark.parametrize("fault", INSTRUCTIONS)
+def test_a_fault_of_a_vlas_instruction_is_named(vla, data, fault):
+    change, message = INSTRUCTIONS[fault]
+
+    def observe(tensordict):
+        texts = change(tensordict, data.instructions)
+        return tensordict.set("language_instruction", texts)
+
+    diagnosis = diagnose(vla, data, observe=observe)
+    assert diagnosis.stages == ("instruction text",), str(diagnosis)
+    assert re.search(message, diagnosis.first.message), diagnosis.first

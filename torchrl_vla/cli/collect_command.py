@@ -47,6 +47,10 @@ class Collect:
     image_interval: int = 1
     """Render every such frame of an episode only, which takes less time by as much; the
     frames between are targets, and training does not sample them. Not for LeRobot."""
+    convert_to: str | None = None
+    """Folder of a dataset or checkpoint in whose conventions the demonstrations are
+    written, such as its units, order of dimensions or rotations; what is converted is
+    printed. A difference without a conversion is refused before the first episode."""
     format: Literal["memmap", "lerobot"] = "memmap"
     """Format of the folder: ours, or LeRobot v3.0, which needs the extra `datasets`."""
     images: Literal["video", "png"] | None = None
@@ -72,23 +76,44 @@ class Collect:
             render_on_demand=is_sparse or self.env.render_on_demand,
         )
         expert = self._make_expert(env)
-        if self.format == "memmap":
+        target = None
+        if self.convert_to is not None:
+            target = library.metadata_in(self.convert_to)
+            library.frame_conversion("collect", env.metadata, target)
+        if self.format == "memmap" and target is None:
             print(self._collect(env, expert, self.folder))
         else:  # refuse what can be refused before all the episodes
             library.check_folder_is_free(self.folder, "collect")
-            library.check_writer_extras(self.images or "video")
+            if self.format == "lerobot":
+                library.check_writer_extras(self.images or "video")
             # Beside the folder, where it stays if the conversion fails.
             ours = self.folder.with_name(f"{self.folder.name}.recording")
             recorded = self._collect(env, expert, ours)
-            library.write_lerobot(recorded, self.folder, images=self.images or "video")
-            print(recorded)
+            print(self._write(recorded, target))
             del recorded  # its frames are files of the folder
             shutil.rmtree(ours)
         env.close()
 
+    def _write(
+        self,
+        recorded: library.DemonstrationDataset,
+        target: library.RobotDatasetMetadata | None,
+    ) -> library.DemonstrationDataset:
+        written = recorded
+        if target is not None:
+            conversion = library.frame_conversion("collect", recorded.metadata, target)
+            changes = conversion.changes or ["nothing: both are alike"]
+            written = library.convert_demonstrations(recorded, target)
+            print("converted:\n  - " + "\n  - ".join(changes))
+        if self.format == "lerobot":
+            library.write_lerobot(written, self.folder, images=self.images or "video")
+        else:
+            written.to_folder(self.folder)
+        return written
+
     def _collect(
         self, env: EnvBase, expert: TensorDictModuleBase, folder: Path
-    ) -> library.Demonstrations:
+    ) -> library.DemonstrationDataset:
         return library.collect(
             env,
             expert,
@@ -101,22 +126,7 @@ class Collect:
         )
 
     def _make_expert(self, env: EnvBase) -> TensorDictModuleBase:
-        make_expert = getattr(env, "make_expert", None)
-        if make_expert is None:
-            raise OptionError(
-                f"collect: expected an environment with a scripted expert at --env, "
-                f"got {self.env.name!r}, which has none. Use tabletop, metaworld, "
-                "libero, or your own with a method make_expert(seed=...)."
-            )
         noise = self.noise
         if noise is None and self.env.name.partition("/")[0] in ENVIRONMENTS:
             noise = ENVIRONMENTS[self.env.name.partition("/")[0]].noise
-        options = {} if noise is None else {"noise": noise}
-        try:
-            return make_expert(**options, seed=self.seed)
-        except TypeError as error:
-            raise OptionError(
-                f"collect: expected {type(env).__name__}.make_expert to take "
-                f"{[*options, 'seed']} by name, got {error}. Declare them, or leave "
-                "--noise out."
-            ) from error
+        return library.make_expert("collect", env, noise=noise, seed=self.seed)

@@ -38,9 +38,10 @@ class Evaluate:
     policy: str | None = None
     """Policy: a folder that `train` or `finetune` wrote; a LeRobot checkpoint (needs
     the extra `lerobot`), a folder or a repo id `owner/name`; a function of your own as
-    module:function, which returns a policy in robot space; or that of a server,
-    ws://host:port (needs the extra `serving`). An environment with other conventions
-    than the training data is refused."""
+    module:function, which returns a policy in robot space; that of a server,
+    ws://host:port (needs the extra `serving`); `random`, actions drawn between their
+    bounds; or `scripted`, the environment's expert, where it has one. An environment
+    with other conventions than the training data is refused."""
     env: OmitArgPrefixes[EnvironmentOptions] = DEFAULT_ENVIRONMENT
     episodes: int = 200
     """Number of episodes, exactly."""
@@ -119,6 +120,7 @@ class Evaluate:
         env = open_environment(self.env, self.seed, device, num_envs=num_envs)
         replan_interval = self.replan_interval
         is_plain = self.execution.executor == "chunks"
+        is_plain &= not library.is_builtin_policy(self.policy)
         if self.env.preset is not None and replan_interval is None and is_plain:
             replan_interval = PRESETS[self.env.preset].replan_interval
         executor = library.load_any_executor(
@@ -242,7 +244,8 @@ class Evaluate:
     def _policy_options(self) -> dict[str, Any]:
         renamed = read_json("--rename-map", self.rename_map)
         empty = self.empty_cameras
-        if self.env.preset is not None:
+        is_builtin = self.policy is not None and library.is_builtin_policy(self.policy)
+        if self.env.preset is not None and not is_builtin:
             preset = PRESETS[self.env.preset]
             renamed = {**preset.rename_map, **renamed}
             empty = empty or preset.empty_cameras

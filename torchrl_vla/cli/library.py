@@ -11,11 +11,14 @@ if TYPE_CHECKING:
     from torch import cat, manual_seed
 
     from torchrl_vla.data import (
+        DemonstrationDataset,
         clamp_labels,
         collect,
+        convert_demonstrations,
         reword_demonstrations,
         write_lerobot,
     )
+    from torchrl_vla.data.dataset_conversion import frame_conversion
     from torchrl_vla.data.demonstrations import check_folder_is_free
     from torchrl_vla.data.lerobot_writer.lerobot_writer import check_writer_extras
     from torchrl_vla.diagnosis import (
@@ -54,7 +57,8 @@ if TYPE_CHECKING:
         snapshot_table,
         write_profile_report,
     )
-    from torchrl_vla.recipes.dataset_opening import Demonstrations
+    from torchrl_vla.recipes.builtin_policies import is_builtin_policy, make_expert
+    from torchrl_vla.recipes.dataset_opening import Demonstrations, metadata_in
     from torchrl_vla.recipes.devices import on_device, parse_device
     from torchrl_vla.recipes.own_policies import (
         describe_conversion,
@@ -73,7 +77,7 @@ if TYPE_CHECKING:
         finish_training,
     )
     from torchrl_vla.rollout import episode_seeds
-    from torchrl_vla.schema import Wordings
+    from torchrl_vla.schema import RobotDatasetMetadata, Wordings
     from torchrl_vla.serving import PolicyServer, ServerOptions
 
 _MODULES = {
@@ -82,11 +86,14 @@ _MODULES = {
         "manual_seed",
     ),
     "torchrl_vla.data": (
+        "DemonstrationDataset",
+        "convert_demonstrations",
         "clamp_labels",
         "collect",
         "reword_demonstrations",
         "write_lerobot",
     ),
+    "torchrl_vla.data.dataset_conversion": ("frame_conversion",),
     "torchrl_vla.data.demonstrations": ("check_folder_is_free",),
     "torchrl_vla.data.lerobot_writer.lerobot_writer": ("check_writer_extras",),
     "torchrl_vla.diagnosis": (
@@ -125,7 +132,8 @@ _MODULES = {
         "snapshot_table",
         "write_profile_report",
     ),
-    "torchrl_vla.recipes.dataset_opening": ("Demonstrations",),
+    "torchrl_vla.recipes.builtin_policies": ("is_builtin_policy", "make_expert"),
+    "torchrl_vla.recipes.dataset_opening": ("Demonstrations", "metadata_in"),
     "torchrl_vla.recipes.devices": (
         "on_device",
         "parse_device",
@@ -140,7 +148,7 @@ _MODULES = {
         "check_training_folder",
         "finish_training",
     ),
-    "torchrl_vla.schema": ("Wordings",),
+    "torchrl_vla.schema": ("RobotDatasetMetadata", "Wordings"),
     "torchrl_vla.serving": ("PolicyServer", "ServerOptions"),
     "torchrl_vla.recipes.served_policies": (
         "TOKEN_VARIABLE",
@@ -154,6 +162,7 @@ _MODULES = {
 __all__ = [
     "KINDS",
     "TOKEN_VARIABLE",
+    "DemonstrationDataset",
     "Demonstrations",
     "Diagnosis",
     "EvaluationResult",
@@ -162,6 +171,7 @@ __all__ = [
     "Ranks",
     "Recorder",
     "RenderingError",
+    "RobotDatasetMetadata",
     "RunProvenance",
     "ServerOptions",
     "Shard",
@@ -175,6 +185,7 @@ __all__ = [
     "collect",
     "compare",
     "compare_profiles",
+    "convert_demonstrations",
     "describe_conversion",
     "diagnose",
     "episode_seeds",
@@ -182,18 +193,22 @@ __all__ = [
     "example_observation",
     "find_cases",
     "finish_training",
+    "frame_conversion",
     "full_repo_id",
     "inspect_path",
+    "is_builtin_policy",
     "is_installed",
     "joined_ranks",
     "load_any_executor",
     "load_served_policy",
     "make_ablation",
+    "make_expert",
     "make_image_encoder",
     "make_own_policy",
     "make_text_encoder",
     "manual_seed",
     "merge_shards",
+    "metadata_in",
     "on_device",
     "parse_device",
     "policy_digest",

@@ -17,6 +17,31 @@ from torchrl_vla.transforms import RobotConversion
 _Dataset = TypeVar("_Dataset", bound=Demonstrations)
 
 
+def frame_conversion(
+    caller: str, source: RobotDatasetMetadata, target: RobotDatasetMetadata
+) -> RobotConversion:
+    """Return the conversion of single frames between two records.
+
+    Args:
+        caller: opens the error message.
+        source: of the frames.
+        target: of the frames that are wanted.
+
+    Raises:
+        IncompatibleMetadataError: lists the differences that have no conversion.
+        SettingsError: actions become relative or are resampled, which takes chunks.
+    """
+    conversion = RobotConversion(source, target)
+    if conversion.needs_chunks:
+        raise SettingsError(
+            f"{caller}: expected a conversion frame by frame, got one "
+            f"of whole chunks: {conversion.changes}. Append the transform "
+            "metadata.conversion_to(target) to the buffer behind an "
+            "ActionChunkTransform."
+        )
+    return conversion
+
+
 def convert_demonstrations(dataset: _Dataset, target: RobotDatasetMetadata) -> _Dataset:
     """Return demonstrations in the conventions of ``target``; the disk stays as it is.
 
@@ -47,16 +72,9 @@ def convert_demonstrations(dataset: _Dataset, target: RobotDatasetMetadata) -> _
         >>> converted.frames["action"].item(), converted.provenance["converted"]
         (0.5, ["action_units: ('cm',) becomes ('m',)"])
     """
-    conversion = RobotConversion(dataset.metadata, target)
+    conversion = frame_conversion("convert_demonstrations", dataset.metadata, target)
     if not conversion.changes:
         return dataset
-    if conversion.needs_chunks:
-        raise SettingsError(
-            f"convert_demonstrations: expected a conversion frame by frame, got one "
-            f"of whole chunks: {conversion.changes}. Append the transform "
-            "metadata.conversion_to(target) to the buffer behind an "
-            "ActionChunkTransform."
-        )
     out = copy.copy(dataset)
     out.frames = conversion(dataset.frames)
     out.storage = TensorStorage(out.frames)

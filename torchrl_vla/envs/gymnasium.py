@@ -112,6 +112,9 @@ class GymnasiumEnv(EnvBase):
         torch.Size([2, 5, 3])
     """
 
+    #: True = every action is checked before it is executed.
+    checks_actions = True
+
     __signature__ = ConstructorSignature()
 
     def __init__(

@@ -87,6 +87,9 @@ class ToyVLAEnv(EnvBase):
         tensor([0.5000])
     """
 
+    #: True = every action is checked before it is executed.
+    checks_actions = True
+
     image_shape: tuple[int, int, int] = (3, 16, 16)
     instruction: str = "push the T-shaped block onto the target"
 

@@ -69,11 +69,12 @@ def open_dataset(
     dataset = _open(source, given)
     if target is None:
         return dataset
-    return convert_demonstrations(dataset, _metadata_in(Path(target).expanduser()))
+    return convert_demonstrations(dataset, metadata_in(target))
 
 
-def _metadata_in(folder: Path) -> RobotDatasetMetadata:
+def metadata_in(source: Path | str) -> RobotDatasetMetadata:
     """Return the metadata of a dataset or checkpoint."""
+    folder = Path(source).expanduser()
     for stored in (folder / "metadata.json", folder / "pretrained_model/metadata.json"):
         if stored.is_file():
             return RobotDatasetMetadata.from_json(stored)

@@ -16,6 +16,7 @@ from torchrl_vla._internal.suggestions import did_you_mean
 from torchrl_vla.envs.known_environments import ENVIRONMENTS, EnvironmentName
 from torchrl_vla.envs.known_presets import PRESETS, PresetName
 from torchrl_vla.errors import NamedObjectError
+from torchrl_vla.rollout import checked_env
 
 
 def make_environment(
@@ -36,7 +37,8 @@ def make_environment(
             one of its tasks, such as ``"metaworld/reach"``, ``"libero/object"`` (a
             suite) or ``"libero/object/6"``; or ``"module:function"``, which is called
             with those of the other arguments that it declares by name; one that is
-            given and not declared is refused.
+            given and not declared is refused. What it returns comes inside a
+            :class:`~torchrl_vla.rollout.CheckedEnv`, unless it checks its actions.
         tasks: of that environment; empty takes its default. PushT has ``"push-t"``
             and ALOHA ``"insertion"`` or ``"transfer_cube"``, one at a time. A tabletop
             task may name its colour, as in ``"reach-red"``: then the instruction is
@@ -86,7 +88,7 @@ def make_environment(
                 f"({flags}) by name, got a function that does not and would ignore "
                 f"{unread}. Declare them, or leave them out."
             )
-        return _checked(name, call_with_accepted(function, **given))
+        return checked_env(_checked(name, call_with_accepted(function, **given)))
     name, _, task = name.partition("/")
     if task and tasks:
         raise ValueError(

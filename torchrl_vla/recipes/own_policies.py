@@ -1,4 +1,4 @@
-"""Policies of the user's own, by ``module:function``."""
+"""Policies of any origin: checkpoints, the user's own functions, built-in ones."""
 
 from __future__ import annotations
 
@@ -11,6 +11,10 @@ from torchrl.envs import EnvBase
 from torchrl_vla import policies
 from torchrl_vla._internal.named_objects import is_named_object
 from torchrl_vla.errors import SettingsError
+from torchrl_vla.recipes.builtin_policies import (
+    is_builtin_policy,
+    make_builtin_policy,
+)
 from torchrl_vla.recipes.checkpoints import load_executor, make_executor
 from torchrl_vla.recipes.dataset_opening import Demonstrations
 from torchrl_vla.recipes.executor_options import DEFAULT_EXECUTOR, ExecutorOptions
@@ -37,6 +41,8 @@ def runs_on_device_of_environment(source: str) -> bool:
 
     LeRobot's policies move what they read; ours and the user's do not.
     """
+    if is_builtin_policy(source):
+        return False
     folder = Path(source).expanduser()
     return is_named_object(source) or (folder / "policy").is_dir()
 
@@ -63,8 +69,9 @@ def load_any_executor(
 
     Args:
         source: of :func:`load_executor`; ``"module:function"``: a policy in robot
-            space that is evaluated as the function makes it; or ``"ws://host:port"``,
-            a server's, see :func:`load_remote_executor`.
+            space that is evaluated as the function makes it; ``"ws://host:port"``, a
+            server's, see :func:`load_remote_executor`; or ``"random"`` and
+            ``"scripted"``, which need no executor.
         env: where the policy acts.
 
     Keyword Args:
@@ -75,8 +82,8 @@ def load_any_executor(
         options: of :func:`load_executor`; a function takes none, a server ``convert``.
 
     Raises:
-        SettingsError: there are options for a function, or a server, which would have
-            no effect.
+        SettingsError: there are options for a function, a server or a built-in policy,
+            which would have no effect; or the environment has no scripted expert.
     """
     if is_server_address(source):
         if device is not None:
@@ -88,6 +95,11 @@ def load_any_executor(
             execution=execution,
             **options,
         )
+    if is_builtin_policy(source):
+        is_plain = execution == DEFAULT_EXECUTOR
+        chunked = {"replan_interval": replan_interval, "device": device}
+        chunked["executor"] = None if is_plain else execution.executor
+        return make_builtin_policy(source, env, **chunked, **options)
     if is_named_object(source) and not Path(source).is_dir():
         if options:
             raise SettingsError(

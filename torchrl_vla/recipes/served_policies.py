@@ -18,6 +18,7 @@ from torchrl_vla.errors import SettingsError
 from torchrl_vla.evaluation import hash_folder, hash_weights
 from torchrl_vla.execution import ChunkExecutor, MultiStepActorWrapper
 from torchrl_vla.policies.module_policy import declared
+from torchrl_vla.recipes.builtin_policies import is_builtin_policy
 from torchrl_vla.recipes.checkpoints import load_executor, make_executor
 from torchrl_vla.recipes.executor_options import DEFAULT_EXECUTOR, ExecutorOptions
 from torchrl_vla.schema import (
@@ -181,7 +182,7 @@ def policy_digest(source: str, executor: TensorDictModuleBase) -> str:
         executor: that it returned.
     """
     folder = Path(source).expanduser()
-    if folder.is_dir():
+    if folder.is_dir() and not is_builtin_policy(source):
         return hash_folder(folder)
     if is_server_address(source):
         return declared(executor.policy, "manifest", None).revision

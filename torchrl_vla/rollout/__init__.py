@@ -5,6 +5,7 @@ from torchrl_vla.rollout.acting_border import (
     check_device,
     check_environment,
 )
+from torchrl_vla.rollout.checked_env import CheckedEnv, checked_env
 from torchrl_vla.rollout.episodes import EpisodeStep, run_episodes
 from torchrl_vla.rollout.evaluation_mode import evaluation_mode
 from torchrl_vla.rollout.interrupted_episodes import EpisodeFailure
@@ -23,6 +24,7 @@ from torchrl_vla.rollout.seeds import (
 )
 
 __all__ = [
+    "CheckedEnv",
     "EpisodeFailure",
     "EpisodeStep",
     "Purpose",
@@ -30,6 +32,7 @@ __all__ = [
     "check_acting",
     "check_device",
     "check_environment",
+    "checked_env",
     "episode_seeds",
     "evaluation_mode",
     "hash_numbers",

@@ -11,7 +11,12 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 from torchrl.envs import EnvBase
 
-from torchrl_vla.rollout.acting_border import check_acting, check_device
+from torchrl_vla.rollout.acting_border import (
+    check_acting,
+    check_device,
+    check_initial_states,
+    check_outcome,
+)
 from torchrl_vla.rollout.evaluation_mode import evaluation_mode
 from torchrl_vla.rollout.interrupted_episodes import EpisodeFailure, EpisodeQueue
 from torchrl_vla.rollout.random_numbers import noise_seeds
@@ -20,15 +25,12 @@ from torchrl_vla.schema import (
     IS_INIT_KEY,
     IS_WAITING_KEY,
     NOISE_SEED_KEY,
-    SUCCESS_KEY,
     ExecutionError,
     MissingKeyError,
-    SchemaError,
     VLAError,
     advise_on_action,
     check_action_of,
     check_meeting,
-    read_flags,
 )
 
 #: Episodes that may fail one after the other before one is finished.
@@ -96,7 +98,8 @@ def run_episodes(
         ExecutionError: a batched environment without episode seeds, or an episode
             longer than ``max_steps``.
         MissingKeyError: the policy writes no action.
-        SettingsError: the policy fails, and is on another device than the environment.
+        SettingsError: the policy fails, and is on another device than the environment;
+            or an evaluation has more episodes than the environment has initial states.
         SchemaError: an action is not finite or not what the environment's action spec
             says, success is something else than bool, or 0 and 1, or the reward is not
             finite.
@@ -107,6 +110,7 @@ def run_episodes(
     if not seeds:
         return
     check_meeting(caller, policy, env)
+    check_initial_states(caller, env, seeds)
     episodes = _Episodes(env, seeds, caller)
     with evaluation_mode(policy):
         while episodes.queue:
@@ -136,7 +140,8 @@ def _run_until_interrupted(
         for key, leaf in episodes.actions.items():
             check_action_of(episodes.caller, key, leaf, data)
         data = env.step(data)
-        _check_outcome(data, episodes.caller)
+        for outcome in (data, data.get("next")):
+            check_outcome(episodes.caller, outcome)
         done = data.get(("next", "done")).reshape(episodes.count)
         moved = ~_waiting(data, episodes.count)
         episode = torch.where(moved, episodes.episode, -1)
@@ -261,21 +266,6 @@ def _check_length(episodes: _Episodes, running: Tensor, max_steps: int | None) -
             "got a longer one. Give the environment a time limit (StepCounter with "
             "max_steps), or raise max_steps."
         )
-
-
-def _check_outcome(data: TensorDictBase, caller: str) -> None:
-    """Refuse a success that is no bool, and a reward that is not finite."""
-    for key in (SUCCESS_KEY, ("next", SUCCESS_KEY)):
-        success = data.get(key, None)
-        if success is not None:
-            data.set(key, read_flags(caller, key, success))
-    reward = data.get(("next", "reward"), None)
-    if reward is not None and not reward.isfinite().all():
-        bad = ~reward.isfinite()
-        raise SchemaError(
-            f"{caller}: expected finite rewards, got {reward[bad][0].item()}. The "
-            "simulation diverged, or the reward is undefined."
-        ).at_envs(bad.reshape(data.numel(), -1).any(-1))
 
 
 def _call(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torchrl_vla.errors import IncompatibleMetadataError, MetadataError
 
 if TYPE_CHECKING:
+    from torchrl_vla.schema.conventions import RotationConvention
     from torchrl_vla.schema.metadata import RobotDatasetMetadata
 
 #: What two records describe, e.g. the policy and the environment.
@@ -58,6 +59,8 @@ def differences(first: RobotDatasetMetadata, second: RobotDatasetMetadata) -> li
     found = []
     for name, consequence in _EXACT.items():
         ours, theirs = vars(first)[name], vars(second)[name]
+        if name == "rotations":
+            ours, theirs = _with_common_frames(ours, theirs)
         if _declared(ours) and _declared(theirs) and ours != theirs:
             found.append(f"{name}: {ours!r} against {theirs!r} ({consequence})")
     ours, theirs = first.control_frequency_hz, second.control_frequency_hz
@@ -66,6 +69,25 @@ def differences(first: RobotDatasetMetadata, second: RobotDatasetMetadata) -> li
             f"control_frequency_hz: {ours} against {theirs} (motions at another speed)"
         )
     return found
+
+
+def _with_common_frames(
+    ours: tuple[RotationConvention, ...], theirs: tuple[RotationConvention, ...]
+) -> tuple[tuple[RotationConvention, ...], tuple[RotationConvention, ...]]:
+    """Leave out a frame that one side does not declare: it is passed over."""
+    if len(ours) != len(theirs):
+        return ours, theirs
+    declared = [
+        None not in (a.frame, b.frame) for a, b in zip(ours, theirs, strict=True)
+    ]
+    first, second = (
+        tuple(
+            r if kept else replace(r, frame=None)
+            for r, kept in zip(side, declared, strict=True)
+        )
+        for side in (ours, theirs)
+    )
+    return first, second
 
 
 def acting_differences(

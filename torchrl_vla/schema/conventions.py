@@ -20,6 +20,10 @@ SPACES = ("joint", "end_effector", "gripper", "base")
 #: down (top and bottom exchanged).
 ORIENTATIONS = ("upright", "mirrored", "upside_down")
 
+#: About which axes a relative or delta rotation turns: those of the robot's base
+#: (``target = step * before``) or its own, the tool's (``target = before * step``).
+ROTATION_FRAMES = ("world", "body")
+
 #: Numbers per rotation layout. ``euler_xyz`` is roll, pitch and yaw: turns about the
 #: fixed axes x, then y, then z (SciPy's ``"xyz"``). ``axis_angle`` is the axis times
 #: the angle. ``quaternion_wxyz`` has the real part first. ``rotation_6d_rows`` is the
@@ -90,9 +94,13 @@ class RotationConvention:
     Args:
         dims: the dimensions of the action, in the layout's order.
         layout: one of ``ROTATION_LAYOUTS``.
+        frame: of a rotation that is measured from another (``"relative"``,
+            ``"delta"``): ``"world"`` where ``target = step * before``, ``"body"`` where
+            ``target = before * step``; None = undeclared. It says nothing of an
+            absolute one.
 
     Raises:
-        MetadataError: unknown layout, or not as many dimensions as it has.
+        MetadataError: unknown layout or frame, or not as many dimensions as it has.
 
     Examples:
         >>> RotationConvention(dims=(3, 4, 5), layout="axis_angle").layout
@@ -101,9 +109,15 @@ class RotationConvention:
 
     dims: tuple[int, ...]
     layout: str
+    frame: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "dims", tuple(self.dims))
+        if self.frame not in (None, *ROTATION_FRAMES):
+            raise MetadataError(
+                f"RotationConvention: expected a frame of {ROTATION_FRAMES}, got "
+                f"{self.frame!r}. Leave it out where it is unknown."
+            )
         if self.layout not in ROTATION_LAYOUTS:
             raise MetadataError(
                 "RotationConvention: expected a layout of "

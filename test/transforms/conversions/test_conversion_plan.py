@@ -14,7 +14,11 @@ from torchrl_vla.schema import (
     RobotDatasetMetadata,
     RotationConvention,
 )
-from torchrl_vla.schema.conventions import REFERENCES, ROTATION_LAYOUTS
+from torchrl_vla.schema.conventions import (
+    REFERENCES,
+    ROTATION_FRAMES,
+    ROTATION_LAYOUTS,
+)
 from torchrl_vla.transforms.conversions import ConversionPlan
 
 PLAIN = ("x", "y", "gripper")
@@ -41,7 +45,14 @@ def records(draw):
     rotations = []
     if turning:
         dims = tuple(range(at, at + len(turning)))
-        rotations = [RotationConvention(dims, layout)]
+        frame = draw(st.sampled_from([None, *ROTATION_FRAMES]))
+        rotations = [RotationConvention(dims, layout, frame)]
+    turning_reference = draw(st.sampled_from(["absolute", reference]))
+    state_names = draw(st.permutations(PLAIN))
+    state_units = [draw(st.sampled_from(["m", "cm", "1"]))] * 3
+    if draw(st.booleans()):  # the state says where the rotation is, in its layout
+        state_names, state_units = [*state_names, *turning], [*state_units]
+        state_units += [angle] * len(turning)
     declared = draw(st.booleans())
     return RobotDatasetMetadata(
         draw(st.sampled_from(["a", "b"])),
@@ -50,12 +61,17 @@ def records(draw):
         action_dim=len(names),
         action_units=units,
         action_reference=[
-            "absolute" if n in turning or n == "gripper" else reference for n in names
+            turning_reference
+            if n in turning
+            else "absolute"
+            if n == "gripper"
+            else reference
+            for n in names
         ],
         grippers=grippers,
         rotations=rotations,
-        state_names=draw(st.permutations(PLAIN)),
-        state_units=draw(st.sampled_from(["m", "cm", "1"])),
+        state_names=state_names,
+        state_units=state_units,
         control_frequency_hz=draw(st.sampled_from([None, 5.0, 10.0])),
     )
 

@@ -305,7 +305,7 @@ IMPOSSIBLE = {
             action_reference="relative",
             rotations=(RotationConvention((0, 1, 2), "axis_angle"),),
         ),
-        "do not say whether it turns in the robot's frame",
+        "no side says about which axes it turns: declare RotationConvention",
     ),
 }
 

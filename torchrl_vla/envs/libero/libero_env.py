@@ -32,9 +32,10 @@ class LiberoEnv(GymnasiumEnv):
 
     One batch mixes tasks: episode ``i`` of a run has task ``i % len(tasks)``. Episode
     ``i`` of an evaluation begins from the task's official initial state
-    ``i // len(tasks)``, counted around; demonstrations and training begin from states
-    that LIBERO's own sampler draws, so no policy is cloned from or trained on a state
-    that it is evaluated on. Success, which ends an episode, is LIBERO's predicate.
+    ``i // len(tasks)``; more episodes than ``official_episodes`` are refused by
+    ``evaluate`` (a reset alone counts around). Demonstrations and training begin from
+    states that LIBERO's own sampler draws, so no policy is cloned from or trained on
+    one that it is evaluated on. Success, which ends an episode, is LIBERO's predicate.
 
     Note:
         A simulation takes 400 MB and two seconds to build. Each process builds one
@@ -134,6 +135,16 @@ class LiberoEnv(GymnasiumEnv):
         return torch.from_numpy(plans).to(torch.float32)
 
     @property
+    def official_episodes(self) -> int:
+        """How many episodes of an evaluation begin from different initial states."""
+        chosen = self.protocol.initial_states
+        counts = (
+            len(self.provider.initial_states(task) if chosen is None else set(chosen))
+            for task in self.tasks
+        )
+        return len(self.tasks) * min(counts)
+
+    @property
     def provenance(self) -> dict[str, object]:
         """What a result on LIBERO depends on, beyond the metadata."""
         return {
@@ -162,7 +173,7 @@ def _make_metadata(
         action_units=("5 cm",) * 3 + ("0.5 rad",) * 3 + ("1",),
         action_reference=("delta",) * 6 + ("absolute",),
         action_space=("end_effector",) * 6 + ("gripper",),
-        rotations=(RotationConvention(dims=(3, 4, 5), layout="axis_angle"),),
+        rotations=(RotationConvention((3, 4, 5), "axis_angle", frame="world"),),
         grippers=(GripperConvention(dim=6, open=-1.0, closed=1.0),),
         action_low=(-1.0,) * 7,
         action_high=(1.0,) * 7,

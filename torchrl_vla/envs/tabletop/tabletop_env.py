@@ -85,6 +85,9 @@ class TabletopEnv(EnvBase):
         1.0
     """
 
+    #: True = every action is checked before it is executed.
+    checks_actions = True
+
     __signature__ = ConstructorSignature()
 
     def __init__(

@@ -15,11 +15,13 @@ from torchrl_vla.transforms.conversions.feature_map import (
     RotationSlot,
 )
 from torchrl_vla.transforms.conversions.feature_matching import (
+    Names,
     match_actions,
     match_states,
     rotation_slot,
 )
 from torchrl_vla.transforms.conversions.reference_change import ReferenceChange
+from torchrl_vla.transforms.conversions.turned_rotation import TurnedRotation
 from torchrl_vla.transforms.conversions.units import unit_factor
 
 
@@ -104,41 +106,95 @@ class ConversionPlan:
             return
         ours = source.action_reference or (None,) * self.actions.source_dim
         theirs = target.action_reference or (None,) * self.actions.target_dim
-        turning = _turning_dims(source)
+        rotations = list(self._rotation_pairs())
+        turning = {d for first, _ in rotations for d in first.dims}
         through = {}
         for pair in self.actions.pairs:
             names = ours[pair.source], theirs[pair.target]
             moves = None not in names and names[0] != names[1]
-            if moves or (resampled and "delta" in names):
+            if pair.source not in turning and (
+                moves or (resampled and "delta" in names)
+            ):
                 through[pair] = names
-                if pair.source in turning or pair.target in _turning_dims(target):
-                    self._report_turning((pair.source,), set(names))
-        for first, second in self.actions.rotations:
-            both = {ours[d] for d in first.dims} | {theirs[d] for d in second.dims}
-            if len(both - {None}) > 1 or (resampled and "delta" in both):
-                self._report_turning(first.dims, both)
-        self._find_states([p for p, names in through.items() if "relative" in names])
-        self._flag(through)
+        measured = [p.source for p, names in through.items() if "relative" in names]
+        turned = []
+        for first, second in rotations:
+            kinds = {ours[d] for d in first.dims}, {theirs[d] for d in second.dims}
+            moved = self._plan_rotation(first, second, *kinds)
+            turned += moved
+            if any(rotation.kind == "relative" for pair in moved for rotation in pair):
+                measured += first.dims
+        self._find_states(measured)
+        self._flag(through, turned)
 
-    def _report_turning(self, dims: tuple[int, ...], names: set[str | None]) -> None:
-        self.problems.append(
-            f"action_reference: {sorted(map(str, names))} of the rotation at "
-            f"dimensions {dims} (the metadata do not say whether it turns in the "
-            "robot's frame, step * before, or in its own, before * step: compose the "
-            "rotations, e.g. with scipy's Rotation, and declare absolute ones)"
+    def _rotation_pairs(
+        self,
+    ) -> Iterator[tuple[RotationConvention, RotationConvention]]:
+        """Yield every rotation on both sides; one that one side declares is of both."""
+        ours, theirs = self.source.rotations, self.target.rotations
+        if ours and not theirs:
+            theirs = self.moved_rotations()
+        if theirs and not ours:
+            position = {target: source for source, target in self._position().items()}
+            ours = tuple(
+                replace(r, dims=tuple(position[d] for d in r.dims)) for r in theirs
+            )
+        yield from zip(ours, theirs, strict=True)
+
+    def _plan_rotation(
+        self,
+        first: RotationConvention,
+        second: RotationConvention,
+        ours: set[str | None],
+        theirs: set[str | None],
+    ) -> list[tuple[TurnedRotation, TurnedRotation]]:
+        """Return how a rotation is made absolute and measured anew, if it has to be."""
+        if None in ours | theirs or ours == theirs == {"absolute"}:
+            return []
+        where = f"of the rotation at dimensions {first.dims}"
+        if len(ours) > 1 or len(theirs) > 1:
+            if ours != theirs or self.rate_ratio != 1.0:
+                self.problems.append(
+                    f"action_reference: {sorted(map(str, ours | theirs))} {where} (its "
+                    "numbers turn together: declare one reference for all of them)"
+                )
+            return []
+        (before,), (after,) = ours, theirs
+        frames = first.frame or second.frame, second.frame or first.frame
+        is_resampled = self.rate_ratio != 1.0 and before == "delta"
+        if before == after and frames[0] == frames[1] and not is_resampled:
+            return []
+        if frames[0] is None:
+            self.problems.append(
+                f"action_reference: {sorted({str(before), str(after)})} {where} (no "
+                "side says about which axes it turns: declare RotationConvention(..., "
+                "frame='world') where target = step * before, in the robot's frame, or "
+                "frame='body' where target = before * step, in the tool's own)"
+            )
+            return []
+        units = self._units()
+        turned = (
+            TurnedRotation(
+                rotation_slot(rotation, unit, self.problems.append), str(kind), frame
+            )
+            for rotation, unit, kind, frame in (
+                (first, units[0], before, str(frames[0])),
+                (second, units[1], after, str(frames[1])),
+            )
         )
+        return [(next(turned), next(turned))]
 
-    def _find_states(self, pairs: list[DimensionPair]) -> None:
+    def _find_states(self, dims: list[int]) -> None:
         source = self.source
         size = self.actions.source_dim if self.actions else 0
         self.state_of_action = [(0, 0.0)] * size
         names, state_names = source.action_names or (), source.state_names or ()
         units, state_units = source.action_units, source.state_units
-        for pair in pairs:
-            name = names[pair.source] if names else None
+        for dim in dims:
+            name = names[dim] if names else None
             if name not in state_names:
                 self.problems.append(
-                    f"action_reference: dimension {pair.source} ({name!r}) is measured "
+                    f"action_reference: dimension {dim} ({name!r}) is measured "
                     "from the state, which has no dimension of that name (declare "
                     "action_names and state_names of the data to be converted)"
                 )
@@ -146,17 +202,19 @@ class ConversionPlan:
             where = state_names.index(name)
             factor: float | None = 1.0
             if units is not None and state_units is not None:
-                factor = unit_factor(state_units[where], units[pair.source])
+                factor = unit_factor(state_units[where], units[dim])
                 if factor is None:
                     self.problems.append(
-                        f"action_reference: {name!r} is in {units[pair.source]!r} in "
+                        f"action_reference: {name!r} is in {units[dim]!r} in "
                         f"the action and in {state_units[where]!r} in the state (no "
                         "known factor between them)"
                     )
-            self.state_of_action[pair.source] = (where, factor or 1.0)
+            self.state_of_action[dim] = (where, factor or 1.0)
 
     def _flag(
-        self, through: dict[DimensionPair, tuple[str | None, str | None]]
+        self,
+        through: dict[DimensionPair, tuple[str | None, str | None]],
+        turned: list[tuple[TurnedRotation, TurnedRotation]],
     ) -> None:
         """Make both changes of reference, and keep offsets off what is no target."""
         assert self.actions is not None  # the caller's check
@@ -169,8 +227,14 @@ class ConversionPlan:
                     if names[side] == kind
                 ]
                 flags[side, kind] = [dim in chosen for dim in range(size)]
-        self.before = ReferenceChange(flags[0, "relative"], flags[0, "delta"])
-        self.after = ReferenceChange(flags[1, "relative"], flags[1, "delta"])
+        self.before, self.after = (
+            ReferenceChange(
+                flags[side, "relative"],
+                flags[side, "delta"],
+                [pair[side] for pair in turned],
+            )
+            for side in (0, 1)
+        )
         reference = self.source.action_reference
         if reference is not None:
             pairs = [
@@ -186,6 +250,13 @@ class ConversionPlan:
         position = self._position()
         return tuple(replace(g, dim=position[g.dim]) for g in self.source.grippers)
 
+    def target_rotations(self) -> tuple[RotationConvention, ...]:
+        """Return the target's rotations, in the source's frames where it has none."""
+        return tuple(
+            replace(second, frame=second.frame or first.frame)
+            for first, second in self._rotation_pairs()
+        )
+
     def moved_rotations(self) -> tuple[RotationConvention, ...]:
         """Return the source's rotations at the target's dimensions, as they are."""
         position = self._position()
@@ -199,18 +270,22 @@ class ConversionPlan:
             return {dim: dim for dim in range(self.source.action_dim or 0)}
         return {pair.source: pair.target for pair in self.actions.pairs}
 
-    def _rotations_at_target(self) -> Iterator[RotationSlot]:
-        units = self.target.action_units
-        if units is None and self.source.action_units is not None:
-            position = {target: source for source, target in self._position().items()}
+    def _units(self) -> tuple[Names, Names]:
+        """Return the units of both sides; undeclared ones are those of the other."""
+        ours, theirs = self.source.action_units, self.target.action_units
+        position = self._position()
+        if theirs is None and ours is not None:
+            back = {target: source for source, target in position.items()}
             size = self.actions.target_dim if self.actions else 0
-            units = tuple(
-                self.source.action_units[position[dim]] if dim in position else ""
-                for dim in range(size)
+            theirs = tuple(ours[back[d]] if d in back else "" for d in range(size))
+        elif ours is None and theirs is not None:
+            size = self.actions.source_dim if self.actions else 0
+            ours = tuple(
+                theirs[position[d]] if d in position else "" for d in range(size)
             )
+        return ours, theirs
+
+    def _rotations_at_target(self) -> Iterator[RotationSlot]:
+        units = self._units()[1]
         for rotation in self.target.rotations or self.moved_rotations():
             yield rotation_slot(rotation, units, self.problems.append)
-
-
-def _turning_dims(metadata: RobotDatasetMetadata) -> set[int]:
-    return {d for rotation in metadata.rotations for d in rotation.dims}

@@ -63,7 +63,7 @@ def converted_metadata(plan: ConversionPlan) -> RobotDatasetMetadata:
             target.action_reference or _moved(source.action_reference, actions)
         ),
         action_space=target.action_space or _moved(source.action_space, actions),
-        rotations=target.rotations or plan.moved_rotations(),
+        rotations=plan.target_rotations(),
         grippers=target.grippers or plan.moved_grippers(),
         action_low=low if actions else source.action_low,
         action_high=high if actions else source.action_high,

@@ -99,6 +99,14 @@ class FeatureMap(nn.Module):
         out[..., self.target_index] = plain.to(value.dtype)
         return out
 
+    def bases_to_target(self, value: Tensor, turned: Sequence[RotationSlot]) -> Tensor:
+        """Do the same with these rotations of the target alone: the others are 0."""
+        out = self.pairs_to_target(value)
+        for source, target in self.rotations:
+            if target in turned:
+                out[..., target.dims] = _turn(value, source, target)
+        return out
+
     def to_source(self, value: Tensor) -> Tensor:
         """Map ``[..., target_dim]`` to ``[..., source_dim]``, in the same dtype."""
         self._check(value, self.target_dim)

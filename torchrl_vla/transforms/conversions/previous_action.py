@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
@@ -17,10 +19,12 @@ from torchrl_vla.schema import (
     MissingKeyError,
     RobotDatasetMetadata,
 )
+from torchrl_vla.transforms.conversions.feature_matching import rotation_slot
 from torchrl_vla.transforms.conversions.reference_change import (
     ActionBase,
     ReferenceChange,
 )
+from torchrl_vla.transforms.conversions.turned_rotation import TurnedRotation
 
 
 class PreviousAction(Transform):
@@ -40,7 +44,8 @@ class PreviousAction(Transform):
 
     Raises:
         MetadataError: the state has no dimension of an action's name, or in another
-            unit, or actions are relative to the state.
+            unit, actions are relative to the state, or the frame of a rotation's
+            deltas is undeclared.
         MissingKeyError: there is no state at a reset.
 
     Examples:
@@ -81,9 +86,13 @@ action_names, state_names and their units.
             )
         index = torch.tensor([known[pair] for pair in wanted])
         self.register_buffer("_index", index, persistent=False)
-        self._change = ReferenceChange(
-            [False] * len(names), [name == "delta" for name in reference]
-        )
+        turned = list(_delta_rotations(metadata, reference))
+        composed = {dim for rotation in turned for dim in rotation.slot.dims}
+        delta = [
+            name == "delta" and dim not in composed
+            for dim, name in enumerate(reference)
+        ]
+        self._change = ReferenceChange([False] * len(names), delta, turned)
 
     def _reset(
         self, tensordict: TensorDictBase | None, tensordict_reset: TensorDictBase
@@ -126,3 +135,26 @@ action_names, state_names and their units.
             (*leaf.shape[:-1], len(self._index)), device=leaf.device, dtype=leaf.dtype
         )
         return observation_spec
+
+
+def _delta_rotations(
+    metadata: RobotDatasetMetadata, reference: Sequence[str]
+) -> Iterator[TurnedRotation]:
+    def refuse(problem: str) -> None:
+        raise MetadataError(
+            f"PreviousAction: expected deltas of a rotation in {metadata.dataset_id!r} "
+            f"that can be composed, got {problem}."
+        )
+
+    for rotation in metadata.rotations:
+        kinds = {reference[dim] for dim in rotation.dims}
+        if "delta" not in kinds:
+            continue
+        if kinds != {"delta"} or rotation.frame is None:
+            refuse(
+                f"references {sorted(kinds)} and frame {rotation.frame!r} at "
+                f"dimensions {rotation.dims} (declare one reference, and "
+                "RotationConvention(..., frame='world') or 'body')"
+            )
+        slot = rotation_slot(rotation, metadata.action_units, refuse)
+        yield TurnedRotation(slot, "delta", str(rotation.frame))

@@ -310,8 +310,7 @@ class RobotConversion(Transform):
             tensordict.get(ACTION_BASE_KEY, None),
             tensordict.get(PREVIOUS_ACTION_KEY, None),
         )
-        # Rotations are measured from nothing.
-        return ours, ours.map(self.actions.pairs_to_target)
+        return ours, self.after.map_base(ours, self.actions.bases_to_target)
 
     # In an environment of the source.
 
