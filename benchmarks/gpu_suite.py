@@ -2,12 +2,13 @@
 
     python benchmarks/gpu_suite.py --device cuda --workers 8 --out rows.json
 
-It runs the tests that docs/gpu.md names, as `python -m pytest --device cuda`, and lists
-what failed. A suite that is cut off has written the failures so far.
+It runs the tests of `make test-device`, and lists what failed. A suite that is cut off
+has its log, in which the last line says how far it came.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -16,24 +17,34 @@ from pathlib import Path
 from gpu_rows import Rows, read_arguments
 
 ROOT = Path(__file__).parent.parent
-#: Folders with tests that compute on a device.
-PATHS = ("test", "torchrl_vla")
 TINY = ("test/objectives/test_bc.py",)
 _SUMMARY = re.compile(r"(\d+) (passed|failed|skipped|errors?|xfailed|deselected)")
 _FAILED = re.compile(r"(FAILED|ERROR) (\S+)(?: - (.*))?")
 
 
+def device_tests() -> list[str]:
+    """Return what `make test-device` runs."""
+    text = (ROOT / "Makefile").read_text().replace("\\\n", " ")
+    (names,) = re.findall(r"^DEVICE_TESTS = (.*)$", text, re.MULTILINE)
+    return names.split()
+
+
 def main() -> None:
     given = read_arguments(__doc__, workers=8, most=60)
     rows = Rows(given.out)
-    has_option = "--device" in (ROOT / "test/conftest.py").read_text()
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    command += ["--device", given.device] if has_option else []
-    command += ["-n", "0" if given.rehearse else str(given.workers), "-rfE"]
-    command += TINY if given.rehearse else PATHS
+    command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-rfE"]
+    command += ["-p", "no:cacheprovider", "--continue-on-collection-errors"]
+    command += ["--device", given.device]
+    command += ["-n", "0" if given.rehearse else str(given.workers)]
+    command += TINY if given.rehearse else device_tests()
     rows.add("suite", fact="command", value=" ".join(command[1:]))
     process = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     assert process.stdout is not None
     failed = 0
