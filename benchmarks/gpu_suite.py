@@ -2,16 +2,18 @@
 
     python benchmarks/gpu_suite.py --device cuda --workers 8 --out rows.json
 
-It runs the tests of `make test-device`, and lists what failed. A suite that is cut off
-has its log, in which the last line says how far it came.
+It runs the tests of `make test-device`, and lists what failed, also when it is
+interrupted.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 from gpu_rows import Rows, read_arguments
@@ -19,6 +21,7 @@ from gpu_rows import Rows, read_arguments
 ROOT = Path(__file__).parent.parent
 TINY = ("test/objectives/test_bc.py",)
 _SUMMARY = re.compile(r"(\d+) (passed|failed|skipped|errors?|xfailed|deselected)")
+_LIVE = re.compile(r"\[gw\d+\] \[ *(\d+)%\] (\w+) (\S+)")
 _FAILED = re.compile(r"(FAILED|ERROR) (\S+)(?: - (.*))?")
 
 
@@ -32,10 +35,11 @@ def device_tests() -> list[str]:
 def main() -> None:
     given = read_arguments(__doc__, workers=8, most=60)
     rows = Rows(given.out)
-    command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-rfE"]
+    signal.signal(signal.SIGINT, lambda *_: None)  # pytest has it, too, and sums up
+    command = [sys.executable, "-m", "pytest", "-v", "--tb=short", "-rfE"]
     command += ["-p", "no:cacheprovider", "--continue-on-collection-errors"]
     command += ["--device", given.device]
-    command += ["-n", "0" if given.rehearse else str(given.workers)]
+    command += ["-n", "1" if given.rehearse else str(given.workers)]
     command += TINY if given.rehearse else device_tests()
     rows.add("suite", fact="command", value=" ".join(command[1:]))
     process = subprocess.Popen(
@@ -47,17 +51,26 @@ def main() -> None:
         text=True,
     )
     assert process.stdout is not None
-    failed = 0
+    counts: Counter[str] = Counter()
+    why: dict[str, dict[str, object]] = {}
     for line in process.stdout:
         print(line, end="", flush=True)
-        found = _FAILED.match(line)
-        if found and failed < given.most:
-            failed += 1
-            kind, test, why = found.groups()
-            rows.add("failures", kind=kind, test=test, why=(why or "")[:300])
-        elif (
-            " in " in line and _SUMMARY.search(line) and line.lstrip("= ")[0].isdigit()
-        ):
+        if live := _LIVE.match(line):
+            share, outcome, test = live.groups()
+            counts[outcome] += 1
+            if outcome in ("FAILED", "ERROR") and len(why) < given.most:
+                rows.add("failures", kind=outcome, test=test)
+                why[test] = rows.rows[-1]
+            if counts.total() % 100 == 0:
+                rows.add("suite", fact=f"at {share} %", value=str(dict(counts)))
+        elif found := _FAILED.match(line):
+            kind, test, reason = found.groups()
+            if test not in why and len(why) < given.most:
+                rows.add("failures", kind=kind, test=test)
+                why[test] = rows.rows[-1]
+            if test in why:
+                why[test]["why"] = (reason or "")[:300]
+        elif " in " in line and line.startswith("=") and _SUMMARY.search(line):
             for number, what in _SUMMARY.findall(line):
                 rows.add("suite", fact=what, value=int(number))
             rows.add("suite", fact="summary", value=line.strip("= \n"))
