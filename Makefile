@@ -56,7 +56,7 @@ DEVICE_TESTS = test/device test/schema test/transforms test/tokenizers test/poli
 	test/test_log_prob_consistency.py test/test_noise.py test/test_corrections.py
 test-device:
 	OMP_NUM_THREADS=1 $(DEVICE_PYTHON) -m pytest --device $(DEVICE) -n $(DEVICE_WORKERS) \
-		-q --tb=short $(DEVICE_TESTS)
+		-q --tb=short -o faulthandler_timeout=90 $(DEVICE_TESTS)
 
 coverage: $(VENV)/.all
 	$(call PYTEST,$(VENV)) --cov --cov-report=term:skip-covered test torchrl_vla

@@ -64,7 +64,9 @@ def begin(name: str) -> None:
     device = torch.device(name)
     torch.compile = _skip_compilation
     torch.from_numpy = functools.partial(_from_numpy, torch.from_numpy, device)
-    EnvBase.__init__ = functools.partialmethod(_begin_env, EnvBase.__init__, device)
+    kind = type(EnvBase)
+    make = kind.__call__
+    kind.__call__ = lambda cls, *args, **kwargs: _make_env(make, cls, *args, **kwargs)
     _MODES.append(TestsOnDevice(device).__enter__())
 
 
@@ -86,19 +88,16 @@ def _from_numpy(convert, device, array):
     return tensor.to(device) if is_moved else tensor
 
 
-def _begin_env(env, begin, default, *, device=None, **options) -> None:
-    """Environments of tensors live on the device, simulators on the CPU."""
-    made_by = type(env).__module__
-    if (
-        device is None
-        and not _MODES[0].is_paused
-        and (
-            not made_by.startswith(("torchrl", "tensordict"))
-            or made_by.startswith(("torchrl_vla.envs.toy", "torchrl_vla.envs.tabletop"))
-        )
-    ):
-        device = default
-    begin(env, device=device, **options)
+def _make_env(make, cls, *args, **options):
+    """Move an environment of tensors that a test makes; simulators stay on the CPU."""
+    env = make(cls, *args, **options)
+    is_moved = not _MODES[0].is_paused and _is_called_by_a_test(sys._getframe(2))
+    return env.to(_MODES[0].device) if is_moved and _is_of_tensors(cls) else env
+
+
+def _is_of_tensors(cls: type) -> bool:
+    own = ("torchrl_vla.envs.toy", "torchrl_vla.envs.tabletop")
+    return cls.__module__.startswith(own) or not cls.__module__.startswith("torchrl")
 
 
 def mark_cpu_only(items) -> None:

@@ -50,6 +50,7 @@ _METADATA = {
     aten.sym_stride.default,
 }
 # CUDA takes these arguments from the host, each as a copy.
+_KERNELS_GENERATORS: list[torch.Generator | None] = []
 _COPIES = {"copy_", "_to_copy"}
 _HOST_INDICES = {
     "index",
@@ -126,8 +127,9 @@ def _compute(func, args, kwargs):
     name = func._schema.name.removeprefix("aten::")
     leaves = list(_leaves([args, kwargs]))
     to_device = kwargs.get("device")
+    is_made_there = to_device is not None and torch.device(to_device).type == NAME
     on_device = any(type(value) is RehearsalTensor for value in leaves)
-    if on_device:
+    if on_device or is_made_there:
         _check_devices(func, name, args, leaves)
     if name in _WAITS or (name == "copy_" and type(args[0]) is not RehearsalTensor):
         RehearsalTensor.waits.append(HostWait(name))
@@ -158,7 +160,7 @@ def _check_devices(func, name, args, leaves) -> None:
     if name in _COPIES:
         return
     for value in leaves:
-        if isinstance(value, torch.Generator) and value.device.type != NAME:
+        if isinstance(value, torch.Generator) and not _is_ours(value):
             raise RuntimeError(
                 f"Expected a '{NAME}' device type for generator but found 'cpu'"
             )
@@ -174,6 +176,12 @@ def _check_devices(func, name, args, leaves) -> None:
             "Expected all tensors to be on the same device, but found at least two "
             f"devices, {NAME}:0 and cpu! ({name}, {tuple(value.shape)})"
         )
+
+
+def _is_ours(generator: torch.Generator) -> bool:
+    if _KERNELS_GENERATORS and _KERNELS_GENERATORS[-1] is None:
+        _KERNELS_GENERATORS[-1] = generator
+    return any(generator is known for known in _KERNELS_GENERATORS)
 
 
 def _unwrap(value):
@@ -219,8 +227,13 @@ class _Generator(metaclass=_GeneratorType):
 
     def __new__(cls, device="cpu"):
         is_ours = torch.device(device).type == NAME
-        made_by = RehearsalGenerator if is_ours else RehearsalGenerator.__base__
-        return made_by(device)
+        if not is_ours:
+            return RehearsalGenerator.__base__(device)
+        made = RehearsalGenerator()
+        # A kernel gets another Python object of the same generator: this one.
+        _KERNELS_GENERATORS.append(None)
+        torch.empty(0, device=NAME).normal_(generator=made)
+        return made
 
 
 class _Module(_DummyBackendModule):

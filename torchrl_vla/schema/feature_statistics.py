@@ -159,7 +159,7 @@ def _sample_problems(
 ) -> Iterator[str]:
     if samples is None or not {"min", "max"} <= set(found):
         return
-    low, high = samples.double().aminmax(dim=0)
+    low, high = (end.cpu() for end in samples.double().aminmax(dim=0))
     slack = _slack(low, high)
     below = low < found["min"] - slack
     if bad := _dims(used & (below | (high > found["max"] + slack))):

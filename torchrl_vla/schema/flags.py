@@ -109,7 +109,7 @@ def read_flags(caller: str, key: NestedKey, value: Tensor) -> Tensor:
 def _number(value: object) -> float | None:
     """Return the one real number in a value; None = there is none."""
     try:
-        array = np.asarray(value)
+        array = np.asarray(value.cpu() if isinstance(value, Tensor) else value)
         if array.dtype.kind in "biuf" and array.size == 1:
             return float(array.item())
     except Exception:  # of the value's own conversion, which may be anything
