@@ -1,4 +1,4 @@
-"""Whether a check can read the values of a tensor."""
+"""Readability of the values of a tensor."""
 
 from __future__ import annotations
 

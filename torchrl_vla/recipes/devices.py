@@ -8,7 +8,6 @@ import torch
 from tensordict import TensorDictBase
 from torchrl.envs import DeviceCastTransform, EnvBase, TransformedEnv
 
-from torchrl_vla.envs import TabletopEnv
 from torchrl_vla.errors import SettingsError
 
 
@@ -42,14 +41,14 @@ def on_device(env: EnvBase, device: str | None) -> EnvBase:
     """Let an environment read and write tensors of a policy's device.
 
     Args:
-        env: keeps its own device; a ``TabletopEnv`` moves there, as it simulates and
-            renders with tensor operations.
+        env: keeps its own device; one that ``simulates_on_any_device``, as
+            ``TabletopEnv`` does, moves there.
         device: of the policy; None or the environment's own = nothing changes.
     """
     own = torch.device("cpu") if env.device is None else env.device
     if device is None or parse_device("on_device", device) == own:
         return env
-    if isinstance(env, TabletopEnv):
+    if getattr(env, "simulates_on_any_device", False):
         return env.to(device)
     return _CastEnv(env, torch.device(device), own)
 

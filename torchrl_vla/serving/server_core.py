@@ -1,4 +1,4 @@
-"""What the protocols of a server share: policy, queue, sessions, answers."""
+"""Core of a server, which its protocols share: policy, queue, sessions, answers."""
 
 from __future__ import annotations
 

@@ -85,6 +85,9 @@ class TabletopEnv(EnvBase):
         1.0
     """
 
+    #: It computes with tensor operations alone, pictures too.
+    simulates_on_any_device = True
+
     #: True = every action is checked before it is executed.
     checks_actions = True
 
