@@ -169,8 +169,8 @@ class Day:
 
 
 def stop(process: subprocess.Popen) -> None:
-    """End a stage with all processes that it started."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
+    """End a stage with all processes that it started; pytest sums up first."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(process.pid, number)
             process.wait(_STOP_S)

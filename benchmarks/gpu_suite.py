@@ -2,53 +2,76 @@
 
     python benchmarks/gpu_suite.py --device cuda --workers 8 --out rows.json
 
-It runs the tests that docs/gpu.md names, as `python -m pytest --device cuda`, and lists
-what failed. A suite that is cut off has written the failures so far.
+It runs the tests of `make test-device`, and lists what failed, also when it is
+interrupted.
 """
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 from gpu_rows import Rows, read_arguments
 
 ROOT = Path(__file__).parent.parent
-_MAKEFILE = (ROOT / "Makefile").read_text().replace("\\\n", " ")
-#: The tests that `make test-device` names.
-PATHS = re.search(r"^DEVICE_TESTS = (.*)$", _MAKEFILE, re.MULTILINE)[1].split()
 TINY = ("test/objectives/test_bc.py",)
 _SUMMARY = re.compile(r"(\d+) (passed|failed|skipped|errors?|xfailed|deselected)")
+_LIVE = re.compile(r"\[gw\d+\] \[ *(\d+)%\] (\w+) (\S+)")
 _FAILED = re.compile(r"(FAILED|ERROR) (\S+)(?: - (.*))?")
+
+
+def device_tests() -> list[str]:
+    """Return what `make test-device` runs."""
+    text = (ROOT / "Makefile").read_text().replace("\\\n", " ")
+    (names,) = re.findall(r"^DEVICE_TESTS = (.*)$", text, re.MULTILINE)
+    return names.split()
 
 
 def main() -> None:
     given = read_arguments(__doc__, workers=8, most=60)
     rows = Rows(given.out)
-    has_option = "--device" in (ROOT / "test/conftest.py").read_text()
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    signal.signal(signal.SIGINT, lambda *_: None)  # pytest has it, too, and sums up
+    command = [sys.executable, "-m", "pytest", "-v", "--tb=short", "-rfE"]
+    command += ["-p", "no:cacheprovider", "--continue-on-collection-errors"]
     command += ["-p", "no:benchmark"]  # its warning beside xdist is an error here
-    command += ["--device", given.device] if has_option else []
-    command += ["-n", "0" if given.rehearse else str(given.workers), "-rfE"]
-    command += TINY if given.rehearse else PATHS
+    command += ["--device", given.device]
+    command += ["-n", "1" if given.rehearse else str(given.workers)]
+    command += TINY if given.rehearse else device_tests()
     rows.add("suite", fact="command", value=" ".join(command[1:]))
     process = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     assert process.stdout is not None
-    failed = 0
+    counts: Counter[str] = Counter()
+    why: dict[str, dict[str, object]] = {}
     for line in process.stdout:
         print(line, end="", flush=True)
-        found = _FAILED.match(line)
-        if found and failed < given.most:
-            failed += 1
-            kind, test, why = found.groups()
-            rows.add("failures", kind=kind, test=test, why=(why or "")[:300])
-        elif (
-            " in " in line and _SUMMARY.search(line) and line.lstrip("= ")[0].isdigit()
-        ):
+        if live := _LIVE.match(line):
+            share, outcome, test = live.groups()
+            counts[outcome] += 1
+            if outcome in ("FAILED", "ERROR") and len(why) < given.most:
+                rows.add("failures", kind=outcome, test=test)
+                why[test] = rows.rows[-1]
+            if counts.total() % 100 == 0:
+                rows.add("suite", fact=f"at {share} %", value=str(dict(counts)))
+        elif found := _FAILED.match(line):
+            kind, test, reason = found.groups()
+            if test not in why and len(why) < given.most:
+                rows.add("failures", kind=kind, test=test)
+                why[test] = rows.rows[-1]
+            if test in why:
+                why[test]["why"] = (reason or "")[:300]
+        elif " in " in line and line.startswith("=") and _SUMMARY.search(line):
             for number, what in _SUMMARY.findall(line):
                 rows.add("suite", fact=what, value=int(number))
             rows.add("suite", fact="summary", value=line.strip("= \n"))

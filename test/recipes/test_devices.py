@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from torch import nn
 
-from torchrl_vla.envs import TabletopEnv
+from torchrl_vla.envs import TabletopEnv, ToyVLAEnv
 from torchrl_vla.recipes.devices import on_device, parse_device
 from torchrl_vla.recipes.finetuning.finetune_settings import SettingsError
 from torchrl_vla.rollout import check_device
@@ -13,6 +13,16 @@ def test_an_environment_on_the_device_stays_as_it_is():
     env = TabletopEnv(2, image_size=16)
     assert on_device(env, None) is env
     assert on_device(env, "cpu") is env
+
+
+def test_the_tabletop_moves_to_the_device_as_it_simulates_there(monkeypatch):
+    moved = []
+    monkeypatch.setattr(TabletopEnv, "to", lambda env, to: (moved.append(to), env)[1])
+    env = TabletopEnv(2, image_size=16)
+    assert on_device(env, "meta") is env
+    assert moved == ["meta"]
+    toy = ToyVLAEnv()
+    assert on_device(toy, "meta").base_env is toy
 
 
 @pytest.mark.parametrize("name", ["cuda:99", "gpu"])

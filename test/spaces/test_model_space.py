@@ -11,6 +11,7 @@ from tensordict.nn import (
     TensorDictModuleBase,
     set_interaction_type,
 )
+from torch import nn
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.objectives import ClipPPOLoss
 
@@ -374,3 +375,13 @@ def test_members_of_the_policy_are_found_through_the_space_and_the_guard():
     assert list(executor.make_environment_transform()) == []
     with pytest.raises(AttributeError, match="no attribute"):
         _ = executor.policy.sample_key
+
+
+def test_the_scalings_of_a_robot_policy_lie_where_its_weights_do():
+    policy = make_policy()
+    policy.register_parameter("weight", nn.Parameter(torch.zeros(1, device="meta")))
+    space = make_space()
+    robot_policy = space.robot_policy(policy)
+    scalings = (robot_policy.action_scaling, robot_policy.state_scaling)
+    assert {scaling.loc.device.type for scaling in scalings} == {"meta"}
+    assert space.action_scaling.loc.device.type == "cpu"

@@ -133,6 +133,9 @@ class ModelSpace:
                 f"{type(policy).__name__} of {marked}. {way_out}"
             )
         wrapped = RobotSpacePolicy(policy, self.action_scaling, self.state_scaling)
+        weight = next(policy.parameters(), None)
+        if weight is not None:  # the scalings, too
+            wrapped.to(weight.device)
         known, trained = self.metadata, metadata_of(policy)
         if trained is not None:
             sides = ("the policy's training data", "the space")
