@@ -166,22 +166,25 @@ def test_an_evaluation_counts_the_same_episodes_wherever_the_environment_is(
     assert [e.seed for e in there.episodes] == [e.seed for e in cast.episodes]
 
 
-CHUNKS = smooth_chunks(60, 8)
+def make_chunks():
+    return smooth_chunks(60, 8)
+
+
 TOKENIZERS = {
     "uniform": lambda: UniformActionTokenizer(32, low=[-1.0, -2.0], high=[1.0, 2.0]),
     "vocabulary tail": lambda: VocabTailActionTokenizer(32, full_vocab_size=100),
     "openvla": lambda: OpenVLAActionTokenizer(
         norm_low=[-1.0, -1.0], norm_high=[1.0, 1.0]
     ),
-    "fast": lambda: FASTActionTokenizer.fit(CHUNKS, vocab_size=120),
-    "beast": lambda: BEASTActionTokenizer.fit(CHUNKS, num_basis=4),
+    "fast": lambda: FASTActionTokenizer.fit(make_chunks(), vocab_size=120),
+    "beast": lambda: BEASTActionTokenizer.fit(make_chunks(), num_basis=4),
 }
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_tokens_and_actions_are_those_of_the_cpu(name, device):
     tokenizer = TOKENIZERS[name]()
-    chunks = CHUNKS.clamp(-0.99, 0.99)
+    chunks = make_chunks().clamp(-0.99, 0.99)
     tokens = tokenizer.encode(chunks)
     actions = tokenizer.decode(tokens)
     tokenizer.to(device)
