@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torchrl.envs import DeviceCastTransform, EnvBase, TransformedEnv
 
-from torchrl_vla.envs import TabletopEnv
+from torchrl_vla.envs.tensor_environments import simulates_on_any_device
 from torchrl_vla.errors import SettingsError
 
 
@@ -39,14 +39,14 @@ def on_device(env: EnvBase, device: str | None) -> EnvBase:
     """Let an environment read and write tensors of a policy's device.
 
     Args:
-        env: keeps its own device; a ``TabletopEnv`` moves there, as it simulates and
+        env: keeps its own device; the tabletop moves there, as it simulates and
             renders with tensor operations.
         device: of the policy; None or the environment's own = nothing changes.
     """
     own = torch.device("cpu") if env.device is None else env.device
     if device is None or parse_device("on_device", device) == own:
         return env
-    if isinstance(env, TabletopEnv):
+    if simulates_on_any_device(env):
         return env.to(device)
     cast = DeviceCastTransform(torch.device(device), orig_device=own)
     return TransformedEnv(env, cast)
