@@ -13,6 +13,7 @@ without a network, `benchmarks/gpu_day.sh` installs prepared wheels first.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import signal
@@ -26,6 +27,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 _STOP_S, _PAUSE_S = 5.0, 1.0
+_LATE = "the budget is used up"
 
 
 @dataclass(frozen=True)
@@ -37,12 +39,14 @@ class Stage:
         seconds: its time limit on a GPU.
         script: in this folder, with its arguments.
         beside: True = it runs while others do, before those that measure time.
+        needs: a package without which it is not run.
     """
 
     name: str
     seconds: float
     script: tuple[str, ...]
     beside: bool = False
+    needs: str = ""
 
 
 #: In the order of their value; those that measure time run alone.
@@ -53,6 +57,7 @@ STAGES = (
     Stage("pi0", 150, ("gpu_vlm.py", "--shape=pi0")),
     Stage("steps", 60, ("bench_bc_step.py",)),
     Stage("tabletop", 50, ("gpu_tabletop.py",)),
+    Stage("lerobot", 60, ("bench_lerobot_step.py",), needs="lerobot"),
     Stage("demo", 200, ("gpu_demo.py",), beside=True),
 )
 
@@ -93,7 +98,7 @@ class Day:
                         stop(process)
 
     def _start(self, stage: Stage) -> subprocess.Popen | None:
-        if time.time() >= self.end:
+        if time.time() >= self.end or is_missing(stage):
             return None
         arguments = [f"--device={self.device}"]
         if stage.script[0].startswith("bench_"):
@@ -123,7 +128,8 @@ class Day:
         limit = 10 * stage.seconds if self.rehearse else stage.seconds
         is_late = time.time() > min(began + limit, self.end)
         if process is None:
-            outcome = "not run: the budget is used up"
+            why = f"{stage.needs} is not installed" if is_missing(stage) else _LATE
+            outcome = f"not run: {why}"
         elif (code := process.poll()) is not None:
             outcome = "done" if code == 0 else f"exit status {code}"
         elif is_late:
@@ -166,6 +172,11 @@ class Day:
                 tail = log.read_text(errors="replace").splitlines()[-15:]
                 lines += ["", "The end of its log:", "", "```", *tail, "```"]
         (self.folder / "report.md").write_text("\n".join(lines) + "\n")
+
+
+def is_missing(stage: Stage) -> bool:
+    """Return True where a stage's package is not installed."""
+    return bool(stage.needs) and importlib.util.find_spec(stage.needs) is None
 
 
 def stop(process: subprocess.Popen) -> None:

@@ -17,5 +17,5 @@ if compgen -G "$wheels/*.whl" > /dev/null; then
     python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir \
         --disable-pip-version-check --upgrade --target "$site" "$wheels"/*.whl
 fi
-export PYTHONPATH="$site:$PWD" HF_HUB_OFFLINE=1
+export PYTHONPATH="$site:$PWD" HF_HUB_OFFLINE=1 EXCLUDE_TD_FROM_PYTREE=1
 python3 benchmarks/gpu_day.py "$@"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -27,6 +28,7 @@ def main() -> None:
     sizes = TINY if given.rehearse else {name: vars(given)[name] for name in sizes}
     rows, folder = Rows(given.out), Path(tempfile.mkdtemp()) / "demo"
     arguments = [f"--{name}={value}" for name, value in sizes.items()]
+    signal.signal(signal.SIGINT, lambda *_: None)  # the demo stops, its results count
     started = time.perf_counter()
     with rows.trial("demo", device=given.device):
         command = [

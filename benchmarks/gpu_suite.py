@@ -37,8 +37,8 @@ def main() -> None:
     rows = Rows(given.out)
     signal.signal(signal.SIGINT, lambda *_: None)  # pytest has it, too, and sums up
     command = [sys.executable, "-m", "pytest", "-v", "--tb=short", "-rfE"]
-    command += ["-p", "no:cacheprovider", "--continue-on-collection-errors"]
-    command += ["-p", "no:benchmark"]  # its warning beside xdist is an error here
+    command += ["-p", "no:cacheprovider", "-p", "no:benchmark"]
+    command += ["--continue-on-collection-errors"]
     command += ["--device", given.device]
     command += ["-n", "1" if given.rehearse else str(given.workers)]
     command += TINY if given.rehearse else device_tests()

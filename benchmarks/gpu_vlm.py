@@ -17,7 +17,6 @@ loop over the same network, batch and noise.
 from __future__ import annotations
 
 import gc
-import importlib.util
 import statistics
 import warnings
 from collections.abc import Callable
@@ -414,17 +413,6 @@ def trainings(rows: Rows, name: str, shape: Shape, device: str) -> None:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-    found = importlib.util.find_spec("lerobot") is not None
-    rows.add(
-        "training step",
-        shape=name,
-        trained="LeRobot's own step",
-        error=(
-            "not run: see benchmarks/bench_lerobot_policy.py"
-            if found
-            else "not run: LeRobot is not installed"
-        ),
-    )
 
 
 def train(

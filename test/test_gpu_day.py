@@ -7,6 +7,7 @@ import runpy
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -121,6 +122,13 @@ def test_a_stage_that_fails_or_hangs_stops_no_other(tmp_path, monkeypatch):
     text = (tmp_path / "report/report.md").read_text()
     assert text.count("| 1.5 | a/b |") == 2
     assert "no such GPU" in text
+
+
+def test_a_stage_without_its_package_is_not_run_and_says_so(tmp_path, monkeypatch):
+    day, (stage,) = make_day(tmp_path, monkeypatch, {"works": (60.0, WRITES_A_ROW)})
+    day.run([replace(stage, needs="no_such_package")])
+    outcome = day.outcomes["works"]["outcome"]
+    assert outcome == "not run: no_such_package is not installed"
 
 
 def test_a_stage_is_not_begun_after_the_budget(tmp_path, monkeypatch):
