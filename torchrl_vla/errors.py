@@ -61,6 +61,10 @@ class ActionGuardError(VLAError, ValueError):
     """A chunk of actions is not what the embodiment takes; none of it was sent."""
 
 
+class ProviderError(VLAError, RuntimeError):
+    """A provider cannot answer a request with actions; none was sent."""
+
+
 class ArgumentTypeError(VLAError, TypeError):
     """An argument is of another kind than a function takes."""
 

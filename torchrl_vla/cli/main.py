@@ -1,9 +1,9 @@
 """The ``torchrl-vla`` command.
 
 Its subcommands are ``demo``, ``collect``, ``train``, ``finetune``, ``evaluate``,
-``compare``, ``inspect``, ``doctor``, ``profile``, ``compare-profiles`` and ``plan``.
-Each is a frozen dataclass whose fields are its options; its ``run`` calls the library.
-``--help`` is the documentation.
+``compare``, ``inspect``, ``doctor``, ``profile``, ``compare-profiles``, ``plan`` and
+``smoke``. Each is a frozen dataclass whose fields are its options; its ``run`` calls
+the library. ``--help`` is the documentation.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from torchrl_vla.cli.inspect_command import Inspect
 from torchrl_vla.cli.options import check_launch
 from torchrl_vla.cli.plan_command import Plan
 from torchrl_vla.cli.profile_command import Profile
+from torchrl_vla.cli.smoke_command import Smoke
 from torchrl_vla.cli.train_command import Train
 from torchrl_vla.errors import VLAError
 
@@ -78,6 +79,7 @@ def _parse(arguments: list[str]) -> Any:
         "profile": Profile,
         "compare-profiles": CompareProfiles,
         "plan": Plan,
+        "smoke": Smoke,
     }
     kinds: list[Any] = [
         Annotated[command, tyro.conf.subcommand(name)]
