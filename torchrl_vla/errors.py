@@ -61,7 +61,7 @@ class ActionGuardError(VLAError, ValueError):
     """A chunk of actions is not what the embodiment takes; none of it was sent."""
 
 
-class ProviderError(VLAError, RuntimeError):
+class ActionProviderError(VLAError, RuntimeError):
     """A provider cannot answer a request with actions; none was sent."""
 
 

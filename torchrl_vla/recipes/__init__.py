@@ -13,7 +13,7 @@ if TYPE_CHECKING:
         EnvironmentName,
         ExpertEnvironmentName,
     )
-    from torchrl_vla.errors import ProviderError, ResumeError, SettingsError
+    from torchrl_vla.errors import ActionProviderError, ResumeError, SettingsError
     from torchrl_vla.recipes.behavior_cloning import (
         make_training_transform,
         train_behavior_cloning,
@@ -83,7 +83,7 @@ _MODULES = {
         "EnvironmentName",
         "ExpertEnvironmentName",
     ),
-    "torchrl_vla.errors": ("ProviderError", "ResumeError", "SettingsError"),
+    "torchrl_vla.errors": ("ActionProviderError", "ResumeError", "SettingsError"),
     f"{_HERE}.behavior_cloning": ("make_training_transform", "train_behavior_cloning"),
     f"{_HERE}.checkpoints": (
         "load_checkpoint",
@@ -149,6 +149,7 @@ __all__ = [
     "PPO",
     "RLOO",
     "ActionProvider",
+    "ActionProviderError",
     "ActionRequest",
     "ActionResult",
     "Algorithm",
@@ -162,7 +163,6 @@ __all__ = [
     "FinetuneResult",
     "FinetuneSettings",
     "Head",
-    "ProviderError",
     "ProviderEvent",
     "RawActionSummary",
     "ResumeError",

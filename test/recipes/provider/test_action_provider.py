@@ -19,7 +19,7 @@ from torch import nn
 from torchrl_vla.data import collect
 from torchrl_vla.envs import TabletopEnv
 from torchrl_vla.envs.toy import ToyVLAEnv
-from torchrl_vla.errors import ActionGuardError, ProviderError, SchemaError
+from torchrl_vla.errors import ActionGuardError, ActionProviderError, SchemaError
 from torchrl_vla.execution import EmbodimentActionTranslator, EmbodimentContract
 from torchrl_vla.policies.lerobot import KINDS
 from torchrl_vla.recipes import (
@@ -82,20 +82,30 @@ def test_a_single_action_is_the_first_of_the_chunk():
 
 def test_a_chunk_of_a_policy_of_single_actions_is_refused_and_not_made_up():
     single = TensorDictModule(lambda s: s, [("observation", "state")], ["action"])
-    with pytest.raises(ProviderError, match=r"writes 'action_chunk' for mode 'predict"):
+    with pytest.raises(
+        ActionProviderError, match=r"writes 'action_chunk' for mode 'predict"
+    ):
         ask(ActionProvider(single, make_translator()))
 
 
 @pytest.mark.parametrize(
     ("options", "error", "match"),
     [
-        ({"observation": TensorDict()}, ProviderError, r"observation with entries"),
+        (
+            {"observation": TensorDict()},
+            ActionProviderError,
+            r"observation with entries",
+        ),
         ({"observation": {"state": 1}}, TypeError, r"ActionRequest: expected a"),
-        ({"mode": "guess"}, ProviderError, r"\['select_action', 'predict_chunk'\]"),
+        (
+            {"mode": "guess"},
+            ActionProviderError,
+            r"\['select_action', 'predict_chunk'\]",
+        ),
         ({"action_horizon": 0}, ValueError, r"'action_horizon', got 0"),
         (
             {"observation": TensorDict(other=torch.ones(2))},
-            ProviderError,
+            ActionProviderError,
             r"expected \[\('observation', 'state'\)\] in the observation",
         ),
     ],
@@ -109,7 +119,9 @@ def test_a_malformed_request_never_reaches_the_policy(options, error, match):
 
 @pytest.mark.parametrize("translator", [None, lambda chunk: chunk])
 def test_a_translator_is_required(translator):
-    with pytest.raises(ProviderError, match=r"EmbodimentActionTranslator at argument"):
+    with pytest.raises(
+        ActionProviderError, match=r"EmbodimentActionTranslator at argument"
+    ):
         ActionProvider(make_policy(), translator)
 
 
@@ -119,7 +131,11 @@ def test_a_translator_is_required(translator):
         ({"tag": "other"}, ActionGuardError, r"embodiment_tag 'arm', got 'other'"),
         ({"observation": make_observation(float("nan"))}, ActionGuardError, r"nan"),
         ({"observation": make_observation(20.0)}, ActionGuardError, r"-9.0 .. 9.0"),
-        ({"action_horizon": 3}, ProviderError, r"action_horizon=3 actions, got 4"),
+        (
+            {"action_horizon": 3},
+            ActionProviderError,
+            r"action_horizon=3 actions, got 4",
+        ),
     ],
 )
 def test_nothing_is_padded_dropped_or_sent_in_spite_of_the_contract(
@@ -176,7 +192,7 @@ def test_a_policy_of_another_type_is_refused():
     provider = ActionProvider.from_pretrained(
         "provider_parts:make_policy", make_translator(), policy_type="act"
     )
-    with pytest.raises(ProviderError, match=r"of type 'act' at .*, got None"):
+    with pytest.raises(ActionProviderError, match=r"of type 'act' at .*, got None"):
         ask(provider)
 
 
@@ -189,7 +205,7 @@ def test_every_supported_type_is_accepted_at_construction(policy_type):
 
 
 def test_an_unsupported_type_fails_at_construction_with_the_choices():
-    with pytest.raises(ProviderError, match=r"'act', .*'smolvla', .*, got 'foo'"):
+    with pytest.raises(ActionProviderError, match=r"'act', .*'smolvla', .*, got 'foo'"):
         ActionProvider.from_pretrained("a/b", make_translator(), policy_type="foo")
 
 
@@ -250,7 +266,7 @@ class Breaks(Bare):
 def test_a_failure_of_the_policy_is_one_error_with_its_cause(error):
     policy = Breaks()
     policy.error = error
-    with pytest.raises(ProviderError, match=r"camera") as caught:
+    with pytest.raises(ActionProviderError, match=r"camera") as caught:
         ask(ActionProvider(policy, make_translator()))
     assert caught.value.__cause__ is error
 
@@ -258,7 +274,7 @@ def test_a_failure_of_the_policy_is_one_error_with_its_cause(error):
 def test_a_failure_of_loading_is_the_same_error_with_its_cause():
     provider = ActionProvider.from_loader(make_nothing, make_translator())
     match = r"from 'make_nothing' \(policy_loader\), got OSError: no such checkpoint"
-    with pytest.raises(ProviderError, match=match) as caught:
+    with pytest.raises(ActionProviderError, match=match) as caught:
         ask(provider)
     assert isinstance(caught.value.__cause__, OSError)
 
@@ -284,7 +300,7 @@ def test_the_sink_receives_the_events_in_their_order():
     provider = ActionProvider.from_loader(
         make_nothing, make_translator(), sink=failing.append
     )
-    with pytest.raises(ProviderError):
+    with pytest.raises(ActionProviderError):
         ask(provider)
     assert [event.phase for event in failing] == ["start", "failure"]
 
@@ -319,7 +335,9 @@ def test_the_cheapest_of_several_candidates_is_chosen():
 
 def test_candidates_and_a_scorer_belong_together():
     for options in ({"num_candidates": 2}, {"scorer": lambda c, o: c.sum((1, 2))}):
-        with pytest.raises(ProviderError, match=r"a scorer for several candidates"):
+        with pytest.raises(
+            ActionProviderError, match=r"a scorer for several candidates"
+        ):
             ActionProvider(sampler(), make_translator(), **options)
 
 
@@ -328,7 +346,7 @@ def test_costs_that_choose_nothing_are_refused(costs):
     provider = ActionProvider(
         sampler(), make_translator(), num_candidates=2, scorer=lambda c, o: costs
     )
-    with pytest.raises(ProviderError, match=r"finite costs \[2\] of the scorer"):
+    with pytest.raises(ActionProviderError, match=r"finite costs \[2\] of the scorer"):
         ask(provider)
 
 

@@ -14,7 +14,7 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 from typing_extensions import Self
 
-from torchrl_vla.errors import ProviderError, VLAError
+from torchrl_vla.errors import ActionProviderError, VLAError
 from torchrl_vla.execution import EmbodimentActionTranslator
 from torchrl_vla.recipes.provider.action_request import ActionRequest
 from torchrl_vla.recipes.provider.action_result import ActionResult, summarize_actions
@@ -53,7 +53,7 @@ class ActionProvider:
             succeeds or fails.
 
     Raises:
-        ProviderError: there is no translator, or candidates without a scorer.
+        ActionProviderError: there is no translator, or candidates without a scorer.
 
     Examples:
         >>> import torch
@@ -84,14 +84,14 @@ class ActionProvider:
         sink: EventSink | None = None,
     ) -> None:
         if not isinstance(translator, EmbodimentActionTranslator):
-            raise ProviderError(
+            raise ActionProviderError(
                 "ActionProvider: expected an EmbodimentActionTranslator at argument "
                 f"'translator', got {type(translator).__name__}. A policy's numbers "
                 "are no robot's: write EmbodimentActionTranslator(contract, function)."
             )
         check_positive_int("ActionProvider", "num_candidates", num_candidates)
         if (num_candidates > 1) != (scorer is not None):
-            raise ProviderError(
+            raise ActionProviderError(
                 "ActionProvider: expected a scorer for several candidates and for no "
                 f"others, got num_candidates={num_candidates} and scorer={scorer!r}."
             )
@@ -141,7 +141,7 @@ class ActionProvider:
             options: of the class.
 
         Raises:
-            ProviderError: the type is not supported.
+            ActionProviderError: the type is not supported.
         """
         if policy_type is not None:
             check_policy_type(policy_type)
@@ -158,16 +158,16 @@ class ActionProvider:
         """The policy, loaded and prepared.
 
         Raises:
-            ProviderError: it cannot be loaded; the reason is its cause.
+            ActionProviderError: it cannot be loaded; the reason is its cause.
         """
         if self._policy is None:
             try:
                 with reported(self.sink, "load"):
                     self._policy = prepare(self._load(), self.device)
-            except ProviderError:
+            except ActionProviderError:
                 raise
             except Exception as error:
-                raise ProviderError(
+                raise ActionProviderError(
                     f"ActionProvider: expected a policy from {self.source!r} "
                     f"({self.loader_mode}), got {type(error).__name__}: {error}"
                 ) from error
@@ -177,7 +177,7 @@ class ActionProvider:
         """Return actions for a request.
 
         Raises:
-            ProviderError: the observation lacks what the policy reads; the policy has
+            ActionProviderError: the observation lacks what the policy reads; the policy has
                 no chunks, or not of ``action_horizon`` actions; it cannot be loaded, or
                 fails, which is the cause.
             ActionGuardError: the actions break the contract, or are for another robot.
@@ -215,13 +215,13 @@ class ActionProvider:
             if observation.get(key, None) is None
         ]
         if missing:
-            raise ProviderError(
+            raise ActionProviderError(
                 f"ActionProvider: expected {missing} in the observation, which "
                 f"{type(policy).__name__} reads, got "
                 f"{sorted(map(str, observation.keys(True, True)))}."
             )
         if self.num_candidates > 1 and observation.batch_dims:
-            raise ProviderError(
+            raise ActionProviderError(
                 "ActionProvider: expected one observation, of batch size [], for "
                 f"{self.num_candidates} candidates, got "
                 f"{list(observation.batch_size)}."
@@ -229,7 +229,7 @@ class ActionProvider:
         has_chunk = ACTION_CHUNK_KEY in map(unravel_key, policy.out_keys)
         wants_chunk = request.mode == "predict_chunk"
         if wants_chunk and not has_chunk:
-            raise ProviderError(
+            raise ActionProviderError(
                 f"ActionProvider: expected a policy that writes {ACTION_CHUNK_KEY!r} "
                 f"for mode 'predict_chunk', got {type(policy).__name__} with out_keys "
                 f"{policy.out_keys}. Use mode='select_action'."
@@ -249,9 +249,9 @@ class ActionProvider:
                 answer = policy(inputs)
                 raw = answer[ACTION_CHUNK_KEY if is_chunk else ACTION_KEY]
         except VLAError as error:
-            raise ProviderError(f"ActionProvider: {error}") from error
+            raise ActionProviderError(f"ActionProvider: {error}") from error
         except Exception as error:
-            raise ProviderError(
+            raise ActionProviderError(
                 f"ActionProvider: expected {type(policy).__name__} to return actions, "
                 f"got {type(error).__name__}: {error}. No action was sent."
             ) from error
@@ -260,7 +260,7 @@ class ActionProvider:
             raw = raw.unsqueeze(-2)
         horizon, length = request.action_horizon, raw.shape[-2]
         if horizon is not None and horizon != length:
-            raise ProviderError(
+            raise ActionProviderError(
                 f"ActionProvider: expected action_horizon={horizon} actions, got "
                 f"{length} of {type(policy).__name__}: nothing is cut or padded. Ask "
                 f"for {length}. No action was sent."
@@ -272,7 +272,7 @@ class ActionProvider:
     def _check_costs(self, costs: Tensor) -> None:
         wanted = (self.num_candidates,)
         if costs.shape != wanted or not costs.isfinite().all():
-            raise ProviderError(
+            raise ActionProviderError(
                 f"ActionProvider: expected finite costs {list(wanted)} of the scorer, "
                 f"got {costs}. No action was sent."
             )

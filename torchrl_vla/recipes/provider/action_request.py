@@ -8,7 +8,7 @@ from typing import get_args
 from tensordict import TensorDictBase
 
 from torchrl_vla._internal.option_names import ActionMode
-from torchrl_vla.errors import ProviderError
+from torchrl_vla.errors import ActionProviderError
 from torchrl_vla.schema import check_positive_int, check_tensordict
 
 
@@ -25,7 +25,7 @@ class ActionRequest:
 
     Raises:
         ArgumentTypeError: the observation is no tensordict.
-        ProviderError: it is empty, or the mode is unknown.
+        ActionProviderError: it is empty, or the mode is unknown.
         ValueError: the horizon is no positive number.
 
     Examples:
@@ -43,12 +43,12 @@ class ActionRequest:
     def __post_init__(self) -> None:
         check_tensordict("ActionRequest", self.observation)
         if self.observation.is_empty():
-            raise ProviderError(
+            raise ActionProviderError(
                 "ActionRequest: expected an observation with entries, got none. Fill "
                 "it in the canonical schema, e.g. ('observation', 'state')."
             )
         if self.mode not in get_args(ActionMode):
-            raise ProviderError(
+            raise ActionProviderError(
                 f"ActionRequest: expected a mode of {list(get_args(ActionMode))}, got "
                 f"{self.mode!r}."
             )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import torch
 from tensordict.nn import TensorDictModuleBase
 
 from torchrl_vla._internal.named_objects import import_named, is_named_object
-from torchrl_vla.errors import ProviderError
+from torchrl_vla.errors import ActionProviderError
 from torchrl_vla.policies import is_lerobot_folder, load_lerobot_policy
 from torchrl_vla.policies.lerobot import KINDS
 from torchrl_vla.policies.module_policy import declared
@@ -22,13 +23,13 @@ def check_policy_type(policy_type: str) -> None:
     """Refuse a type of LeRobot's that is not supported.
 
     Raises:
-        ProviderError: lists the supported ones.
+        ActionProviderError: lists the supported ones.
 
     Examples:
         >>> check_policy_type("act")
     """
     if policy_type not in KINDS:
-        raise ProviderError(
+        raise ActionProviderError(
             f"ActionProvider: expected a policy_type of {sorted(KINDS)}, got "
             f"{policy_type!r}."
         )
@@ -45,11 +46,12 @@ def load_robot_policy(
         device: for a LeRobot policy, which moves what it reads.
 
     Raises:
-        ProviderError: it is of another type.
+        ActionProviderError: it is of another type.
     """
     folder = Path(source).expanduser()
     if is_named_object(str(source)) and not folder.is_dir():
-        policy = import_named("ActionProvider", str(source))()
+        make = import_named("ActionProvider", str(source))
+        policy = cast(TensorDictModuleBase, make())
     elif folder.is_dir() and not is_lerobot_folder(folder):
         policy, space = load_checkpoint(folder)
         policy = policy if space is None else space.robot_policy(policy)
@@ -59,7 +61,7 @@ def load_robot_policy(
         config = declared(policy, "config", None)
         found = None if config is None else config.type
         if found != policy_type:
-            raise ProviderError(
+            raise ActionProviderError(
                 f"ActionProvider: expected a policy of type {policy_type!r} at "
                 f"{str(source)!r}, got {found!r}. Correct the path or the type."
             )
