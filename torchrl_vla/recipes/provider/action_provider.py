@@ -177,9 +177,9 @@ class ActionProvider:
         """Return actions for a request.
 
         Raises:
-            ActionProviderError: the observation lacks what the policy reads; the policy has
-                no chunks, or not of ``action_horizon`` actions; it cannot be loaded, or
-                fails, which is the cause.
+            ActionProviderError: the observation lacks what the policy reads; the policy
+                has no chunks, or not of ``action_horizon`` actions; it cannot be
+                loaded, or fails, which is the cause.
             ActionGuardError: the actions break the contract, or are for another robot.
         """
         policy = self.policy
