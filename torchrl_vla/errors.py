@@ -81,6 +81,10 @@ class SessionRefusedError(ServingError):
         self.reason = reason
 
 
+class ActionProviderError(VLAError, RuntimeError):
+    """A provider cannot answer a request with actions; none was sent."""
+
+
 class ArgumentTypeError(VLAError, TypeError):
     """An argument is of another kind than a function takes."""
 

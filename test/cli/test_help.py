@@ -21,7 +21,7 @@ sys.exit(f"imported for the help: {sorted(heavy)}" if heavy else 0)
     "command",
     [
         *("", "demo", "collect", "train", "finetune", "evaluate", "compare"),
-        *("inspect", "doctor"),
+        *("inspect", "doctor", "smoke"),
     ],
 )
 def test_help_answers_without_importing_torch(command):

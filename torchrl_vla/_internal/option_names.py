@@ -63,3 +63,6 @@ WorkerName = Literal["step", "thread", "process"]
 
 #: How a new chunk is blended with the rest of the old one.
 OverlapName = Literal["replace", "average", "ensemble"]
+
+#: What a provider is asked for: the next action alone, or the chunk.
+ActionMode = Literal["select_action", "predict_chunk"]

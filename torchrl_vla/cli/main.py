@@ -2,7 +2,7 @@
 
 Its subcommands are ``demo``, ``collect``, ``train``, ``finetune``, ``evaluate``,
 ``compare``, ``inspect``, ``doctor``, ``profile``, ``compare-profiles``, ``plan``,
-``run``, ``record``, ``replay``, ``teleoperate`` and ``serve``.
+``run``, ``record``, ``replay``, ``teleoperate``, ``serve`` and ``smoke``.
 Each is a frozen dataclass whose fields are its options; its ``run`` calls the library.
 ``--help`` is the documentation.
 """
@@ -34,6 +34,7 @@ from torchrl_vla.cli.record_command import Record
 from torchrl_vla.cli.replay_command import Replay
 from torchrl_vla.cli.run_command import Run
 from torchrl_vla.cli.serve_command import Serve
+from torchrl_vla.cli.smoke_command import Smoke
 from torchrl_vla.cli.teleoperate_command import Teleoperate
 from torchrl_vla.cli.train_command import Train
 from torchrl_vla.errors import VLAError
@@ -89,6 +90,7 @@ def _parse(arguments: list[str]) -> Any:
         "replay": Replay,
         "teleoperate": Teleoperate,
         "serve": Serve,
+        "smoke": Smoke,
     }
     kinds: list[Any] = [
         Annotated[command, tyro.conf.subcommand(name)]

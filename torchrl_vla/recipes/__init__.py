@@ -13,7 +13,7 @@ if TYPE_CHECKING:
         EnvironmentName,
         ExpertEnvironmentName,
     )
-    from torchrl_vla.errors import ResumeError, SettingsError
+    from torchrl_vla.errors import ActionProviderError, ResumeError, SettingsError
     from torchrl_vla.recipes.behavior_cloning import (
         make_training_transform,
         train_behavior_cloning,
@@ -68,6 +68,15 @@ if TYPE_CHECKING:
         make_space,
         to_stochastic,
     )
+    from torchrl_vla.recipes.provider.action_provider import ActionProvider
+    from torchrl_vla.recipes.provider.action_request import ActionRequest
+    from torchrl_vla.recipes.provider.action_result import (
+        ActionResult,
+        RawActionSummary,
+        summarize_actions,
+    )
+    from torchrl_vla.recipes.provider.provider_events import ProviderEvent
+    from torchrl_vla.recipes.provider.runtime_manifest import runtime_manifest
     from torchrl_vla.recipes.tokenizer_choice import fit_tokenizer, normalized_chunks
     from torchrl_vla.recipes.training_loop import TrainingLog, run_training
     from torchrl_vla.recipes.training_settings import TrainingSettings
@@ -82,7 +91,7 @@ _MODULES = {
         "EnvironmentName",
         "ExpertEnvironmentName",
     ),
-    "torchrl_vla.errors": ("ResumeError", "SettingsError"),
+    "torchrl_vla.errors": ("ActionProviderError", "ResumeError", "SettingsError"),
     f"{_HERE}.behavior_cloning": ("make_training_transform", "train_behavior_cloning"),
     f"{_HERE}.checkpoints": (
         "load_checkpoint",
@@ -126,6 +135,15 @@ _MODULES = {
         "to_stochastic",
     ),
     f"{_HERE}.lerobot_training": ("fit_lerobot_policy", "train_lerobot"),
+    f"{_HERE}.provider.action_provider": ("ActionProvider",),
+    f"{_HERE}.provider.action_request": ("ActionRequest",),
+    f"{_HERE}.provider.action_result": (
+        "ActionResult",
+        "RawActionSummary",
+        "summarize_actions",
+    ),
+    f"{_HERE}.provider.provider_events": ("ProviderEvent",),
+    f"{_HERE}.provider.runtime_manifest": ("runtime_manifest",),
     f"{_HERE}.tokenizer_choice": ("fit_tokenizer", "normalized_chunks"),
     f"{_HERE}.training_loop": ("TrainingLog", "run_training"),
     f"{_HERE}.training_settings": ("TrainingSettings",),
@@ -144,6 +162,10 @@ __all__ = [
     "QC",
     "RLOO",
     "RLPD",
+    "ActionProvider",
+    "ActionProviderError",
+    "ActionRequest",
+    "ActionResult",
     "Algorithm",
     "DatasetOptions",
     "DemoSettings",
@@ -157,6 +179,8 @@ __all__ = [
     "Head",
     "NoiseSpace",
     "OffPolicy",
+    "ProviderEvent",
+    "RawActionSummary",
     "Residual",
     "ResumeError",
     "Reward",
@@ -186,7 +210,9 @@ __all__ = [
     "prepare_environment",
     "run_demo",
     "run_training",
+    "runtime_manifest",
     "save_checkpoint",
+    "summarize_actions",
     "to_stochastic",
     "train_behavior_cloning",
     "train_lerobot",

@@ -507,3 +507,22 @@ def test_the_guide_reaches_a_policy_in_a_thread():
     expected = rtc(Planner(6))
     assert torch.equal(rollout["action"], play(expected, 6)["action"][4:])
     assert rollout["guide_weight"][1].sum() > 0
+
+
+class Sleepy(ClockPolicy):
+    """Takes a few milliseconds of real time, another number of them on each call."""
+
+    def forward(self, td):
+        time.sleep(0.001 * (1 + int(td["clock"].max()) % 7))
+        return super().forward(td)
+
+
+@pytest.mark.parametrize("delay", [2, LatencyTracker()])
+def test_under_real_timing_no_index_is_repeated_or_skipped(delay):
+    with rtc(Sleepy(8), 3, delay, worker=ThreadWorker()) as executor:
+        for t in range(300):
+            td = executor(observe([t, t], [t == 0, t in (0, 100, 101, 200)]))
+            for sent in td["action"].flatten().tolist():
+                seen, index = divmod(sent, 1000)
+                assert index == t - seen  # by the step, whatever the clock says
+            time.sleep(0.0015)

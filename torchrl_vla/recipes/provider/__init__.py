@@ -1,0 +1,1 @@
+"""Policies behind a boundary: checked requests, translated actions, provenance."""
