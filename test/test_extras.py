@@ -27,7 +27,7 @@ from torchrl_vla.policies import (
     make_text_encoder,
 )
 from torchrl_vla.recipes import RunLog
-from torchrl_vla.runtime import LiveView
+from torchrl_vla.runtime import LiveView, RobotEnv
 from torchrl_vla.schema import MissingExtraError, RobotDatasetMetadata
 from torchrl_vla.serving import (
     PolicyServer,
@@ -35,6 +35,7 @@ from torchrl_vla.serving import (
     TensorDictCodec,
     make_vla_eval_server,
 )
+from torchrl_vla.testing import FakeRobot
 from torchrl_vla.transforms import OpenVLAImages
 
 METADATA = RobotDatasetMetadata("d", action_dim=2, control_frequency_hz=10.0)
@@ -112,7 +113,10 @@ ENTRY_POINTS = {
         ("transformers", "vlm"),
         lambda folder: make_text_encoder(str(folder)),
     ),
-    "LiveView": (("rerun", "rerun"), lambda folder: LiveView(METADATA)),
+    "LiveView": (
+        ("rerun", "rerun"),
+        lambda folder: LiveView(RobotEnv(FakeRobot(), task="wave")),
+    ),
     "PolicyServer": (
         ("websockets.asyncio.server", "serving"),
         lambda folder: PolicyServer(TinyVLA(action_dim=2, chunk_size=4)),
