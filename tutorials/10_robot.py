@@ -51,7 +51,7 @@ RATE_HZ, H, CAMERAS = 30.0, 8, ("front",)
 
 clock = FakeClock()
 robot = SO101Robot(
-    colors=("red",), cameras=CAMERAS, image_size=32, rate_hz=RATE_HZ, clock=clock
+    colors=("red",), cameras=CAMERAS, image_size=48, rate_hz=RATE_HZ, clock=clock
 )
 for name, unit, low, high in zip(
     robot.metadata.action_names,
@@ -119,7 +119,7 @@ def train(dataset, steps):
         instructions=env.instructions,
         backbone=BackboneConfig(state_dim=6, cameras=CAMERAS, hidden=128),
     )
-    settings = TrainingSettings(steps=steps)
+    settings = TrainingSettings(steps=steps, batch_size=32)
     train_behavior_cloning(policy, dataset, settings, space=space, progress=False)
     return policy
 
@@ -145,11 +145,11 @@ print(gate.log)
 # Correct
 # -------
 #
-# DAgger: the policy acts, and where it has not arrived after 0.7 seconds, the person
+# DAgger: the policy acts, and where it has not arrived after half a second, the person
 # takes over, in a state that the policy brought about. The robot comes to the person's
 # pose on a line. Only what the person did is a target.
 
-corrector = SO101Teleoperator(robot, hands_off_s=0.7)
+corrector = SO101Teleoperator(robot, hands_off_s=0.5)
 corrector.connect()
 corrected = CorrectionPolicy(
     make_executor(first),

@@ -55,6 +55,8 @@ def test_nan_does_not_reach_the_servos_and_a_huge_number_is_clipped():
     step = env.step_mdp(after)
     after = env.step(step.set("action", torch.full((1, 6), 1e6)))
     sent = after["next", "previous_action"]
-    assert (sent - start).abs().max() <= 6.0 + 0.5  # of the measured position, with noise
+    assert (
+        sent - start
+    ).abs().max() <= 6.0 + 0.5  # of the measured position, with noise
     reactions = [reaction for _, reaction in env.gate.log.counts]
     assert sorted(reactions) == ["clipped", "held"]

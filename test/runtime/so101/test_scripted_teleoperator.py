@@ -59,9 +59,7 @@ def test_a_step_is_at_most_as_long_as_it_may_be():
 def test_misuse_is_refused():
     robot = SO101Robot(cameras=(), clock=FakeClock())
     for options in ({"max_step_deg": 0.0}, {"hands_off_s": -1.0}):
-        with pytest.raises(
-            SettingsError, match="> 0 and hands_off_s >= 0"
-        ):
+        with pytest.raises(SettingsError, match="> 0 and hands_off_s >= 0"):
             SO101Teleoperator(robot, **options)
     with robot, pytest.raises(ExecutionError, match=r"SO101Teleoperator.*connect"):
         SO101Teleoperator(robot).read(robot.observe())
