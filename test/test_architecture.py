@@ -13,6 +13,7 @@ OPTIONAL = (
     "tokenizers",
     *("metaworld", "mujoco", "gym_pusht", "gym_aloha", "pygame", "pymunk"),
     *("libero", "robosuite"),
+    "rerun",
 )
 SUBPACKAGES = sorted(
     path.parent.name for path in (ROOT / "torchrl_vla").glob("*/__init__.py")

@@ -26,6 +26,7 @@ from torchrl_vla.policies import (
     make_text_encoder,
 )
 from torchrl_vla.recipes import RunLog
+from torchrl_vla.runtime import LiveView
 from torchrl_vla.schema import MissingExtraError, RobotDatasetMetadata
 from torchrl_vla.transforms import OpenVLAImages
 
@@ -104,6 +105,7 @@ ENTRY_POINTS = {
         ("transformers", "vlm"),
         lambda folder: make_text_encoder(str(folder)),
     ),
+    "LiveView": (("rerun", "rerun"), lambda folder: LiveView(METADATA)),
     "write_video": (
         ("av", "video"),
         lambda folder: write_video(

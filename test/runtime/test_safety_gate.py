@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import math
+import threading
+from collections import deque
 from dataclasses import replace
+from itertools import repeat
 
 import pytest
 import torch
@@ -445,3 +448,23 @@ def test_every_observation_carries_the_session():
     assert first["session_id"].item() == gate.session
     gate.begin_session()
     assert gate.observe()["session_id"].item() != first["session_id"].item()
+
+
+def test_nothing_is_sent_after_a_stop_from_another_thread_has_returned():
+    gate, robot, _ = make_gate()
+    origin = gate.origin_of(gate.observe())
+    counts = []
+
+    def stop():
+        while len(robot.sent) < 200:
+            pass
+        gate.stop("button")
+        counts.append(len(robot.sent))
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    sending = (gate.send(torch.tensor([0.5, 0.0]), origin) for _ in repeat(None))
+    with pytest.raises(RobotStoppedError, match="button"):
+        deque(sending, maxlen=0)
+    thread.join()
+    assert counts == [len(robot.sent)]

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from tensordict import TensorDictBase
 from torch import Tensor
 
 from torchrl_vla.data import LeRobotWriter
@@ -21,7 +20,13 @@ from torchrl_vla.runtime import (
     SafetyGate,
     ScriptedKeys,
 )
-from torchrl_vla.testing import FakeClock, FakeRobot, FakeRobotOptions, SlowPolicy
+from torchrl_vla.testing import (
+    FakeClock,
+    FakeEpisodeWriter,
+    FakeRobot,
+    FakeRobotOptions,
+    SlowPolicy,
+)
 
 
 def steady(call: int) -> Tensor:
@@ -49,41 +54,7 @@ def make_run(
     return RobotRun(env, SlowPolicy(script), ScriptedKeys(keys or {})), robot
 
 
-class MemoryWriter:
-    """Keep episodes in memory."""
-
-    def __init__(self, on_add: Callable[[], None] | None = None) -> None:
-        self.episodes: list[list[TensorDictBase]] = []
-        self.frames: list[TensorDictBase] = []
-        self.ended_as: str | None = None
-        self.on_add = on_add
-
-    @property
-    def num_episodes(self) -> int:
-        return len(self.episodes)
-
-    @property
-    def num_frames(self) -> int:
-        return len(self.frames)
-
-    def add(self, step: TensorDictBase) -> None:
-        if self.on_add is not None:
-            self.on_add()
-        self.frames.append(step)
-
-    def end_episode(self) -> None:
-        self.episodes.append(self.frames)
-        self.frames = []
-
-    def discard_episode(self) -> None:
-        self.frames = []
-
-    def close(self) -> None:
-        self.ended_as = "closed"
-
-    def release(self) -> None:
-        self.ended_as = "released"
-
+class MemoryWriter(FakeEpisodeWriter):
     def actions(self) -> list[list[float]]:
         """Return the first number of each action."""
         return [

@@ -35,6 +35,8 @@ class RobotOptions:
         gate: What the safety gate lets pass. Limits come from the robot.
         json: File that receives rate, latencies and interventions.
         html: File that receives the same as a page.
+        view: Show images and joint curves in the Rerun viewer (extra `rerun`).
+        view_file: File (.rrd) that receives them, for the viewer to open later.
     """
 
     name: Annotated[str, arg(name="robot")] = "fake"
@@ -44,6 +46,8 @@ class RobotOptions:
     gate: GateOptions = field(default_factory=GateOptions)
     json: Path | None = None
     html: Path | None = None
+    view: bool = False
+    view_file: Path | None = None
 
     def make_env(self) -> robots.RobotEnv:
         """Make the environment of the robot; nothing is connected yet."""
@@ -63,6 +67,7 @@ class RobotOptions:
     ) -> None:
         """Run, print the report, and write it, also after an error."""
         error: BaseException | None = None
+        view = self._open_view(run)
         try:
             with nullcontext() if teleoperator is None else teleoperator:
                 robots.run_strategy(strategy, run)
@@ -70,15 +75,22 @@ class RobotOptions:
             error = raised
             raise
         finally:
-            close = vars(type(run.keys)).get("close")
-            if close is not None:
-                close(run.keys)
+            run.keys.close()
+            if view is not None:
+                view.close()
             report = robots.RunReport(run, recorder, error)
             print(report)
             if self.json is not None:
                 report.write_json(self.json)
             if self.html is not None:
                 report.write_html(self.html)
+
+    def _open_view(self, run: robots.RobotRun) -> robots.LiveView | None:
+        if not self.view and self.view_file is None:
+            return None
+        view = robots.LiveView(run.robot_env.metadata, self.view_file)
+        run.listeners.append(view)
+        return view
 
 
 @dataclass(frozen=True)

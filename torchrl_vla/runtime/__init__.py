@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         TerminalKeys,
         make_keys,
     )
+    from torchrl_vla.runtime.live_view import LiveView
     from torchrl_vla.runtime.loop_statistics import LoopStatistics, Spread
     from torchrl_vla.runtime.recorded_actions import RecordedActions
     from torchrl_vla.runtime.recording.background_recorder import (
@@ -98,6 +99,7 @@ _MODULES = {
         "TerminalKeys",
         "make_keys",
     ),
+    f"{_HERE}.live_view": ("LiveView",),
     f"{_HERE}.loop_statistics": (
         "LoopStatistics",
         "Spread",
@@ -163,6 +165,7 @@ __all__ = [
     "HighlightRecording",
     "KeyEvent",
     "KeyEvents",
+    "LiveView",
     "LoopStatistics",
     "MonotonicClock",
     "NoKeys",

@@ -34,6 +34,10 @@ class KeyEvents(Protocol):
         """Return the events in their order, without waiting."""
         ...
 
+    def close(self) -> None:
+        """End what was begun."""
+        ...
+
 
 class NoKeys:
     """Tell nothing, as where nobody sits at a terminal.
@@ -46,6 +50,9 @@ class NoKeys:
     def poll(self) -> list[KeyEvent]:
         """Return no events."""
         return []
+
+    def close(self) -> None:
+        """End nothing."""
 
 
 class ScriptedKeys:
@@ -78,6 +85,9 @@ class ScriptedKeys:
         """Return the events of this call."""
         call, self._calls = self._calls, self._calls + 1
         return list(self._script.get(call, ()))
+
+    def close(self) -> None:
+        """End nothing."""
 
 
 class TerminalKeys:

@@ -11,6 +11,7 @@ from torchrl_vla.testing.executor_checks import (
     predicted_action,
 )
 from torchrl_vla.testing.fake_clock import FakeClock
+from torchrl_vla.testing.fake_episode_writer import FakeEpisodeWriter
 from torchrl_vla.testing.fake_robot import (
     FakeRobot,
     FakeRobotOptions,
@@ -32,6 +33,7 @@ from torchrl_vla.testing.transform_checks import check_transform
 
 __all__ = [
     "FakeClock",
+    "FakeEpisodeWriter",
     "FakePolicyWorker",
     "FakeRobot",
     "FakeRobotOptions",

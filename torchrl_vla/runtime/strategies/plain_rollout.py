@@ -12,7 +12,8 @@ class PlainRollout(RolloutStrategy):
         episodes: how many; None = until the loop ends.
 
     Examples:
-        See :func:`run_strategy`.
+        >>> PlainRollout(episodes=3).finished
+        0
     """
 
     def __init__(self, episodes: int | None = None) -> None:

@@ -57,7 +57,18 @@ class EpisodicRecording(Recording):
         on_saved: is called with the number of episodes on the disk.
 
     Examples:
-        See the page "Robots" of the documentation.
+        >>> import torch
+        >>> from torchrl_vla.runtime import *
+        >>> from torchrl_vla.testing import *
+        >>> clock, writer = FakeClock(), FakeEpisodeWriter()
+        >>> robot = FakeRobot(clock=clock)
+        >>> loop = ControlLoop(30.0, duration_s=9.0, clock=clock)
+        >>> env = RobotEnv(SafetyGate(robot, clock=clock), task="wave", loop=loop)
+        >>> run = RobotRun(env, SlowPolicy(lambda call: torch.zeros(2)))
+        >>> recorder = BackgroundRecorder(writer)
+        >>> run_strategy(EpisodicRecording(recorder, 2, episode_s=1.0), run)
+        >>> [len(episode) for episode in writer.episodes]
+        [30, 30]
     """
 
     def __init__(
@@ -116,7 +127,18 @@ class ContinuousRecording(Recording):
             in the loop's thread and must not block.
 
     Examples:
-        See the page "Robots" of the documentation.
+        >>> import torch
+        >>> from torchrl_vla.runtime import *
+        >>> from torchrl_vla.testing import *
+        >>> clock, writer = FakeClock(), FakeEpisodeWriter()
+        >>> robot = FakeRobot(clock=clock)
+        >>> loop = ControlLoop(30.0, duration_s=2.5, clock=clock)
+        >>> env = RobotEnv(SafetyGate(robot, clock=clock), task="wave", loop=loop)
+        >>> run = RobotRun(env, SlowPolicy(lambda call: torch.zeros(2)))
+        >>> recorder = BackgroundRecorder(writer)
+        >>> run_strategy(ContinuousRecording(recorder, episode_s=1.0), run)
+        >>> [len(episode) for episode in writer.episodes]
+        [30, 30, 15]
     """
 
     def __init__(
@@ -168,7 +190,19 @@ class HighlightRecording(Recording):
         megabytes: of memory at most (10^6 bytes).
 
     Examples:
-        See the page "Robots" of the documentation.
+        >>> import torch
+        >>> from torchrl_vla.runtime import *
+        >>> from torchrl_vla.testing import *
+        >>> clock, writer = FakeClock(), FakeEpisodeWriter()
+        >>> robot = FakeRobot(clock=clock)
+        >>> loop = ControlLoop(30.0, duration_s=2.0, clock=clock)
+        >>> env = RobotEnv(SafetyGate(robot, clock=clock), task="wave", loop=loop)
+        >>> run = RobotRun(env, SlowPolicy(lambda call: torch.zeros(2)))
+        >>> recorder = BackgroundRecorder(writer)
+        >>> run.keys = ScriptedKeys({49: ["save"]})  # after 50 steps
+        >>> run_strategy(HighlightRecording(recorder, seconds=1.0), run)
+        >>> [len(episode) for episode in writer.episodes]
+        [40]
     """
 
     def __init__(
@@ -222,7 +256,24 @@ class CorrectionRecording(Recording):
             policy's frames are not recorded; False = everything is.
 
     Examples:
-        See the page "Robots" of the documentation.
+        >>> import torch
+        >>> from torchrl_vla.runtime import *
+        >>> from torchrl_vla.testing import *
+        >>> clock, writer = FakeClock(), FakeEpisodeWriter()
+        >>> robot = FakeRobot(clock=clock)
+        >>> loop = ControlLoop(30.0, duration_s=1.0, clock=clock)
+        >>> env = RobotEnv(SafetyGate(robot, clock=clock), task="wave", loop=loop)
+        >>> run = RobotRun(env, SlowPolicy(lambda call: torch.zeros(2)))
+        >>> recorder = BackgroundRecorder(writer)
+        >>> def correct(call):
+        ...     return torch.ones(2) if 10 <= call < 15 else None
+        >>> person = TeleoperatorPolicy(
+        ...     FakeTeleoperator(robot.metadata, correct), rate_hz=30.0
+        ... )
+        >>> run.policy = CorrectionPolicy(run.policy, person)
+        >>> run_strategy(CorrectionRecording(recorder, corrections_only=True), run)
+        >>> [len(episode) for episode in writer.episodes]
+        [5]
     """
 
     def __init__(
