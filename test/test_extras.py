@@ -26,8 +26,9 @@ from torchrl_vla.policies import (
     make_text_encoder,
 )
 from torchrl_vla.recipes import RunLog
-from torchrl_vla.runtime import LiveView
+from torchrl_vla.runtime import LiveView, RobotEnv
 from torchrl_vla.schema import MissingExtraError, RobotDatasetMetadata
+from torchrl_vla.testing import FakeRobot
 from torchrl_vla.transforms import OpenVLAImages
 
 METADATA = RobotDatasetMetadata("d", action_dim=2, control_frequency_hz=10.0)
@@ -105,7 +106,10 @@ ENTRY_POINTS = {
         ("transformers", "vlm"),
         lambda folder: make_text_encoder(str(folder)),
     ),
-    "LiveView": (("rerun", "rerun"), lambda folder: LiveView(METADATA)),
+    "LiveView": (
+        ("rerun", "rerun"),
+        lambda folder: LiveView(RobotEnv(FakeRobot(), task="wave")),
+    ),
     "write_video": (
         ("av", "video"),
         lambda folder: write_video(

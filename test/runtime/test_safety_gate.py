@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import ast
 import math
 import threading
 from collections import deque
 from dataclasses import replace
 from itertools import repeat
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensordict import TensorDict
 
+import torchrl_vla
 from torchrl_vla.runtime import (
     ActionOrigin,
     GateOptions,
@@ -468,3 +471,22 @@ def test_nothing_is_sent_after_a_stop_from_another_thread_has_returned():
         deque(sending, maxlen=0)
     thread.join()
     assert counts == [len(robot.sent)]
+
+
+def test_nothing_of_the_package_but_the_gate_sends_to_a_robot():
+    package = Path(torchrl_vla.__path__[0])
+    senders = {
+        (path.name, ast.unparse(node.func.value).removeprefix("self."))
+        for folder in ("runtime", "cli", "recipes", "evaluation")
+        for path in (package / folder).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr == "send"
+        and "socket" not in ast.unparse(node.func.value)
+    }
+    assert senders == {
+        ("safety_gate.py", "_robot"),
+        ("robot_env.py", "gate"),
+        ("handover.py", "gate"),
+    }

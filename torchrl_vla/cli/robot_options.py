@@ -35,7 +35,8 @@ class RobotOptions:
         gate: What the safety gate lets pass. Limits come from the robot.
         json: File that receives rate, latencies and interventions.
         html: File that receives the same as a page.
-        view: Show images and joint curves in the Rerun viewer (extra `rerun`).
+        view: Show images, joint curves and latencies in the Rerun viewer (extra
+            `rerun`).
         view_file: File (.rrd) that receives them, for the viewer to open later.
     """
 
@@ -88,7 +89,7 @@ class RobotOptions:
     def _open_view(self, run: robots.RobotRun) -> robots.LiveView | None:
         if not self.view and self.view_file is None:
             return None
-        view = robots.LiveView(run.robot_env.metadata, self.view_file)
+        view = robots.LiveView(run.robot_env, self.view_file)
         run.listeners.append(view)
         return view
 
