@@ -1,6 +1,6 @@
 """Hold a control rate in real time with a policy that takes 150 ms.
 
-    OMP_NUM_THREADS=1 python benchmarks/robot_realtime.py [--seconds 60] [--fifo] [--quick]
+    OMP_NUM_THREADS=1 python benchmarks/robot_realtime.py [--seconds 60] [--fifo]
 
 A flow policy is trained on the scripted demonstrations of the simulated SO-101 arm.
 It does not see the cubes: every call foresees a way to another place, so its chunks

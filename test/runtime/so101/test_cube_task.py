@@ -27,13 +27,13 @@ def test_cubes_lie_apart():
     for task in tasks:
         cubes = task.positions[6:].reshape(3, 7)[:, :2]
         distances = np.linalg.norm(cubes[:, None] - cubes, axis=-1)
-        assert distances[~np.eye(3, dtype=bool)].min() > 0.09
+        assert distances[~np.eye(3, dtype=bool)].min() > 0.07
 
 
 def test_the_goal_follows_the_named_cube_and_no_other():
     task = CubeTask(COLORS, "green", np.zeros(27))
     positions = np.zeros(27)
-    positions[13:16] = 0.2, 0.1, 0.0125  # of the second cube
-    assert task.goal(positions) == pytest.approx([0.2, 0.1, 0.0425])
+    positions[13:16] = 0.2, 0.1, 0.015  # of the second cube
+    assert task.goal(positions) == pytest.approx([0.2, 0.1, 0.045])
     assert task.is_done(np.array([0.2, 0.1, 0.02]), positions)
     assert not task.is_done(np.array([0.2, 0.1, 0.08]), positions)

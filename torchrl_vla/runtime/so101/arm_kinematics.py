@@ -34,8 +34,8 @@ class ArmKinematics:
         >>> kinematics.tip(joints).round(3) + 0.0
         array([0.2 , 0.1 , 0.05])
 
-    Source: S. Buss, "Introduction to inverse kinematics with Jacobian transpose,
-    pseudoinverse and damped least squares methods" (2004).
+    Source: Y. Nakamura and H. Hanafusa, "Inverse kinematic solutions with singularity
+    robustness for robot manipulator control" (1986).
     """
 
     def __init__(self, model: MjModel) -> None:

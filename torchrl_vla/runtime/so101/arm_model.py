@@ -33,7 +33,7 @@ PALETTE = {
     "blue": (0.1, 0.25, 0.9, 1.0),
 }
 #: Half the side of a cube in m.
-CUBE_HALF_M = 0.0125
+CUBE_HALF_M = 0.015
 #: Site between the tips of the jaws; its -z axis points out of the gripper.
 TIP_SITE = "tip"
 
@@ -96,7 +96,7 @@ def _compiled(colors: tuple[str, ...]) -> MjModel:
         rgba=[0.75, 0.72, 0.68, 1],
     )
     eye, target = np.array([0.55, 0.0, 0.42]), np.array([0.2, 0.0, 0.04])
-    world.add_camera(name="front", pos=eye, quat=_look(target - eye), fovy=42)
+    world.add_camera(name="front", pos=eye, quat=_look(target - eye), fovy=36)
     for color in colors:
         cube = world.add_body(name=color, pos=[0.3, 0, CUBE_HALF_M])
         cube.add_freejoint(name=color)

@@ -17,7 +17,7 @@ HOVER_M, TOLERANCE_M = 0.03, 0.03
 HOME = np.array([0.0, -85.0, 60.0, 60.0, 0.0, 60.0])
 
 _SPREAD_DEG = 4.0  # of the start around HOME
-_RADII_M, _ANGLE_RAD, _APART_M = (0.15, 0.24), 0.8, 0.09
+_RADII_M, _ANGLE_RAD, _APART_M = (0.15, 0.24), 0.65, 0.07
 _SHOULDER_X_M = 0.0388
 
 

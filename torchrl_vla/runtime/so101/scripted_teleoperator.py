@@ -87,6 +87,9 @@ class SO101Teleoperator(Teleoperator):
         step = np.clip(step, -self._max_step_deg, self._max_step_deg)
         return torch.tensor(np.clip(state + step, LOW, HIGH), dtype=torch.float32)
 
+    def follow(self, action: Tensor) -> None:
+        """Nothing is moved: a script has no device."""
+
     def disconnect(self) -> None:
         """End."""
         self._is_connected = False
