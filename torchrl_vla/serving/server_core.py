@@ -1,4 +1,4 @@
-"""What the protocols of a server share: policy, queue, sessions, answers."""
+"""Parts that the protocols of a server share: policy, queue, sessions, answers."""
 
 from __future__ import annotations
 

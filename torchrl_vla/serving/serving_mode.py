@@ -1,4 +1,4 @@
-"""What a policy is as one that is served: its manifest, and how many it serves."""
+"""Manifest of a policy that is served, and how many clients it may serve."""
 
 from __future__ import annotations
 
