@@ -11,6 +11,7 @@ take turns within one run, and first prove that they get the same chunk.
 
 from __future__ import annotations
 
+import gc
 import socket
 import subprocess
 import sys
@@ -102,6 +103,7 @@ def serve_openpi() -> None:
 def serve_ours() -> None:
     """Serve as `torchrl-vla serve` does."""
     server = PolicyServer(Constant(), options=ServerOptions(max_requests_per_s=1e9))
+    gc.freeze()
     print(server.start().address.rsplit(":", 1)[1], flush=True)
     threading.Event().wait()
 

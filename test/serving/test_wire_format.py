@@ -201,7 +201,7 @@ def test_a_boolean_is_zero_or_one():
 
 def test_complex_numbers_are_refused_where_they_are_sent():
     leaves = Leaves((), {("z",): torch.zeros(1, dtype=torch.complex64)})
-    with pytest.raises(WireError, match=r"at \('z',\\), got torch.complex64"):
+    with pytest.raises(WireError, match=r"at \('z',\), got torch.complex64"):
         CODEC.encode(Message("request", 1, {}, leaves))
 
 

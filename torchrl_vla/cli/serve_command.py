@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -85,6 +86,7 @@ class Serve:
         ended = threading.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: ended.set())
+        gc.freeze()  # what is loaded stays: no collection has to walk through it
         server.start()
         print(f"Serving {manifest.policy} ({manifest.mode}) at {server.address}")
         if token is None and self.host not in _LOOPBACK:

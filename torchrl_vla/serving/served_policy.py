@@ -102,7 +102,9 @@ class ServedPolicy:
             return [_failure(error)]
 
     def _call(self, leaves: Leaves) -> Leaves:
-        inputs = leaves.to_tensordict().to(self.manifest.device)
+        inputs = leaves.to_tensordict()
+        if self.manifest.device != "cpu":
+            inputs = inputs.to(self.manifest.device)
         with torch.no_grad(), set_interaction_type(InteractionType.DETERMINISTIC):
             written = self.policy(inputs)
         answer = Leaves.from_tensordict(written, self.policy.out_keys)

@@ -1,4 +1,4 @@
-"""Core of a server, which its protocols share: policy, queue, sessions, answers."""
+"""Parts that the protocols of a server share: policy, queue, sessions, answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Manifest of a policy that is served, and how many it serves at once."""
+"""Manifest of a policy that is served, and how many clients it may serve."""
 
 from __future__ import annotations
 

@@ -160,4 +160,5 @@ def audit(event: str, **facts: object) -> None:
         event: what happened.
         facts: about it; no observation, no action and no token.
     """
-    _audit_log.info("%s", json.dumps({"event": event, **facts}))
+    if _audit_log.isEnabledFor(logging.INFO):
+        _audit_log.info("%s", json.dumps({"event": event, **facts}))
