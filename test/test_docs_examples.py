@@ -9,7 +9,8 @@ import pytest
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = (
-    *("action_tokens.md", "collectors.md", "language.md", "own_data.md"),
+    *("action_tokens.md", "collectors.md", "experience.md", "language.md"),
+    "own_data.md",
     *("own_environment.md", "own_policy.md", "profiling.md", "vlm.md"),
 )
 NEEDS = {"action_tokens.md": "tokenizers", "vlm.md": "transformers"}

@@ -144,13 +144,13 @@ class Residual(OffPolicy):
 
     Args:
         bound: Largest correction of a number, in the policy's space.
-        initial_std: First standard deviation of the correction, in units of the bound.
+        exploration_std: First standard deviation of the correction, in units of the bound.
         initial_alpha: First weight of the entropy.
         entropy_in_target: True = targets contain the entropy of what follows.
     """
 
     bound: float = 0.5
-    initial_std: float = 0.5
+    exploration_std: float = 0.5
     initial_alpha: float = 0.01
     entropy_in_target: bool = False
 
@@ -169,13 +169,13 @@ class NoiseSpace(OffPolicy):
 
     Args:
         bound: Largest magnitude of a number of the noise.
-        initial_std: First standard deviation of the noise, in units of the bound.
+        exploration_std: First standard deviation of the noise, in units of the bound.
         initial_alpha: First weight of the entropy.
         entropy_in_target: True = targets contain the entropy of what follows.
     """
 
     bound: float = 1.5
-    initial_std: float = 0.7
+    exploration_std: float = 0.7
     initial_alpha: float = 0.01
     entropy_in_target: bool = False
     action_key: ClassVar[str] = "chunk_noise"

@@ -190,7 +190,8 @@ class OffPolicyLearner:
         if not self.made.keeps_observations:
             seen = [name for name in seen if name not in policy.in_keys]
         rows = TensorDict(
-            root.select(*seen, strict=False).to_dict(), batch_size=[len(decisions)]
+            root.select(*seen, strict=False).exclude(CANDIDATE_CHUNKS_KEY).to_dict(),
+            batch_size=[len(decisions)],
         )
         rows.set(key, decisions[key])
         following = after.select(*seen, strict=False).to_dict()

@@ -127,7 +127,7 @@ def _sizes(algorithm: OffPolicy, replan_interval: int | None) -> ChunkCriticConf
 
 
 def _head(algorithm: Residual | NoiseSpace) -> HeadConfig:
-    return HeadConfig(hidden=algorithm.hidden, initial_std=algorithm.initial_std)
+    return HeadConfig(hidden=algorithm.hidden, initial_std=algorithm.exploration_std)
 
 
 def _backup(algorithm: OffPolicy) -> BackupConfig:
