@@ -144,7 +144,8 @@ class Residual(OffPolicy):
 
     Args:
         bound: Largest correction of a number, in the policy's space.
-        exploration_std: First standard deviation of the correction, in units of the bound.
+        exploration_std: First standard deviation of the correction, in units of
+            ``bound``.
         initial_alpha: First weight of the entropy.
         entropy_in_target: True = targets contain the entropy of what follows.
     """
@@ -169,7 +170,7 @@ class NoiseSpace(OffPolicy):
 
     Args:
         bound: Largest magnitude of a number of the noise.
-        exploration_std: First standard deviation of the noise, in units of the bound.
+        exploration_std: First standard deviation of the noise, in units of ``bound``.
         initial_alpha: First weight of the entropy.
         entropy_in_target: True = targets contain the entropy of what follows.
     """
