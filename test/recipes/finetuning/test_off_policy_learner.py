@@ -211,6 +211,17 @@ def test_stored_chunks_are_those_that_the_policy_sampled(dataset, tmp_path):
     torch.testing.assert_close(base["action_chunk"], rows["base_chunk"])
 
 
+def test_as_many_actions_count_as_the_policy_inside_wants_executed(dataset, tmp_path):
+    policy, space = parts(dataset, "residual")
+    policy.n_action_steps = 3  # as LeRobot's policies have
+    settings = replace(SETTINGS, algorithm=ALGORITHMS["residual"])
+    learner = OffPolicyLearner(policy, space, settings, dataset, make_env(), tmp_path)
+    assert learner.policy.n_action_steps == 3
+    assert learner.made.critic.planned.tolist() == [True, True, True, False]
+    learner.begin()
+    assert learner.replay.sample(64)["next", "executed_steps"].max() == 3
+
+
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
