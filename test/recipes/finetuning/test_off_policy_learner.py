@@ -222,6 +222,15 @@ def test_as_many_actions_count_as_the_policy_inside_wants_executed(dataset, tmp_
     assert learner.replay.sample(64)["next", "executed_steps"].max() == 3
 
 
+def test_the_entropy_that_is_aimed_at_is_in_units_of_the_bound(dataset, tmp_path):
+    """One nat below that of a unit per number: else a small bound cannot reach it."""
+    learner = make_learner(dataset, "residual", tmp_path, bound=0.1)
+    by_hand = 4 * 2 * (-2.302585 - 1)  # of four actions of two numbers
+    assert learner.loss.entropy.target == pytest.approx(by_hand)
+    rlpd = make_learner(dataset, "rlpd", tmp_path)
+    assert rlpd.loss.entropy.target == -8.0
+
+
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [

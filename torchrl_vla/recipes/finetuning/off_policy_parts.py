@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from torch import nn
@@ -98,7 +99,7 @@ def make_residual(
     around = make_residual_policy(
         policy, env, bound=algorithm.bound, head=_head(algorithm)
     )
-    loss = _soft(algorithm, around, critic)
+    loss = _soft(algorithm, around, critic, algorithm.bound)
     return OffPolicyParts(around, critic, loss, around, around, not around.frozen)
 
 
@@ -114,7 +115,7 @@ def make_noise_space(
     )
     sizes = _sizes(algorithm, replan_interval)
     critic = make_chunk_critic(policy, env, sizes, action_key=algorithm.action_key)
-    loss = _soft(algorithm, around, critic)
+    loss = _soft(algorithm, around, critic, algorithm.bound)
     return OffPolicyParts(around, critic, loss, around, around, not around.frozen)
 
 
@@ -142,13 +143,17 @@ def _soft(
     algorithm: RLPD | Residual | NoiseSpace,
     policy: VLAWrapperBase,
     critic: ChunkCritic,
+    bound: float = 1.0,
 ) -> ChunkSACLoss:
+    """Return the loss; the entropy that it aims at is in units of the bound."""
+    numbers = int(critic.planned.sum()) * policy.action_dim
     loss = ChunkSACLoss(
         policy,
         critic,
         backup=_backup(algorithm),
         entropy=EntropyConfig(
             initial_alpha=algorithm.initial_alpha,
+            target=numbers * (math.log(bound) - 1.0),
             in_backup=algorithm.entropy_in_target,
         ),
     )
