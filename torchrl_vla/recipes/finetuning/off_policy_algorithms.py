@@ -36,6 +36,10 @@ class OffPolicy:
         target_members: Members, drawn anew for each batch, whose least value is the
             target.
         hidden: Width of the critics and of a small actor.
+        train_encoder: True = critic and small actor learn features of their own from
+            the observations, beginning with the policy's; False = they read the
+            policy's features, computed once. A policy that mistakes what it sees needs
+            it; it costs an encoder's passes in each step, and images in the replay.
         critic_lr: Learning rate of the critic.
         tau: How far the target critic moves towards the critic in each step.
         truncated_is_failure: True = an episode that ran out of time counts as a
@@ -53,6 +57,7 @@ class OffPolicy:
     members: int = 5
     target_members: int = 2
     hidden: int = 256
+    train_encoder: bool = False
     critic_lr: float = 3e-4
     tau: float = 0.005
     truncated_is_failure: bool = True

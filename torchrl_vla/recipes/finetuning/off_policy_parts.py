@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 from torchrl.envs import EnvBase
@@ -71,7 +72,8 @@ def make_rlpd(
                 f"gradient, got {type(policy).__name__}. Call to_stochastic on a "
                 "regression policy; or use Residual, or NoiseSpace for a flow."
             )
-    critic = make_chunk_critic(policy, env, _sizes(algorithm, replan_interval))
+    options = _critic_options(algorithm, replan_interval)
+    critic = make_chunk_critic(policy, env, **options)
     loss = _soft(algorithm, policy, critic)
     return OffPolicyParts(policy, critic, loss, policy, critic.encoder, True)
 
@@ -80,7 +82,8 @@ def make_qc(
     algorithm: QC, policy: VLAWrapperBase, env: EnvBase, replan_interval: int | None
 ) -> OffPolicyParts:
     """Return the best of N around a policy, and the critic's loss."""
-    critic = make_chunk_critic(policy, env, _sizes(algorithm, replan_interval))
+    options = _critic_options(algorithm, replan_interval)
+    critic = make_chunk_critic(policy, env, **options)
     best = make_best_of_n(policy, critic, algorithm.num_samples)
     loss = QChunkingLoss(
         policy, critic, num_samples=algorithm.num_samples, backup=_backup(algorithm)
@@ -95,9 +98,14 @@ def make_residual(
     replan_interval: int | None,
 ) -> OffPolicyParts:
     """Return the residual policy, and soft actor-critic."""
-    critic = make_chunk_critic(policy, env, _sizes(algorithm, replan_interval))
+    options = _critic_options(algorithm, replan_interval)
+    critic = make_chunk_critic(policy, env, **options)
     around = make_residual_policy(
-        policy, env, bound=algorithm.bound, head=_head(algorithm)
+        policy,
+        env,
+        bound=algorithm.bound,
+        head=_head(algorithm),
+        frozen=not algorithm.train_encoder,
     )
     loss = _soft(algorithm, around, critic, algorithm.bound)
     return OffPolicyParts(around, critic, loss, around, around, not around.frozen)
@@ -111,20 +119,30 @@ def make_noise_space(
 ) -> OffPolicyParts:
     """Return the noise-space policy, and soft actor-critic."""
     around = make_noise_space_policy(
-        policy, env, bound=algorithm.bound, head=_head(algorithm)
+        policy,
+        env,
+        bound=algorithm.bound,
+        head=_head(algorithm),
+        frozen=not algorithm.train_encoder,
     )
-    sizes = _sizes(algorithm, replan_interval)
-    critic = make_chunk_critic(policy, env, sizes, action_key=algorithm.action_key)
+    options = _critic_options(algorithm, replan_interval)
+    critic = make_chunk_critic(policy, env, **options)
     loss = _soft(algorithm, around, critic, algorithm.bound)
     return OffPolicyParts(around, critic, loss, around, around, not around.frozen)
 
 
-def _sizes(algorithm: OffPolicy, replan_interval: int | None) -> ChunkCriticConfig:
-    return ChunkCriticConfig(
-        members=algorithm.members,
-        hidden=algorithm.hidden,
-        replan_interval=replan_interval,
-    )
+def _critic_options(
+    algorithm: OffPolicy, replan_interval: int | None
+) -> dict[str, Any]:
+    return {
+        "config": ChunkCriticConfig(
+            members=algorithm.members,
+            hidden=algorithm.hidden,
+            replan_interval=replan_interval,
+        ),
+        "action_key": algorithm.action_key,
+        "frozen": not algorithm.train_encoder,
+    }
 
 
 def _head(algorithm: Residual | NoiseSpace) -> HeadConfig:
