@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
-from tensordict import NestedKey, TensorDictBase
+from tensordict import NestedKey
 from torchrl.envs import EnvBase
 
 from torchrl_vla.errors import SettingsError
@@ -22,16 +20,6 @@ from torchrl_vla.policies.steering.steering_policy import SteeringPolicy
 from torchrl_vla.policies.stochastic_policy import StochasticVLAWrapper
 from torchrl_vla.policies.vla_policy import VLAWrapperBase
 from torchrl_vla.schema import ACTION_CHUNK_KEY
-
-
-class StoresFeatures(Protocol):
-    """What completes rows of a replay with what its frozen parts make of them."""
-
-    #: True = an update needs nothing else of an observation.
-    frozen: bool
-
-    def store(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Write features; return the same tensordict."""
 
 
 def make_chunk_critic(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
+from tensordict import TensorDictBase
 from torch import nn
 from torchrl.envs import EnvBase
 
@@ -21,7 +22,6 @@ from torchrl_vla.policies import (
     ChunkCriticConfig,
     HeadConfig,
     StochasticVLAWrapper,
-    StoresFeatures,
     VLAWrapperBase,
     make_best_of_n,
     make_chunk_critic,
@@ -36,6 +36,13 @@ from torchrl_vla.recipes.finetuning.off_policy_algorithms import (
     OffPolicy,
     Residual,
 )
+
+
+class Stores(Protocol):
+    """What completes rows of a replay with what frozen parts make of them."""
+
+    def store(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Write features; return the same tensordict."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +62,7 @@ class OffPolicyParts:
     critic: nn.Module
     loss: ChunkQLoss
     actor: nn.Module | None
-    stores: StoresFeatures
+    stores: Stores
     keeps_observations: bool
 
 
