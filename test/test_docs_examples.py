@@ -9,9 +9,9 @@ import pytest
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = (
-    *("action_tokens.md", "collectors.md", "language.md", "own_data.md"),
-    *("own_environment.md", "own_policy.md", "profiling.md", "robots.md"),
-    *("serving.md", "vlm.md"),
+    *("action_tokens.md", "collectors.md", "experience.md", "language.md"),
+    *("own_data.md", "own_environment.md", "own_policy.md", "profiling.md"),
+    *("robots.md", "serving.md", "vlm.md"),
 )
 NEEDS = {
     "action_tokens.md": "tokenizers",

@@ -62,6 +62,41 @@ def test_train_and_finetune_make_a_chain(
     assert main(["evaluate", *record, *SMALL]) == 0
 
 
+@pytest.mark.parametrize(
+    ("head", "algorithm", "cls"),
+    [
+        ("regression", "residual", "ResidualPolicy"),
+        ("regression", "rlpd", "TinyGaussianVLA"),
+        ("flow", "dsrl", "NoiseSpacePolicy"),
+        ("flow", "qc", "BestOfN"),
+    ],
+)
+def test_off_policy_algorithms_make_policies_that_are_evaluated(
+    dataset, tmp_path, capsys, head, algorithm, cls
+):
+    policy, folder = tmp_path / "policy", tmp_path / "finetuned"
+    assert train(dataset, policy, head) == 0
+    paths = ["--policy", str(policy), "--folder", str(folder)]
+    options = ["--algorithm", algorithm, "--iterations", "1", "--eval-episodes", "4"]
+    options += ["--minibatch-size", "8", "--members", "2", "--hidden", "8"]
+    options += ["--updates-per-decision", "0.1"]
+    if algorithm != "dsrl":
+        options += ["--demonstrations", str(dataset), "--warm-up", "1"]
+    assert main(["finetune", *paths, *SMALL, *options]) == 0
+    assert "before" in capsys.readouterr().out
+    assert type(load_checkpoint(folder / "policy")[0]).__name__ == cls
+    record = ["--policy", str(folder / "policy"), "--episodes", "4"]
+    assert main(["evaluate", *record, *SMALL]) == 0
+
+
+def test_noise_of_a_policy_that_is_kept_is_refused(dataset, tmp_path, capsys):
+    policy = tmp_path / "policy"
+    train(dataset, policy, "regression")
+    options = ["--algorithm", "residual", "--initial-std", "0.3"]
+    assert finetune(policy, tmp_path / "finetuned", *options) != 0
+    assert "expected neither --initial-std of a Gaussian" in capsys.readouterr().err
+
+
 def test_a_finetuning_is_resumed_and_other_settings_are_refused(
     dataset, tmp_path, capsys
 ):

@@ -27,9 +27,9 @@ class OnlineReplay:
     training that is killed goes on with the rows and the shares of an uninterrupted
     one. Segments that are newer than a state are removed when it is read.
 
-    Each source keeps its newest segments up to ``capacity`` rows, in memory and, after
-    :meth:`prune`, on disk: ``len(shares) * capacity`` rows and one segment more are the
-    most that it takes.
+    Each source keeps its newest segments up to ``capacity`` rows. On disk that is,
+    after :meth:`prune`, all that it takes; in memory, where rows have room to grow, at
+    most twice that and one segment.
 
     Note:
         Over any number of draws, each source has contributed its share of the rows to
@@ -256,7 +256,8 @@ def _tensors(rows: TensorDictBase) -> dict[str, Tensor]:
                 f"OnlineReplay: expected tensors, got {type(value).__name__} at "
                 f"{key!r}. Turn text into ids with an InstructionTable."
             )
-        flat[name] = value.detach().cpu().contiguous()
+        # A slice of a larger tensor would be written with all of it.
+        flat[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
     return flat
 
 

@@ -81,7 +81,6 @@ from torchrl_vla.policies.steering.one_step_policy import OneStepPolicy
 from torchrl_vla.policies.steering.residual_policy import ResidualPolicy
 from torchrl_vla.policies.steering.squashed_chunk import SquashedChunkDistribution
 from torchrl_vla.policies.steering.steered_policies import (
-    StoresFeatures,
     make_best_of_n,
     make_chunk_critic,
     make_noise_space_policy,
@@ -171,7 +170,6 @@ __all__ = [
     "StdConfig",
     "SteeringPolicy",
     "StochasticVLAWrapper",
-    "StoresFeatures",
     "TextEncoder",
     "TextFeature",
     "TimmImageEncoder",

@@ -181,11 +181,21 @@ def make_critic_for(env: EnvBase) -> TensorDictModuleBase:
     return TinyCritic.from_env(env)
 
 
-def observation_encoder(policy: nn.Module, env: EnvBase) -> ObservationEncoder:
+def observation_encoder(
+    policy: nn.Module, env: EnvBase, *, frozen: bool = True
+) -> ObservationEncoder:
     """Return an encoder for the critic or the small actor around a policy.
 
-    That of a tiny policy computes its features and is frozen; for any other policy it
-    is an untrained one of the environment's observations, and is trained.
+    That of a tiny policy begins with its features; for any other policy it is an
+    untrained one of the environment's observations.
+
+    Args:
+        policy: that is acted around.
+        env: whose observations it reads.
+
+    Keyword Args:
+        frozen: True = a tiny policy's features are not trained. An untrained encoder
+            always is.
 
     Raises:
         SchemaError: the environment writes no instruction.
@@ -193,9 +203,9 @@ def observation_encoder(policy: nn.Module, env: EnvBase) -> ObservationEncoder:
     inside = uncompiled(policy)
     match inside:
         case TinyPolicy():
-            return ObservationEncoder.from_policy(inside)
+            return ObservationEncoder.from_policy(inside, frozen=frozen)
         case GaussianAround():
-            return observation_encoder(inside.policy, env)
+            return observation_encoder(inside.policy, env, frozen=frozen)
     critic = TinyCritic.from_env(env)
     encoder = ObservationEncoder(
         critic.backbone.config, keys=critic.backbone.keys, frozen=False

@@ -31,6 +31,7 @@ from torchrl_vla.recipes.finetuning.demonstration_decisions import (
     demonstration_decisions,
 )
 from torchrl_vla.recipes.finetuning.off_policy_learner import OffPolicyLearner
+from torchrl_vla.recipes.finetuning.rollouts import Rollouts, make_decision_env
 from torchrl_vla.schema import mark_space
 
 SMALL = {"members": 3, "hidden": 16, "updates_per_decision": 0.5}
@@ -199,8 +200,6 @@ def test_demonstrations_become_decisions_by_hand(dataset):
 def test_stored_chunks_are_those_that_the_policy_sampled(dataset, tmp_path):
     """In model space: scaled to the robot's, a critic would value other numbers."""
     learner = make_learner(dataset, "residual", tmp_path, bound=0.5)
-    from torchrl_vla.recipes.finetuning.rollouts import Rollouts, make_decision_env
-
     _, space = parts(dataset, "residual")
     env = make_decision_env(make_env(), space, chunk_size=4)
     rollout = Rollouts(env, learner.policy, 3).collect(1)
@@ -209,6 +208,50 @@ def test_stored_chunks_are_those_that_the_policy_sampled(dataset, tmp_path):
     assert 0.1 < apart.max() <= 0.5
     base = learner.policy.policy(rollout.reshape(-1).select(*learner.policy.in_keys))
     torch.testing.assert_close(base["action_chunk"], rows["base_chunk"])
+
+
+def test_as_many_actions_count_as_the_policy_inside_wants_executed(dataset, tmp_path):
+    policy, space = parts(dataset, "residual")
+    policy.n_action_steps = 3  # as LeRobot's policies have
+    settings = replace(SETTINGS, algorithm=ALGORITHMS["residual"])
+    learner = OffPolicyLearner(policy, space, settings, dataset, make_env(), tmp_path)
+    assert learner.policy.n_action_steps == 3
+    assert learner.made.critic.planned.tolist() == [True, True, True, False]
+    learner.begin()
+    assert learner.replay.sample(64)["next", "executed_steps"].max() == 3
+
+
+@pytest.mark.parametrize("name", ["residual", "dsrl"])
+def test_an_encoder_that_is_trained_begins_with_the_policys_features(
+    name, dataset, tmp_path
+):
+    learner = make_learner(
+        dataset, name, tmp_path, train_encoder=True, warm_up=0, demonstration_share=0.5
+    )
+    encoders = [learner.policy.encoder, learner.made.critic.encoder]
+    with torch.no_grad():
+        seen = learner.policy.policy.backbone.entry.weight.clone()
+    assert all(torch.equal(e.backbone.entry.weight, seen) for e in encoders)
+    _, space = parts(dataset, name)
+    env = make_decision_env(make_env(), space, chunk_size=4)
+    learner.begin()
+    learner.learn(Rollouts(env, learner.policy, 3).collect(1), 1)
+    batch = learner.replay.sample(4)
+    assert "observation_features" not in batch
+    assert batch["next", "observation", "image"].dtype == torch.uint8
+    for _ in range(3):  # the actor's last layer is 0 at first, and hides its encoder
+        learner._step("here")
+    assert not any(torch.equal(e.backbone.entry.weight, seen) for e in encoders)
+    assert torch.equal(learner.policy.policy.backbone.entry.weight, seen)
+
+
+def test_the_entropy_that_is_aimed_at_is_in_units_of_the_bound(dataset, tmp_path):
+    """One nat below that of a unit per number: else a small bound cannot reach it."""
+    learner = make_learner(dataset, "residual", tmp_path, bound=0.1)
+    by_hand = 4 * 2 * (-2.302585 - 1)  # of four actions of two numbers
+    assert learner.loss.entropy.target == pytest.approx(by_hand)
+    rlpd = make_learner(dataset, "rlpd", tmp_path)
+    assert rlpd.loss.entropy.target == -8.0
 
 
 @pytest.mark.parametrize(

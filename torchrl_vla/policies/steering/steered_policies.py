@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
-from tensordict import NestedKey, TensorDictBase
+from tensordict import NestedKey
 from torchrl.envs import EnvBase
 
 from torchrl_vla.errors import SettingsError
@@ -24,22 +22,13 @@ from torchrl_vla.policies.vla_policy import VLAWrapperBase
 from torchrl_vla.schema import ACTION_CHUNK_KEY
 
 
-class StoresFeatures(Protocol):
-    """What completes rows of a replay with what its frozen parts make of them."""
-
-    #: True = an update needs nothing else of an observation.
-    frozen: bool
-
-    def store(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Write features; return the same tensordict."""
-
-
 def make_chunk_critic(
     policy: VLAWrapperBase,
     env: EnvBase,
     config: ChunkCriticConfig = ChunkCriticConfig(),
     *,
     action_key: NestedKey = ACTION_CHUNK_KEY,
+    frozen: bool = True,
 ) -> TinyChunkCritic:
     """Return an untrained critic of a policy's chunks.
 
@@ -53,9 +42,10 @@ def make_chunk_critic(
 
     Keyword Args:
         action_key: the entry that is valued.
+        frozen: True = a tiny policy's features are not trained.
     """
     return TinyChunkCritic(
-        observation_encoder(policy, env),
+        observation_encoder(policy, env, frozen=frozen),
         action_dim=policy.action_dim,
         chunk_size=policy.chunk_size,
         config=config,
@@ -69,9 +59,10 @@ def make_residual_policy(
     *,
     bound: float,
     head: HeadConfig = HeadConfig(),
+    frozen: bool = True,
 ) -> SteeringPolicy:
     """Return an untrained :class:`ResidualPolicy` around a policy of any kind."""
-    encoder = observation_encoder(policy, env)
+    encoder = observation_encoder(policy, env, frozen=frozen)
     return ResidualPolicy(policy, encoder, bound=float(bound), head=head)
 
 
@@ -81,6 +72,7 @@ def make_noise_space_policy(
     *,
     bound: float,
     head: HeadConfig = HeadConfig(),
+    frozen: bool = True,
 ) -> SteeringPolicy:
     """Return an untrained :class:`NoiseSpacePolicy` around a denoising policy.
 
@@ -89,7 +81,7 @@ def make_noise_space_policy(
     """
     match policy:
         case DenoisingVLAWrapper():
-            encoder = observation_encoder(policy, env)
+            encoder = observation_encoder(policy, env, frozen=frozen)
             return NoiseSpacePolicy(policy, encoder, bound=bound, head=head)
     raise SettingsError(
         "make_noise_space_policy: expected a flow or diffusion policy, which starts "

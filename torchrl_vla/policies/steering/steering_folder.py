@@ -39,7 +39,7 @@ class _Stored(TypedDict):
     arguments: dict[str, object]
 
 
-class HasTable(Protocol):
+class HasInstructions(Protocol):
     """A module with the table that gives instruction ids their texts."""
 
     instructions: InstructionTable | None
@@ -86,7 +86,7 @@ def describe_steering(
 
 
 def write_steering(
-    folder: Path, policy: HasTable, config: dict[str, object], inside: Writes
+    folder: Path, policy: HasInstructions, config: dict[str, object], inside: Writes
 ) -> None:
     """Write a policy's folder, with the policy inside below it.
 
@@ -148,5 +148,5 @@ def read_steering(folder: Path, load: Callable[[Path], nn.Module]) -> nn.Module:
             raise KeyError(*sorted(own ^ weights.keys())[:4])
         policy.load_state_dict(cast("dict[str, Tensor]", weights), strict=False)
     if table is not None:
-        cast(HasTable, policy).instructions = table
+        cast(HasInstructions, policy).instructions = table
     return policy

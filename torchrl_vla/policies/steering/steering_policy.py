@@ -86,6 +86,11 @@ class SteeringPolicy(ContinuousVLAWrapper):
         self.policy.training_metadata = metadata
 
     @property
+    def n_action_steps(self) -> int | None:
+        """Actions of a chunk that the policy inside wants executed; None = all."""
+        return declared(self.policy, "n_action_steps", None)
+
+    @property
     def instructions(self) -> InstructionTable | None:
         """The inner policy's table that gives instruction ids their texts."""
         return declared(self.policy, "instructions", None)

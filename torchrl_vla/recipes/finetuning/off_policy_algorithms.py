@@ -36,6 +36,10 @@ class OffPolicy:
         target_members: Members, drawn anew for each batch, whose least value is the
             target.
         hidden: Width of the critics and of a small actor.
+        train_encoder: True = critic and small actor learn features of their own from
+            the observations, beginning with the policy's; False = they read the
+            policy's features, computed once. A policy that mistakes what it sees needs
+            it; it costs an encoder's passes in each step, and images in the replay.
         critic_lr: Learning rate of the critic.
         tau: How far the target critic moves towards the critic in each step.
         truncated_is_failure: True = an episode that ran out of time counts as a
@@ -53,6 +57,7 @@ class OffPolicy:
     members: int = 5
     target_members: int = 2
     hidden: int = 256
+    train_encoder: bool = False
     critic_lr: float = 3e-4
     tau: float = 0.005
     truncated_is_failure: bool = True
@@ -144,13 +149,14 @@ class Residual(OffPolicy):
 
     Args:
         bound: Largest correction of a number, in the policy's space.
-        initial_std: First standard deviation of the correction, in units of the bound.
+        exploration_std: First standard deviation of the correction, in units of
+            ``bound``.
         initial_alpha: First weight of the entropy.
         entropy_in_target: True = targets contain the entropy of what follows.
     """
 
     bound: float = 0.5
-    initial_std: float = 0.5
+    exploration_std: float = 0.5
     initial_alpha: float = 0.01
     entropy_in_target: bool = False
 
@@ -169,13 +175,13 @@ class NoiseSpace(OffPolicy):
 
     Args:
         bound: Largest magnitude of a number of the noise.
-        initial_std: First standard deviation of the noise, in units of the bound.
+        exploration_std: First standard deviation of the noise, in units of ``bound``.
         initial_alpha: First weight of the entropy.
         entropy_in_target: True = targets contain the entropy of what follows.
     """
 
     bound: float = 1.5
-    initial_std: float = 0.7
+    exploration_std: float = 0.7
     initial_alpha: float = 0.01
     entropy_in_target: bool = False
     action_key: ClassVar[str] = "chunk_noise"

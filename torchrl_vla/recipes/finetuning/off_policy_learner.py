@@ -16,6 +16,7 @@ from torchrl_vla.data import OnlineReplay
 from torchrl_vla.distributed import Ranks
 from torchrl_vla.policies import VLAWrapperBase
 from torchrl_vla.profiling import Sections
+from torchrl_vla.recipes.checkpoints import interval_of
 from torchrl_vla.recipes.dataset_opening import Demonstrations
 from torchrl_vla.recipes.finetuning.advantage_estimation import count_outcomes
 from torchrl_vla.recipes.finetuning.demonstration_decisions import (
@@ -84,9 +85,11 @@ class OffPolicyLearner:
         self.section = sections.section
         self.ranks = Ranks.current()
         _check(settings, demonstrations, self.ranks)
+        #: Actions that are executed per decision; None = whole chunks.
+        self.executed = interval_of(policy, settings.replan_interval)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
-            made = algorithm.make_parts(policy, env, settings.replan_interval)
+            made = algorithm.make_parts(policy, env, self.executed)
         device = next(policy.parameters()).device
         self.policy = made.policy.to(device)
         self.made, self.loss = made, made.loss.to(device)
@@ -118,8 +121,8 @@ class OffPolicyLearner:
         if known is not None:
             sides = ("the policy's training data", "the demonstrations")
             known.check_compatible(demonstrations.metadata, sides=sides)
-        executed = self.settings.replan_interval
-        for rows in demonstration_decisions(policy, space, demonstrations, executed):
+        frames = demonstration_decisions(policy, space, demonstrations, self.executed)
+        for rows in frames:
             self.replay.add(_DEMONSTRATIONS, self._complete(rows))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(iteration_seed(self.settings.seed, 0))
@@ -190,7 +193,8 @@ class OffPolicyLearner:
         if not self.made.keeps_observations:
             seen = [name for name in seen if name not in policy.in_keys]
         rows = TensorDict(
-            root.select(*seen, strict=False).to_dict(), batch_size=[len(decisions)]
+            root.select(*seen, strict=False).exclude(CANDIDATE_CHUNKS_KEY).to_dict(),
+            batch_size=[len(decisions)],
         )
         rows.set(key, decisions[key])
         following = after.select(*seen, strict=False).to_dict()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any, Protocol
 
+from tensordict import TensorDictBase
 from torch import nn
 from torchrl.envs import EnvBase
 
@@ -19,7 +22,6 @@ from torchrl_vla.policies import (
     ChunkCriticConfig,
     HeadConfig,
     StochasticVLAWrapper,
-    StoresFeatures,
     VLAWrapperBase,
     make_best_of_n,
     make_chunk_critic,
@@ -34,6 +36,13 @@ from torchrl_vla.recipes.finetuning.off_policy_algorithms import (
     OffPolicy,
     Residual,
 )
+
+
+class Stores(Protocol):
+    """What completes rows of a replay with what frozen parts make of them."""
+
+    def store(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Write features; return the same tensordict."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +62,7 @@ class OffPolicyParts:
     critic: nn.Module
     loss: ChunkQLoss
     actor: nn.Module | None
-    stores: StoresFeatures
+    stores: Stores
     keeps_observations: bool
 
 
@@ -70,7 +79,8 @@ def make_rlpd(
                 f"gradient, got {type(policy).__name__}. Call to_stochastic on a "
                 "regression policy; or use Residual, or NoiseSpace for a flow."
             )
-    critic = make_chunk_critic(policy, env, _sizes(algorithm, replan_interval))
+    options = _critic_options(algorithm, replan_interval)
+    critic = make_chunk_critic(policy, env, **options)
     loss = _soft(algorithm, policy, critic)
     return OffPolicyParts(policy, critic, loss, policy, critic.encoder, True)
 
@@ -79,7 +89,8 @@ def make_qc(
     algorithm: QC, policy: VLAWrapperBase, env: EnvBase, replan_interval: int | None
 ) -> OffPolicyParts:
     """Return the best of N around a policy, and the critic's loss."""
-    critic = make_chunk_critic(policy, env, _sizes(algorithm, replan_interval))
+    options = _critic_options(algorithm, replan_interval)
+    critic = make_chunk_critic(policy, env, **options)
     best = make_best_of_n(policy, critic, algorithm.num_samples)
     loss = QChunkingLoss(
         policy, critic, num_samples=algorithm.num_samples, backup=_backup(algorithm)
@@ -94,11 +105,16 @@ def make_residual(
     replan_interval: int | None,
 ) -> OffPolicyParts:
     """Return the residual policy, and soft actor-critic."""
-    critic = make_chunk_critic(policy, env, _sizes(algorithm, replan_interval))
+    options = _critic_options(algorithm, replan_interval)
+    critic = make_chunk_critic(policy, env, **options)
     around = make_residual_policy(
-        policy, env, bound=algorithm.bound, head=_head(algorithm)
+        policy,
+        env,
+        bound=algorithm.bound,
+        head=_head(algorithm),
+        frozen=not algorithm.train_encoder,
     )
-    loss = _soft(algorithm, around, critic)
+    loss = _soft(algorithm, around, critic, algorithm.bound)
     return OffPolicyParts(around, critic, loss, around, around, not around.frozen)
 
 
@@ -110,24 +126,34 @@ def make_noise_space(
 ) -> OffPolicyParts:
     """Return the noise-space policy, and soft actor-critic."""
     around = make_noise_space_policy(
-        policy, env, bound=algorithm.bound, head=_head(algorithm)
+        policy,
+        env,
+        bound=algorithm.bound,
+        head=_head(algorithm),
+        frozen=not algorithm.train_encoder,
     )
-    sizes = _sizes(algorithm, replan_interval)
-    critic = make_chunk_critic(policy, env, sizes, action_key=algorithm.action_key)
-    loss = _soft(algorithm, around, critic)
+    options = _critic_options(algorithm, replan_interval)
+    critic = make_chunk_critic(policy, env, **options)
+    loss = _soft(algorithm, around, critic, algorithm.bound)
     return OffPolicyParts(around, critic, loss, around, around, not around.frozen)
 
 
-def _sizes(algorithm: OffPolicy, replan_interval: int | None) -> ChunkCriticConfig:
-    return ChunkCriticConfig(
-        members=algorithm.members,
-        hidden=algorithm.hidden,
-        replan_interval=replan_interval,
-    )
+def _critic_options(
+    algorithm: OffPolicy, replan_interval: int | None
+) -> dict[str, Any]:
+    return {
+        "config": ChunkCriticConfig(
+            members=algorithm.members,
+            hidden=algorithm.hidden,
+            replan_interval=replan_interval,
+        ),
+        "action_key": algorithm.action_key,
+        "frozen": not algorithm.train_encoder,
+    }
 
 
 def _head(algorithm: Residual | NoiseSpace) -> HeadConfig:
-    return HeadConfig(hidden=algorithm.hidden, initial_std=algorithm.initial_std)
+    return HeadConfig(hidden=algorithm.hidden, initial_std=algorithm.exploration_std)
 
 
 def _backup(algorithm: OffPolicy) -> BackupConfig:
@@ -142,13 +168,17 @@ def _soft(
     algorithm: RLPD | Residual | NoiseSpace,
     policy: VLAWrapperBase,
     critic: ChunkCritic,
+    bound: float = 1.0,
 ) -> ChunkSACLoss:
+    """Return the loss; the entropy that it aims at is in units of the bound."""
+    numbers = int(critic.planned.sum()) * policy.action_dim
     loss = ChunkSACLoss(
         policy,
         critic,
         backup=_backup(algorithm),
         entropy=EntropyConfig(
             initial_alpha=algorithm.initial_alpha,
+            target=numbers * (math.log(bound) - 1.0),
             in_backup=algorithm.entropy_in_target,
         ),
     )
