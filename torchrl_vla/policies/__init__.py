@@ -67,7 +67,6 @@ from torchrl_vla.policies.protocol import (
     target_transform,
     to_stochastic,
 )
-from torchrl_vla.policies.random_actions import RandomActions
 from torchrl_vla.policies.stochastic_policy import OutputKeys, StochasticVLAWrapper
 from torchrl_vla.policies.tiny.backbone import BackboneConfig
 from torchrl_vla.policies.tiny.heads import HEADS
@@ -139,7 +138,6 @@ __all__ = [
     "OutputKeys",
     "PolicyFactory",
     "Prefix",
-    "RandomActions",
     "StdConfig",
     "StochasticVLAWrapper",
     "TextEncoder",
