@@ -169,6 +169,8 @@ class GymnasiumEnv(EnvBase):
         self.metadata = _checked_metadata(metadata, layout)
         self._make_specs(layout)
         self._elapsed = torch.full((count, 1), -1)  # -1 = it was never reset
+        self._everyone = list(range(count))
+        self._bounds = np.array([layout.action_low, layout.action_high])
         self._layout = layout
         blank = self.full_observation_spec.zero().update(self.full_done_spec.zero())
         self._now: dict[Any, Tensor] = dict(blank.items(True, True))
@@ -269,25 +271,31 @@ class GymnasiumEnv(EnvBase):
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         indices = self._indices(tensordict.get("_step", None))
-        check_has_begun(self, bool((self._elapsed[indices] >= 0).all()))
+        rows = self._rows(indices)
+        elapsed = self._elapsed[rows]
+        check_has_begun(self, bool((elapsed >= 0).all()))
         arrays = self._simulators.step(
             indices,
             self._actions(tensordict, indices),
             self._to_render(tensordict, indices),
         )
-        self._elapsed[indices] += 1
+        elapsed = self._elapsed[rows] = elapsed + 1
         if self.max_steps is not None:
-            arrays["truncated"] |= (self._elapsed[indices] >= self.max_steps).numpy()
+            arrays["truncated"] |= (elapsed >= self.max_steps).numpy()
         arrays["truncated"] &= ~arrays["terminated"]
         reward = torch.zeros(*self.batch_size, 1)
-        reward[indices] = torch.from_numpy(arrays.pop("reward"))
+        reward[rows] = torch.from_numpy(arrays.pop("reward"))
         self._update(indices, arrays)
         return self._output().set("reward", reward)
 
     def _indices(self, mask: Tensor | None) -> list[int]:
         if mask is None:
-            return list(range(self.batch_size[0]))
+            return self._everyone
         return mask.reshape(self.batch_size).nonzero().flatten().tolist()
+
+    def _rows(self, indices: list[int]) -> slice | list[int]:
+        """Return the same rows; a slice for all of them, which copies nothing."""
+        return slice(None) if len(indices) == len(self._everyone) else indices
 
     def _to_render(self, tensordict: TensorDictBase, indices: list[int]) -> np.ndarray:
         """Return the environments to render; the simulators add those that succeed."""
@@ -306,16 +314,15 @@ class GymnasiumEnv(EnvBase):
         actions = actions.detach().cpu()
         if np.issubdtype(layout.action_dtype, np.integer):
             return round_actions(name, actions, low, high, rows=rows).numpy()[indices]
-        return np.clip(actions.numpy()[indices], low, high)
+        return actions.numpy()[self._rows(indices)].clip(*self._bounds)
 
     def _update(self, indices: list[int], arrays: Arrays) -> None:
         """Store the outputs of the environments ``indices``; keep those of the rest."""
         rendered = arrays.pop(RENDERED)
+        with_image = indices
         if self.render_on_demand:
             arrays[IMAGE_IS_STALE_KEY] = ~rendered
-        with_image = [
-            i for i, is_rendered in zip(indices, rendered, strict=True) if is_rendered
-        ]
+            with_image = [indices[i] for i in rendered.nonzero()[0].tolist()]
         for key, array in arrays.items():
             to = with_image if _is_image(key) else indices
             value = torch.from_numpy(array)

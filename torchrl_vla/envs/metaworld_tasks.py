@@ -89,9 +89,8 @@ _HARDER: dict[str, tuple[str, ...]] = {
     ),
 }
 
-#: The tasks by difficulty, in the 28, 11, 6 and 5 of the tables on MT50. Source: Seo et
-#: al., "Masked World Models for Visual Control" (CoRL 2022), as in LeRobot 0.6.1's
-#: ``metaworld_config.json``.
+#: The tasks by difficulty, in the 28, 11, 6 and 5 of the tables on MT50. Source:
+#: LeRobot 0.6.1's ``metaworld_config.json``.
 DIFFICULTIES: dict[str, tuple[str, ...]] = {
     "easy": tuple(
         task

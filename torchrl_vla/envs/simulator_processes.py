@@ -111,7 +111,8 @@ class SimulatorProcesses:
     ) -> Arrays:
         """Execute ``actions[i]`` in ``indices[i]``; see :class:`SimulatorGroup`."""
         page = self._shared.pages[self._page]
-        page[_ACTION][indices], page[_TO_RENDER][indices] = actions, to_render
+        rows = slice(None) if len(indices) == len(self._caller) else indices
+        page[_ACTION][rows], page[_TO_RENDER][rows] = actions, to_render
         self._call("step", indices)
         return self._read(indices, (*_AT_RESET, *_AT_STEP))
 
@@ -166,12 +167,15 @@ class SimulatorProcesses:
         """Return what the workers wrote, and let them write to the other page next."""
         page = self._shared.pages[self._page]
         self._page = 1 - self._page
+        seen = [key for key, _ in self._layouts[0].observation]
+        is_whole = len(indices) == len(self._caller)
+        if is_whole and (not self._images or page[RENDERED].all()):
+            return {key: page[key] for key in (*answers, *seen)}
         found: Arrays = {key: page[key][indices] for key in answers}
         rendered = [indices[i] for i in found[RENDERED].nonzero()[0].tolist()]
-        for key, _ in self._layouts[0].observation:
+        for key in seen:
             rows = rendered if key in self._images else indices
-            whole = len(rows) == len(self._caller)
-            found[key] = page[key] if whole else page[key][rows]
+            found[key] = page[key] if rows is indices and is_whole else page[key][rows]
         return found
 
     def _call(self, name: str, indices: Sequence[int], *values: np.ndarray) -> Arrays:
@@ -188,6 +192,8 @@ class SimulatorProcesses:
         # Indices are sorted and workers own runs of them, so the parts line up. Each
         # answer is read, also after an error: the next request must not find it.
         parts = _all_or_raise([lost[w] or self._receive(w) for w in share])
+        if not any(parts):
+            return {}
         return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
     def _send(self, worker: int, message: object) -> SimulationError | None:

@@ -33,7 +33,17 @@ RENDERED = "rendered"
 #: Key of what the simulators tell a scripted expert.
 PRIVILEGED = "privileged"
 
+#: What a group answers, beside observations.
+_AT_RESET = (SUCCESS_KEY, RENDERED)
+_AT_STEP = (*_AT_RESET, "reward", "terminated", "truncated")
+
 _CALLER = "GymnasiumEnv"
+_ANSWERS = {
+    "reward": "the reward",
+    "terminated": "terminated",
+    "truncated": "truncated",
+    "success": "the function success=",
+}
 _VECTORS = {"state": STATE_KEY, "environment_state": ENVIRONMENT_STATE_KEY}
 
 
@@ -74,6 +84,14 @@ class SimulatorGroup:
         self._rendering, self.first = interface.rendering, first
         self._envs = [make_env() for make_env in make_envs]
         self._layouts = [self._describe(index) for index in range(len(self._envs))]
+        self._seen = [dict(self._observed(index)) for index in range(len(self._envs))]
+        self._names = [
+            {
+                name: f"{text} of environment {index + first}"
+                for name, text in _ANSWERS.items()
+            }
+            for index in range(len(self._envs))
+        ]
 
     def layouts(self) -> list[SimulatorLayout]:
         """Return the layout of every environment."""
@@ -92,22 +110,21 @@ class SimulatorGroup:
         array of objects. With ``into``, everything else of environment ``i`` is written
         to its row ``i`` there and not returned.
         """
-        out, rows = self._rows(indices, into)
+        out, rows = self._rows(indices, into, _AT_RESET)
         texts = []
-        success = np.empty((len(indices), 1), bool)
-        for i, (index, seed) in enumerate(zip(indices, seeds, strict=True)):
+        for row, index, seed in zip(rows, indices, seeds, strict=True):
             with self._blame(index):
                 raw, info = self._envs[index].reset(seed=int(seed))
-                success[i] = self._success_at_reset(index, raw, info)
+                out[SUCCESS_KEY][row] = self._success_at_reset(index, raw, info)
+                out[RENDERED][row] = True
                 seen = self._observe(raw)
-                self._write(out, rows[i], index, self._map(index, seen))
+                self._write(out, row, index, self._map(index, seen))
                 texts.append(seen.get("instruction"))
         images = self.render(indices, into)
-        answer = {SUCCESS_KEY: success, RENDERED: np.ones((len(indices), 1), bool)}
         told: Arrays = {}
         if self._layouts[indices[0]].has_instruction:
             told[INSTRUCTION_KEY] = np.array(texts, dtype=object)
-        return {**_answer(indices, {**out, **images}, answer, into), **told}
+        return told if into is not None else {**out, **images, **told}
 
     def step(
         self,
@@ -122,29 +139,28 @@ class SimulatorGroup:
         of images hold these alone, in order. ``into`` is as of :meth:`reset`.
         """
         actions = actions.astype(self._layouts[indices[0]].action_dtype)
-        reward = np.empty((len(indices), 1), np.float32)
-        terminated, truncated, success = np.empty((3, len(indices), 1), bool)
-        out, rows = self._rows(indices, into)
-        for i, index in enumerate(indices):
+        out, rows = self._rows(indices, into, _AT_STEP)
+        drawn = []
+        for i, (row, index, wanted) in enumerate(
+            zip(rows, indices, to_render.tolist(), strict=True)
+        ):
+            names = self._names[index]
             with self._blame(index):
                 raw, gain, ended, cut, info = self._envs[index].step(actions[i])
-                where = self._where(index)
-                reward[i] = gain = read_number(_CALLER, f"the reward {where}", gain)
-                terminated[i] = read_flag(_CALLER, f"terminated {where}", ended)
-                truncated[i] = read_flag(_CALLER, f"truncated {where}", cut)
-                success[i] = self._success(index, raw, gain, bool(terminated[i]), info)
-                observation = self._map(index, self._observe(raw))
-                self._write(out, rows[i], index, observation)
-        rendered = to_render[:, None] | terminated | truncated
-        images = self.render([indices[i] for i in rendered.nonzero()[0].tolist()], into)
-        answer = {
-            RENDERED: rendered,
-            "reward": reward,
-            "terminated": terminated,
-            "truncated": truncated,
-            SUCCESS_KEY: success,
-        }
-        return _answer(indices, {**out, **images}, answer, into)
+                gain = read_number(_CALLER, names["reward"], gain)
+                ended = read_flag(_CALLER, names["terminated"], ended)
+                cut = read_flag(_CALLER, names["truncated"], cut)
+                success = self._success(index, raw, gain, ended, info)
+                self._write(out, row, index, self._map(index, self._observe(raw)))
+            is_drawn = wanted or ended or cut
+            for key, value in zip(
+                _AT_STEP, (success, is_drawn, gain, ended, cut), strict=True
+            ):
+                out[key][row] = value
+            if is_drawn:
+                drawn.append(index)
+        images = self.render(drawn, into)
+        return {} if into is not None else {**out, **images}
 
     def render(self, indices: Sequence[int], into: Arrays | None = None) -> Arrays:
         """Render environments now; nothing where ``observe`` returns the images."""
@@ -175,11 +191,13 @@ class SimulatorGroup:
         terminated: bool,
         info: Mapping[str, object],
     ) -> bool:
-        where = f"in environment {index + self.first}"
         if self._interface.success is not None:
             value = self._interface.success(observation, reward, terminated, info)
-            return read_flag(_CALLER, f"the function success= {where}", value)
+            return read_flag(_CALLER, self._names[index]["success"], value)
         key = str(self._interface.success_key)
+        if key in info and type(info[key]) is bool:
+            return bool(info[key])
+        where = f"in environment {index + self.first}"
         if key not in info:
             raise MissingKeyError(
                 f"GymnasiumEnv: expected the success of the task at info[{key!r}] "
@@ -229,13 +247,16 @@ class SimulatorGroup:
         return broken
 
     def _rows(
-        self, indices: Sequence[int], into: Arrays | None
+        self, indices: Sequence[int], into: Arrays | None, answers: Sequence[str]
     ) -> tuple[Arrays, Sequence[int]]:
-        """Return arrays for what ``observe`` returns, and the row of each index."""
+        """Return arrays for observations and answers, and the row of each index."""
         if into is not None:
             return into, indices
-        observed = self._observed(indices[0])
-        return empty_rows(len(indices), observed), range(len(indices))
+        count = len(indices)
+        out = empty_rows(count, self._seen[indices[0]])
+        for key in answers:
+            out[key] = np.empty((count, 1), np.float32 if key == "reward" else bool)
+        return out, range(count)
 
     def _observed(self, index: int) -> dict[Key, tuple[int, ...]]:
         return {
@@ -246,15 +267,17 @@ class SimulatorGroup:
 
     def _write(self, out: Arrays, row: int, index: int, observation: Arrays) -> None:
         """Copy an observation to a row, where it is what the layout says."""
-        expected = self._observed(index)
-        if _shapes(observation) != tuple(expected.items()):
+        expected = self._seen[index]
+        if observation.keys() != expected.keys() or any(
+            value.shape != expected[key] for key, value in observation.items()
+        ):
             raise SchemaError(
                 f"GymnasiumEnv: expected observations {expected} of environment "
                 f"{index + self.first}, as its observation_space says, got "
                 f"{dict(_shapes(observation))}. Correct the environment's space."
             )
         for key, value in observation.items():
-            if key in _VECTORS.values():
+            if value.ndim == 1:
                 self._check_finite(str(key), index, value)
             out[key][row] = value
 
@@ -288,8 +311,8 @@ class SimulatorGroup:
         return out
 
     def _check_finite(self, name: str, index: int, values: np.ndarray) -> None:
-        bad = np.flatnonzero(~np.isfinite(values))
-        if len(bad):
+        if not np.isfinite(values).all():
+            bad = np.flatnonzero(~np.isfinite(values))
             raise SchemaError(
                 f"GymnasiumEnv: expected finite numbers at {name} of environment "
                 f"{index + self.first}, got {values[bad[0]]} in dimension {bad[0]}. "
@@ -316,17 +339,6 @@ class SimulatorGroup:
             (*shapes, *images.items()),
             "instruction" in mapped,
         )
-
-
-def _answer(
-    indices: Sequence[int], seen: Arrays, answer: Arrays, into: Arrays | None
-) -> Arrays:
-    """Return all arrays, or write those of ``answer`` to rows as well."""
-    if into is None:
-        return {**seen, **answer}
-    for key, values in answer.items():
-        into[key][indices] = values
-    return {}
 
 
 def _shapes(arrays: Arrays) -> tuple[tuple[Key, tuple[int, ...]], ...]:

@@ -73,7 +73,6 @@ from torchrl_vla.policies.protocol import (
     target_transform,
     to_stochastic,
 )
-from torchrl_vla.policies.random_actions import RandomActions
 from torchrl_vla.policies.steering.best_of_n import BestOfN
 from torchrl_vla.policies.steering.bounded_head import HeadConfig
 from torchrl_vla.policies.steering.noise_space_policy import NoiseSpacePolicy
@@ -164,7 +163,6 @@ __all__ = [
     "OutputKeys",
     "PolicyFactory",
     "Prefix",
-    "RandomActions",
     "ResidualPolicy",
     "SquashedChunkDistribution",
     "StdConfig",

@@ -11,7 +11,7 @@ from torchrl.envs import EnvBase
 
 from torchrl_vla.envs.known_environments import ExpertEnvironmentName
 from torchrl_vla.errors import SettingsError
-from torchrl_vla.policies import RandomActions
+from torchrl_vla.rollout import RandomActions
 from torchrl_vla.schema import OBSERVATION_NEEDED_KEY
 
 #: Their names, which ``--policy`` takes.
@@ -29,7 +29,7 @@ def make_builtin_policy(
     """Make a policy that needs no training.
 
     Args:
-        source: ``"random"``: :class:`~torchrl_vla.policies.RandomActions`, for every
+        source: ``"random"``: :class:`~torchrl_vla.rollout.RandomActions`, for every
             environment; ``"scripted"``: the environment's own expert, without noise.
         env: where it acts.
         options: of policies with a chunk or weights; those that are set are refused.

@@ -9,6 +9,7 @@ from torchrl_vla.rollout.checked_env import CheckedEnv, checked_env
 from torchrl_vla.rollout.episodes import EpisodeStep, run_episodes
 from torchrl_vla.rollout.evaluation_mode import evaluation_mode
 from torchrl_vla.rollout.interrupted_episodes import EpisodeFailure
+from torchrl_vla.rollout.random_actions import RandomActions
 from torchrl_vla.rollout.random_numbers import (
     hash_numbers,
     noise_seeds,
@@ -28,6 +29,7 @@ __all__ = [
     "EpisodeFailure",
     "EpisodeStep",
     "Purpose",
+    "RandomActions",
     "ScheduledEpisodes",
     "check_acting",
     "check_device",

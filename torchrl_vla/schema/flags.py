@@ -9,6 +9,7 @@ from torch import Tensor
 
 from torchrl_vla.errors import SchemaError
 
+_LARGEST = torch.finfo(torch.float32).max
 _REMEDIES = {
     "success": "Say when the task is achieved with success=lambda obs, reward, "
     "terminated, info: ..., which returns a bool, instead of success_key in "
@@ -41,6 +42,8 @@ def read_flag(caller: str, name: str, value: object) -> bool:
         torchrl_vla.errors.SchemaError: Demo: expected a bool, 0 or 1 at success, \
 got 0.02 (float). Say when the task is achieved with success=lambda obs, reward, ...
     """
+    if value is True or value is False:
+        return value
     number = _number(value)
     if number not in (0.0, 1.0):
         remedy = _REMEDIES["success" if "success" in name else "other"]
@@ -66,8 +69,8 @@ def read_number(caller: str, name: str, value: object) -> float:
         >>> read_number("Demo", "the reward", [0.5])
         0.5
     """
-    number = _number(value)
-    if number is None or not abs(number) <= torch.finfo(torch.float32).max:
+    number = value if type(value) is float else _number(value)
+    if number is None or not abs(number) <= _LARGEST:
         raise SchemaError(
             f"{caller}: expected one finite number at {name}, got {_shown(value)}. The "
             "simulation diverged, or the number is undefined."

@@ -9,7 +9,7 @@ from torchrl_vla.envs import LiberoEnv, LiberoProtocol
 from torchrl_vla.envs.libero.libero_simulator import LiberoSimulation
 from torchrl_vla.errors import SettingsError
 from torchrl_vla.evaluation import EvaluationResult, evaluate
-from torchrl_vla.policies import RandomActions
+from torchrl_vla.rollout import RandomActions
 
 pytestmark = [pytest.mark.libero, pytest.mark.xdist_group("libero")]
 

@@ -63,12 +63,12 @@ def measured(targets, base, reference, frame):
     """Return what SciPy says the actions are, for absolute targets."""
     if reference == "absolute":
         return targets
-    befores = [base] * len(targets)
+    starts = [base] * len(targets)
     if reference == "delta":
-        befores = [base, *list(targets)[:-1]]
+        starts = [base, *list(targets)[:-1]]
     steps = [
         after * before.inv() if frame == "world" else before.inv() * after
-        for before, after in zip(befores, targets, strict=True)
+        for before, after in zip(starts, targets, strict=True)
     ]
     return Rotation.concatenate(steps)
 

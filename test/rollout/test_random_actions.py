@@ -9,7 +9,7 @@ from torchrl.data import Categorical as CategoricalSpec
 from torchrl_vla.envs import TabletopEnv
 from torchrl_vla.errors import ArgumentTypeError
 from torchrl_vla.evaluation import evaluate
-from torchrl_vla.policies import RandomActions
+from torchrl_vla.rollout import RandomActions
 
 
 def draw(spec, seeds):

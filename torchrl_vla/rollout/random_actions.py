@@ -9,7 +9,7 @@ from torch import Tensor
 from torchrl.data import TensorSpec
 
 from torchrl_vla.errors import ArgumentTypeError
-from torchrl_vla.rollout import normals, uniforms
+from torchrl_vla.rollout.random_numbers import normals, uniforms
 from torchrl_vla.schema import ACTION_KEY, NOISE_SEED_KEY
 
 
