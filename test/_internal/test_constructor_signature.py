@@ -4,6 +4,7 @@ import importlib
 import inspect
 import pkgutil
 import runpy
+from enum import Enum
 from pathlib import Path
 
 import pytest
@@ -23,8 +24,8 @@ CLASSES = {
     for package in PACKAGES
     for name in getattr(package, "__all__", ())
     if inspect.isclass(value := getattr(package, name))
-    # Exceptions and protocols are not constructed; the others have nn.Module's own.
-    and not issubclass(value, BaseException)
+    # Exceptions, enums and protocols are not constructed; others have nn.Module's own.
+    and not issubclass(value, (BaseException, Enum))
     and not getattr(value, "_is_protocol", False)
     and value.__init__ not in (nn.Module.__init__, object.__init__)
 }
