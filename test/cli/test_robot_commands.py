@@ -59,6 +59,16 @@ def test_run_acts_with_a_policy_and_writes_its_report(policy, tmp_path, capsys):
     assert "ended by duration" in capsys.readouterr().out
 
 
+def test_a_robot_plans_ahead_by_name(policy, tmp_path):
+    report = tmp_path / "r.json"
+    ahead = ["--executor", "async", "--request-at", "4", "--worker", "thread"]
+    ahead += ["--when-late", "hold", "--action-reference", "absolute"]
+    command = ["run", "--policy", policy, "--duration-s", "0.8", *ahead]
+    assert main([*command, *ROBOT, "--json", str(report)]) == 0
+    assert read(report)["ended_by"] == "duration"
+    assert read(report)["loop"]["ticks"] > 4
+
+
 def test_what_a_person_records_is_replayed(tmp_path):
     folder = str(tmp_path / "data")
     record = ["record", "--folder", folder, "--teleoperator", "fake", *ROBOT]

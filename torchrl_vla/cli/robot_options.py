@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
-from tyro.conf import arg
+from tyro.conf import OmitArgPrefixes, arg
 
 from torchrl_vla.cli import robots
 from torchrl_vla.cli.options import OptionError, read_json
+from torchrl_vla.recipes.executor_options import DEFAULT_EXECUTOR, ExecutorOptions
 from torchrl_vla.runtime.gate_options import GateOptions
 
 if TYPE_CHECKING:
@@ -138,13 +139,14 @@ class RobotPolicyOptions:
 
     Args:
         policy: Policy: a folder that `train` or `finetune` wrote, a LeRobot checkpoint,
-            or a function of your own as module:function. One of another robot, rate or
-            convention is refused.
+            a function of your own as module:function, or that of a server,
+            ws://host:port. One of another robot, rate or convention is refused.
         replan_interval: Actions of a chunk to execute before the policy is called
             again. Left out, the whole chunk, or as many as LeRobot executes of it.
         rename_map: For a LeRobot checkpoint: the robot's cameras to the policy's, as
             JSON.
         device: Device of the policy, e.g. `cuda`.
+        execution: How its chunks are executed.
         deadline: Part of a period that a step waits for the policy; then the robot
             holds its last action.
     """
@@ -153,6 +155,7 @@ class RobotPolicyOptions:
     replan_interval: int | None = None
     rename_map: str = "{}"
     device: str | None = None
+    execution: OmitArgPrefixes[ExecutorOptions] = DEFAULT_EXECUTOR
     deadline: float = 0.7
 
     def open(self, env: robots.RobotEnv) -> tuple[robots.EnvBase, TensorDictModuleBase]:
@@ -168,6 +171,7 @@ class RobotPolicyOptions:
             env,
             replan_interval=self.replan_interval,
             device=self.device,
+            execution=self.execution,
             **({"rename_map": renamed} if renamed else {}),
         )
         policy = robots.DeadlinePolicy(
