@@ -526,3 +526,19 @@ def test_under_real_timing_no_index_is_repeated_or_skipped(delay):
                 seen, index = divmod(sent, 1000)
                 assert index == t - seen  # by the step, whatever the clock says
             time.sleep(0.0015)
+
+
+class Interrupted(StepClockWorker):
+    def submit(self, job, step):
+        if step == 3:
+            raise KeyboardInterrupt
+        return super().submit(job, step)
+
+
+@both
+def test_after_an_interrupt_within_a_step_the_next_one_plans_again(make):
+    executor = make(worker=Interrupted(0))
+    play(executor, 3)
+    with pytest.raises(KeyboardInterrupt):
+        play(executor, 1, start=3)
+    assert actions(play(executor, 1, start=4)) == [5000]

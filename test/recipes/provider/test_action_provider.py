@@ -83,7 +83,7 @@ def test_a_single_action_is_the_first_of_the_chunk():
 def test_a_chunk_of_a_policy_of_single_actions_is_refused_and_not_made_up():
     single = TensorDictModule(lambda s: s, [("observation", "state")], ["action"])
     with pytest.raises(
-        ActionProviderError, match=r"writes 'action_chunk' for mode 'predict"
+        ActionProviderError, match=r"writes \['action_chunk'\] for mode 'predict"
     ):
         ask(ActionProvider(single, make_translator()))
 
@@ -114,6 +114,16 @@ def test_a_malformed_request_never_reaches_the_policy(options, error, match):
     CALLS.clear()
     with pytest.raises(error, match=match):
         ask(**options)
+    assert CALLS == []
+
+
+@pytest.mark.parametrize("mode", ["select_action", "predict_chunk"])
+def test_a_policy_without_actions_is_refused_before_it_is_called(mode):
+    CALLS.clear()
+    policy = make_policy()
+    policy.out_keys = ["value"]
+    with pytest.raises(ActionProviderError, match=r"with out_keys \['value'\]"):
+        ask(ActionProvider(policy, make_translator()), mode=mode)
     assert CALLS == []
 
 

@@ -147,7 +147,7 @@ class BackgroundExecutor(ChunkExecutor):
     def _serve(self, tensordict: TensorDictBase, begins: Tensor) -> TensorDictBase:
         try:
             return self._act(tensordict, begins)
-        except Exception:
+        except BaseException:  # Ctrl-C within a wait as well
             self._cancel()  # the next step plans again
             raise
 

@@ -226,13 +226,16 @@ class ActionProvider:
                 f"{self.num_candidates} candidates, got "
                 f"{list(observation.batch_size)}."
             )
-        has_chunk = ACTION_CHUNK_KEY in map(unravel_key, policy.out_keys)
-        wants_chunk = request.mode == "predict_chunk"
-        if wants_chunk and not has_chunk:
+        written = {unravel_key(key) for key in policy.out_keys}
+        needed = {ACTION_CHUNK_KEY}
+        if request.mode == "select_action":
+            needed = {ACTION_CHUNK_KEY, ACTION_KEY}
+        if not needed & written:
             raise ActionProviderError(
-                f"ActionProvider: expected a policy that writes {ACTION_CHUNK_KEY!r} "
-                f"for mode 'predict_chunk', got {type(policy).__name__} with out_keys "
-                f"{policy.out_keys}. Use mode='select_action'."
+                f"ActionProvider: expected a policy that writes {sorted(needed)} "
+                f"for mode {request.mode!r}, got {type(policy).__name__} with out_keys "
+                f"{policy.out_keys}. A policy of single actions has only "
+                "mode='select_action'."
             )
 
     def _call(
