@@ -15,6 +15,7 @@ from torch.utils.backend_registration import (
     _DummyBackendModule,
     _setup_privateuseone_for_python_backend,
 )
+from torchrl.envs import DeviceCastTransform
 
 NAME = "rehearsal"
 aten = torch.ops.aten
@@ -279,6 +280,7 @@ def register() -> None:
     _LIBRARY.fallback(_fallback, "PrivateUse1")
     torch.serialization.add_safe_globals([_on_rehearsal])
     torch.Generator = _Generator
+    DeviceCastTransform._sync_device = staticmethod(lambda: None)
     _SetData().__enter__()
     # module.to(device) keeps its parameters, as it does with a real accelerator.
     torch.__future__.set_swap_module_params_on_conversion(True)
