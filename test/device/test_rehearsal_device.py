@@ -44,7 +44,7 @@ def test_waits_are_counted_by_operator(device):
     assert [wait.operator for wait in found] == [
         "_local_scalar_dense",
         "nonzero",
-        "copy_",
+        "_to_copy",
     ]
 
 

@@ -135,17 +135,17 @@ def _compute(func, args, kwargs):
     on_device = any(type(value) is RehearsalTensor for value in leaves)
     if on_device or is_made_there:
         _check_devices(func, name, args, leaves)
-    if name in _WAITS or (name == "copy_" and type(args[0]) is not RehearsalTensor):
+    leaves_it = on_device and to_device is not None and not is_made_there
+    is_copied_out = name == "copy_" and on_device and not _is_here(args[0])
+    if (name in _WAITS and on_device) or leaves_it or is_copied_out:
         RehearsalTensor.waits.append(HostWait(name))
     if name in _HOST_INDICES and any(
         v is not None and v.dtype in (torch.bool, torch.uint8) for v in args[1]
     ):
         RehearsalTensor.waits.append(HostWait("nonzero"))
-    if to_device is not None:
-        stays = torch.device(to_device).type == NAME
-        kwargs = {**kwargs, "device": torch.device("cpu") if stays else to_device}
-    else:
-        stays = True
+    stays = to_device is None or is_made_there
+    if is_made_there:
+        kwargs = {**kwargs, "device": torch.device("cpu")}
     if "pin_memory" in kwargs:
         kwargs = {**kwargs, "pin_memory": None}
     inner_args, inner_kwargs = tree_map(_unwrap, (args, kwargs))
@@ -191,6 +191,10 @@ def _is_ours(generator: torch.Generator) -> bool:
     if _KERNELS_GENERATORS and _KERNELS_GENERATORS[-1] is None:
         _KERNELS_GENERATORS[-1] = generator
     return any(generator is known for known in _KERNELS_GENERATORS)
+
+
+def _is_here(value) -> bool:
+    return type(value) is RehearsalTensor
 
 
 def _unwrap(value):
