@@ -121,7 +121,8 @@ def mark_cpu_only(items) -> None:
 
 def _assert_at_once(condition, message="") -> None:
     """Stand in for an assertion on the device, after which a process is of no use."""
-    if not condition:
+    # A rehearsal's tensor has its numbers on the host: no wait that it would count.
+    if not getattr(condition, "inner", condition):
         pytest.skip(f"on a device this assertion ends the process: {message}")
 
 

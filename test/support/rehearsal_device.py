@@ -15,6 +15,7 @@ from torch.utils.backend_registration import (
     _DummyBackendModule,
     _setup_privateuseone_for_python_backend,
 )
+from torchrl.envs import DeviceCastTransform
 
 NAME = "rehearsal"
 aten = torch.ops.aten
@@ -134,17 +135,17 @@ def _compute(func, args, kwargs):
     on_device = any(type(value) is RehearsalTensor for value in leaves)
     if on_device or is_made_there:
         _check_devices(func, name, args, leaves)
-    if name in _WAITS or (name == "copy_" and type(args[0]) is not RehearsalTensor):
+    leaves_it = on_device and to_device is not None and not is_made_there
+    is_copied_out = name == "copy_" and on_device and not _is_here(args[0])
+    if (name in _WAITS and on_device) or leaves_it or is_copied_out:
         RehearsalTensor.waits.append(HostWait(name))
     if name in _HOST_INDICES and any(
         v is not None and v.dtype in (torch.bool, torch.uint8) for v in args[1]
     ):
         RehearsalTensor.waits.append(HostWait("nonzero"))
-    if to_device is not None:
-        stays = torch.device(to_device).type == NAME
-        kwargs = {**kwargs, "device": torch.device("cpu") if stays else to_device}
-    else:
-        stays = True
+    stays = to_device is None or is_made_there
+    if is_made_there:
+        kwargs = {**kwargs, "device": torch.device("cpu")}
     if "pin_memory" in kwargs:
         kwargs = {**kwargs, "pin_memory": None}
     inner_args, inner_kwargs = tree_map(_unwrap, (args, kwargs))
@@ -190,6 +191,10 @@ def _is_ours(generator: torch.Generator) -> bool:
     if _KERNELS_GENERATORS and _KERNELS_GENERATORS[-1] is None:
         _KERNELS_GENERATORS[-1] = generator
     return any(generator is known for known in _KERNELS_GENERATORS)
+
+
+def _is_here(value) -> bool:
+    return type(value) is RehearsalTensor
 
 
 def _unwrap(value):
@@ -279,6 +284,7 @@ def register() -> None:
     _LIBRARY.fallback(_fallback, "PrivateUse1")
     torch.serialization.add_safe_globals([_on_rehearsal])
     torch.Generator = _Generator
+    DeviceCastTransform._sync_device = staticmethod(lambda: None)
     _SetData().__enter__()
     # module.to(device) keeps its parameters, as it does with a real accelerator.
     torch.__future__.set_swap_module_params_on_conversion(True)
