@@ -52,13 +52,13 @@ class Stage:
 #: In the order of their value; those that measure time run alone.
 STAGES = (
     Stage("numerics", 150, ("gpu_numerics.py",), beside=True),
-    Stage("suite", 240, ("gpu_suite.py",), beside=True),
+    Stage("suite", 270, ("gpu_suite.py",), beside=True),
     Stage("smolvla", 150, ("gpu_vlm.py", "--shape=smolvla")),
-    Stage("pi0", 150, ("gpu_vlm.py", "--shape=pi0")),
+    Stage("pi0", 180, ("gpu_vlm.py", "--shape=pi0")),
     Stage("steps", 60, ("bench_bc_step.py",)),
     Stage("tabletop", 50, ("gpu_tabletop.py",)),
     Stage("lerobot", 60, ("bench_lerobot_step.py",), needs="lerobot"),
-    Stage("demo", 200, ("gpu_demo.py",), beside=True),
+    Stage("demo", 270, ("gpu_demo.py",), beside=True),
 )
 
 
