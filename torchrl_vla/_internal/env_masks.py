@@ -14,7 +14,7 @@ def env_mask(
     Args:
         mask: such as ``_reset``, ``_step`` or ``done``.
         batch_size: ``*B``.
-        device: of the mask that stands for None.
+        device: of the mask; None = its own, or the CPU for the one of None.
 
     Examples:
         >>> env_mask(torch.tensor([[True], [False]]), torch.Size([2]))
@@ -22,7 +22,8 @@ def env_mask(
     """
     if mask is None:
         return torch.ones(batch_size, dtype=torch.bool, device=device)
-    return mask.reshape(batch_size)
+    mask = mask.reshape(batch_size)
+    return mask if device is None else mask.to(device)
 
 
 def where_env(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:

@@ -104,6 +104,9 @@ def select_decisions(
             f"only {sorted(map(str, rollout.keys(True, True)))}. Collect the rollout "
             "with MultiStepActorWrapper."
         )
+    if rollout.device is None and is_decision.device.type != "cpu":
+        # TorchRL's collector counts trajectories on the CPU unless it is told a device.
+        rollout = rollout.to(is_decision.device)
     flat, n_time = rollout.reshape(-1), rollout.batch_size[-1]
     first = is_decision.flatten().nonzero().squeeze(-1)
     steps, owner = _steps_of_decisions(rollout, is_decision, done_key)

@@ -77,7 +77,7 @@ got [...].
         torch.manual_seed(seed)  # the check draws its actions from it
         check_env_specs(env)
         torch.manual_seed(seed)
-        seeds = torch.randint(1 << 31, env.batch_size)
+        seeds = torch.randint(1 << 31, env.batch_size).to(env.device or "cpu")
         actions = [env.full_action_spec.rand() for _ in range(3)]
         played = _play(env, seeds, actions)
         if any(td["done"].any() for td in played):
@@ -181,7 +181,7 @@ def _check_carried_seeds(
     name: str, seeds: Tensor, played: list[TensorDictBase]
 ) -> None:
     for when, td in enumerate(played):
-        if not torch.equal(td[EPISODE_SEED_KEY].cpu(), seeds):
+        if not torch.equal(td[EPISODE_SEED_KEY].cpu(), seeds.cpu()):
             raise AssertionError(
                 f"{name}: expected the seeds {seeds.tolist()} of the reset at "
                 f"{EPISODE_SEED_KEY!r} after {when} steps, got "

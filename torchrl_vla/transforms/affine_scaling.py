@@ -297,12 +297,23 @@ class AffineScaling(Transform, ABC):
     def normalize(self, value: Tensor) -> Tensor:
         """Map ``[..., D]`` from robot space to model space."""
         self._check(value)
-        return (value - self.loc) / self.scale
+        loc, scale = self._on(value.device)
+        return (value - loc) / scale
 
     def denormalize(self, value: Tensor) -> Tensor:
         """Map ``[..., D]`` from model space to robot space."""
         self._check(value)
-        return value * self.scale + self.loc
+        loc, scale = self._on(value.device)
+        return value * scale + loc
+
+    def _on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return location and scale where the data are.
+
+        One space serves frames on the CPU and a policy's environment on a device.
+        """
+        if self.loc.device == device:
+            return self.loc, self.scale
+        return self.loc.to(device), self.scale.to(device)
 
     def _check(self, value: Tensor) -> None:
         if not value.is_floating_point():

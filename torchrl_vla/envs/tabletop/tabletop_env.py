@@ -228,6 +228,7 @@ class TabletopEnv(EnvBase):
                 f"{list(episode_seeds.shape)}. Pass one seed per environment; those "
                 "that are not reset ignore theirs."
             )
+        episode_seeds = episode_seeds.to(self.device)  # no transform casts them
         share = self.tasks.count("push") / len(self.tasks)
         fresh = Scene.from_seeds(
             episode_seeds, self.num_blocks, share, self._named_colors
