@@ -78,12 +78,14 @@ class Day:
         self.folder, self.device, self.rehearse = folder, device, rehearse
         self.began, self.end = time.time(), time.time() + 60 * minutes
         self.outcomes: dict[str, dict[str, object]] = {}
+        self.is_crowded = False
         folder.mkdir(parents=True, exist_ok=True)
 
     def run(self, stages: list[Stage]) -> None:
         """Run the stages, those beside others first; the report grows meanwhile."""
         beside = [stage for stage in stages if stage.beside]
         for group in (beside, *([stage] for stage in stages if not stage.beside)):
+            self.is_crowded = len(group) > 1
             running = {stage: (self._start(stage), time.time()) for stage in group}
             try:
                 while running:
@@ -138,7 +140,7 @@ class Day:
         else:
             outcome = "running"
         self.outcomes[stage.name] = {"outcome": outcome, "seconds": seconds}
-        if stage.beside:
+        if self.is_crowded:
             self.outcomes[stage.name]["beside"] = "others, so times mean little"
         if outcome == "running":
             return False
