@@ -178,6 +178,7 @@ class PolicyServer:
                 process_request=self._process_request,
                 max_size=self.options.max_message_bytes,
                 compression=None,  # images and floats do not shrink
+                ping_timeout=None,  # a client answers when it reads
                 ssl=tls,
             )
         except OSError as error:
