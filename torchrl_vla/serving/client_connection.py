@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import ssl
-import struct
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from socket import SO_SNDTIMEO, SOL_SOCKET
 
 from torchrl_vla._internal.extras import import_extra
 from torchrl_vla.errors import ServingError, SessionRefusedError, SettingsError
 from torchrl_vla.schema import RobotDatasetMetadata
+from torchrl_vla.serving.client_socket import ClientSocket
 from torchrl_vla.serving.message_fields import (
     Answer,
     Closing,
@@ -90,14 +89,13 @@ class Link:
                 f"'wss://host:8000', got {self.address!r}. Write the server's."
             )
 
-    def connect(self, path: str, timeout_s: float):
+    def connect(self, path: str, timeout_s: float) -> ClientSocket:
         """Return a WebSocket.
 
         Raises:
             SessionRefusedError: the token is wrong.
             ConnectionLostError: there is no server.
         """
-        client = import_extra("websockets.sync.client", "serving", "RemotePolicy")
         faults = import_extra("websockets.exceptions", "serving", "RemotePolicy")
         tls = None
         if self.address.startswith("wss:"):
@@ -106,21 +104,14 @@ class Link:
             {} if self.token is None else {"Authorization": f"Bearer {self.token}"}
         )
         try:
-            opening = client.connect(
+            return ClientSocket(
                 self.address.rstrip("/") + path,
-                ssl=tls,
-                additional_headers=headers,
-                open_timeout=timeout_s,
-                close_timeout=1.0,
-                compression=None,
-                proxy=None,
-                max_size=self.max_message_bytes,
+                timeout_s,
+                headers=headers,
+                tls=tls,
+                max_message_bytes=self.max_message_bytes,
+                send_timeout_s=self.send_timeout_s,
             )
-            socket = opening.__enter__()  # left by close()
-            seconds, rest = divmod(self.send_timeout_s, 1)
-            limit = struct.pack("@ll", int(seconds), int(rest * 1e6))
-            socket.socket.setsockopt(SOL_SOCKET, SO_SNDTIMEO, limit)
-            return socket
         except faults.InvalidStatus as error:
             if error.response.status_code == _UNAUTHORIZED:
                 raise SessionRefusedError(
@@ -206,7 +197,7 @@ class SocketConnection(ClientConnection):
     def __init__(self, link: Link) -> None:
         self.link = link
         self._faults = import_extra("websockets.exceptions", "serving", "RemotePolicy")
-        self._socket = None
+        self._socket: ClientSocket | None = None
 
     def connect(self, path: str, timeout_s: float) -> None:
         """Connect to a path of the server."""
@@ -227,7 +218,7 @@ class SocketConnection(ClientConnection):
         """
         try:
             self._open_socket().send(data)
-        except (OSError, self._faults.ConnectionClosed) as error:
+        except (OSError, self._faults.WebSocketException) as error:
             raise self._lost(error) from error
 
     def receive_data(self, timeout_s: float) -> bytes | str:
@@ -241,10 +232,10 @@ class SocketConnection(ClientConnection):
             return self._open_socket().recv(max(0.0, timeout_s))
         except TimeoutError:
             raise
-        except (OSError, self._faults.ConnectionClosed) as error:
+        except (OSError, self._faults.WebSocketException) as error:
             raise self._lost(error) from error
 
-    def _open_socket(self):
+    def _open_socket(self) -> ClientSocket:
         if self._socket is None:
             raise ConnectionLostError(
                 "RemotePolicy: expected an open connection, got a closed one."
@@ -252,7 +243,7 @@ class SocketConnection(ClientConnection):
         return self._socket
 
     def _lost(self, error: Exception) -> ConnectionLostError:
-        self._socket = None
+        self.close()
         return ConnectionLostError(
             f"RemotePolicy: expected an answer of {self.link.address}, got "
             f"{type(error).__name__}: {error}."

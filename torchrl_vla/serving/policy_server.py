@@ -6,6 +6,7 @@ import asyncio
 import hmac
 import json
 import threading
+from contextlib import suppress
 from functools import partial
 from http import HTTPStatus
 from types import TracebackType
@@ -178,6 +179,7 @@ class PolicyServer:
                 process_request=self._process_request,
                 max_size=self.options.max_message_bytes,
                 compression=None,  # images and floats do not shrink
+                ping_timeout=None,  # a client answers when it reads
                 ssl=tls,
             )
         except OSError as error:
@@ -189,9 +191,12 @@ class PolicyServer:
         self._started.set()
         await self._ended.wait()
         await self._core.drain()
+        faults = import_extra("websockets.exceptions", "serving", "PolicyServer")
         for socket in list(server.connections):
             if _path(socket) == NATIVE_PATH:
-                await say_closing(socket)
+                # A client that is gone, or reads nothing, holds up nobody.
+                with suppress(faults.ConnectionClosed, asyncio.TimeoutError):
+                    await asyncio.wait_for(say_closing(socket), 1.0)
         server.close(code=_GOING_AWAY, reason="the server shuts down")
         await server.wait_closed()
         self._core.stop()
