@@ -51,7 +51,8 @@ def position_of(metadata: RobotDatasetMetadata, state: Tensor) -> Tensor | None:
 
     Returns:
         None where the metadata do not say it: a dimension of the action is no number of
-        the state under the same name and unit, or is not absolute.
+        the state under the same name and unit, or is not absolute. One unit that is not
+        declared is another one.
 
     Examples:
         >>> arm = RobotDatasetMetadata(
@@ -67,8 +68,5 @@ def position_of(metadata: RobotDatasetMetadata, state: Tensor) -> Tensor | None:
         return None
     places = [known.index(name) for name in names]
     units = metadata.state_units
-    if units is not None and metadata.action_units is not None:
-        measured = tuple(units[place] for place in places)
-        if measured != metadata.action_units:
-            return None
-    return state[..., places]
+    measured = None if units is None else tuple(units[place] for place in places)
+    return state[..., places] if measured == metadata.action_units else None

@@ -179,7 +179,9 @@ def test_an_encoder_of_200_ms_keeps_the_rate_and_its_drops_are_counted(tmp_path)
     recorder = BackgroundRecorder(SlowWriter(recorder.writer), capacity=10)
     run_strategy(ContinuousRecording(recorder, 60.0), run)
     statistics = run.robot_env.loop.statistics
-    assert statistics.rate_hz == pytest.approx(30.0, rel=0.1)
+    # Medians: a busy machine delays single ticks; an encoder that blocks, all.
+    assert statistics.period.p50_ms == pytest.approx(1000 / 30, rel=0.1)
+    assert statistics.work.p50_ms < 100
     assert recorder.added + recorder.dropped == len(robot.sent)
     assert recorder.dropped >= 0.5 * len(robot.sent)
     dataset = LeRobotDemonstrations.from_folder(

@@ -233,12 +233,13 @@ import sys, torch
 from torchrl_vla.runtime import *
 from torchrl_vla.testing import FakeRobot, SlowPolicy
 robot = FakeRobot()
+gate = SafetyGate(robot, GateOptions(watchdog_s=60))
 def script(call):
     if call == 10:
         print("running", flush=True)
     return torch.full((2,), (call % 100) / 100)
 policy = DeadlinePolicy(SlowPolicy(script), deadline_s=0.02)
-run_strategy(PlainRollout(), RobotRun(RobotEnv(robot, task="wave"), policy))
+run_strategy(PlainRollout(), RobotRun(RobotEnv(gate, task="wave"), policy))
 last = robot.sent[-1][1]
 print(robot.events, bool(last.isfinite().all() and last.abs().max() <= 1), flush=True)
 """
