@@ -155,7 +155,8 @@ print(gate.log)
 # pose on a line. Only what the person did is a target. Demonstrations and corrections
 # become one dataset, in the space of the first policy. The second one is trained from
 # the same initial weights, and for twice the steps, as it has about twice the labeled
-# frames.
+# frames. (Twice the steps on the demonstrations alone end at about one half: 53 % on
+# the machine that wrote this page.)
 
 corrector = SO101Teleoperator(robot, hands_off_s=0.5)
 corrector.connect()
