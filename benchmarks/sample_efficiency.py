@@ -39,9 +39,9 @@ CASES["tabletop-state-gaussian-ppo"] = replace(
     CASES["tabletop-gaussian-ppo"],
     env="state_tabletop:make_env",
     options={},
-    demonstrations=(8, 16),
-    rounds=10,
-    steps=50,
+    demonstrations=(12, 24),
+    rounds=12,
+    steps=10,
     num_envs=256,
     settings=replace(
         CASES["tabletop-gaussian-ppo"].settings,
