@@ -169,8 +169,8 @@ def test_an_unknown_algorithm_gets_a_suggestion(capsys):
     assert finetune("policy", "folder", "--algorithm", "grop") == 1
     err = capsys.readouterr().err
     assert err.endswith(
-        "expected one of ['dsrl', 'grpo', 'ppo', 'qc', 'residual', 'rloo', 'rlpd'], got "
-        "'grop'. Did you mean 'grpo'?\n"
+        "expected one of ['dsrl', 'grpo', 'ppo', 'qc', 'residual', 'rloo', 'rlpd'], "
+        "got 'grop'. Did you mean 'grpo'?\n"
     )
 
 
