@@ -34,9 +34,26 @@ from torchrl_vla.recipes import (
     to_stochastic,
 )
 
+#: The tabletop without images: what is learned costs little, what is seen nothing.
+CASES["tabletop-state-gaussian-ppo"] = replace(
+    CASES["tabletop-gaussian-ppo"],
+    env="state_tabletop:make_env",
+    options={},
+    demonstrations=(12, 24),
+    rounds=12,
+    steps=10,
+    num_envs=256,
+    settings=replace(
+        CASES["tabletop-gaussian-ppo"].settings,
+        iterations=60,
+        eval_interval=5,
+        eval_episodes=200,
+    ),
+)
 #: PPO's case by task and head: its clone, its settings, its demonstrations.
 TASKS = {
     "tabletop": {"regression": "tabletop-gaussian-ppo", "flow": "tabletop-flow-ppo"},
+    "tabletop-state": {"regression": "tabletop-state-gaussian-ppo"},
     "reach": {"regression": "metaworld-reach-gaussian-ppo"},
 }
 SHARED = {
@@ -101,7 +118,8 @@ def run(task: str, name: str, seed: int, folder: Path, quick: bool) -> None:
     case_name = TASKS[task][method.head]
     case = shrink(CASES[case_name]) if quick else CASES[case_name]
     make_env = partial(make_environment, case.env, **case.options, seed=seed)
-    cloned = folder / "clones" / f"{case.env}-{case.head}-{seed}"
+    name_of_env = case.env.partition(":")[0]
+    cloned = folder / "clones" / f"{name_of_env}-{case.head}-{seed}"
     if not (cloned / "policy").exists():
         clone(case, seed, cloned, make_env)
     policy, space = load_checkpoint(cloned / "policy")

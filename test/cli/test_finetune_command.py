@@ -10,6 +10,7 @@ from torchrl_vla.cli.main import main
 from torchrl_vla.recipes import (
     ALGORITHMS,
     GRPO,
+    OFF_POLICY,
     FinetuneSettings,
     RunLog,
     load_checkpoint,
@@ -168,7 +169,8 @@ def test_an_unknown_algorithm_gets_a_suggestion(capsys):
     assert finetune("policy", "folder", "--algorithm", "grop") == 1
     err = capsys.readouterr().err
     assert err.endswith(
-        "expected one of ['grpo', 'ppo', 'rloo'], got 'grop'. Did you mean 'grpo'?\n"
+        "expected one of ['dsrl', 'grpo', 'ppo', 'qc', 'residual', 'rloo', 'rlpd'], "
+        "got 'grop'. Did you mean 'grpo'?\n"
     )
 
 
@@ -176,7 +178,7 @@ def every_option(settings):
     return {field.name for field in dataclasses.fields(settings)} - {"algorithm"}
 
 
-@pytest.mark.parametrize(("name", "algorithm"), ALGORITHMS.items())
+@pytest.mark.parametrize(("name", "algorithm"), {**ALGORITHMS, **OFF_POLICY}.items())
 def test_every_setting_can_be_reached(name, algorithm, capsys):
     with pytest.raises(SystemExit, match="0"):
         main(["finetune", "--algorithm", name, "--help"])
