@@ -72,6 +72,7 @@ class RobotOptions:
         view = self._open_view(run)
         try:
             with nullcontext() if teleoperator is None else teleoperator:
+                run.warm_up()
                 robots.run_strategy(strategy, run)
         except BaseException as raised:
             error = raised

@@ -168,6 +168,36 @@ def test_a_server_that_is_silent_is_held_and_then_stopped():
     assert robot.events == ["connect", "disconnect"]
 
 
+@pytest.mark.parametrize("waits", [False, True])
+def test_a_slow_first_answer_stops_the_robot_unless_it_is_waited_for(waits):
+    def script(call):
+        if call == 0:  # it connects, compiles, allocates
+            run.robot_env.loop.clock.sleep_until_s(6.0)
+        return steady(call)
+
+    run, robot = make_run(script=script, duration_s=1.0)
+    worker = FakePolicyWorker(robot.clock, [0.0])
+    run.policy = DeadlinePolicy(run.policy, deadline_s=0.05, worker=worker)
+    if waits:
+        run.warm_up()
+        run_strategy(PlainRollout(), run)
+        assert numbers(robot) == [(1 + i) / 100 for i in range(10)]
+        assert run.robot_env.loop.statistics.late == 0
+    else:
+        with pytest.raises(RobotStoppedError, match=r"watchdog_s=1\.0"):
+            run_strategy(PlainRollout(), run)
+    assert robot.events == ["connect", "disconnect"]
+
+
+def test_a_policy_that_fails_while_it_warms_up_leaves_no_robot_connected():
+    run, robot = make_run(script=lambda call: 1 / 0)
+    run.policy = DeadlinePolicy(run.policy, deadline_s=0.05)
+    with pytest.raises(ZeroDivisionError):
+        run.warm_up()
+    assert robot.events == ["connect", "disconnect"]
+    assert robot.sent == []
+
+
 def test_an_error_of_the_teardown_comes_after_the_disconnect():
     class Bad(Watched):
         def teardown(self, run, error):

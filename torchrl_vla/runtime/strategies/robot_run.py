@@ -16,6 +16,7 @@ from torchrl_vla.rollout import evaluation_mode
 from torchrl_vla.rollout.random_numbers import noise_seeds
 from torchrl_vla.runtime.deadline_policy import DeadlinePolicy
 from torchrl_vla.runtime.key_events import KeyEvent, KeyEvents, NoKeys
+from torchrl_vla.runtime.loop_statistics import LoopStatistics
 from torchrl_vla.runtime.robot_env import RobotEnv
 from torchrl_vla.schema import (
     EPISODE_SEED_KEY,
@@ -79,14 +80,9 @@ class RobotRun:
             RobotStoppedError: at the step after ``"stop"``.
         """
         env, base = self.env, self.robot_env
-        writes_init = IS_INIT_KEY not in env.observation_spec.keys(True, True)
-        data, first, frame = env.reset(), True, 0
+        data, frame = env.reset(), 0
         while not self.should_end:
-            if writes_init:
-                data.set(IS_INIT_KEY, torch.full((1, 1), first))
-            seeds = noise_seeds(data.get(EPISODE_SEED_KEY), torch.tensor([frame]))
-            data.set(NOISE_SEED_KEY, seeds)
-            data = env.step(self.policy(data))
+            data = env.step(self.policy(self._numbered(data, frame)))
             events = self.keys.poll()
             for event in events:
                 if event in ("success", "failure"):
@@ -100,7 +96,34 @@ class RobotRun:
             yield data, events
             if data.get(("next", "done")).any():
                 return
-            data, first, frame = env.step_mdp(data), False, frame + 1
+            data, frame = env.step_mdp(data), frame + 1
+
+    def _numbered(self, data: TensorDictBase, frame: int) -> TensorDictBase:
+        """Write whether an episode begins, and the seed of the policy's noise."""
+        if IS_INIT_KEY not in self.env.observation_spec.keys(True, True):
+            data.set(IS_INIT_KEY, torch.full((1, 1), frame == 0))
+        seeds = noise_seeds(data.get(EPISODE_SEED_KEY), torch.tensor([frame]))
+        return data.set(NOISE_SEED_KEY, seeds)
+
+    def warm_up(self) -> None:
+        """Let each policy with a deadline answer once, however long that takes.
+
+        Connections, compilation and first allocations of memory are then over. The
+        robot is connected and observed, and does not move. Call it before
+        :func:`run_strategy`, whose watchdog does not wait for a slow first answer.
+        """
+        late = _policies_with_deadline(self.policy)
+        if not late:
+            return
+        base = self.robot_env
+        try:
+            data = self._numbered(self.env.reset(), 0)
+            for policy in late:
+                policy.warm_up(data)
+        except BaseException:
+            base.gate.disconnect()
+            raise
+        base.loop.statistics = LoopStatistics(base.loop.rate_hz)
 
     def pause(self, seconds: float) -> None:
         """Wait at the loop's rate, as while a person resets the scene.
@@ -179,7 +202,8 @@ def run_strategy(strategy: RolloutStrategy, run: RobotRun) -> None:
         try:
             base.gate.disconnect()
         finally:
-            _close_policies(run.policy)
+            for policy in _policies_with_deadline(run.policy):
+                policy.close()
             strategy.teardown(run, error)
 
 
@@ -190,8 +214,5 @@ def _who_acts(policy: TensorDictModuleBase) -> list[TensorDictModuleBase]:
     return [policy]
 
 
-def _close_policies(policy: TensorDictModuleBase) -> None:
-    for module in policy.modules():
-        match module:
-            case DeadlinePolicy():
-                module.close()
+def _policies_with_deadline(policy: TensorDictModuleBase) -> list[DeadlinePolicy]:
+    return [part for part in policy.modules() if isinstance(part, DeadlinePolicy)]
