@@ -48,6 +48,14 @@ def test_waits_are_counted_by_operator(device):
     ]
 
 
+def test_lists_of_the_host_index_and_make_tensors(device):
+    numbers = torch.arange(6, device=device).view(2, 3)
+    assert numbers[:, [2, 0]].tolist() == [[2, 0], [5, 3]]
+    numbers[[1]] = 7
+    assert numbers.tolist() == [[0, 1, 2], [7, 7, 7]]
+    assert numbers.new_tensor([1.0]).device.type == "rehearsal"
+
+
 def test_a_module_keeps_its_parameters_when_it_moves():
     layer = torch.nn.Linear(2, 1)
     before = id(layer.weight)

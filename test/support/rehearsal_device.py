@@ -262,17 +262,32 @@ class _Module(_DummyBackendModule):
         torch.set_rng_state(state)
 
 
-class _SetData(TorchFunctionMode):
-    """Let ``tensor.data = value`` change the device, as it does between real ones."""
+class _AsOnAccelerators(TorchFunctionMode):
+    """What PyTorch does for real devices and not for one that is written in Python.
+
+    ``tensor.data = value`` changes the device, ``new_tensor`` and lists as indices are
+    copied there.
+    """
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func is torch.Tensor.new_tensor and type(args[0]) is RehearsalTensor:
             kwargs = {"dtype": args[0].dtype, "device": NAME, **(kwargs or {})}
             return torch.tensor(*args[1:], **kwargs)
+        if func in _INDEXING and type(args[0]) is RehearsalTensor:
+            args = (args[0], _indices(args[1]), *args[2:])
         if func == torch.Tensor.data.__set__ and type(args[0]) is not type(args[1]):
             value = args[1].detach().clone().requires_grad_(args[0].requires_grad)
             return torch.utils.swap_tensors(args[0], value)
         return func(*args, **(kwargs or {}))
+
+
+_INDEXING = {torch.Tensor.__getitem__, torch.Tensor.__setitem__}
+
+
+def _indices(index):
+    if isinstance(index, tuple):
+        return tuple(map(_indices, index))
+    return torch.tensor(index, device=NAME) if isinstance(index, list) else index
 
 
 def register() -> None:
@@ -285,7 +300,7 @@ def register() -> None:
     torch.serialization.add_safe_globals([_on_rehearsal])
     torch.Generator = _Generator
     DeviceCastTransform._sync_device = staticmethod(lambda: None)
-    _SetData().__enter__()
+    _AsOnAccelerators().__enter__()
     # module.to(device) keeps its parameters, as it does with a real accelerator.
     torch.__future__.set_swap_module_params_on_conversion(True)
     for name in ("tensor", "as_tensor", "asarray"):
