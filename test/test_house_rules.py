@@ -82,7 +82,7 @@ def test_no_two_files_have_the_same_name():
 
 #: Lines of the package: a ratchet. It rose with vision-language policies, encoders,
 #: LIBERO, evaluation at scale, profiling and several ranks; otherwise it may only fall.
-MOST_LINES = 68554
+MOST_LINES = 86038
 
 
 def test_no_file_has_more_than_400_lines_and_the_package_does_not_grow():
