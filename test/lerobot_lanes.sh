@@ -35,11 +35,11 @@ install() {
     if command -v uv >/dev/null; then
         uv venv --quiet --python "$python" "$venv"
         uv pip install --quiet --python "$venv/bin/python" \
-            -c constraints-lerobot.txt -e '.[lerobot,test]'
+            -c constraints-lerobot.txt -e '.[lerobot,serving,test]'
     else
         "$python" -m venv "$venv"
         "$venv/bin/python" -m pip install --quiet --no-cache-dir \
-            --disable-pip-version-check -c constraints-lerobot.txt -e '.[lerobot,test]'
+            --disable-pip-version-check -c constraints-lerobot.txt -e '.[lerobot,serving,test]'
     fi
     touch "$venv/.done"
 }
