@@ -64,7 +64,6 @@ def begin(name: str) -> None:
         rehearsal_device.register()
     device = torch.device(name)
     torch.compile = _skip_compilation
-    torch._assert_async = _assert_at_once
     torch.from_numpy = functools.partial(_from_numpy, torch.from_numpy, device)
     kind = type(EnvBase)
     make = kind.__call__
@@ -117,13 +116,6 @@ def mark_cpu_only(items) -> None:
             for item in items:
                 if item.nodeid.startswith(place):
                     item.add_marker(pytest.mark.cpu_only(reason=reason))
-
-
-def _assert_at_once(condition, message="") -> None:
-    """Stand in for an assertion on the device, after which a process is of no use."""
-    # A rehearsal's tensor has its numbers on the host: no wait that it would count.
-    if not getattr(condition, "inner", condition):
-        pytest.skip(f"on a device this assertion ends the process: {message}")
 
 
 def _skip_compilation(*_args, **_kwargs):

@@ -19,4 +19,5 @@ def can_be_read(values: Tensor) -> bool:
     """
     if torch.compiler.is_compiling():
         return False
-    return not (values.is_cuda and torch.cuda.is_current_stream_capturing())
+    is_cuda = values.device.type == "cuda"
+    return not (is_cuda and torch.cuda.is_current_stream_capturing())
