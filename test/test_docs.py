@@ -12,6 +12,8 @@ import pytest
 
 import torchrl_vla
 
+pytestmark = pytest.mark.xdist_group("docs")  # one build for all
+
 ROOT = Path(__file__).parent.parent
 DOCUMENTED = (
     *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"),

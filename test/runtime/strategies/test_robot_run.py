@@ -133,7 +133,8 @@ def test_an_error_anywhere_ends_with_a_legal_action_and_a_disconnect(fault):
     with pytest.raises(ZeroDivisionError):
         run_strategy(strategy, run)
     assert robot.events == ["connect", "disconnect"]
-    assert numbers(robot) == [i / 100 for i in range(len(robot.sent))]
+    # The script begins anew after 100; a busy machine lets a thread's error wait.
+    assert numbers(robot) == [i % 100 / 100 for i in range(len(robot.sent))]
     assert 1 <= len(robot.sent) < 100
     if fault == "recorder thread":
         assert recorder.writer.ended_as == "released"
