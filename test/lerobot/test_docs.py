@@ -61,7 +61,7 @@ def test_the_python_of_the_page_runs(pusht_checkpoint, tmp_path, capsys):
     features["observation.image"]["shape"] = [96, 96, 3]
     features["observation.state"]["shape"] = [2]
     edit_info(folder, features=features)
-    assert len(BLOCKS) == 2
+    assert len(BLOCKS) == 3
     evaluating = replace(
         BLOCKS[0],
         {
@@ -85,6 +85,14 @@ def test_the_python_of_the_page_runs(pusht_checkpoint, tmp_path, capsys):
     grown = [p for p in names["policy"].parameters() if p.grad is not None]
     assert len(grown) > 100
     assert isinstance(names["replay"].dataset, LeRobotDemonstrations)
+    asking = replace(
+        BLOCKS[2], {'"lerobot/diffusion_pusht"': repr(str(pusht_checkpoint))}
+    )
+    names |= {"events": [], "to_my_robot": lambda chunk, contract: chunk}
+    names["observation"] = names["env"].reset()[0]
+    exec(compile(asking, "docs/lerobot.md", "exec"), names)
+    assert names["result"].loader_mode == "typed"
+    assert len(names["events"]) >= 2
 
 
 def test_the_table_lists_every_policy_that_lerobot_registers():
