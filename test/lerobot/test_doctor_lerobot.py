@@ -7,6 +7,7 @@ import re
 from dataclasses import replace
 
 import lerobot_checkpoints
+import lerobot_vla_backbones as backbones
 import pytest
 import torch
 from sending import Sending
@@ -212,7 +213,11 @@ def test_a_checkpoint_of_act_is_inspected(act, data, tmp_path):
     assert "model.safetensors" in str(found)
 
 
-@pytest.fixture(scope="module", params=["smolvla", "pi0"])
+# LeRobot 0.4.4 has a pi0 that wants a fork of transformers.
+VLAS = ["smolvla", "pi0"] if "pi0" in backbones.here() else ["smolvla"]
+
+
+@pytest.fixture(scope="module", params=VLAS)
 def vla(request, data):
     make = {"smolvla": make_tiny_smolvla, "pi0": make_tiny_pi0}[request.param]
     return make(data)
